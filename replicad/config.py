@@ -1,0 +1,118 @@
+"""Configuration: TOML into frozen values. (Values here; the loader below them.)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """`[node]`: this host."""
+
+    name: str
+    state: Path
+    """Directory of ledgers, keys, lock and the control socket."""
+    key: Path
+    """Private Ed25519 key in OpenSSH format, mode 0600; both host key and client key. Default: STATE/key."""
+    http: str = "127.0.0.1:9817"
+    """ADDR:PORT of /metrics and /healthz; "" switches the TCP listener off."""
+    log_level: str = "info"
+    log_format: str = "text"
+    """"text" or "json"."""
+    threads: int = 2
+    """Worker threads for disk and hashing work."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenConfig:
+    """`[listen]`: this host is a replica."""
+
+    store: Path
+    address: str = ""
+    """ADDR:PORT of the embedded SSH listener; "" when only an OpenSSH server is the door."""
+    reserve_bytes: int = 1024**3
+    """Intake stops when less than this would stay free on the store's file system."""
+    max_sessions: int = 64
+    window_bytes: int = 32 * 1024**2
+    """Credit granted to each writing session, and SSH channel window."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """`[[client]]`: a primary that may store here."""
+
+    name: str
+    key: str
+    """Public key, "ssh-ed25519 AAAA…"."""
+    datasets: tuple[str, ...] = ()
+    """Datasets it may write and read; empty = all of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaConfig:
+    """`[[replica]]`: a node that keeps copies of this host's datasets."""
+
+    name: str
+    address: str
+    """HOST:PORT."""
+    key: str
+    """Pinned public host key, "ssh-ed25519 AAAA…"."""
+    via: str = "replicad"
+    """"replicad" (embedded listener) or "openssh" (sshd with a forced command)."""
+    user: str = "replicad"
+    """Login name at an OpenSSH door."""
+    bandwidth_bytes: int = 0
+    """Bytes a second at most; 0 = unlimited."""
+    window_bytes: int = 32 * 1024**2
+    """SSH channel window: at least bandwidth x round-trip time."""
+    keepalive_s: float = 15.0
+    """A peer that is silent for three times this long counts as gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetConfig:
+    """`[[dataset]]`: a directory tree to protect."""
+
+    name: str
+    path: Path
+    replicas: tuple[str, ...] = ()
+    """Names of `[[replica]]`s; empty = all."""
+    rpo_s: float = 300.0
+    """A snapshot at this interval at the latest."""
+    walk_every_s: float = 900.0
+    """A full walk at this interval at the latest, whatever the watch says."""
+    watch: bool = True
+    debounce_s: float = 1.0
+    exclude: tuple[str, ...] = ()
+    """Patterns in gitignore syntax, relative to the root."""
+    one_filesystem: bool = True
+    block_bytes: int = 0
+    """Block size for new files; 0 = by file size (model.block.block_size_for)."""
+    on_change: str = "fuzzy"
+    """What to do with a file that keeps changing while it is read: "fuzzy" or "skip"."""
+    max_change: float = 0.5
+    """Share of the dataset's entries that one pass may drop or rewrite before it is held; 1.0 = never hold."""
+    hook_pre: tuple[str, ...] = ()
+    """Argument vector run before a pass; no shell."""
+    hook_post: tuple[str, ...] = ()
+    """Argument vector run after a pass, whatever its outcome."""
+    hook_timeout_s: float = 600.0
+    compression: int = 1
+    """zstd level, 0 = off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole file."""
+
+    file: Path
+    node: NodeConfig
+    listen: ListenConfig | None = None
+    clients: tuple[ClientConfig, ...] = ()
+    replicas: tuple[ReplicaConfig, ...] = ()
+    datasets: tuple[DatasetConfig, ...] = field(default=())
+
+    def replicas_of(self, dataset: DatasetConfig) -> tuple[ReplicaConfig, ...]:
+        """The replicas that `dataset` is copied to."""
+        return tuple(r for r in self.replicas if not dataset.replicas or r.name in dataset.replicas)

@@ -1,0 +1,1 @@
+"""What scrapers and the CLI see of a running daemon."""

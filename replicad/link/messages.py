@@ -1,0 +1,218 @@
+"""Messages: everything the two sides can say to each other. Pure.
+
+One table: a message is a msgspec Struct with a tag, encoded as msgpack. Messages that carry stored frames
+(`Blocks`, `Record`, `Seal`) hold them verbatim as bytes: what the primary encodes is what the replica stores and
+what a restore gets back. There is no message that deletes anything: nothing a primary says shortens history.
+
+The *client* is the side that dialled (a primary, or a host that restores), the *server* the side with the store.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from replicad.model.errors import PeerError
+from replicad.model.snapshot import Head
+
+PROTOCOL = 1
+"""Version in Hello. History: 1 = first."""
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+"""No message is longer; the length prefix is checked before anything is read or allocated."""
+MAX_OFFER = 4096
+"""Block ids in one Offer or Fetch at most (128 KiB of ids)."""
+MAX_CREDIT_BYTES = 256 * 1024 * 1024
+"""No peer may be granted more credit than this at any time."""
+MAX_TEXT_BYTES = 4096
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Client, first: who I am and what I speak."""
+
+    protocol: int
+    software: str
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Server: the answer to Hello. `client` is the name that the authenticated key stands for."""
+
+    protocol: int
+    software: str
+    node: str
+    client: str
+
+
+class Refuse(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Server: no, and why. `code` is one of REFUSALS. Ends the session."""
+
+    code: str
+    text: str
+
+
+REFUSALS = (
+    "version",  # protocol versions do not match
+    "right",  # this client has no right to that dataset
+    "busy",  # another session writes this dataset
+    "full",  # store beyond its free-space reserve
+    "damaged",  # the store cannot be opened
+    "unknown",  # no such dataset or snapshot
+    "diverged",  # the commit's parent is not the head
+    "invalid",  # what was sent breaks a rule
+    "stopping",  # the daemon shuts down
+)
+
+
+class OpenWrite(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Client: I want to replicate this dataset. Answered by Opened."""
+
+    dataset: str
+
+
+class OpenRead(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Client: I want to read this dataset. Answered by Opened."""
+
+    dataset: str
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Server: go on. `credit` is how many bytes of Blocks and Record messages the client may send before more is
+    granted (0 for reading)."""
+
+    head: Head
+    credit: int
+
+
+class Offer(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Client: I have these blocks (32 bytes each, concatenated). Answered, in order, by Need."""
+
+    ids: bytes
+
+
+class Need(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Server: of the oldest unanswered Offer I need those whose bit is set (bit i = byte i//8, value 1 << i%8)."""
+
+    bits: bytes
+
+
+class Blocks(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Either side: whole block frames, one after another. To the server they are to be stored; to the client
+    they answer Fetch in the order asked."""
+
+    frames: bytes
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """Client: one record frame. All blocks that it names were sent before or are in the store."""
+
+    frame: bytes
+
+
+class Seal(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """Client: the commit frame that turns the records since the last one into a snapshot. Answered by Acked."""
+
+    frame: bytes
+
+
+class Acked(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Server: everything up to this commit is durable (guarantee 1)."""
+
+    head: Head
+
+
+class Credit(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """Receiver of Blocks and Record: this many more bytes may be sent."""
+
+    size: int
+
+
+class ListSnapshots(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """Client: name all snapshots. Answered by Snapshots, one or more, the last with `more` False."""
+
+
+class SnapshotLine(msgspec.Struct, frozen=True, array_like=True):
+    """One snapshot as the catalog lists it. `received_ns` is the replica's clock at the acknowledgement."""
+
+    number: int
+    created_ns: int
+    received_ns: int
+    complete: bool
+    entries: int
+    size: int
+    unread: int
+    digest: bytes
+
+
+class Snapshots(msgspec.Struct, frozen=True, array_like=True, tag=15):
+    """Server: snapshots in ascending order."""
+
+    lines: list[SnapshotLine]
+    more: bool
+
+
+class Read(msgspec.Struct, frozen=True, array_like=True, tag=16):
+    """Client: stream the record of one snapshot, restricted to paths that match one of `globs` (all when empty),
+    their parent directories included. Answered by Listing messages. `credit`: bytes of Listing the client takes now."""
+
+    snapshot: int
+    globs: list[bytes]
+    credit: int
+
+
+class Listing(msgspec.Struct, frozen=True, array_like=True, tag=17):
+    """Server: the next operations of the record asked for, as `encode_ops` gives them; the last has `more` False."""
+
+    ops: bytes
+    more: bool
+
+
+class Fetch(msgspec.Struct, frozen=True, array_like=True, tag=18):
+    """Client: send these blocks (32 bytes each). Answered by Blocks and Lost messages, in the order asked.
+    A client keeps the plain size of what it has asked for and not received within its own memory limit."""
+
+    ids: bytes
+
+
+class Lost(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """Server: in place of the next block asked for by Fetch: it is damaged or not here, and why."""
+
+    id: bytes
+    reason: str
+
+
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """Either side: are you there? Answered by Pong."""
+
+    token: int
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """Either side: yes."""
+
+    token: int
+
+
+class Bye(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """Either side: I end the session in an orderly way."""
+
+    reason: str
+
+
+Message = (
+    Hello | Welcome | Refuse | OpenWrite | OpenRead | Opened | Offer | Need | Blocks | Record | Seal | Acked | Credit
+    | ListSnapshots | Snapshots | Read | Listing | Fetch | Lost | Ping | Pong | Bye
+)  # fmt: skip
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """One message as msgpack, without the length prefix."""
+    return _encoder.encode(message)
+
+
+def decode_untrusted(data: bytes | memoryview) -> Message:
+    """One message from the peer. Raises PeerError, and nothing else, for anything that is no valid message."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PeerError(f"sent {len(data)} bytes that are no message: {error}") from None

@@ -1,0 +1,1 @@
+"""Plain values and rules: pure, no operating system, no event loop, no clock, no logging."""

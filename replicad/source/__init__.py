@@ -1,0 +1,1 @@
+"""The primary's data, read-only: walk it, watch it, read it."""

@@ -1,0 +1,33 @@
+"""Clock: the only place that asks what time it is.
+
+Wall time stamps what people read; every interval is measured with the monotonic clock, so a jump of the wall
+clock neither delays nor hurries any job. Tests replace this object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+
+class Clock:
+    """The real clock."""
+
+    def now_ns(self) -> int:
+        """Wall time, ns since 1970."""
+        return time.time_ns()
+
+    def monotonic_s(self) -> float:
+        """Seconds from an arbitrary origin, never going back."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait without blocking the event loop."""
+        await asyncio.sleep(seconds)
+
+
+def format_ns(time_ns: int) -> str:
+    """RFC 3339 in UTC with seconds, or "never" for 0."""
+    if not time_ns:
+        return "never"
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_ns // 1_000_000_000))

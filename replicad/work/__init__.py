@@ -1,0 +1,1 @@
+"""The verbs: each job composes source, store, db and link; nothing else does."""
