@@ -25,9 +25,11 @@ class DatasetStatus(msgspec.Struct):
     dataset: str
     replica: str
     state: str = "starting"
-    """starting, idle, hook, survey, copying, catching-up, committing, held, waiting (for the link or a retry), stopped."""
+    """starting, idle, hook, survey, copying, catching-up, committing, held, waiting (for link or retry), stopped."""
     reason: str = ""
     """Why it is held or waiting, in words, with what to do."""
+    rpo_s: float = 0.0
+    """The configured objective for the lag, seconds; 0 when unknown."""
     held: bool = False
     link_up: bool = False
     pass_number: int = 0
@@ -91,7 +93,11 @@ class JobStatus(msgspec.Struct):
 
     name: str
     running: bool = False
+    """Whether the loop is alive; true as well while it waits, also for its next try after a failure."""
     failures: int = 0
+    """All failures since the daemon started. An unreachable peer and a held dataset are states, not failures."""
+    failures_in_row: int = 0
+    """Failures since the last success; the same exceptions."""
     last_success_ns: int = 0
     last_error: str = ""
     next_try_ns: int = 0
@@ -111,10 +117,105 @@ class NodeStatus(msgspec.Struct):
     http: str = ""
     store_free_bytes: int = -1
     """Free bytes on the store's file system; -1 when this node has no store."""
+    store_reserve_bytes: int = -1
+    """Free bytes below which intake stops (`listen.reserve_bytes`); -1 when this node has no store."""
     sessions: int = 0
     datasets: list[DatasetStatus] = []
     stores: list[StoreStatus] = []
     jobs: list[JobStatus] = []
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that a person should know about, and what to type or do next. `kind` is API:
+
+    held, rotten, unread, failed, lag (of a dataset); damaged, full (of a store); job, config (of the daemon); and
+    link, which alone among them says that a peer is out of reach rather than that something is wrong here.
+    """
+
+    kind: str
+    where: str
+    what: str
+    next_step: str
+
+
+LAG_FACTOR = 2.0
+"""A lag above this multiple of the objective is a finding: a pass that has just begun ends within the next interval."""
+CRASH_LOOP_FAILURES = 3
+"""This many failures in a row, seconds apart, are no accident."""
+
+
+def findings(status: NodeStatus) -> list[Finding]:
+    """What is wrong on this node, the daemon's own troubles first; empty when everything is as it should be."""
+    problems = [(f"job {job.name}", text) for job in status.jobs if (text := job_problem(job))]
+    found = [Finding("job", name, text, "journalctl -u replicad -e") for name, text in problems]
+    if status.config_error:
+        text, file = f"refused, the old one is in force: {status.config_error}", status.config_file
+        found.append(Finding("config", file, text, f"replicad check-config --config {file}"))
+    for line in status.datasets:
+        found += _dataset_findings(line, status.now_ns)
+    for store in status.stores:
+        found += _store_findings(store)
+    return found
+
+
+def job_problem(job: JobStatus) -> str:
+    """Why this job does not do its work, as what follows its name in a sentence; "" when it does."""
+    if not job.running:
+        return f"is not running: {job.last_error or 'it has not started'}"
+    if job.failures_in_row >= CRASH_LOOP_FAILURES:
+        return f"failed {job.failures_in_row} times in a row: {job.last_error}"
+    return ""
+
+
+def lag_s(line: DatasetStatus, now_ns: int) -> float:
+    """Age in seconds of the last state that is wholly on the replica; infinite when there never was one."""
+    return max(0, now_ns - line.last_complete_ns) / 1e9 if line.last_complete_ns else float("inf")
+
+
+def is_late(line: DatasetStatus, now_ns: int) -> bool:
+    """Whether the objective is broken. A first copy that is still under way is not late, it has never been on time."""
+    return bool(line.last_complete_ns) and 0 < line.rpo_s * LAG_FACTOR < lag_s(line, now_ns)
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: a reason may hold what a peer or a file name says."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _dataset_findings(line: DatasetStatus, now_ns: int) -> list[Finding]:
+    found: list[Finding] = []
+
+    def add(kind: str, what: str, next_step: str) -> None:
+        found.append(Finding(kind, f"{line.dataset} -> {line.replica}", what, next_step))
+
+    if line.held:
+        add("held", f"held: {line.reason}", f"when that is as it should be: replicad release {line.dataset}")
+    if line.rotten:
+        text = f"{line.rotten} blocks changed on this disk without a write; the replica keeps the good ones"
+        add("rotten", text, f"replicad restore {line.dataset} DIRECTORY, and look at this disk: smartctl, dmesg")
+    if line.unread:
+        text = f"{line.unread} entries could not be copied; the replica keeps what it had of them"
+        add("unread", text, f"make them readable for the daemon, then: replicad sync {line.dataset} --wait")
+    elif line.last_error and line.link_up and not line.pass_ok and not line.held:
+        add("failed", f"the last pass failed: {line.last_error}", f"replicad sync {line.dataset} --wait")
+    if is_late(line, now_ns):
+        text = f"the replica is {lag_s(line, now_ns):.0f} s behind, the objective is {line.rpo_s:.0f} s"
+        add("lag", text, f"replicad sync {line.dataset} --wait")
+    if line.state == "waiting" and not line.link_up:
+        text = f"no link: {line.reason or line.last_error or 'not connected yet'}"
+        add("link", text, f"on {line.replica}: systemctl status replicad")
+    return found
+
+
+def _store_findings(store: StoreStatus) -> list[Finding]:
+    where, found = f"store {store.client}/{store.dataset}", []
+    if store.damaged or store.state == "damaged":
+        text = f"{store.damaged} frames are damaged" if store.damaged else f"damaged: {store.reason}"
+        found.append(Finding("damaged", where, text, "keep it as it is; what is lost: replicad restore --store …"))
+    if store.state == "full":
+        text = f"intake has stopped: {store.reason or 'no room beyond the reserve'}"
+        found.append(Finding("full", where, text, "free space on the store's file system; intake goes on by itself"))
+    return found
 
 
 _encoder = msgspec.json.Encoder()

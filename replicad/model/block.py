@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NewType
 
 from blake3 import blake3
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_128, xxh3_128_digest
 
 BlockId = NewType("BlockId", bytes)
 Checksum = NewType("Checksum", bytes)
@@ -22,12 +22,24 @@ SMALLEST_BLOCK_BYTES = 64 * 1024
 LARGEST_BLOCK_BYTES = 1024 * 1024
 _SMALLEST_UP_TO_BYTES = 4 * 1024**3
 
+RAW = 0
+"""Codec of a payload that is stored as it is."""
+ZSTD = 1
+"""Codec of a payload that is stored as one zstd frame."""
+
 Buffer = bytes | bytearray | memoryview
 
 
 def checksum(data: Buffer) -> Checksum:
     """XXH3-128 of `data`: 16 bytes, big-endian canonical form."""
     return Checksum(xxh3_128_digest(data))
+
+
+def checksum_of_two(first: Buffer, second: Buffer) -> Checksum:
+    """XXH3-128 of `first` followed by `second`, without joining them in memory."""
+    state = xxh3_128(first)
+    state.update(second)
+    return Checksum(state.digest())
 
 
 def block_id(data: Buffer) -> BlockId:

@@ -14,7 +14,7 @@ neither sent nor stored. Blocks beyond the end given by `size` cease to exist.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 import msgspec
 
@@ -112,6 +112,31 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     size: int
     mtime_ns: int
     ctime_ns: int
+
+
+class Stamp(NamedTuple):
+    """What the file system says of an entry without reading it. Equal stamps: nobody wrote it or its metadata, since
+    any change of content, mode, owner, link count or extended attributes moves ctime. Times in ns since 1970."""
+
+    kind: int
+    """A `Kind`, as a plain number."""
+    mode: int
+    """Permission bits, 07777."""
+    uid: int
+    gid: int
+    device: int
+    """0 for the file system that holds the root, else the id of the file system. Not st_dev: that may change over a
+    reboot, and a dataset that looks rewritten as a whole would let rot travel."""
+    inode: int
+    size: int
+    """st_size, for directories and symlinks too."""
+    mtime_ns: int
+    ctime_ns: int
+
+    @property
+    def identity(self) -> Identity:
+        """The part that speaks for the content."""
+        return Identity(*self[4:])
 
 
 def path_problem(path: bytes) -> str:

@@ -35,7 +35,7 @@ class UsageError(ReplicadError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong in a configuration file."""
+    """One thing wrong in a configuration file. `line` is 0 and `key` "" where it concerns the file as a whole."""
 
     file: str
     line: int
@@ -43,7 +43,8 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.key}: {self.text}"
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return ": ".join(part for part in (place, self.key, self.text) if part)
 
 
 class ConfigError(ReplicadError):

@@ -1,9 +1,17 @@
-"""Configuration: TOML into frozen values. (Values here; the loader below them.)"""
+"""Values: the configuration as the rest of replicad sees it. Frozen; no I/O, no rules.
+
+Defaults stand here and nowhere else. Units stand last in the names (`rpo_s`, `reserve_bytes`); the file's own keys
+carry none (`rpo = "5m"`), see schema.py.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+
+MAX_WINDOW_BYTES = 256 * 1024**2
+"""Largest window: the bandwidth-delay product of 10 Gbit/s at 200 ms. The link grants no more credit than this
+(MAX_CREDIT_BYTES in link/messages.py)."""
 
 
 @dataclass(frozen=True, slots=True)

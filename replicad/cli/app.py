@@ -1,0 +1,148 @@
+"""The command line's frame: the table of verbs, and how each kind of error ends the process.
+
+`replicad --help` needs nothing but the table; a verb's module is imported when its verb is typed, so that a light
+verb such as `status` starts fast. A new verb is a module with a typer function (or a typer.Typer, for a verb with
+verbs of its own) and a line in `VERBS`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from replicad import __version__
+from replicad.cli import output
+from replicad.cli.options import DEFAULT_CONFIG
+from replicad.model.errors import ReplicadError
+from replicad.system import logs
+
+EXIT_UNKNOWN = 3
+"""An error nobody foresaw: whatever was asked for is not known to be done."""
+EXIT_INTERRUPTED = 130
+"""What shells show for a process that Ctrl-C ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb: what to type, where it lives, and one line of help."""
+
+    name: str
+    module: str
+    attribute: str
+    help: str
+
+
+VERBS = (
+    Verb("init", "replicad.cli.setup", "init", "Write a configuration and a key; print the line for the other side."),
+    Verb("authorize", "replicad.cli.setup", "authorize", "Let a primary store its datasets on this replica."),
+    Verb("check-config", "replicad.cli.setup", "check_config", "Show every problem in the configuration at once."),
+    Verb("run", "replicad.cli.run", "run", "Run the daemon in the foreground."),
+    Verb("status", "replicad.cli.status", "status", "Show what is safe, what is not, and what to type next."),
+    Verb("sync", "replicad.cli.sync", "sync", "Replicate now."),
+    Verb("release", "replicad.cli.sync", "release", "Let a held dataset replicate again."),
+    Verb("snapshots", "replicad.cli.restore", "snapshots", "List what can be restored."),
+    Verb("restore", "replicad.cli.restore", "restore", "Bring back a dataset, or parts of it."),
+    Verb("rebuild", "replicad.cli.rebuild", "rebuild", "Rebuild a catalog from the store's segments."),
+    Verb("stdio", "replicad.cli.stdio", "stdio", "Serve one connection of an OpenSSH server (forced command)."),
+    Verb("demo", "replicad.cli.demo", "demo", "Watch two daemons replicate and restore a real tree."),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code. Prints one line for an error, never a traceback."""
+    logs.configure("warning", "text")  # for all verbs but `run`, which follows its configuration
+    try:
+        return _run(arguments)
+    except ReplicadError as error:
+        output.error(error)
+        return error.exit_code
+    except typer.TyperException as error:
+        output.note(f"replicad: {error.format_message()}")
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except Exception as error:  # the last line of defence: whoever typed this needs words, and no success
+        if os.environ.get("REPLICAD_DEBUG"):
+            raise
+        output.note(f"replicad: {_unforeseen(error)}")
+        return EXIT_UNKNOWN
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    result = get_command(_frame())(args=arguments, prog_name="replicad", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def _unforeseen(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"unexpected {type(error).__name__}: {error} (a bug in replicad; REPLICAD_DEBUG=1 shows where)"
+
+
+class _LazyGroup(TyperGroup):
+    """Imports a verb's module when the verb is typed; until then a stand-in carries its name and help."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        for verb in VERBS:
+            if args and args[0] == verb.name:
+                self.add_command(_load(verb), verb.name)
+        return super().resolve_command(ctx, args)
+
+
+def _frame() -> typer.Typer:
+    """The application with a stand-in for each verb."""
+    frame = typer.Typer(
+        cls=_LazyGroup,
+        callback=_before_any_verb,
+        invoke_without_command=True,
+        rich_markup_mode=None,  # plain help: no import of rich, and the same text in a terminal, a pager and a file
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Keep a durable, verified, restorable remote copy of a directory tree.",
+        epilog="Exit codes: 0 done and clean; 1 a finding; 2 usage or configuration; 3 daemon or peer out of reach.",
+    )
+    for verb in VERBS:
+        frame.command(verb.name, help=verb.help)(_stand_in)
+    return frame
+
+
+def _load(verb: Verb) -> Any:
+    """The verb's real command."""
+    found = getattr(import_module(verb.module), verb.attribute)
+    if isinstance(found, typer.Typer):
+        return get_command(found)
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    alone.command(verb.name)(found)
+    return get_command(alone)
+
+
+def _stand_in() -> None:
+    raise AssertionError("a stand-in is replaced before it is called")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        output.line(f"replicad {__version__}")
+        raise typer.Exit
+
+
+def _before_any_verb(
+    context: typer.Context,
+    config: Annotated[
+        Path, typer.Option("--config", metavar="FILE", help="The configuration file; also taken after the verb.")
+    ] = DEFAULT_CONFIG,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        output.note(context.get_help())
+        raise typer.Exit(2)

@@ -1,0 +1,29 @@
+"""Options that many verbs share, so that they are spelled, explained and resolved alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DEFAULT_CONFIG = Path("/etc/replicad/config.toml")
+"""Where the configuration is unless --config says otherwise."""
+
+
+def _before_or_after(context: typer.Context, value: Path) -> Path:
+    """The verb's own --config, or the one given before the verb."""
+    if value != DEFAULT_CONFIG:
+        return value
+    given: Any = context.find_root().params.get("config")
+    return Path(given) if given else value
+
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", metavar="FILE", callback=_before_or_after, help="The configuration file."),
+]
+"""Declare `config: ConfigOption = DEFAULT_CONFIG` in a verb."""
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+"""Declare `json: JsonOption = False` in a verb."""

@@ -1,0 +1,228 @@
+"""`replicad status`: the one-minute answer for whoever is woken at night.
+
+Renders the daemon's NodeStatus and nothing else: first what is wrong and what to type, then each dataset on its way
+out and each store on its way in, as plain text for 80 columns. Never says that all is well about something it could
+not see: a daemon out of reach is an error (exit code 3), and so is a replica out of reach when nothing else is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+import typer
+
+from replicad.cli import output
+from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from replicad.http.api import Client
+from replicad.model.errors import LinkError
+from replicad.status import DatasetStatus, Finding, NodeStatus, StoreStatus, findings, is_late, lag_s, printable
+
+COLUMNS = 80
+LABEL_COLUMNS = 14
+"""Where the values of a block begin."""
+NAMED_TROUBLES = 10
+"""Unread paths shown; more would push what matters off the screen. --json names all that the daemon remembers."""
+WATCH_EVERY_S = 2.0
+_CLEAR_SCREEN = "\x1b[H\x1b[2J"
+
+FINDING, OUT_OF_REACH = 1, 3
+
+
+def status(
+    config: ConfigOption = DEFAULT_CONFIG,
+    json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every 2 seconds until Ctrl-C.")] = False,
+) -> None:
+    """What is replicated, what is not, and what to type next.
+
+    Exit codes: 0 all is well, 1 something is wrong (held, unread, rotten, damaged, late or failing), 3 the daemon is
+    out of reach, or a replica is and nothing else is wrong.
+    """
+    from replicad.config import load
+
+    client = Client(load(config, check_files=False).node.state)
+    if watch:
+        _watch(client, json)
+    now = client.status()
+    found = findings(now)
+    if json:
+        output.json_document(as_document(now, found))
+    else:
+        output.line("\n".join(render(now, found)))
+    if code := exit_code(found):
+        raise typer.Exit(code)
+
+
+def as_document(now: NodeStatus, found: list[Finding]) -> dict[str, object]:
+    """The status as `--json` prints it: the daemon's own words, and what follows from them."""
+    document: dict[str, object] = msgspec.to_builtins(now)
+    return document | {"findings": msgspec.to_builtins(found)}
+
+
+def exit_code(found: list[Finding]) -> int:
+    """What the findings make of the process's exit."""
+    if any(finding.kind != "link" for finding in found):
+        return FINDING
+    return OUT_OF_REACH if found else 0
+
+
+def render(now: NodeStatus, found: list[Finding], earlier: NodeStatus | None = None) -> list[str]:
+    """The lines of `replicad status`. With an `earlier` status the rates are those between the two."""
+    lines = list(_head(now, found))
+    for line in now.datasets:
+        before = _same(line, earlier)
+        rate = _rate_between(line, now, before, earlier) if before and earlier else _rate_of_pass(line, now)
+        lines += ["", *_dataset(line, now.now_ns, rate)]
+    for store in now.stores:
+        lines += ["", *_store(store, now.now_ns)]
+    if now.store_free_bytes >= 0:
+        room = f"{output.show_bytes(now.store_free_bytes)} free"
+        if now.store_reserve_bytes >= 0:
+            room += f"; intake stops below {output.show_bytes(now.store_reserve_bytes)}"
+        lines += ["", *_value("store room", room)]
+    return lines
+
+
+def _watch(client: Client, json: bool) -> None:
+    """For ever; a daemon that is restarted meanwhile is waited for."""
+    earlier: NodeStatus | None = None
+    while True:
+        try:
+            now = client.status()
+        except LinkError as error:
+            earlier = None
+            output.line(output.mark(str(error), "bad"))
+        else:
+            found = findings(now)
+            if json:
+                output.json_line(as_document(now, found))
+            else:
+                clear = _CLEAR_SCREEN if sys.stdout.isatty() else ""
+                output.line(clear + "\n".join(render(now, found, earlier)))
+            earlier = now
+        time.sleep(WATCH_EVERY_S)
+
+
+def _head(now: NodeStatus, found: list[Finding]) -> Iterator[str]:
+    count = len(found)
+    verdict = output.mark(f"{count} finding{'s' * (count > 1)}", "bad") if found else output.mark("all is well", "ok")
+    uptime = output.show_duration(max(0, now.now_ns - now.started_ns) / 1e9)
+    yield f"{now.node}: {verdict} (replicad {now.version}, up {uptime})"
+    if not now.datasets and not now.stores:
+        yield "  nothing is replicated from or to this node yet"
+    for number, finding in enumerate(found, 1):
+        yield from _wrapped(f"  {number}. ", f"{finding.where}: {finding.what}", "     ")
+        yield from _wrapped("     -> ", finding.next_step, "        ")
+
+
+def _dataset(line: DatasetStatus, now_ns: int, rate: float) -> Iterator[str]:
+    yield f"{line.dataset} -> {line.replica}: {_state(line)}"
+    yield from _value("replicated", _replicated(line, now_ns), bad=is_late(line, now_ns))
+    yield from _value("snapshot", _snapshot(line.last_snapshot, line.last_snapshot_ns, now_ns))
+    if line.pending_files or line.pending_bytes:
+        yield from _value("backlog", _backlog(line, rate))
+    if line.reason and not line.held:
+        yield from _value("why", line.reason)
+    yield from _value("size", f"{line.entries:,} entries, {output.show_bytes(line.size)}")
+    if line.unread:
+        yield from _value("unread", f"{line.unread:,} in the last pass:")
+        yield from _troubles(line)
+    if line.fuzzy:
+        yield from _value("fuzzy", f"{line.fuzzy:,} files kept changing while they were read")
+    if line.rotten:
+        yield from _value("rotten", f"{line.rotten:,} blocks differ from what was written; they were not sent")
+    if line.watch.startswith("degraded"):
+        yield from _value("watch", line.watch)
+
+
+def _store(store: StoreStatus, now_ns: int) -> Iterator[str]:
+    bad = store.damaged or store.state in ("damaged", "full")
+    yield f"store {store.client}/{store.dataset}: {output.mark(store.state, 'bad' if bad else 'ok')}"
+    yield from _value("received", _age(store.received_ns, now_ns))
+    yield from _value("snapshot", _snapshot(store.last_snapshot, store.last_snapshot_ns, now_ns))
+    on_disk = f"{output.show_bytes(store.stored_bytes)} on disk with all history"
+    yield from _value("size", f"{store.entries:,} entries, {output.show_bytes(store.size)}; {on_disk}")
+    yield from _value("damaged", f"{store.damaged:,} frames" if store.damaged else "none found")
+    if store.reason:
+        yield from _value("why", store.reason)
+
+
+def _state(line: DatasetStatus) -> str:
+    if line.held or line.rotten or line.unread:
+        return output.mark(line.state, "bad")
+    unsure = line.state == "waiting" or not line.link_up
+    return output.mark(line.state if line.link_up else f"{line.state}, not connected", "warn" if unsure else "ok")
+
+
+def _replicated(line: DatasetStatus, now_ns: int) -> str:
+    objective = f" (objective {output.show_duration(line.rpo_s)})" if line.rpo_s else ""
+    if not line.last_complete_ns:
+        return "never completely yet" + objective
+    return f"everything as of {output.show_duration(lag_s(line, now_ns))} ago{objective}"
+
+
+def _backlog(line: DatasetStatus, rate: float) -> str:
+    text = f"{line.pending_files:,} files, {output.show_bytes(line.pending_bytes)}"
+    if rate > 0:
+        text += f"; {output.show_rate(rate)}, about {output.show_duration(line.pending_bytes / rate)} left"
+    return text
+
+
+def _snapshot(number: int, created_ns: int, now_ns: int) -> str:
+    if not number:
+        return "none yet"
+    from replicad.model.when import show_time
+
+    return f"{number} of {show_time(created_ns)}, {_age(created_ns, now_ns)}"
+
+
+def _age(time_ns: int, now_ns: int) -> str:
+    return f"{output.show_duration(max(0, now_ns - time_ns) / 1e9)} ago" if time_ns else "never"
+
+
+def _troubles(line: DatasetStatus) -> Iterator[str]:
+    indent = " " * LABEL_COLUMNS
+    for trouble in line.troubles[:NAMED_TROUBLES]:
+        yield from _wrapped(indent, f"{trouble.path}: {trouble.reason}", indent + "  ")
+    if line.unread > NAMED_TROUBLES:
+        yield f"{indent}and {line.unread - NAMED_TROUBLES:,} more: replicad status --json"
+
+
+def _same(line: DatasetStatus, earlier: NodeStatus | None) -> DatasetStatus | None:
+    lines = earlier.datasets if earlier else []
+    return next((old for old in lines if (old.dataset, old.replica) == (line.dataset, line.replica)), None)
+
+
+def _rate_between(line: DatasetStatus, now: NodeStatus, before: DatasetStatus, earlier: NodeStatus) -> float:
+    """Bytes a second that the backlog shrank by."""
+    elapsed_s = (now.now_ns - earlier.now_ns) / 1e9
+    return max(0.0, (before.pending_bytes - line.pending_bytes) / elapsed_s) if elapsed_s > 0 else 0.0
+
+
+def _rate_of_pass(line: DatasetStatus, now: NodeStatus) -> float:
+    """Bytes a second of the running pass on average."""
+    elapsed_s = (now.now_ns - line.pass_started_ns) / 1e9
+    return max(0.0, (line.total_bytes - line.pending_bytes) / elapsed_s) if elapsed_s > 0 else 0.0
+
+
+def _value(label: str, text: str, *, bad: bool = False) -> Iterator[str]:
+    for line in _wrapped(f"  {label:<{LABEL_COLUMNS - 2}}", text, " " * LABEL_COLUMNS):
+        yield output.mark(line, "bad") if bad else line
+
+
+def _wrapped(first: str, text: str, later: str) -> list[str]:
+    """`text` behind `first`, further lines behind `later`: COLUMNS wide, but a path or a command is never broken."""
+    return textwrap.wrap(
+        printable(text),
+        COLUMNS,
+        initial_indent=first,
+        subsequent_indent=later,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+

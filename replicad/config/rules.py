@@ -1,0 +1,177 @@
+"""Rules: what must hold across the tables of a configuration, and of the files that it names.
+
+`across` looks at the values alone (and, with `resolve`, at symbolic links); `files` looks at keys, directories and
+programs. Both report through callbacks and go on, whatever they find. A dataset whose root is missing is a doubt
+and no problem: it may be unmounted, and the daemon holds it until it is back. A store that is missing is a problem:
+intake into an empty mount point would fill the wrong file system.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from replicad.config.lines import Place
+
+KEY_NAME = "key"
+"""The private key's file name in the state directory, unless `node.key` says otherwise."""
+_PRIVATE_KEY_HEAD = b"-----BEGIN OPENSSH PRIVATE KEY-----"
+
+Finding = Callable[[Place, str], None]
+"""Called with the place of a finding and its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One occurrence of a table: its name, where it stands, and the fields that were read."""
+
+    table: str
+    place: Place
+    values: dict[str, Any]
+
+
+def completed(section: Section) -> dict[str, Any]:
+    """The section's values with the one default that depends on another value."""
+    if section.table == "node" and "state" in section.values:
+        return {"key": section.values["state"] / KEY_NAME} | section.values
+    return section.values
+
+
+def across(sections: list[Section], wrong: Finding, *, resolve: bool) -> None:
+    """What must hold between tables: names, references, directories. `resolve`: follow symbolic links."""
+    for table, field, text in (
+        ("client", "name", "the name"),
+        ("client", "key", "the key"),
+        ("replica", "name", "the name"),
+        ("replica", "key", "the host key"),
+        ("dataset", "name", "the name"),
+    ):
+        _unique(sections, table, field, text, wrong)
+    _references(sections, wrong)
+    _directories(sections, wrong, os.path.realpath if resolve else os.path.normpath)
+
+
+def files(sections: list[Section], wrong: Finding, doubt: Finding) -> None:
+    """What must hold of the files that the configuration names, for the user that this process runs as."""
+    for section in sections:
+        values = completed(section)
+        match section.table:
+            case "node" if "key" in values:
+                _private_key(values["key"], (*section.place, "key"), wrong)
+            case "listen" if "store" in values:
+                _store(values["store"], (*section.place, "store"), wrong)
+            case "dataset":
+                _dataset(section, wrong, doubt)
+
+
+def _named(sections: list[Section], table: str) -> Iterator[Section]:
+    return (section for section in sections if section.table == table)
+
+
+def _unique(sections: list[Section], table: str, field: str, what: str, wrong: Finding) -> None:
+    """Clients and replicas are told apart by name and by key, datasets by name."""
+    first: dict[Any, Section] = {}
+    for section in _named(sections, table):
+        value = section.values.get(field)
+        if value is not None and first.setdefault(value, section) is not section:
+            other = first[value].values.get("name", "?")
+            wrong((*section.place, field), f'has {what} of {table} "{other}" above')
+
+
+def _references(sections: list[Section], wrong: Finding) -> None:
+    replicas = {section.values.get("name") for section in _named(sections, "replica")}
+    has_listen = any(_named(sections, "listen"))
+    for section in _named(sections, "client"):
+        if not has_listen:
+            wrong(section.place, "a client needs a [listen] table with a store")
+            break
+    for section in _named(sections, "dataset"):
+        if not replicas:
+            wrong(section.place, "is not protected: there is no [[replica]] to copy it to")
+        for index, name in enumerate(section.values.get("replicas", ())):
+            if name not in replicas:
+                wrong((*section.place, "replicas", index), f'there is no [[replica]] named "{name}"')
+        for hook in ("hook_pre", "hook_post"):
+            if section.values.get(hook, ("program",))[:1] == ("",):
+                wrong((*section.place, hook, 0), "the program's name is empty")
+
+
+@dataclass(frozen=True, slots=True)
+class _Directory:
+    """A directory of the configuration, in the words of a message."""
+
+    what: str
+    path: str
+    place: Place
+
+    def contains(self, other: _Directory) -> bool:
+        return os.path.commonpath((self.path, other.path)) == self.path
+
+
+def _directories(sections: list[Section], wrong: Finding, canonical: Callable[[Path], str]) -> None:
+    """No dataset inside another, nor anything of replicad's inside a dataset, nor a dataset inside that."""
+    own: list[_Directory] = []
+    datasets: list[_Directory] = []
+    for section in sections:
+        for table, field, what in (
+            ("node", "state", "the state directory"),
+            ("listen", "store", "the store"),
+            ("dataset", "path", f'dataset "{section.values.get("name", "?")}"'),
+        ):
+            if section.table == table and field in section.values:
+                directory = _Directory(what, canonical(section.values[field]), (*section.place, field))
+                (datasets if table == "dataset" else own).append(directory)
+    for index, dataset in enumerate(datasets):
+        for earlier in datasets[:index]:
+            _apart(dataset, earlier, wrong)
+        for directory in own:
+            _apart(dataset, directory, wrong)
+    state, store = own if len(own) == 2 else (None, None)
+    if state and store and store.contains(state):
+        wrong(state.place, f"{state.path} lies inside {store.what} {store.path}, where clients' directories are")
+
+
+def _apart(one: _Directory, other: _Directory, wrong: Finding) -> None:
+    if one.path == other.path:
+        wrong(one.place, f"{one.path} is also {other.what}")
+    elif other.contains(one):
+        wrong(one.place, f"{one.path} lies inside {other.what}, {other.path}")
+    elif one.contains(other):
+        wrong(other.place, f"{other.path} lies inside {one.what}, {one.path}")
+
+
+def _private_key(path: Path, place: Place, wrong: Finding) -> None:
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            head = file.read(len(_PRIVATE_KEY_HEAD))
+    except OSError as error:
+        hint = "; replicad init makes it" if isinstance(error, FileNotFoundError) else ""
+        wrong(place, f"{path} cannot be read: {error.strerror}{hint}")
+        return
+    if status.st_mode & 0o077:
+        wrong(place, f"{path} can be read by others (mode {stat.S_IMODE(status.st_mode):04o}); chmod 600 {path}")
+    if head != _PRIVATE_KEY_HEAD:
+        wrong(place, f"{path} is no private key in OpenSSH format")
+
+
+def _store(path: Path, place: Place, wrong: Finding) -> None:
+    if not path.is_dir():
+        wrong(place, f"{path} is no directory; is its file system mounted?")
+    elif not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        wrong(place, f"{path} is not writable for this user (under systemd it also has to stand in ReadWritePaths=)")
+
+
+def _dataset(section: Section, wrong: Finding, doubt: Finding) -> None:
+    path = section.values.get("path")
+    if path is not None and not path.is_dir():
+        doubt((*section.place, "path"), f"{path} is no directory now; the dataset is held until it is")
+    for hook in ("hook_pre", "hook_post"):
+        program = section.values.get(hook, ())[:1]
+        if program and program[0] and not shutil.which(program[0]):
+            wrong((*section.place, hook, 0), f'there is no program "{program[0]}"')

@@ -1,0 +1,302 @@
+"""Schema: every table and key that a configuration file may hold, and how each value is read. Pure.
+
+One table, `TABLES`: the file's name for a key, the field it becomes, and a reader that turns the TOML value into the
+field's value or says in words what is wrong. Defaults are the defaults of the values' fields and stand nowhere else.
+Keys carry no unit in their name: the unit is part of the value ("5m", "64KiB").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from replicad.config import units
+from replicad.config.values import (
+    MAX_WINDOW_BYTES,
+    ClientConfig,
+    DatasetConfig,
+    ListenConfig,
+    NodeConfig,
+    ReplicaConfig,
+)
+from replicad.model import pairing
+from replicad.model.block import LARGEST_BLOCK_BYTES, MIN_BLOCK_BYTES
+
+Reader = Callable[[object], Any]
+"""Turns a TOML value into a field's value; raises ValueError with what is wrong."""
+
+DAY_S = 86400.0
+MAX_TEXT_CHARACTERS = 4096
+"""No text in a configuration file is longer: the longest path the kernel takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a table."""
+
+    name: str
+    field: str
+    read: Reader
+    each: bool = False
+    """The value is an array, and `read` reads each element."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`[name]`, or `[[name]]` where `many`."""
+
+    name: str
+    value: type
+    keys: tuple[Key, ...]
+    many: bool = False
+
+    def default(self, key: Key) -> Any:
+        """The default of `key`, or dataclasses.MISSING where it has to be given."""
+        return next(f.default for f in fields(self.value) if f.name == key.field)
+
+    def required(self) -> list[Key]:
+        """The keys that have to be given (the private key's place follows from the state directory)."""
+        return [k for k in self.keys if self.default(k) is MISSING and (self.name, k.name) != ("node", "key")]
+
+
+# ------------------------------------------------------------------------------------------------------- readers
+
+
+def text(value: object) -> str:
+    """A text of one line."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be a text in quotes, not {_kind(value)}")
+    if len(value) > MAX_TEXT_CHARACTERS:
+        raise ValueError(f"is longer than {MAX_TEXT_CHARACTERS} characters")
+    if any(ord(c) < 32 or ord(c) == 127 for c in value):
+        raise ValueError("holds a control character")
+    return value
+
+
+def name(value: object) -> str:
+    """A name that is safe as a file name, a metric label and an argument."""
+    return pairing.parse_name(text(value))
+
+
+def path(value: object) -> Path:
+    """An absolute path."""
+    if not text(value).startswith("/"):
+        raise ValueError(f'"{value}" is not an absolute path')
+    return Path(text(value))
+
+
+def address(value: object) -> str:
+    """HOST:PORT of a peer."""
+    pairing.split_address(text(value))
+    return text(value)
+
+
+def listen_address(value: object) -> str:
+    """ADDR:PORT to listen on, as `split_address` takes it; an empty text switches the listener off."""
+    if text(value):
+        split_address(text(value))
+    return text(value)
+
+
+def split_address(value: str) -> tuple[str, int]:
+    """Host and port of ADDR:PORT to listen on. Raises ValueError.
+
+    More is allowed than in a peer's address: no host (:7022) means all addresses of this host, port 0 any free port.
+    """
+    host, _, port = value.rpartition(":")
+    named = f"{host or 'localhost'}:{'1' if port == '0' else port}"
+    try:
+        pairing.split_address(named)
+    except ValueError as error:
+        raise ValueError(str(error).replace(named, value)) from error
+    return host.strip("[]"), int(port)
+
+
+def public_key(value: object) -> str:
+    """ "ssh-ed25519 AAAA…", without the comment that may follow."""
+    return pairing.parse_key(text(value))
+
+
+def yes_no(value: object) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {_kind(value)}")
+    return value
+
+
+def choice(*allowed: str) -> Reader:
+    """One of the texts `allowed`."""
+
+    def read(value: object) -> str:
+        if value not in allowed:
+            raise ValueError("must be " + " or ".join(f'"{one}"' for one in allowed))
+        return text(value)
+
+    return read
+
+
+def whole(low: int, high: int) -> Reader:
+    """A whole number from `low` to `high`."""
+
+    def read(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"must be a whole number, not {_kind(value)}")
+        if not low <= value <= high:
+            raise ValueError(f"must lie between {low} and {high}")
+        return value
+
+    return read
+
+
+def share(value: object) -> float:
+    """A number above 0, 1 at most."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"must be a number, not {_kind(value)}")
+    if not 0 < value <= 1:
+        raise ValueError("must lie above 0 and be 1.0 at most")
+    return float(value)
+
+
+def size(low: int, high: int = 2**60, *, zero: bool = False) -> Reader:
+    """Bytes, from `low` to `high`, or none where `zero`."""
+
+    def read(value: object) -> int:
+        number = units.parse_size(_with_unit(value, '"64KiB"'))
+        if not (low <= number <= high or (zero and not number)):
+            raise ValueError(f'must lie between "{units.format_size(low)}" and "{units.format_size(high)}"')
+        return number
+
+    return read
+
+
+def duration(low: float, high: float) -> Reader:
+    """Seconds, from `low` to `high`."""
+
+    def read(value: object) -> float:
+        seconds = units.parse_duration(_with_unit(value, '"5m"'))
+        if not low <= seconds <= high:
+            raise ValueError(f'must lie between "{units.format_duration(low)}" and "{units.format_duration(high)}"')
+        return seconds
+
+    return read
+
+
+def block_size(value: object) -> int:
+    """Bytes of a block: a power of two, or 0 for a size that follows the file's."""
+    number: int = size(MIN_BLOCK_BYTES, LARGEST_BLOCK_BYTES, zero=True)(value)
+    if number & (number - 1):
+        raise ValueError(f'"{value}" is no power of two')
+    return number
+
+
+def pattern(value: object) -> str:
+    """A pattern in gitignore syntax."""
+    from pathspec import GitIgnoreSpec  # slow to import, and most files have no patterns
+
+    try:
+        GitIgnoreSpec.from_lines([text(value)])
+    except ValueError as error:
+        raise ValueError(f'"{value}" is no pattern in gitignore syntax') from error
+    return text(value)
+
+
+def _with_unit(value: object, example: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and value == 0:
+        return "0"
+    if not isinstance(value, str):
+        raise ValueError(f"must be a text with a unit, like {example}, not {_kind(value)}")
+    return value
+
+
+def _kind(value: object) -> str:
+    """What a TOML value is, in TOML's words."""
+    kinds = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "an array",
+        dict: "a table",
+    }
+    return kinds.get(type(value), "a date or time")
+
+
+# --------------------------------------------------------------------------------------------------------- table
+
+TABLES = (
+    Table(
+        "node",
+        NodeConfig,
+        (
+            Key("name", "name", name),
+            Key("state", "state", path),
+            Key("key", "key", path),
+            Key("http", "http", listen_address),
+            Key("log_level", "log_level", choice("debug", "info", "warning", "error")),
+            Key("log_format", "log_format", choice("text", "json")),
+            Key("threads", "threads", whole(1, 64)),
+        ),
+    ),
+    Table(
+        "listen",
+        ListenConfig,
+        (
+            Key("store", "store", path),
+            Key("address", "address", listen_address),
+            Key("reserve", "reserve_bytes", size(0)),
+            Key("max_sessions", "max_sessions", whole(1, 4096)),
+            Key("window", "window_bytes", size(64 * 1024, MAX_WINDOW_BYTES)),
+        ),
+    ),
+    Table(
+        "client",
+        ClientConfig,
+        (
+            Key("name", "name", name),
+            Key("key", "key", public_key),
+            Key("datasets", "datasets", name, each=True),
+        ),
+        many=True,
+    ),
+    Table(
+        "replica",
+        ReplicaConfig,
+        (
+            Key("name", "name", name),
+            Key("address", "address", address),
+            Key("key", "key", public_key),
+            Key("via", "via", choice("replicad", "openssh")),
+            Key("user", "user", name),
+            Key("bandwidth", "bandwidth_bytes", size(1024, zero=True)),
+            Key("window", "window_bytes", size(64 * 1024, MAX_WINDOW_BYTES)),
+            Key("keepalive", "keepalive_s", duration(1, 3600)),
+        ),
+        many=True,
+    ),
+    Table(
+        "dataset",
+        DatasetConfig,
+        (
+            Key("name", "name", name),
+            Key("path", "path", path),
+            Key("replicas", "replicas", name, each=True),
+            Key("rpo", "rpo_s", duration(1, 30 * DAY_S)),
+            Key("walk_every", "walk_every_s", duration(1, 30 * DAY_S)),
+            Key("watch", "watch", yes_no),
+            Key("debounce", "debounce_s", duration(0, 3600)),
+            Key("exclude", "exclude", pattern, each=True),
+            Key("one_filesystem", "one_filesystem", yes_no),
+            Key("block_size", "block_bytes", block_size),
+            Key("on_change", "on_change", choice("fuzzy", "skip")),
+            Key("max_change", "max_change", share),
+            Key("hook_pre", "hook_pre", text, each=True),
+            Key("hook_post", "hook_post", text, each=True),
+            Key("hook_timeout", "hook_timeout_s", duration(1, 7 * DAY_S)),
+            Key("compression", "compression", whole(0, 19)),
+        ),
+        many=True,
+    ),
+)
+"""In the order in which the example file shows them."""

@@ -1,0 +1,383 @@
+"""Daemon: the only place where objects are built.
+
+**Owns** the life of one node: state lock, thread pool, replica side (shelves and their doors), primary side
+(datasets and their jobs), HTTP server, signals. What runs is decided by the configuration alone; a reload builds
+the parts anew whose configuration changed and leaves the others running.
+
+`ReplicaSide` is what a node does for others, `Protected` what it does for each of its own datasets; a node may have
+both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from replicad import __version__
+from replicad.config import ClientConfig, Config, DatasetConfig, ReplicaConfig, load
+from replicad.http.contract import SyncRequest
+from replicad.http.server import HttpServer
+from replicad.link.reception import House, Reception
+from replicad.link.ssh import Dialler, listen
+from replicad.link.unix import SOCKET_NAME, serve_unix
+from replicad.model.block import self_test
+from replicad.model.errors import ConfigError, LinkError, ReplicadError, UsageError
+from replicad.status import DatasetStatus, JobStatus, NodeStatus
+from replicad.system.clock import Clock
+from replicad.system.disk import Disk, Lock
+from replicad.system.logs import configure, logger
+from replicad.system.notify import Notifier
+from replicad.work.dataset import Dataset
+from replicad.work.job import Runner
+from replicad.work.replicate import Replication
+from replicad.work.shelves import Shelves
+
+log = logger("daemon")
+
+SOFTWARE = f"replicad {__version__}"
+STOP_S = 20.0
+"""How long jobs may take to end when the daemon stops; what is unfinished then goes on after the next start."""
+
+
+class Daemon:
+    """One node. `run` lives until it is told to stop."""
+
+    def __init__(self, config: Config, clock: Clock | None = None, disk: Disk | None = None) -> None:
+        self._config = config
+        self._clock, self._disk = clock or Clock(), disk or Disk()
+        self._status = NodeStatus(node=config.node.name, version=__version__, config_file=str(config.file))
+        self._pool = ThreadPoolExecutor(config.node.threads, "work")
+        self._replica: ReplicaSide | None = None
+        self._datasets: dict[str, Protected] = {}
+        self._http: HttpServer | None = None
+        self._stop = asyncio.Event()
+        self._reloading = asyncio.Lock()
+
+    async def run(self, notifier: Notifier) -> None:
+        """Start everything, tell the service manager, live until SIGTERM or SIGINT, stop everything.
+
+        Raises ReplicadError when it cannot start: another daemon on the same state or store, an address in use.
+        """
+        self_test()
+        async with AsyncExitStack() as stack:
+            self._config.node.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = Lock(self._config.node.state / "lock")
+            stack.callback(lock.release)
+            stack.push_async_callback(self._stop_all)
+            self._status.started_ns = self._clock.now_ns()
+            await self._apply(self._config)
+            self._handle_signals()
+            notifier.ready(f"{len(self._datasets)} datasets")
+            log.info("ready", node=self._config.node.name, http=self._status.http, listen=self._status.listen)
+            await self._live(notifier)
+            notifier.stopping()
+            log.info("stopping")
+
+    def stop(self) -> None:
+        """End `run`."""
+        self._stop.set()
+
+    # what the HTTP server asks
+
+    def status(self) -> NodeStatus:
+        """The state of now."""
+        status = self._status
+        status.now_ns = self._clock.now_ns()
+        status.datasets = [line for part in self._datasets.values() for line in part.statuses]
+        status.jobs = [line for part in self._datasets.values() for line in part.jobs]
+        if self._replica:
+            status.stores = self._replica.shelves.statuses
+            status.jobs = status.jobs + self._replica.jobs
+            status.sessions = self._replica.reception.sessions
+            status.store_free_bytes = self._disk.free_bytes(self._replica.config.store)
+            status.store_reserve_bytes = self._replica.config.reserve_bytes
+        return status
+
+    def request_sync(self, dataset: str | None) -> list[SyncRequest]:
+        """Ask for a pass of one dataset, or of all. Raises UsageError."""
+        chosen = [self._protected(dataset)] if dataset else list(self._datasets.values())
+        return [request for part in chosen for request in part.request()]
+
+    def release(self, dataset: str) -> None:
+        """Let a held dataset go on. Raises UsageError."""
+        self._protected(dataset).release()
+
+    async def reload(self) -> list[str]:
+        """Read the configuration file again; an invalid one changes nothing. The problems, in words."""
+        async with self._reloading:
+            try:
+                config = await asyncio.to_thread(load, self._config.file)
+                if config.node.state != self._config.node.state:
+                    raise UsageError("the state directory cannot change while the daemon runs", hint="restart it")
+                await self._apply(config)
+            except ConfigError as error:
+                return self._refused([str(problem) for problem in error.problems])
+            except ReplicadError as error:
+                return self._refused([str(error)])
+            self._status.config_error = ""
+            log.info("configuration reloaded", file=config.file)
+            return []
+
+    def clients(self) -> Sequence[ClientConfig]:
+        """The clients that may connect now; a changed file is read at once, so an authorisation needs no restart."""
+        return self._clients.current()
+
+    # building
+
+    async def _apply(self, config: Config) -> None:
+        """Make what runs agree with `config`; parts that are configured as before are left alone."""
+        old, self._config = self._config, config
+        self._clients = Clients(config)
+        await self._apply_replica_side(config, old)
+        await self._apply_datasets(config)
+        await self._apply_http(config)
+        self._status.node = config.node.name
+
+    async def _apply_replica_side(self, config: Config, old: Config) -> None:
+        same = self._replica and config.listen == old.listen and config.node.key == old.node.key
+        if same and config.node.name == old.node.name:
+            return
+        if self._replica:
+            await self._replica.close()
+            self._replica = None
+        self._status.listen = ""
+        if config.listen:
+            self._replica = ReplicaSide(self, config, self._disk, self._clock)
+            self._status.listen = await self._replica.start()
+
+    async def _apply_datasets(self, config: Config) -> None:
+        wanted = {dataset.name: (dataset, config.replicas_of(dataset)) for dataset in config.datasets}
+        for name, part in list(self._datasets.items()):
+            if (part.config, part.replicas) != wanted.get(name):
+                await self._datasets.pop(name).close()
+        for name, (dataset, replicas) in wanted.items():
+            if name not in self._datasets:
+                part = Protected(config, dataset, replicas, self._pool, self._clock)
+                self._datasets[name] = part
+                part.start()
+
+    async def _apply_http(self, config: Config) -> None:
+        if self._http and self._http_address == config.node.http:
+            return
+        if self._http:
+            await self._http.stop()
+        self._http_address = config.node.http
+        self._http = HttpServer(self, address=config.node.http, state=config.node.state, clock=self._clock)
+        await self._http.start()
+        self._status.http = self._http.address
+
+    # living and stopping
+
+    async def _live(self, notifier: Notifier) -> None:
+        """Feed the service manager's watchdog until told to stop."""
+        every = notifier.watchdog_s or None
+        while not self._stop.is_set():
+            try:
+                await asyncio.wait_for(self._stop.wait(), every)
+            except TimeoutError:
+                notifier.watchdog()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+
+    def _on_hangup(self) -> None:
+        self._hangup = asyncio.get_running_loop().create_task(self._reload_for_systemd())
+
+    async def _reload_for_systemd(self) -> None:
+        notifier = Notifier()
+        notifier.reloading()
+        await self.reload()
+        notifier.ready("configuration refused" if self._status.config_error else "configuration reloaded")
+
+    async def _stop_all(self) -> None:
+        """Primary first, so that what it has under way can still be acknowledged or is cut cleanly."""
+        for part in self._datasets.values():
+            await part.close()
+        if self._replica:
+            await self._replica.close()
+        if self._http:
+            await self._http.stop()
+        self._pool.shutdown()
+
+    def _protected(self, dataset: str) -> Protected:
+        if dataset not in self._datasets:
+            names = ", ".join(self._datasets) or "none"
+            raise UsageError(f"there is no dataset {dataset!r} here", hint=f"configured: {names}")
+        return self._datasets[dataset]
+
+    def _refused(self, problems: list[str]) -> list[str]:
+        self._status.config_error = "; ".join(problems)
+        for problem in problems:
+            log.error("configuration refused, the old one is in force", problem=problem)
+        return problems
+
+
+class Clients:
+    """The `[[client]]` tables of the configuration file as it is now."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._seen = _version(config.file)
+
+    def current(self) -> Sequence[ClientConfig]:
+        """Read the file again when it changed; a file that is invalid for the moment changes nothing."""
+        seen = _version(self._config.file)
+        if seen != self._seen:
+            self._seen = seen
+            try:
+                self._config = replace(self._config, clients=load(self._config.file, check_files=False).clients)
+            except ConfigError as error:
+                log.error("the changed configuration is invalid, clients are as before", problem=str(error))
+        return self._config.clients
+
+
+def _version(file: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced or written."""
+    try:
+        status = file.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+class ReplicaSide:
+    """What a node does for the primaries that store here."""
+
+    def __init__(self, daemon: Daemon, config: Config, disk: Disk, clock: Clock) -> None:
+        assert config.listen is not None
+        self.config, self._node = config.listen, config.node
+        self.shelves = Shelves(config.listen, daemon.clients, disk, clock)
+        house = House(
+            node=config.node.name,
+            software=SOFTWARE,
+            clients=daemon.clients,
+            serve=self.shelves.serve,
+            report=_report_session,
+            max_sessions=config.listen.max_sessions,
+            window_bytes=config.listen.window_bytes,
+        )
+        self.reception = Reception(house)
+        self.jobs: list[JobStatus] = [JobStatus("receive", running=False)]
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> str:
+        """Open all stores and doors; the listener's address, "" without one."""
+        self.config.store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._stack.push_async_callback(self.shelves.close)
+        await self.shelves.open_all()
+        self._stack.push_async_callback(self.reception.close)
+        unix = await serve_unix(self._node.state / SOCKET_NAME, self.reception)
+        self._stack.push_async_callback(unix.close)
+        address = ""
+        if self.config.address:
+            listener = await listen(self.config.address, self._node.key, self.reception)
+            self._stack.push_async_callback(listener.close)
+            address = f"{self.config.address.rpartition(':')[0]}:{listener.port}"
+        self.jobs[0].running = True
+        return address
+
+    async def close(self) -> None:
+        """Close the doors, end the sessions, close the stores."""
+        self.jobs[0].running = False
+        await self._stack.aclose()
+
+
+def _report_session(error: ReplicadError) -> None:
+    """A session that ended badly."""
+    level = log.info if isinstance(error, LinkError) else log.warning
+    level("session ended", peer=error.where, reason=error.what, hint=error.hint)
+
+
+@dataclass(slots=True)
+class _Loop:
+    """One running job."""
+
+    job: Replication
+    runner: Runner
+    dialler: Dialler
+
+
+class Protected:
+    """One dataset of this node: its ledger, its watch, and a job for each replica."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: DatasetConfig,
+        replicas: Sequence[ReplicaConfig],
+        pool: ThreadPoolExecutor,
+        clock: Clock,
+    ) -> None:
+        self.config, self.replicas = dataset, tuple(replicas)
+        self.statuses = [DatasetStatus(dataset.name, replica.name) for replica in replicas]
+        self.jobs: list[JobStatus] = []
+        self._dataset = Dataset(dataset, tuple(replica.name for replica in replicas), config.node.state)
+        self._loops: list[_Loop] = []
+        for replica, status in zip(replicas, self.statuses, strict=True):
+            dialler = Dialler(replica, config.node.key, SOFTWARE)
+            job = Replication(self._dataset, replica.name, dialler.dial, status, pool, clock)
+            self.jobs.append(JobStatus(job.name))
+            self._loops.append(_Loop(job, Runner(job, self.jobs[-1], clock, _report_failure), dialler))
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start watching and replicating."""
+        self._tasks = [asyncio.create_task(loop.runner.run()) for loop in self._loops]
+        self._tasks.append(asyncio.create_task(self._dataset.watch_forever()))
+
+    def request(self) -> list[SyncRequest]:
+        """Ask for a pass to every replica."""
+        requests = []
+        for loop, status in zip(self._loops, self.statuses, strict=True):
+            number = loop.job.request()
+            loop.runner.nudge()
+            requests.append(SyncRequest(dataset=status.dataset, replica=status.replica, number=number))
+        return requests
+
+    def release(self) -> None:
+        """Let the dataset go on."""
+        self._tasks.append(asyncio.create_task(self._release()))
+
+    async def close(self) -> None:
+        """Stop the jobs, their sessions and the ledger."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for loop in self._loops:
+            await loop.job.close()
+            await loop.dialler.close()
+        await self._dataset.close()
+
+    async def _release(self) -> None:
+        await self._dataset.in_ledger(self._dataset.release)
+        for loop in self._loops:
+            loop.job.wake()
+            loop.runner.nudge()
+
+
+def _report_failure(job: str, text: str, delay_s: float, defect: Exception | None) -> None:
+    """A job failed and will be tried again."""
+    if defect:
+        log.error("job failed", job=job, error=text, retry_in_s=round(delay_s, 1), exc_info=defect)
+    else:
+        log.warning("job failed", job=job, error=text, retry_in_s=round(delay_s, 1))
+
+
+def run(config_file: Path) -> None:
+    """Load the configuration and run the daemon in this process until it is told to stop."""
+    config = load(config_file)
+    configure(config.node.log_level, config.node.log_format)
+    asyncio.run(_main(config))
+
+
+async def _main(config: Config) -> None:
+    await Daemon(config).run(Notifier())
+

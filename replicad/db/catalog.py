@@ -1,0 +1,334 @@
+"""Catalog: the replica's index of one dataset: where blocks are, and which names existed in which snapshot.
+
+Owns `catalog.db`. It is an index: the segments are the truth and `rebuild` makes it anew. Entries and block maps
+are versioned: a row holds for the snapshots from `born` up to, not including, `died` (NULL: still). Both count
+*ordinals*, 1, 2, 3 …, because rows are written before the commit says which number the snapshot has.
+
+Blocks and operations go into one open transaction that only `commit` and `keep` end; readers on other
+connections (db/listing.py) see nothing of it before.
+**Never** decides what is damaged or acceptable: it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from replicad.db.database import Database
+from replicad.model.block import ID_BYTES, block_count
+from replicad.model.entry import Drop, Kind, Map, Meta, Op, Put
+from replicad.model.errors import BookDamagedError
+from replicad.model.position import Position
+from replicad.model.snapshot import Commit, Head
+
+MIGRATIONS = (
+    """
+    CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    CREATE TABLE snapshot(
+        ordinal INTEGER PRIMARY KEY, number INTEGER NOT NULL UNIQUE, digest BLOB NOT NULL,
+        created_ns INTEGER NOT NULL, received_ns INTEGER NOT NULL, complete INTEGER NOT NULL,
+        entries INTEGER NOT NULL, size INTEGER NOT NULL, unread INTEGER NOT NULL,
+        lost INTEGER NOT NULL);
+    CREATE TABLE block(
+        id BLOB PRIMARY KEY, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
+        stored INTEGER NOT NULL, plain INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE directory(
+        id INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL, UNIQUE(parent, name));
+    CREATE TABLE entry(
+        directory INTEGER NOT NULL, name BLOB NOT NULL, born INTEGER NOT NULL, died INTEGER,
+        kind INTEGER NOT NULL, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL, size INTEGER NOT NULL, file INTEGER NOT NULL, block_bytes INTEGER NOT NULL,
+        flags INTEGER NOT NULL, extra BLOB,
+        PRIMARY KEY(directory, name, born)) WITHOUT ROWID;
+    CREATE TABLE file_block(
+        file INTEGER NOT NULL, number INTEGER NOT NULL, born INTEGER NOT NULL, died INTEGER, id BLOB NOT NULL,
+        PRIMARY KEY(file, number, born)) WITHOUT ROWID;
+    CREATE TABLE damage(
+        segment INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL, reason TEXT NOT NULL,
+        PRIMARY KEY(segment, offset)) WITHOUT ROWID;
+    INSERT INTO directory VALUES(1, 0, x'');
+    """,
+)
+"""Version history: 1 = first."""
+
+ROOT = 1
+"""Id of the dataset's root directory; its own entry stands in it with an empty name."""
+CACHED_DIRECTORIES = 8192
+"""Directory ids kept in memory: a walk writes a directory's entries together."""
+
+
+class BlockPlace(NamedTuple):
+    """Where a block's frame is."""
+
+    id: bytes
+    segment: int
+    offset: int
+    stored: int
+    plain: int
+
+
+class Extra(msgspec.Struct, frozen=True, array_like=True):
+    """What few entries have."""
+
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    target: bytes = b""
+    device: int = 0
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Catalog:
+    """The writing connection. One thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. Raises BookDamagedError, LockedError, DiskFullError, ReplicadError."""
+        self.path = path
+        self._db = Database(path, MIGRATIONS)
+        self._directories: dict[bytes, int] = {}
+        try:
+            self._load()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Close; what is not committed is forgotten."""
+        self._db.close()
+
+    @property
+    def head(self) -> Head:
+        """The last snapshot."""
+        return self._head
+
+    @property
+    def checkpoint(self) -> Position:
+        """Up to here the segments are in the catalog."""
+        return self._checkpoint
+
+    @property
+    def owner(self) -> tuple[bytes, str, str] | None:
+        """Store uuid, client and dataset; None in a new catalog."""
+        meta = self._meta()
+        return (meta["store"], meta["client"], meta["dataset"]) if "store" in meta else None
+
+    def set_owner(self, store: bytes, client: str, dataset: str) -> None:
+        """Say once whose catalog it is."""
+        with self._db.transaction():
+            self._set_meta(store=store, client=client, dataset=dataset)
+
+    def known(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Which of these blocks are in the store."""
+        return {id_ for (id_,) in self._db.each("SELECT id FROM block WHERE id = ?", [(id_,) for id_ in ids])}
+
+    def add_blocks(self, places: Sequence[BlockPlace]) -> None:
+        """Index blocks; a later frame of the same block takes the place of an earlier one."""
+        self._begin()
+        self._db.executemany("INSERT OR REPLACE INTO block VALUES(?, ?, ?, ?, ?)", places)
+
+    def apply(self, ops: Sequence[Op], current: Put | None = None) -> Put | None:
+        """Operations in order, for the snapshot that the next commit makes.
+
+        `current` is the file whose maps may come first; returns the one whose maps may come next.
+        """
+        self._begin()
+        batch = _Batch()
+        for op in ops:
+            if isinstance(op, Map):
+                assert current is not None and current.file == op.file, "map without its put"
+                batch.add_map(op)
+                continue
+            if not batch.has_room_for(op):
+                self._write(batch)
+                batch = _Batch()
+            batch.add(op, *self._place(op.path))
+            current = op if isinstance(op, Put) else None
+        self._write(batch)
+        return current
+
+    def add_damage(self, segment: int, offset: int, length: int, reason: str) -> None:
+        """Remember damage found in a segment."""
+        self._begin()
+        self._db.execute("INSERT OR REPLACE INTO damage VALUES(?, ?, ?, ?)", (segment, offset, length, reason))
+
+    def damage(self) -> list[tuple[int, int, int, str]]:
+        """(segment, offset, length, reason) of all damage remembered."""
+        return [(s, o, n, r) for s, o, n, r in self._db.rows("SELECT segment, offset, length, reason FROM damage")]
+
+    def commit(self, commit: Commit, digest: bytes, *, received_ns: int, checkpoint: Position, lost: int = 0) -> None:
+        """Make the applied operations a snapshot. `lost`: record frames that belong to it and could not be applied."""
+        self._begin()
+        line = (
+            self._ordinal, commit.number, digest, commit.created_ns, received_ns, commit.complete,
+            commit.entries, commit.size, commit.unread, lost,
+        )  # fmt: skip
+        self._db.execute("INSERT INTO snapshot VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", line)
+        self.keep(checkpoint)
+        self._head = Head(commit.number, digest)
+        self._ordinal += 1
+
+    def set_received(self, number: int, received_ns: int) -> None:
+        """Correct when a snapshot was received (a replay learns it after the commit)."""
+        self._begin()
+        self._db.execute("UPDATE snapshot SET received_ns = ? WHERE number = ?", (received_ns, number))
+
+    def keep(self, checkpoint: Position) -> None:
+        """Commit what was written, without a snapshot: only blocks and damage may have been."""
+        self._begin()
+        at = checkpoint
+        self._set_meta(
+            segment=at.segment, offset=at.offset, frames=at.frames, running=at.digest, top_file=self._top_file
+        )
+        self._db.commit()
+        self._checkpoint = checkpoint
+        self._settled_directory = self._top_directory()
+
+    def rollback(self) -> None:
+        """Forget everything since the last commit."""
+        self._db.rollback()
+        self._directories.clear()
+        self._load()
+
+    def verify(self) -> list[str]:
+        """Read every page; what is wrong in words, empty when sound."""
+        return self._db.verify()
+
+    # below: how
+
+    def _load(self) -> None:
+        meta = self._meta()
+        self._checkpoint = Position()
+        if "running" in meta:
+            self._checkpoint = Position(meta["segment"], meta["offset"], meta["frames"], meta["running"])
+        self._top_file: int = meta.get("top_file", 0)
+        last = self._db.one("SELECT ordinal, number, digest FROM snapshot ORDER BY ordinal DESC LIMIT 1")
+        self._head = Head(last[1], last[2]) if last else Head()
+        self._ordinal: int = last[0] + 1 if last else 1
+        self._settled_directory = self._top_directory()
+        if self._settled_directory < ROOT:
+            raise BookDamagedError("has no root directory", where=str(self.path), hint="rebuild it: replicad rebuild")
+
+    def _meta(self) -> dict[str, Any]:
+        return {key: value for key, value in self._db.rows("SELECT key, value FROM meta")}
+
+    def _top_directory(self) -> int:
+        return int(self._db.value("SELECT max(id) FROM directory") or 0)
+
+    def _begin(self) -> None:
+        if not self._db.in_transaction:
+            self._db.begin()
+
+    def _set_meta(self, **values: int | bytes | str) -> None:
+        self._db.executemany("INSERT OR REPLACE INTO meta VALUES(?, ?)", list(values.items()))
+
+    def _place(self, path: bytes) -> tuple[int, bytes]:
+        """Directory id and name of an entry."""
+        if not path:
+            return ROOT, b""
+        directory, _, name = path.rpartition(b"/")
+        return self._directories.get(directory) or self._intern(directory), name
+
+    def _intern(self, path: bytes) -> int:
+        """The id of a directory path, made when it is new, its parents too."""
+        if not path:
+            return ROOT
+        if len(self._directories) >= CACHED_DIRECTORIES:
+            self._directories.clear()
+        parent, name = self._place(path)
+        found = self._db.value("SELECT id FROM directory WHERE parent = ? AND name = ?", (parent, name))
+        if found is None:
+            self._db.execute("INSERT INTO directory(parent, name) VALUES(?, ?)", (parent, name))
+            found = self._db.value("SELECT last_insert_rowid()")
+        self._directories[path] = found
+        return int(found)
+
+    def _write(self, batch: _Batch) -> None:
+        """Close what a batch replaces, then insert what it says. Rows of new directories and files replace nothing."""
+        now, db = self._ordinal, self._db
+        db.executemany(
+            "UPDATE entry SET died = ? WHERE directory = ? AND name = ? AND died IS NULL AND born < ?",
+            [(now, d, name, now) for d, name in batch.names if d <= self._settled_directory],
+        )
+        db.executemany("DELETE FROM entry WHERE directory = ? AND name = ? AND born = ?", batch.dropped(now))
+        db.executemany(
+            f"INSERT OR REPLACE INTO entry VALUES(?, ?, {now}, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", batch.entries
+        )
+        self._close_blocks(batch)
+        db.executemany(f"INSERT OR REPLACE INTO file_block VALUES(?, ?, {now}, NULL, ?)", batch.blocks)
+        self._top_file = max(self._top_file, batch.top_file)
+
+    def _close_blocks(self, batch: _Batch) -> None:
+        """End the rows beyond a file's end, in its zero runs and of blocks that are replaced."""
+        now, top = self._ordinal, self._top_file
+        ends = [(now, file, count) for file, count in batch.ends if file <= top]
+        self._db.executemany("UPDATE file_block SET died = ? WHERE file = ? AND number >= ? AND died IS NULL", ends)
+        zeros = [(now, file, first, last) for file, first, last in batch.zeros if file <= top]
+        self._db.executemany(
+            "UPDATE file_block SET died = ? WHERE file = ? AND number BETWEEN ? AND ? AND died IS NULL", zeros
+        )
+        replaced = [(now, file, number, now) for file, number, _ in batch.blocks if file <= top]
+        self._db.executemany(
+            "UPDATE file_block SET died = ? WHERE file = ? AND number = ? AND died IS NULL AND born < ?", replaced
+        )
+
+
+class _Batch:
+    """Operations that can be written together: no path and no file twice, apart from a put and its maps."""
+
+    __slots__ = ("blocks", "drops", "ends", "entries", "files", "names", "paths", "top_file", "zeros")
+
+    def __init__(self) -> None:
+        self.paths: set[bytes] = set()
+        self.files: set[int] = set()
+        self.names: list[tuple[int, bytes]] = []
+        self.drops: list[tuple[int, bytes]] = []
+        self.entries: list[tuple[int | bytes | None, ...]] = []
+        self.ends: list[tuple[int, int]] = []
+        self.zeros: list[tuple[int, int, int]] = []
+        self.blocks: list[tuple[int, int, bytes]] = []
+        self.top_file = 0
+
+    def has_room_for(self, op: Put | Drop) -> bool:
+        return op.path not in self.paths and not (isinstance(op, Put) and op.file in self.files)
+
+    def add(self, op: Put | Drop, directory: int, name: bytes) -> None:
+        self.paths.add(op.path)
+        self.names.append((directory, name))
+        if isinstance(op, Drop):
+            self.drops.append((directory, name))
+            return
+        meta = op.meta
+        self.entries.append(
+            (
+                directory, name, op.kind, meta.mode, meta.uid, meta.gid, meta.mtime_ns,
+                op.size, op.file, op.block_bytes, op.flags, _extra(op, meta),
+            )
+        )  # fmt: skip
+        if op.kind is Kind.FILE:
+            self.files.add(op.file)
+            self.top_file = max(self.top_file, op.file)
+            self.ends.append((op.file, block_count(op.size, op.block_bytes)))
+            self.add_map(op)
+
+    def add_map(self, op: Put | Map) -> None:
+        file, ids = op.file, op.ids
+        if len(ids) == ID_BYTES:
+            self.blocks.append((file, op.blocks[0], ids))
+        elif ids:
+            self.blocks += [
+                (file, number, ids[i * ID_BYTES : (i + 1) * ID_BYTES]) for i, number in enumerate(op.blocks)
+            ]
+        for first, count in op.zeros:
+            self.zeros.append((file, first, first + count - 1))
+
+    def dropped(self, now: int) -> Iterable[tuple[int, bytes, int]]:
+        return [(directory, name, now) for directory, name in self.drops]
+
+
+def _extra(op: Put, meta: Meta) -> bytes | None:
+    if not (meta.xattrs or op.target or op.device):
+        return None
+    return _encoder.encode(Extra(meta.xattrs, op.target, op.device))

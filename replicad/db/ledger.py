@@ -1,0 +1,520 @@
+"""Ledger: the primary's record of what every entry and block of one dataset should be.
+
+**Owns** one database per dataset. Every row carries a number (`seq`) that says when it last changed, and for
+each replica the ledger remembers the number up to which it has everything. So "what does this replica lack" is one
+question, `seq > covered`, and a crash, a cut link, a second replica and a first copy are all answered by it.
+
+A row with seq UNSETTLED was read but not yet put into any snapshot (a big file half read, a block that could not
+be sent): it counts as lacking everywhere until it is settled.
+
+**Never** changes an expected checksum except through `record_file`/`record_blocks`, which are called with bytes
+read from a file whose identity changed (guarantee 4).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from replicad.db.database import Database
+from replicad.model.entry import Kind, Meta, Put, Stamp
+from replicad.model.snapshot import Head
+
+UNSETTLED = 2**62
+ZERO = b""
+"""The id of a block that is all-zero now and was not always."""
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    CREATE TABLE directory(id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE);
+    CREATE TABLE entry(
+        directory INTEGER NOT NULL, name BLOB NOT NULL, kind INTEGER NOT NULL,
+        mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+        device INTEGER NOT NULL, inode INTEGER NOT NULL, size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL,
+        file INTEGER NOT NULL, block_bytes INTEGER NOT NULL, flags INTEGER NOT NULL,
+        extra BLOB, seq INTEGER NOT NULL,
+        PRIMARY KEY(directory, name)) WITHOUT ROWID;
+    CREATE INDEX entry_inode ON entry(inode) WHERE file > 0;
+    CREATE TABLE block(
+        file INTEGER NOT NULL, number INTEGER NOT NULL, id BLOB NOT NULL, checksum BLOB NOT NULL, seq INTEGER NOT NULL,
+        PRIMARY KEY(file, number)) WITHOUT ROWID;
+    CREATE TABLE gone(path BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE replica(
+        name TEXT PRIMARY KEY, covered INTEGER NOT NULL, head INTEGER NOT NULL, head_digest BLOB NOT NULL,
+        sent_covered INTEGER NOT NULL, sent INTEGER NOT NULL, sent_digest BLOB NOT NULL) WITHOUT ROWID;
+    """,
+)
+
+_FIRST_FILE_BYTES = 6
+"""Bytes of a new ledger's first file number: two ledgers of a dataset will hardly meet in 2**48."""
+_ROOT_PARENT = 0
+"""Directory number under which the root's own entry stands, with an empty name."""
+
+
+class Known(NamedTuple):
+    """What the ledger knows of one entry, in the order of the table's columns; the first nine are its stamp."""
+
+    kind: int
+    mode: int
+    uid: int
+    gid: int
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    file: int
+    block_bytes: int
+    flags: int
+    extra: bytes | None
+    seq: int
+
+
+class Action(IntEnum):
+    """What a pass has to do about one path."""
+
+    READ = 1
+    """A regular file whose bytes must be read."""
+    SAME = 2
+    """A regular file whose identity is recorded under another path: renamed or linked, not rewritten."""
+    DESCRIBE = 3
+    """Anything that has no blocks."""
+    DROP = 4
+    """A path that exists no more."""
+
+
+class Step(NamedTuple):
+    """One line of a pass's plan."""
+
+    phase: int
+    number: int
+    action: Action
+    path: bytes
+    size: int
+    links: int
+    known: bool
+    """Whether the ledger has an entry at this path."""
+
+
+class Extra(msgspec.Struct, frozen=True, array_like=True):
+    """What few entries have."""
+
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    target: bytes = b""
+    device: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRow:
+    """One entry to be recorded. `put` carries no blocks here; `stamp` is the one it was read under."""
+
+    put: Put
+    stamp: Stamp
+    seq: int
+
+
+class BlockRow(NamedTuple):
+    """One block of a file: `id` is ZERO when all-zero."""
+
+    file: int
+    number: int
+    id: bytes
+    checksum: bytes
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far one replica has come. Rows with a seq up to `covered` are in its history, whose end is `head`.
+
+    `sent` and `sent_covered` are what the commit under way will make of that; after a cut link the replica's own
+    head tells whether it arrived.
+    """
+
+    covered: int = 0
+    head: Head = field(default_factory=Head)
+    sent_covered: int = 0
+    sent: Head = field(default_factory=Head)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How much the dataset holds."""
+
+    entries: int
+    size: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_extra_decoder = msgspec.msgpack.Decoder(Extra)
+
+_STAMP_COLUMNS = "kind, mode, uid, gid, device, inode, size, mtime_ns, ctime_ns"
+_ENTRY_COLUMNS = f"{_STAMP_COLUMNS}, file, block_bytes, flags, extra, seq"
+
+
+def split(path: bytes) -> tuple[bytes, bytes]:
+    """Directory and name of a path; the root stands in no directory and has no name."""
+    directory, _, name = path.rpartition(b"/")
+    return directory, name
+
+
+def join(directory: bytes, name: bytes) -> bytes:
+    """The inverse of `split` for everything but the root."""
+    return directory + b"/" + name if directory else name
+
+
+class Ledger:
+    """One dataset's ledger. Belongs to one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. Raises BookDamagedError, DiskFullError, LockedError."""
+        self._db = Database(path, _MIGRATIONS)
+        self._directories: dict[bytes, int] = {}
+
+    def close(self) -> None:
+        """Close; an open transaction is rolled back."""
+        self._db.close()
+
+    # transactions
+
+    def begin(self) -> None:
+        """Start collecting changes, unless that is under way."""
+        if not self._db.in_transaction:
+            self._db.begin()
+
+    def commit(self, *, durable: bool = False) -> None:
+        """Keep what was collected; `durable`: also through a power cut."""
+        if self._db.in_transaction:
+            self._db.commit(durable=durable)
+
+    def rollback(self) -> None:
+        """Forget what was collected."""
+        self._db.rollback()
+        self._directories.clear()
+
+    # single values
+
+    def get(self, key: str) -> str | int | bytes | None:
+        """A single remembered value, None when absent."""
+        value: str | int | bytes | None = self._db.value("SELECT value FROM meta WHERE key = ?", (key,))
+        return value
+
+    def put(self, key: str, value: str | int | bytes | None) -> None:
+        """Remember a single value; None forgets it."""
+        if value is None:
+            self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def next_file(self, count: int = 1) -> int:
+        """Reserve `count` file numbers; the first of them. Numbers are never reused.
+
+        A new ledger begins at a random number: a replica may hold files of a ledger that was lost, and a number that
+        stood for one of them must not come to stand for another file.
+        """
+        first = int(self.get("next_file") or int.from_bytes(os.urandom(_FIRST_FILE_BYTES), "big") + 1)
+        self.put("next_file", first + count)
+        return first
+
+    # reading entries
+
+    def page(self, directory: bytes, after: bytes, limit: int) -> dict[bytes, tuple[int, ...]]:
+        """Stamps of up to `limit` entries directly in `directory` whose names sort after `after`, by name."""
+        number = self._directory(directory, create=False)
+        if number is None:
+            return {}
+        rows = self._db.all(
+            f"SELECT name, {_STAMP_COLUMNS} FROM entry WHERE directory = ? AND name > ? ORDER BY name LIMIT ?",
+            (number, after, limit),
+        )
+        return {row[0]: row[1:] for row in rows}
+
+    def entry(self, path: bytes) -> tuple[int, ...] | None:
+        """The stamp of the entry at `path`, None when there is none."""
+        known = self.known(path)
+        return known[:9] if known else None
+
+    def known(self, path: bytes) -> Known | None:
+        """All that is recorded of the entry at `path`, None when there is none."""
+        directory, name = split(path)
+        number = self._directory(directory, create=False) if path else _ROOT_PARENT
+        if number is None:
+            return None
+        row = self._db.one(f"SELECT {_ENTRY_COLUMNS} FROM entry WHERE directory = ? AND name = ?", (number, name))
+        return Known._make(row) if row else None
+
+    def same_content(self, stamp: Stamp) -> Known | None:
+        """A recorded regular file with exactly this identity, wherever it stands: the same bytes, not rewritten."""
+        row = self._db.one(
+            f"SELECT {_ENTRY_COLUMNS} FROM entry WHERE file > 0 AND inode = ? AND device = ? AND size = ?"
+            " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
+            (stamp.inode, stamp.device, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
+        )
+        return Known._make(row) if row else None
+
+    def below(self, path: bytes) -> Iterator[bytes]:
+        """Every recorded path below `path`, children before parents."""
+        low, high = (path + b"/", path + b"0") if path else (b"", b"\xff" * 4096)
+        rows = self._db.rows(
+            "SELECT id, path FROM directory WHERE path = ? OR (path >= ? AND path < ?) ORDER BY path DESC",
+            (path, low, high),
+        )
+        for number, directory in rows:
+            for (name,) in self._db.rows("SELECT name FROM entry WHERE directory = ? ORDER BY name DESC", (number,)):
+                yield join(directory, name)
+
+    def list_lacking(self, covered: int) -> None:
+        """Note which entries a replica that has everything up to `covered` may lack; `listed` gives them."""
+        self._db.execute("DROP TABLE IF EXISTS temp.lacking")
+        self._db.execute("CREATE TEMP TABLE lacking(number INTEGER PRIMARY KEY, directory INTEGER, name BLOB)")
+        self._db.execute(
+            "INSERT INTO temp.lacking(directory, name) SELECT e.directory, e.name FROM entry e"
+            " LEFT JOIN directory d ON d.id = e.directory WHERE e.seq > ? ORDER BY d.path, e.name",
+            (covered,),
+        )
+
+    def listed(self, after: int, limit: int) -> list[tuple[int, bytes, Known]]:
+        """The next of the noted entries, parents before children: a number to go on after, path, what is recorded."""
+        rows = self._db.all(
+            f"SELECT l.number, d.path, e.name, {_ENTRY_COLUMNS} FROM temp.lacking l"
+            " JOIN entry e ON e.directory = l.directory AND e.name = l.name"
+            " LEFT JOIN directory d ON d.id = l.directory WHERE l.number > ? ORDER BY l.number LIMIT ?",
+            (after, limit),
+        )
+        return [(row[0], join(row[1], row[2]) if row[1] is not None else b"", Known._make(row[3:])) for row in rows]
+
+    def lacking_drops(self, covered: int, before: bytes, limit: int) -> list[bytes]:
+        """Up to `limit` dropped paths sorting before `before` that a replica which has everything up to `covered` may
+        still have, children first."""
+        rows = self._db.all(
+            "SELECT path FROM gone WHERE seq > ? AND path < ? ORDER BY path DESC LIMIT ?", (covered, before, limit)
+        )
+        return [path for (path,) in rows]
+
+    def lacking_blocks(self, file: int, covered: int, after: int, limit: int) -> list[BlockRow]:
+        """Up to `limit` blocks of a file that a replica that has everything up to `covered` may not have, numbers above
+        `after`, ascending."""
+        rows = self._db.all(
+            "SELECT file, number, id, checksum, seq FROM block WHERE file = ? AND number > ? AND seq > ?"
+            " ORDER BY number LIMIT ?",
+            (file, after, covered, limit),
+        )
+        return list(map(BlockRow._make, rows))
+
+    def blocks(self, file: int, first: int, end: int) -> dict[int, BlockRow]:
+        """Recorded blocks with first <= number < end."""
+        rows = self._db.all(
+            "SELECT file, number, id, checksum, seq FROM block WHERE file = ? AND number >= ? AND number < ?",
+            (file, first, end),
+        )
+        return {row[1]: BlockRow._make(row) for row in rows}
+
+    def stamped(self) -> int:
+        """The highest number that any settled row carries: what a replica must have acknowledged to lack nothing."""
+        return int(self.get("stamped") or 0)
+
+    def lacks_something(self, covered: int) -> bool:
+        """Whether a replica that has everything up to `covered` may lack entries recorded here."""
+        return self.stamped() > covered or self.get("unsettled") is not None
+
+    def totals(self) -> Totals:
+        """Entries and bytes of the dataset as recorded."""
+        row = self._db.one("SELECT count(*), coalesce(sum(size), 0) FROM entry WHERE file > 0")
+        entries = int(self._db.value("SELECT count(*) FROM entry"))
+        assert row is not None
+        return Totals(entries, int(row[1]))
+
+    # what a pass has to do: kept beside the books for as long as the connection lives, never in memory
+
+    def plan(self) -> None:
+        """Start an empty plan."""
+        self._db.execute("DROP TABLE IF EXISTS temp.plan")
+        self._db.execute(
+            "CREATE TEMP TABLE plan(phase INTEGER, number INTEGER, action INTEGER, path BLOB, size INTEGER,"
+            " links INTEGER, known INTEGER, PRIMARY KEY(phase, number)) WITHOUT ROWID"
+        )
+
+    def add_to_plan(self, steps: Iterable[Step]) -> None:
+        """Add steps; (phase, number) orders them."""
+        self._db.executemany("INSERT INTO temp.plan VALUES (?,?,?,?,?,?,?)", steps)
+
+    def planned(self, phase: int, after: int, limit: int) -> list[Step]:
+        """The next steps of a phase with numbers above `after`."""
+        rows = self._db.all(
+            "SELECT phase, number, action, path, size, links, known FROM temp.plan"
+            " WHERE phase = ? AND number > ? ORDER BY number LIMIT ?",
+            (phase, after, limit),
+        )
+        return [Step(row[0], row[1], Action(row[2]), *row[3:]) for row in rows]
+
+    # writing entries
+
+    def record_entries(self, rows: Sequence[EntryRow]) -> None:
+        """Make these entries what the ledger knows. A path that was dropped before counts as present again."""
+        self._db.executemany(
+            f"INSERT OR REPLACE INTO entry(directory, name, {_ENTRY_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            [self._entry_values(row) for row in rows],
+        )
+        if self._any_gone():
+            self._db.executemany("DELETE FROM gone WHERE path = ?", [(row.put.path,) for row in rows])
+        self._stamp(max((row.seq for row in rows if row.seq != UNSETTLED), default=0))
+
+    def record_blocks(self, rows: Iterable[BlockRow]) -> None:
+        """Make these blocks what the ledger expects."""
+        self._db.executemany("INSERT OR REPLACE INTO block VALUES (?,?,?,?,?)", rows)
+
+    def cut(self, file: int, end: int) -> None:
+        """Forget blocks from number `end` on: the file became shorter."""
+        self._db.execute("DELETE FROM block WHERE file = ? AND number >= ?", (file, end))
+
+    def settle(self, file: int, seq: int) -> None:
+        """Put the file's unsettled blocks into snapshot `seq`."""
+        self._db.execute("UPDATE block SET seq = ? WHERE file = ? AND seq = ?", (seq, file, UNSETTLED))
+        self._stamp(seq)
+
+    def unsettle(self, path: bytes, file: int, covered: int) -> None:
+        """This entry, and its blocks above `covered`, could not be sent: they stay lacking."""
+        directory, name = split(path)
+        number = self._directory(directory, create=False) if path else _ROOT_PARENT
+        self._db.execute("UPDATE entry SET seq = ? WHERE directory = ? AND name = ?", (UNSETTLED, number, name))
+        if file:
+            self._db.execute("UPDATE block SET seq = ? WHERE file = ? AND seq > ?", (UNSETTLED, file, covered))
+        self.put("unsettled", 1)
+
+    def drop(self, paths: Sequence[bytes], seq: int) -> None:
+        """These entries exist no more. Blocks of a file that no entry names any longer are forgotten."""
+        keys = [(self._directory(split(p)[0], create=True), split(p)[1]) for p in paths]
+        files: set[tuple[int, int]] = set()
+        for key in keys:
+            row = self._db.one("SELECT file, inode FROM entry WHERE directory = ? AND name = ? AND file > 0", key)
+            if row:
+                files.add((row[0], row[1]))
+        self._db.executemany("DELETE FROM entry WHERE directory = ? AND name = ?", keys)
+        self._db.executemany("INSERT OR REPLACE INTO gone VALUES (?, ?)", [(p, seq) for p in paths])
+        self.forget_unnamed(files)
+        for path in paths:
+            if self._directories.pop(path, None) is not None or self._db.value(
+                "SELECT 1 FROM directory WHERE path = ?", (path,)
+            ):
+                self._forget_directory(path)
+        self._stamp(seq)
+
+    def forget_unnamed(self, files: Iterable[tuple[int, int]]) -> None:
+        """Forget the blocks of those (file, inode) pairs that no entry names any more."""
+        for file, inode in files:
+            if not self._db.value("SELECT 1 FROM entry WHERE file > 0 AND inode = ? AND file = ?", (inode, file)):
+                self._db.execute("DELETE FROM block WHERE file = ?", (file,))
+
+    # replicas
+
+    def standing(self, replica: str) -> Standing:
+        """How far `replica` has come; nothing at all when it is new."""
+        row = self._db.one(
+            "SELECT covered, head, head_digest, sent_covered, sent, sent_digest FROM replica WHERE name = ?", (replica,)
+        )
+        if row is None:
+            return Standing()
+        return Standing(row[0], Head(row[1], row[2]), row[3], Head(row[4], row[5]))
+
+    def set_sent(self, replica: str, head: Head, covered: int) -> None:
+        """Remember, before a commit is sent, what the replica will have if it arrives."""
+        self._set_standing(replica, replace(self.standing(replica), sent=head, sent_covered=covered))
+
+    def set_acked(self, replica: str) -> None:
+        """What was sent last has arrived."""
+        now = self.standing(replica)
+        self._set_standing(replica, Standing(now.sent_covered, now.sent, now.sent_covered, now.sent))
+
+    def restart(self, replica: str, head: Head) -> None:
+        """Count everything as lacking on `replica`, whose history goes on from `head`."""
+        self._set_standing(replica, Standing(0, head, 0, head))
+
+    def _set_standing(self, replica: str, now: Standing) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO replica VALUES (?,?,?,?,?,?,?)",
+            (
+                replica, now.covered, now.head.number, now.head.digest,
+                now.sent_covered, now.sent.number, now.sent.digest,
+            ),
+        )  # fmt: skip
+
+    def forget_drops(self, replicas: Sequence[str]) -> None:
+        """Forget dropped paths that every one of these replicas knows to be dropped."""
+        oldest = min((self.standing(name).covered for name in replicas), default=0)
+        self._db.execute("DELETE FROM gone WHERE seq <= ?", (oldest,))
+
+    # upkeep
+
+    def verify(self) -> list[str]:
+        """Read every page; what is wrong, in words."""
+        return self._db.verify()
+
+    def _stamp(self, seq: int) -> None:
+        if seq > self.stamped():
+            self.put("stamped", seq)
+
+    def _any_gone(self) -> bool:
+        return self._db.value("SELECT 1 FROM gone LIMIT 1") is not None
+
+    def _directory(self, path: bytes, *, create: bool) -> int | None:
+        number = self._directories.get(path)
+        if number is None:
+            number = self._db.value("SELECT id FROM directory WHERE path = ?", (path,))
+            if number is None:
+                if not create:
+                    return None
+                self._db.execute("INSERT INTO directory(path) VALUES (?)", (path,))
+                number = self._db.value("SELECT last_insert_rowid()")
+            if len(self._directories) >= _DIRECTORY_CACHE:
+                self._directories.clear()
+            self._directories[path] = int(number)
+        return int(number)
+
+    def _forget_directory(self, path: bytes) -> None:
+        self._directories.pop(path, None)
+        self._db.execute(
+            "DELETE FROM directory WHERE path = ? AND NOT EXISTS (SELECT 1 FROM entry WHERE directory = directory.id)",
+            (path,),
+        )
+
+    def _entry_values(self, row: EntryRow) -> tuple[int | bytes | None, ...]:
+        put = row.put
+        directory, name = split(put.path)
+        number = self._directory(directory, create=True) if put.path else _ROOT_PARENT
+        extra = None
+        if put.meta.xattrs or put.target or put.device:
+            extra = _encoder.encode(Extra(put.meta.xattrs, put.target, put.device))
+        return (number, name, *row.stamp, put.file, put.block_bytes, put.flags, extra, row.seq)
+
+
+_DIRECTORY_CACHE = 20_000
+"""Directory numbers kept in memory: a few MiB at most."""
+
+
+def put_of(path: bytes, known: Known) -> Put:
+    """The `Put` that the ledger's entry amounts to, without blocks."""
+    extra = _extra_decoder.decode(known.extra) if known.extra else Extra()
+    return Put(
+        path=path,
+        kind=Kind(known.kind),
+        meta=Meta(known.mode, known.uid, known.gid, known.mtime_ns, extra.xattrs),
+        size=known.size if known.file else 0,
+        file=known.file,
+        block_bytes=known.block_bytes,
+        flags=known.flags,
+        target=extra.target,
+        device=extra.device,
+    )
+
+
+def stamp_of(known: Known) -> Stamp:
+    """The stamp under which the ledger's entry was read."""
+    return Stamp._make(known[:9])

@@ -1,0 +1,110 @@
+"""Contract: what the HTTP server asks of the daemon, and how the control socket spells it.
+
+One table for both ends: the server (`server.py`) and the client of the CLI (`api.py`) import these values and
+nothing of each other. Over the control socket, STATE/control.sock:
+
+    GET  /status[?served=DATASET/REPLICA/NUMBER]...[&timeout_s=S]  -> NodeStatus; waits until all of these passes ended
+    POST /sync[?dataset=NAME]    -> Accepted
+    POST /release?dataset=NAME   -> Released
+    POST /reload                 -> Reloaded
+    anything that fails          -> 4xx or 5xx with Failure
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from replicad.status import NodeStatus
+
+CONTROL_SOCKET = "control.sock"
+"""Name of the control socket in the state directory; mode 0600, so only the daemon's user and root may command it."""
+MAX_WAIT_S = 10.0
+"""One GET /status waits no longer; whoever wants to wait longer asks again, so a dead client costs little."""
+MAX_SERVED = 1000
+"""Passes that one GET /status may wait for."""
+
+
+class SyncRequest(msgspec.Struct, frozen=True):
+    """A pass that was asked for. It has ended when `pass_served` of this dataset and replica is at least `number`."""
+
+    dataset: str
+    replica: str
+    number: int
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """Answer to POST /sync."""
+
+    requests: list[SyncRequest]
+
+
+class Freed(msgspec.Struct, frozen=True):
+    """A dataset on its way to one replica that is held no more, and why it was."""
+
+    dataset: str
+    replica: str
+    reason: str
+
+
+class Released(msgspec.Struct, frozen=True):
+    """Answer to POST /release: what was held; empty when nothing was."""
+
+    released: list[Freed]
+
+
+class Reloaded(msgspec.Struct, frozen=True):
+    """Answer to POST /reload: what is wrong with the new configuration; empty when it is in force."""
+
+    problems: list[str]
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a request was refused, and what to do."""
+
+    error: str
+    hint: str = ""
+
+
+class Daemon(Protocol):
+    """What the HTTP server needs of the daemon. All methods are called on the event loop and must not block it."""
+
+    def status(self) -> NodeStatus:
+        """The state of now. Called up to a hundred times a second while somebody waits, so it must be cheap."""
+
+    def request_sync(self, dataset: str | None) -> list[SyncRequest]:
+        """Ask for a pass of one dataset, or of all, now. Raises UsageError for a name that is not configured."""
+
+    def release(self, dataset: str) -> None:
+        """Let a held dataset go on, on all its replicas; nothing happens when it is not held. Raises UsageError."""
+
+    async def reload(self) -> list[str]:
+        """Read the configuration file again. The problems found, in words; empty when it is in force."""
+
+
+def has_served(status: NodeStatus, requests: Iterable[SyncRequest]) -> bool:
+    """Whether all these passes have ended. A dataset that is gone from the configuration is waited for no longer."""
+    served = {(line.dataset, line.replica): line.pass_served for line in status.datasets}
+    return all(served.get((r.dataset, r.replica), r.number) >= r.number for r in requests)
+
+
+def status_query(requests: Sequence[SyncRequest], timeout_s: float) -> list[tuple[str, str]]:
+    """The query of GET /status that waits for these passes."""
+    query = [("served", f"{r.dataset}/{r.replica}/{r.number}") for r in requests]
+    return [*query, ("timeout_s", f"{timeout_s:.3f}")] if query else []
+
+
+def parse_served_untrusted(texts: Sequence[str]) -> list[SyncRequest]:
+    """The inverse for the `served` values. Raises ValueError with the reason."""
+    if len(texts) > MAX_SERVED:
+        raise ValueError(f"more than {MAX_SERVED} passes to wait for")
+    return [_parse_one(text) for text in texts]
+
+
+def _parse_one(text: str) -> SyncRequest:
+    parts = text.rsplit("/", 2)
+    if len(parts) != 3 or not (parts[2].isascii() and parts[2].isdigit()):
+        raise ValueError(f"served={text[:80]!r} is not DATASET/REPLICA/NUMBER")
+    return SyncRequest(dataset=parts[0], replica=parts[1], number=int(parts[2]))

@@ -1,0 +1,190 @@
+"""Metrics: a NodeStatus as Prometheus text. Sole owner of prometheus_client.
+
+Never counts anything itself: the status is the one truth, and this file a table from it to names that are API.
+Ages and timestamps first: a timestamp of 0 means "never", so that every age alert fires for it; the lag of a dataset
+that never was complete is +Inf, so that `lag > objective` holds for it too instead of matching nothing.
+Labels are bounded by the configuration: dataset, replica, client, job. docs/METRICS.md explains each name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from replicad.status import DatasetStatus, JobStatus, NodeStatus, StoreStatus, lag_s
+
+__all__ = ["CONTENT_TYPE", "FAMILIES", "Exposition", "Family"]
+
+Sample = tuple[tuple[str, ...], float]
+"""Label values in the order of the family's labels, and the value."""
+
+
+class Family(NamedTuple):
+    """One metric name: what it says and how it follows from the status."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    samples: Callable[[NodeStatus], Iterable[Sample]]
+
+    @property
+    def is_counter(self) -> bool:
+        """Whether it only grows, until the daemon restarts; the name says so."""
+        return self.name.endswith("_total")
+
+
+class Exposition:
+    """What /metrics answers. `status` is called at each scrape."""
+
+    def __init__(self, status: Callable[[], NodeStatus]) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_NodeCollector(status))
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """Prometheus text format 0.0.4."""
+        return generate_latest(self._registry)
+
+
+class _NodeCollector(Collector):
+    def __init__(self, status: Callable[[], NodeStatus]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        for family in FAMILIES:
+            kind = CounterMetricFamily if family.is_counter else GaugeMetricFamily
+            metric = kind(family.name, family.help, labels=family.labels)
+            for labels, value in family.samples(status):
+                metric.add_metric(labels, value)
+            yield metric
+
+
+def _node(name: str, help_text: str, value: Callable[[NodeStatus], float | None]) -> Family:
+    """A metric of the daemon itself; absent while `value` is None."""
+
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        found = value(status)
+        if found is not None:
+            yield (), found
+
+    return Family(f"replicad_{name}", help_text, (), samples)
+
+
+def _dataset(name: str, help_text: str, value: Callable[[DatasetStatus, int], float]) -> Family:
+    """A metric of one dataset on its way to one replica; `value` is also given the time of now in ns."""
+
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        for line in status.datasets:
+            yield (line.dataset, line.replica), value(line, status.now_ns)
+
+    return Family(f"replicad_{name}", help_text, ("dataset", "replica"), samples)
+
+
+def _store(name: str, help_text: str, value: Callable[[StoreStatus], float]) -> Family:
+    """A metric of one client's dataset in the store of this node."""
+
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        for line in status.stores:
+            yield (line.client, line.dataset), value(line)
+
+    return Family(f"replicad_store_{name}", help_text, ("client", "dataset"), samples)
+
+
+def _job(name: str, help_text: str, value: Callable[[JobStatus], float]) -> Family:
+    """A metric of one loop of the daemon."""
+
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        for line in status.jobs:
+            yield (line.name,), value(line)
+
+    return Family(f"replicad_job_{name}", help_text, ("job",), samples)
+
+
+def _bytes_or_absent(size: int) -> float | None:
+    """-1 stands for "this node has no store": no value at all is what an alert on low values needs then."""
+    return None if size < 0 else float(size)
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "replicad_build_info",
+        "Always 1; the labels say which replicad runs here.",
+        ("node", "version"),
+        lambda s: [((s.node, s.version), 1.0)],
+    ),
+    _node("config_refused", "1 while a changed configuration is refused.", lambda s: float(bool(s.config_error))),
+    _node("sessions", "Sessions of clients under way at this replica.", lambda s: float(s.sessions)),
+    _dataset("link_up", "1 while connected to the replica.", lambda d, now: float(d.link_up)),
+    _dataset("rpo_seconds", "The configured objective for the lag.", lambda d, now: d.rpo_s),
+    _dataset(
+        "dataset_lag_seconds",
+        "Age of the last state that is wholly on the replica; +Inf when there never was one.",
+        lag_s,
+    ),
+    _dataset(
+        "last_complete_timestamp_seconds",
+        "When the last pass began of which everything is acknowledged; 0 = never.",
+        lambda d, now: d.last_complete_ns / 1e9,
+    ),
+    _dataset(
+        "last_snapshot_timestamp_seconds",
+        "Creation time of the last acknowledged snapshot, complete or not; 0 = never.",
+        lambda d, now: d.last_snapshot_ns / 1e9,
+    ),
+    _dataset("pending_bytes", "Bytes of the running pass not yet read.", lambda d, now: float(d.pending_bytes)),
+    _dataset("pending_files", "Files of the running pass not yet copied.", lambda d, now: float(d.pending_files)),
+    _dataset("sent_bytes_total", "Bytes given to the link.", lambda d, now: float(d.sent_bytes)),
+    _dataset("read_bytes_total", "Bytes read from the dataset's files.", lambda d, now: float(d.read_bytes)),
+    _dataset("passes_total", "Passes ended, well or not.", lambda d, now: float(d.pass_number)),
+    _dataset("held", "1 while a guard holds the dataset until `replicad release`.", lambda d, now: float(d.held)),
+    _dataset("unread_entries", "Entries that the last pass could not copy.", lambda d, now: float(d.unread)),
+    _dataset("fuzzy_files", "Files recorded although they kept changing.", lambda d, now: float(d.fuzzy)),
+    _dataset(
+        "rotten_blocks",
+        "Blocks whose bytes changed on the primary's disk without a write; not sent.",
+        lambda d, now: float(d.rotten),
+    ),
+    _dataset(
+        "watch_degraded",
+        "1 while changes are found by walking only although watching is configured.",
+        lambda d, now: float(d.watch.startswith("degraded")),
+    ),
+    _dataset("dataset_entries", "Entries of the dataset.", lambda d, now: float(d.entries)),
+    _dataset("dataset_bytes", "Bytes of the dataset's files.", lambda d, now: float(d.size)),
+    _node(
+        "store_free_bytes",
+        "Free bytes on the store's file system; absent on a node without a store.",
+        lambda s: _bytes_or_absent(s.store_free_bytes),
+    ),
+    _node(
+        "store_reserve_bytes",
+        "Free bytes below which intake stops; absent on a node without a store.",
+        lambda s: _bytes_or_absent(s.store_reserve_bytes),
+    ),
+    _store(
+        "last_snapshot_timestamp_seconds",
+        "Creation time, by the primary's clock, of the last snapshot held; 0 = never.",
+        lambda s: s.last_snapshot_ns / 1e9,
+    ),
+    _store(
+        "last_received_timestamp_seconds",
+        "When the last snapshot was acknowledged, by this node's clock; 0 = never.",
+        lambda s: s.received_ns / 1e9,
+    ),
+    _store("entries", "Entries of the last snapshot.", lambda s: float(s.entries)),
+    _store("dataset_bytes", "Bytes of the files of the last snapshot.", lambda s: float(s.size)),
+    _store("stored_bytes", "Bytes that all snapshots take on the disk.", lambda s: float(s.stored_bytes)),
+    _store("received_bytes_total", "Bytes received from the client.", lambda s: float(s.received_bytes)),
+    _store("damaged_frames", "Frames found damaged.", lambda s: float(s.damaged)),
+    _store("full", "1 while intake is stopped for want of room.", lambda s: float(s.state == "full")),
+    _job("running", "1 while the loop is alive.", lambda j: float(j.running)),
+    _job("failures_total", "Failures; an unreachable peer is none.", lambda j: float(j.failures)),
+    _job("last_success_timestamp_seconds", "When it last succeeded; 0 = never.", lambda j: j.last_success_ns / 1e9),
+)

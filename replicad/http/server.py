@@ -1,0 +1,270 @@
+"""Server: what scrapers see over TCP, and what the CLI commands over the control socket.
+
+Owns aiohttp. Two listeners that share nothing but the daemon: TCP answers GET /metrics, /healthz and / and can
+change nothing; STATE/control.sock (mode 0600) answers the contract's requests. Requests carry no body, and every
+connection, header and wait has a limit, so nobody who can connect can make the daemon grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from replicad.config.schema import split_address
+from replicad.http.api import socket_address
+from replicad.http.contract import (
+    CONTROL_SOCKET,
+    MAX_WAIT_S,
+    Accepted,
+    Daemon,
+    Failure,
+    Freed,
+    Released,
+    Reloaded,
+    SyncRequest,
+    has_served,
+    parse_served_untrusted,
+)
+from replicad.http.metrics import CONTENT_TYPE, Exposition
+from replicad.model.errors import LockedError, ReplicadError, UsageError
+from replicad.status import NodeStatus, encode, job_problem
+from replicad.system.clock import Clock
+
+MAX_HEADER_BYTES = 16 * 1024
+"""Longest request line or header field: a wait for a hundred passes fits."""
+MAX_CONNECTIONS = 64
+"""TCP connections at once, and a few times BACKLOG more where they come in one burst; a scraper needs one, and each
+costs a file descriptor that replication needs too."""
+IDLE_S = 30.0
+"""A connection that asks nothing for this long is closed."""
+LINGER_S = 1.0
+"""How long an unwanted body is read and thrown away so that the sender gets to see the refusal."""
+STOP_S = 2.0
+"""How long answers under way may take when the daemon stops."""
+BACKLOG = 16
+WAIT_POLL_S = 0.01
+"""How often a waiting GET /status looks again: jobs write plain values and wake nobody, so this is all the delay that
+`replicad sync --wait` adds, at less than a thousandth of a CPU."""
+
+INDEX = """replicad {version} on {node}
+
+/metrics   what Prometheus scrapes
+/healthz   200 when every job is alive, 503 with reasons otherwise
+
+On this host: replicad status
+"""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HttpServer:
+    """Both listeners of one daemon. `address` is ADDR:PORT, or "" for no TCP; port 0 takes any free one."""
+
+    def __init__(self, daemon: Daemon, *, address: str, state: Path, clock: Clock) -> None:
+        self._daemon, self._clock = daemon, clock
+        self._wanted, self._control = address, state / CONTROL_SOCKET
+        self._exposition = Exposition(daemon.status)
+        self._runners: list[web.AppRunner] = []
+        self._listeners: list[asyncio.Server] = []
+        self._stopping = False
+        self.address = ""
+        """Where /metrics is, ADDR:PORT; "" until `start` and when there is no TCP listener."""
+
+    async def start(self) -> None:
+        """Listen. Raises LockedError (address in use) or ReplicadError; then nothing is left listening."""
+        try:
+            if self._wanted:
+                await self._start_tcp()
+            await self._start_control()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop listening and end what is under way, waits at once. Does nothing when it never started."""
+        self._stopping = True
+        for listener in self._listeners:
+            listener.close()
+        for runner in self._runners:
+            await runner.cleanup()
+        if self._listeners and self._control.is_socket():
+            self._control.unlink()
+        self._listeners, self._runners, self.address = [], [], ""
+
+    async def _start_tcp(self) -> None:
+        host, port = split_address(self._wanted)  # the configuration has been checked
+        server = await self._serve(
+            {("GET", "/"): self._index, ("GET", "/metrics"): self._metrics, ("GET", "/healthz"): self._health}
+        )
+
+        def accept() -> asyncio.Protocol:
+            return _Refusal() if len(server.connections) >= MAX_CONNECTIONS else server()
+
+        try:
+            listener = await asyncio.get_running_loop().create_server(accept, host or None, port, backlog=BACKLOG)
+        except OSError as error:
+            raise LockedError(
+                f"cannot listen for /metrics: {error.strerror or error}",
+                where=self._wanted,
+                hint="another process has this port? choose one with node.http",
+            ) from error
+        self._listeners.append(listener)
+        bound = listener.sockets[0].getsockname()
+        self.address = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
+
+    async def _start_control(self) -> None:
+        server = await self._serve(
+            {
+                ("GET", "/status"): self._status,
+                ("POST", "/sync"): self._sync,
+                ("POST", "/release"): self._release,
+                ("POST", "/reload"): self._reload,
+            }
+        )
+        try:
+            listening = _bind_private(self._control)
+        except OSError as error:
+            raise ReplicadError(
+                f"cannot make the control socket: {error.strerror or error}",
+                where=str(self._control),
+                hint="the state directory must exist and belong to the daemon's user",
+            ) from error
+        self._listeners.append(
+            await asyncio.get_running_loop().create_unix_server(server, sock=listening, backlog=BACKLOG)
+        )
+
+    async def _serve(self, routes: dict[tuple[str, str], Handler]) -> web.Server:
+        app = web.Application(middlewares=[_refuse_in_json])
+        for (verb, path), handler in routes.items():
+            app.router.add_route(verb, path, handler)
+        runner = web.AppRunner(
+            app,
+            handle_signals=False,
+            access_log=None,
+            handler_cancellation=True,
+            keepalive_timeout=IDLE_S,
+            lingering_time=LINGER_S,
+            shutdown_timeout=STOP_S,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+        )
+        await runner.setup()
+        self._runners.append(runner)
+        assert runner.server is not None
+        return runner.server
+
+    async def _index(self, request: web.Request) -> web.Response:
+        status = self._daemon.status()
+        return web.Response(text=INDEX.format(version=status.version, node=status.node))
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._exposition.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        reasons = ailments(self._daemon.status())
+        return web.Response(status=503 if reasons else 200, text="\n".join(reasons or ["ok"]) + "\n")
+
+    async def _status(self, request: web.Request) -> web.Response:
+        await self._wait(*_wait_asked_untrusted(request))
+        return web.Response(body=encode(self._daemon.status()), content_type="application/json")
+
+    async def _wait(self, requests: list[SyncRequest], timeout_s: float) -> None:
+        end = self._clock.monotonic_s() + timeout_s
+        while not has_served(self._daemon.status(), requests) and not self._stopping:
+            if self._clock.monotonic_s() >= end:
+                return
+            await self._clock.sleep(WAIT_POLL_S)
+
+    async def _sync(self, request: web.Request) -> web.Response:
+        dataset = request.query.get("dataset")
+        if dataset is not None:
+            self._check_dataset(dataset)
+        return _json(Accepted(self._daemon.request_sync(dataset)))
+
+    async def _release(self, request: web.Request) -> web.Response:
+        dataset = request.query.get("dataset", "")
+        self._check_dataset(dataset)
+        held = [
+            Freed(dataset=line.dataset, replica=line.replica, reason=line.reason)
+            for line in self._daemon.status().datasets
+            if line.dataset == dataset and line.held
+        ]
+        self._daemon.release(dataset)
+        return _json(Released(held))
+
+    async def _reload(self, request: web.Request) -> web.Response:
+        return _json(Reloaded(await self._daemon.reload()))
+
+    def _check_dataset(self, dataset: str) -> None:
+        known = sorted({line.dataset for line in self._daemon.status().datasets})
+        if dataset not in known:
+            names = ", ".join(known[:20]) or "none"
+            raise UsageError(f"no dataset {dataset!r} here", hint=f"datasets of this node: {names}")
+
+
+def ailments(status: NodeStatus) -> list[str]:
+    """Why this daemon does not do its work, one sentence each; empty when every job is alive. A link that is down or
+    a held dataset is no ailment of the daemon: that is what the metrics and alerts are for."""
+    if not status.jobs:
+        return ["no job has started"]
+    return [f"job {job.name} {problem}" for job in status.jobs if (problem := job_problem(job))]
+
+
+class _Refusal(asyncio.Protocol):
+    """Hangs up at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+@web.middleware
+async def _refuse_in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal as a Failure: what the daemon refuses is the caller's to change, so it is a 4xx."""
+    if request.body_exists:
+        return _json(Failure("no request here has a body"), 413)
+    try:
+        return await handler(request)
+    except UsageError as error:
+        return _json(Failure(error.what, error.hint), 404)
+    except ReplicadError as error:
+        return _json(Failure(str(error), error.hint), 409)
+    except web.HTTPException as error:
+        return _json(Failure(f"{request.method} {request.path[:80]}: {error.reason}"), error.status)
+
+
+def _json(value: msgspec.Struct, code: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=code, content_type="application/json")
+
+
+def _wait_asked_untrusted(request: web.Request) -> tuple[list[SyncRequest], float]:
+    try:
+        requests = parse_served_untrusted(request.query.getall("served", []))
+        timeout_s = float(request.query.get("timeout_s", "0"))
+    except ValueError as error:
+        raise web.HTTPBadRequest(reason=str(error).replace("\n", " ")[:200]) from None
+    return requests, min(max(timeout_s, 0.0), MAX_WAIT_S)
+
+
+def _bind_private(path: Path) -> socket.socket:
+    """A listening unix socket that never had any other mode than 0600: the mode is set before the name exists (Linux
+    takes it over when binding). A socket left over is replaced; the state directory's lock says that nobody uses it."""
+    if path.is_socket():
+        path.unlink()
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        os.fchmod(listening.fileno(), stat.S_IRUSR | stat.S_IWUSR)
+        with socket_address(path) as address:
+            listening.bind(address)
+        listening.setblocking(False)
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening

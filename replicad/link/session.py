@@ -1,0 +1,211 @@
+"""Session: who may say what, when. Pure; one table serves both roles.
+
+    START --Hello--> GREETING --Welcome--> GREETED --OpenWrite--> OPENING_WRITE --Opened--> WRITING
+                                                   `-OpenRead---> OPENING_READ  --Opened--> READING
+
+The client is the side that dialled. Ping and Pong may be said in every state but CLOSED, Bye by either side ends
+the session, and the server may answer anything with Refuse, which ends it too. What the table does not hold is
+illegal: our own mistake when we would send it (AssertionError), PeerError when the peer did. A message whose state
+allows it must also keep the limits of its fields (`message_problem`), so that no room above has to check them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+from replicad.link.messages import (
+    MAX_CREDIT_BYTES,
+    MAX_OFFER,
+    MAX_TEXT_BYTES,
+    PROTOCOL,
+    Acked,
+    Blocks,
+    Bye,
+    Credit,
+    Fetch,
+    Hello,
+    Listing,
+    ListSnapshots,
+    Lost,
+    Message,
+    Need,
+    Offer,
+    Opened,
+    OpenRead,
+    OpenWrite,
+    Ping,
+    Pong,
+    Read,
+    Record,
+    Refuse,
+    Seal,
+    Snapshots,
+    Welcome,
+)
+from replicad.model.block import ID_BYTES
+from replicad.model.entry import MAX_PATH_BYTES
+from replicad.model.errors import PeerError, RefusedError
+from replicad.model.snapshot import Head
+
+MAX_GLOBS = 256
+"""Patterns in one Read at most; each is matched against every path of a snapshot."""
+MAX_NAME_TEXT_BYTES = 255
+"""Longest name of a node, client or dataset: names become directory names."""
+
+
+class Role(Enum):
+    """Which side of the link one is."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+    @property
+    def other(self) -> Role:
+        """The role of the peer."""
+        return Role.SERVER if self is Role.CLIENT else Role.CLIENT
+
+
+class State(Enum):
+    """How far a session has come."""
+
+    START = "start"
+    GREETING = "greeting"
+    GREETED = "greeted"
+    OPENING_WRITE = "opening for writing"
+    OPENING_READ = "opening for reading"
+    WRITING = "writing"
+    READING = "reading"
+    CLOSED = "closed"
+
+
+MessageType = type[Any]
+_Row = dict[tuple[State, Role, MessageType], State]
+
+
+def _stay(state: State, role: Role, *kinds: MessageType) -> _Row:
+    return {(state, role, kind): state for kind in kinds}
+
+
+_LIVE = tuple(state for state in State if state is not State.CLOSED)
+
+TABLE: _Row = {
+    (State.START, Role.CLIENT, Hello): State.GREETING,
+    (State.GREETING, Role.SERVER, Welcome): State.GREETED,
+    (State.GREETED, Role.CLIENT, OpenWrite): State.OPENING_WRITE,
+    (State.GREETED, Role.CLIENT, OpenRead): State.OPENING_READ,
+    (State.OPENING_WRITE, Role.SERVER, Opened): State.WRITING,
+    (State.OPENING_READ, Role.SERVER, Opened): State.READING,
+    **_stay(State.WRITING, Role.CLIENT, Offer, Blocks, Record, Seal),
+    **_stay(State.WRITING, Role.SERVER, Need, Credit, Acked),
+    **_stay(State.READING, Role.CLIENT, ListSnapshots, Read, Fetch, Credit),
+    **_stay(State.READING, Role.SERVER, Snapshots, Listing, Blocks, Lost),
+    **{(state, Role.SERVER, Refuse): State.CLOSED for state in _LIVE},
+    **{(state, role, Bye): State.CLOSED for state in _LIVE for role in Role},
+    **{(state, role, kind): state for state in _LIVE for role in Role for kind in (Ping, Pong)},
+}
+"""(state, who speaks, kind of message) -> next state."""
+
+
+class Session:
+    """The state of one session as one side sees it."""
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.state = State.START
+
+    def send(self, message: Message) -> None:
+        """Account for a message of ours. AssertionError when it is illegal now: that is our own mistake."""
+        following = TABLE.get((self.state, self.role, type(message)))
+        assert following is not None, f"{type(message).__name__} may not be sent while {self.state.value}"
+        assert not (problem := message_problem(message)), problem
+        self.state = following
+
+    def receive(self, message: Message) -> None:
+        """Account for a message of the peer. Raises PeerError when it is illegal now or breaks a limit."""
+        following = TABLE.get((self.state, self.role.other, type(message)))
+        if following is None:
+            raise PeerError(f"sent {type(message).__name__}, which is not allowed while {self.state.value}")
+        problem = message_problem(message)
+        if problem:
+            raise PeerError(f"sent an invalid {problem}")
+        self.state = following
+
+
+def version_refusal(hello: Hello) -> Refuse | None:
+    """The server's answer to a client of another protocol version, None when the versions match."""
+    if hello.protocol == PROTOCOL:
+        return None
+    theirs = f"protocol version {hello.protocol} ({show_text(hello.software)[:MAX_NAME_TEXT_BYTES]})"
+    return Refuse("version", f"the client speaks {theirs}, this node speaks version {PROTOCOL}")
+
+
+def refused(refuse: Refuse, peer: str) -> RefusedError:
+    """The peer's Refuse as the error to raise."""
+    hint = "install the same release of replicad on both nodes" if refuse.code == "version" else ""
+    return RefusedError(f"refused: {show_text(refuse.text)}", where=peer, hint=hint)
+
+
+def show_text(text: str) -> str:
+    """Text from the peer, safe for terminals and logs: control characters become "?"."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def message_problem(message: Message) -> str:
+    """Which limit a field of `message` breaks, or ""."""
+    rule = _RULES.get(type(message))
+    return f"{type(message).__name__}: {problem}" if rule and (problem := rule(message)) else ""
+
+
+def _text(text: str, limit: int = MAX_TEXT_BYTES) -> str:
+    return "" if len(text.encode()) <= limit else f"text over {limit} bytes"
+
+
+def _number(value: int, limit: int = 2**63 - 1, *, least: int = 0) -> str:
+    return "" if least <= value <= limit else f"number {value} outside {least} to {limit}"
+
+
+def _head(head: Head) -> str:
+    return _number(head.number) or ("" if len(head.digest) == ID_BYTES else f"digest of {len(head.digest)} bytes")
+
+
+def _ids(ids: bytes) -> str:
+    count, rest = divmod(len(ids), ID_BYTES)
+    return "" if not rest and 0 < count <= MAX_OFFER else f"{len(ids)} bytes of block ids"
+
+
+def _bits(bits: bytes) -> str:
+    return "" if 0 < len(bits) <= MAX_OFFER // 8 else f"bitmap of {len(bits)} bytes"
+
+
+def _globs(globs: Sequence[bytes]) -> str:
+    if len(globs) > MAX_GLOBS:
+        return f"{len(globs)} patterns; {MAX_GLOBS} are allowed"
+    return f"pattern over {MAX_PATH_BYTES} bytes" if any(len(glob) > MAX_PATH_BYTES for glob in globs) else ""
+
+
+_RULES: dict[MessageType, Callable[[Any], str]] = {
+    Hello: lambda m: _number(m.protocol) or _text(m.software),
+    Welcome: lambda m: (
+        _number(m.protocol)
+        or _text(m.software)
+        or _text(m.node, MAX_NAME_TEXT_BYTES)
+        or _text(m.client, MAX_NAME_TEXT_BYTES)
+    ),
+    Refuse: lambda m: _text(m.code) or _text(m.text),
+    OpenWrite: lambda m: _text(m.dataset, MAX_NAME_TEXT_BYTES),
+    OpenRead: lambda m: _text(m.dataset, MAX_NAME_TEXT_BYTES),
+    Opened: lambda m: _head(m.head) or _number(m.credit, MAX_CREDIT_BYTES),
+    Offer: lambda m: _ids(m.ids),
+    Fetch: lambda m: _ids(m.ids),
+    Need: lambda m: _bits(m.bits),
+    Acked: lambda m: _head(m.head),
+    Credit: lambda m: _number(m.size, MAX_CREDIT_BYTES, least=1),
+    Read: lambda m: _number(m.snapshot) or _globs(m.globs) or _number(m.credit, MAX_CREDIT_BYTES),
+    Lost: lambda m: _text(m.reason) or ("" if len(m.id) == ID_BYTES else f"block id of {len(m.id)} bytes"),
+    Ping: lambda m: _number(m.token),
+    Pong: lambda m: _number(m.token),
+    Bye: lambda m: _text(m.reason),
+}
+"""Limits of the fields; a kind that is not named has none beyond its length."""

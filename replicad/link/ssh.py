@@ -1,0 +1,581 @@
+"""SSH: what carries the link between hosts. Sole owner of asyncssh, and of this node's key.
+
+Both sides pin the other's key; nothing else is ever asked: no known_hosts, no agent, no ~/.ssh/config, no password,
+no certificate. The listener offers one subsystem and refuses the rest. A `Dialler` shares one connection between
+the channels to one replica. asyncssh's exceptions become ours in one table, `_MAPPED`.
+
+asyncssh takes the peer's channel window as the only bound of what it buffers. A `_Line` adds the missing one: it
+listens to the TCP transport's own pause and resume, so that a full socket stops every channel on the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+from replicad.config import ReplicaConfig
+from replicad.link.bandwidth import Bandwidth
+from replicad.link.channel import GREETING_S, Channel, greet
+from replicad.link.reception import Reception
+from replicad.link.session import Role, show_text
+from replicad.model.errors import ConfigError, LinkError, Problem, RefusedError, ReplicadError, UsageError
+from replicad.model.pairing import fingerprint, split_address
+from replicad.system.disk import Disk
+
+SUBSYSTEM = "replicad"
+STDIO_COMMAND = "replicad stdio"
+"""What is asked of an OpenSSH server; its forced command decides what really runs."""
+PACKET_BYTES = 131072
+"""Largest SSH packet: 64 to 128 KiB were measured to be fastest, 256 KiB and more are slower than the default 32."""
+UNSENT_BYTES = 256 * 1024
+"""What a channel buffers beyond the peer's window before `send` waits: bridges a turn of the event loop."""
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
+"""Authenticated ciphers only, the fastest on hardware with AES first."""
+REKEY_BYTES = 16 * 1024**3
+"""New keys stall the line for two round trips; AES-GCM allows 64 GiB (RFC 4344's 2**32 blocks)."""
+CONNECT_S = 20.0
+"""TCP connection, key exchange and authentication together."""
+LOGIN_S = 15.0
+"""How long a client may take to authenticate; a honest one needs three round trips."""
+MAX_UNAUTHENTICATED = 32
+MAX_UNAUTHENTICATED_PER_ADDRESS = 8
+"""Connections that have not yet shown a key: bounded so that a flood costs little, and per address so that one host
+cannot shut out the others."""
+MAX_CONNECTIONS = 128
+MAX_CONNECTIONS_PER_CLIENT = 8
+"""One is the rule; some may linger until the keep-alive finds them dead."""
+MAX_CHANNELS = 8
+"""Channels in one connection; a session each."""
+MAX_SAID_BYTES = 2048
+"""Of what a remote command says on its standard error, the end is kept for the error message."""
+NOTSENT_BYTES = 512 * 1024
+"""What the kernel may hold of a connection and not have sent: keeps replies and signs of life from waiting behind
+megabytes on a slow line, and is enough to keep a fast one busy."""
+_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; Python names it on macOS only
+_USER = "replicad"
+_MAX_KEY_FILE_BYTES = 64 * 1024
+
+asyncssh.set_log_level("ERROR")  # it logs every connection as information; what matters is reported by the reception
+
+
+# ------------------------------------------------------------------------------------------------------------ keys
+
+
+def generate_key(path: Path, comment: str) -> str:
+    """Write a new Ed25519 private key (mode 0600); returns its public line. Raises UsageError when `path` exists."""
+    if path.exists():
+        raise UsageError("a key is already there", where=str(path), hint="move it away to make a new one")
+    key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
+    Disk().write_durable(path, key.export_private_key(), mode=0o600)
+    return _public_line(key)
+
+
+def public_key(path: Path) -> str:
+    """The public line of the private key in `path`. Raises ConfigError."""
+    return _public_line(_load(path))
+
+
+def _load(path: Path) -> asyncssh.SSHKey:
+    """The private key in `path`. Raises ConfigError when it is missing, no Ed25519 key or readable by others."""
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            data = file.read(_MAX_KEY_FILE_BYTES)
+    except OSError as error:
+        raise _bad_key(path, f"cannot be read: {error.strerror}; replicad init makes one") from None
+    if mode & 0o077:
+        raise _bad_key(path, f"can be read by others (mode {mode:04o}); chmod 600 {path}")
+    try:
+        key = asyncssh.import_private_key(data)
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+        raise _bad_key(path, f"is no private key without a passphrase in OpenSSH format: {error}") from None
+    if key.get_algorithm() != "ssh-ed25519":
+        raise _bad_key(path, f"is a key of type {key.get_algorithm()}; only ssh-ed25519 is used")
+    return key
+
+
+def _bad_key(path: Path, text: str) -> ConfigError:
+    return ConfigError([Problem(str(path), 0, "private key", text)])
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two public lines hold the same key, whatever their comments."""
+    return one.split()[:2] == other.split()[:2]
+
+
+def _public_line(key: asyncssh.SSHKey) -> str:
+    return " ".join(key.export_public_key().decode().split()[:2])
+
+
+# ---------------------------------------------------------------------------------------------------------- streams
+
+
+class _Line:
+    """One SSH connection: the back-pressure of its TCP transport, for all channels on it."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.full = False
+        self.carriers: set[_Carrier] = set()
+        connection.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
+        self.connection.pause_writing = self._pause  # asyncssh's own methods do nothing
+        self.connection.resume_writing = self._resume
+
+    def _pause(self) -> None:
+        self.full = True
+        self._tell()
+
+    def _resume(self) -> None:
+        self.full = False
+        self._tell()
+
+    def _tell(self) -> None:
+        for carrier in tuple(self.carriers):
+            carrier.update()
+
+
+class _Carrier:
+    """The Stream of one channel, and what asyncssh calls a session."""
+
+    def __init__(self, line: _Line) -> None:
+        self.line = line
+        line.carriers.add(self)
+        self.channel: Channel | None = None
+        self._ssh: Any = None
+        self._full = self._told_full = False
+        self._said = b""
+        self._status: int | None = None
+
+    # What asyncssh calls.
+
+    def connection_made(self, chan: Any) -> None:
+        self._ssh = chan
+        chan.set_write_buffer_limits(UNSENT_BYTES)
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        if datatype is not None:
+            self._said = (self._said + data)[-MAX_SAID_BYTES:]
+        elif self.channel:
+            self.channel.data_received(data)
+
+    def exit_status_received(self, status: int) -> None:
+        self._status = status
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.line.carriers.discard(self)
+        if self.channel:
+            self.channel.connection_lost(self._ending(exc))
+
+    def pause_writing(self) -> None:
+        self._full = True
+        self.update()
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self.update()
+
+    def update(self) -> None:
+        """Tell the channel when either buffer has filled, or both have room again."""
+        full = self._full or self.line.full
+        if self.channel and full != self._told_full:
+            self._told_full = full
+            (self.channel.pause_writing if full else self.channel.resume_writing)()
+
+    # The Stream.
+
+    def write(self, data: bytes | bytearray) -> None:
+        with suppress(OSError):  # it has ended; connection_lost follows or has been
+            self._ssh.write(data)
+
+    def pause_reading(self) -> None:
+        self._ssh.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._ssh.resume_reading()
+
+    def close(self) -> None:
+        self._ssh.close()
+
+    def abort(self) -> None:
+        """Cut the whole connection: a peer that is silent on one channel is silent on all."""
+        self.line.connection.abort()
+
+    def _ending(self, exc: Exception | None) -> str:
+        if self._status is not None:
+            said = show_text(" ".join(self._said.decode(errors="replace").split()))
+            return f"the remote command ended with status {self._status}: {said or 'it said nothing'}"
+        return f"connection lost: {_reason(exc)}" if exc else ""
+
+
+class _ClientCarrier(_Carrier, asyncssh.SSHClientSession[bytes]):
+    """At the side that dialled."""
+
+    def __init__(self, line: _Line, replica: ReplicaConfig, bandwidth: Bandwidth) -> None:
+        super().__init__(line)
+        self._replica, self._bandwidth = replica, bandwidth
+
+    def session_started(self) -> None:
+        replica = self._replica
+        self.channel = Channel(
+            self, Role.CLIENT, replica.name, keepalive_s=replica.keepalive_s, bandwidth=self._bandwidth
+        )
+        self.update()
+
+
+class _ServerCarrier(_Carrier, asyncssh.SSHServerSession[bytes]):
+    """At the side that listens: a channel comes to life when the subsystem is asked for, and only then."""
+
+    def __init__(self, door: _Door) -> None:
+        super().__init__(door.line)
+        self._door = door
+        self._patience = asyncio.get_running_loop().call_later(GREETING_S, self.abort)
+
+    def connection_made(self, chan: Any) -> None:
+        super().connection_made(chan)
+        chan._process_env_request = _refuse_request  # asyncssh would keep any number of variables
+
+    def subsystem_requested(self, subsystem: str) -> bool:
+        return subsystem == SUBSYSTEM
+
+    def session_started(self) -> None:
+        self._patience.cancel()
+        reception = self._door.reception
+        self.channel = Channel(self, Role.SERVER, self._door.client, keepalive_s=reception.house.keepalive_s)
+        self.update()
+        reception.start(self.channel)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._patience.cancel()
+        super().connection_lost(exc)
+
+
+def _refuse_request(_packet: object) -> bool:
+    return False
+
+
+# ---------------------------------------------------------------------------------------------------------- listener
+
+
+class Listener:
+    """The embedded SSH server, listening."""
+
+    def __init__(self, reception: Reception) -> None:
+        self.reception = reception
+        self.doors: set[_Door] = set()
+        self.unauthenticated: Counter[str] = Counter()
+        self._acceptor: asyncssh.SSHAcceptor | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        assert self._acceptor
+        return self._acceptor.get_port()
+
+    async def close(self) -> None:
+        """Stop listening and cut all connections; close the reception first, so that clients are told why."""
+        assert self._acceptor
+        self._acceptor.close()
+        connections = [door.line.connection for door in self.doors]
+        for connection in connections:
+            connection.abort()
+        await asyncio.gather(*(connection.wait_closed() for connection in connections))
+
+    async def open(self, host: str, port: int, key: asyncssh.SSHKey) -> None:
+        """Begin to listen."""
+        self._acceptor = await asyncssh.listen(
+            host,
+            port,
+            server_factory=lambda: _Door(self),
+            server_host_keys=[key],
+            window=self.reception.house.window_bytes,
+            login_timeout=LOGIN_S,
+            **_SERVER_OPTIONS,
+            **_COMMON_OPTIONS,
+        )
+
+    def admits(self, address: str) -> str:
+        """Why one more connection from `address` is too many, or ""."""
+        if len(self.doors) >= MAX_CONNECTIONS:
+            return f"more than {MAX_CONNECTIONS} connections"
+        if self.unauthenticated.total() >= MAX_UNAUTHENTICATED:
+            return f"more than {MAX_UNAUTHENTICATED} connections that have not shown a key"
+        if self.unauthenticated[address] >= MAX_UNAUTHENTICATED_PER_ADDRESS:
+            return f"more than {MAX_UNAUTHENTICATED_PER_ADDRESS} connections that have not shown a key"
+        return ""
+
+
+async def listen(address: str, key: Path, reception: Reception) -> Listener:
+    """Listen on ADDR:PORT with the host key in `key`. Raises ConfigError (key), LinkError (address)."""
+    host, _, port = address.rpartition(":")
+    listener = Listener(reception)
+    try:
+        await listener.open(host.strip("[]"), int(port), _load(key))
+    except OSError as error:
+        raise LinkError(f"cannot listen: {error.strerror or error}", where=address) from None
+    return listener
+
+
+class _Door(asyncssh.SSHServer):
+    """One connection to the listener. Everything that asyncssh would ask it and that is not here, it refuses."""
+
+    line: _Line
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.reception = listener.reception
+        self.client = ""
+        """The authenticated client; "" before."""
+        self._address = ""
+        self._key = ""
+        self._counted = False
+        """Whether this connection is among the unauthenticated ones."""
+        self._shown: set[str] = set()
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self.line = _Line(conn)
+        self._address = str(conn.get_extra_info("peername", ("", 0))[0])
+        problem = self._listener.admits(self._address)
+        self._listener.doors.add(self)
+        self._listener.unauthenticated[self._address] += 1
+        self._counted = True
+        if problem:
+            self._report(problem, hint="")
+            conn.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.doors.discard(self)
+        self._no_longer_unauthenticated()
+
+    def begin_auth(self, username: str) -> bool:
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        """Called for a key that is offered and again for the one that signs; the last one is the client's."""
+        self._key = _public_line(key)
+        if self._client_of_key():
+            return True
+        if self._key not in self._shown:
+            self._shown.add(self._key)
+            self._report(f"key {key.get_fingerprint()} is not authorised", hint="replicad authorize lets a client in")
+        return False
+
+    def auth_completed(self) -> None:
+        self.client = self._client_of_key()
+        self._no_longer_unauthenticated()
+        if sum(door.client == self.client for door in self._listener.doors) > MAX_CONNECTIONS_PER_CLIENT:
+            self._report(f"client {self.client} has more than {MAX_CONNECTIONS_PER_CLIENT} connections", hint="")
+            self.line.connection.abort()
+
+    def session_requested(self) -> _ServerCarrier | bool:
+        """Asked for each channel: the key must still be authorised then."""
+        still_authorised = bool(self.client) and self._client_of_key() == self.client
+        if len(self.line.carriers) >= MAX_CHANNELS or not still_authorised:
+            return False
+        return _ServerCarrier(self)
+
+    def _client_of_key(self) -> str:
+        return next((client.name for client in self.reception.house.clients() if _same(client.key, self._key)), "")
+
+    def _no_longer_unauthenticated(self) -> None:
+        if not self._counted:
+            return
+        self._counted = False
+        self._listener.unauthenticated[self._address] -= 1
+        if not self._listener.unauthenticated[self._address]:
+            del self._listener.unauthenticated[self._address]
+
+    def _report(self, what: str, *, hint: str) -> None:
+        self.reception.house.report(RefusedError(what, where=self._address, hint=hint))
+
+
+# ----------------------------------------------------------------------------------------------------------- dialler
+
+
+class Dialler:
+    """The way to one replica: one SSH connection, made when it is needed, for all channels to it."""
+
+    def __init__(self, replica: ReplicaConfig, key: Path, software: str) -> None:
+        self.replica, self._key_path, self._software = replica, key, software
+        self._bandwidth = Bandwidth(replica.bandwidth_bytes)
+        self._caller: _Caller | None = None
+        self._offered = ""
+        self._connecting = asyncio.Lock()
+
+    async def dial(self) -> Channel:
+        """A greeted channel, over the connection that stands or a new one.
+
+        Raises LinkError (out of reach; try again), RefusedError (key, host key, version, limit), PeerError,
+        ConfigError (own key).
+        """
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                async with self._connecting:
+                    caller = await self._connected()
+                channel = await self._open(caller)
+        except (OSError, asyncssh.Error) as error:
+            self._drop_unless_in_use()
+            raise self._mapped(error) from None
+        try:
+            await greet(channel, self._software)
+        except asyncio.CancelledError:
+            channel.hang_up("cancelled")
+            raise
+        return channel
+
+    async def close(self) -> None:
+        """Cut the connection, and with it all channels on it."""
+        if self._caller:
+            self._caller.line.connection.abort()
+            await self._caller.line.connection.wait_closed()
+
+    def _drop_unless_in_use(self) -> None:
+        """After a failure the connection may be dead. Where channels live on it, their keep-alive is the judge."""
+        if self._caller and not self._caller.line.carriers:
+            self._caller.line.connection.abort()
+            self._caller = None
+
+    async def _connected(self) -> _Caller:
+        if self._caller is None or self._caller.line.connection.is_closed():
+            self._caller = await self._connect()
+        return self._caller
+
+    async def _connect(self) -> _Caller:
+        host, port = split_address(self.replica.address)
+        key = _load(self._key_path)
+        pinned = asyncssh.import_public_key(self.replica.key)
+        caller = _Caller()
+        self._offered = fingerprint(_public_line(key))
+        try:
+            await asyncssh.connect(
+                host,
+                port,
+                client_factory=lambda: caller,
+                known_hosts=([pinned], [], []),
+                client_keys=[key],
+                username=self.replica.user if self.replica.via == "openssh" else _USER,
+                login_timeout=CONNECT_S,
+                **_CLIENT_OPTIONS,
+                **_COMMON_OPTIONS,
+            )
+        except asyncssh.HostKeyNotVerifiable:
+            raise self._wrong_host_key(caller.seen) from None
+        return caller
+
+    async def _open(self, caller: _Caller) -> Channel:
+        wanted = {"command": STDIO_COMMAND} if self.replica.via == "openssh" else {"subsystem": SUBSYSTEM}
+        _, carrier = await caller.line.connection.create_session(
+            lambda: _ClientCarrier(caller.line, self.replica, self._bandwidth),
+            encoding=None,
+            window=self.replica.window_bytes,
+            max_pktsize=PACKET_BYTES,
+            **wanted,
+        )
+        assert isinstance(carrier, _ClientCarrier) and carrier.channel
+        return carrier.channel
+
+    def _wrong_host_key(self, seen: str) -> RefusedError:
+        expected = fingerprint(self.replica.key)
+        return RefusedError(
+            f"the host key is {seen or 'of another type'}, expected is {expected}",
+            where=f"{self.replica.name} ({self.replica.address})",
+            hint="another host answers at this address, or the replica has a new key; if so, pair again",
+        )
+
+    def _mapped(self, error: Exception) -> ReplicadError:
+        _, ours, text, hint = next(row for row in _MAPPED if isinstance(error, row[0]))
+        where = f"{self.replica.name} ({self.replica.address})"
+        return ours(text.format(reason=_reason(error), key=self._offered), where=where, hint=hint)
+
+
+class _Caller(asyncssh.SSHClient):
+    """The client's end of one connection."""
+
+    line: _Line
+
+    def __init__(self) -> None:
+        self.seen = ""
+        """Fingerprint of a host key that is not the pinned one."""
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        self.line = _Line(conn)
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        """Asked about keys other than the pinned one only."""
+        self.seen = key.get_fingerprint()
+        return False
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return show_text(" ".join((text or type(error).__name__).split())[:MAX_SAID_BYTES])
+
+
+_AUTHORIZE = "on the replica, run `replicad authorize` with the line that `replicad init primary` printed here"
+_MAPPED: tuple[tuple[type[Exception], type[ReplicadError], str, str], ...] = (
+    (asyncssh.PermissionDenied, RefusedError, "this node's key {key} is not authorised there", _AUTHORIZE),
+    (asyncssh.KeyExchangeFailed, RefusedError, "no common ground with the SSH server: {reason}",
+     "is this a replicad listener, or an OpenSSH server with an Ed25519 host key?"),
+    (asyncssh.ProtocolNotSupported, RefusedError, "what answers is no SSH server: {reason}", "check the address"),
+    (asyncssh.ChannelOpenError, RefusedError, "no session is offered: {reason}",
+     'too many sessions, or an OpenSSH server, which needs via = "openssh"'),
+    (asyncssh.Error, LinkError, "{reason}", ""),
+    (TimeoutError, LinkError, f"no answer within {CONNECT_S:.0f} s", ""),
+    (OSError, LinkError, "cannot connect: {reason}", ""),
+)  # fmt: skip
+"""asyncssh's or the system's exception, ours, what to say, what to do; the first that fits."""
+
+_COMMON_OPTIONS: dict[str, Any] = {
+    "config": None,
+    "encryption_algs": CIPHERS,
+    "compression_algs": None,
+    "rekey_bytes": REKEY_BYTES,
+    "rekey_seconds": 0,
+    "keepalive_interval": 0,  # the channel's own keep-alive sees more: the room behind the connection
+    "tcp_keepalive": True,
+    "x509_trusted_certs": None,
+    "gss_kex": False,
+    "gss_auth": False,
+    "password_auth": False,
+    "kbdint_auth": False,
+    "host_based_auth": False,
+    "agent_forwarding": False,
+    "x11_forwarding": False,
+}
+_SERVER_OPTIONS: dict[str, Any] = {
+    "encoding": None,
+    "max_pktsize": PACKET_BYTES,
+    "gss_host": None,
+    "line_editor": False,
+    "allow_pty": False,
+    "allow_scp": False,
+    "sftp_factory": None,
+}
+_CLIENT_OPTIONS: dict[str, Any] = {
+    "server_host_key_algs": ["ssh-ed25519"],
+    "agent_path": None,
+    "agent_identities": None,
+    "pkcs11_provider": None,
+    "client_host_keysign": False,
+    "preferred_auth": ["publickey"],
+    "disable_trivial_auth": True,
+    "command": None,
+    "env": None,
+    "send_env": None,
+    "request_pty": False,
+    "proxy_command": None,
+}
+"""Everything that asyncssh would otherwise take from the environment is said here."""

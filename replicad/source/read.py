@@ -1,0 +1,271 @@
+"""Read: the bytes of regular files, cut into hashed blocks, each file between two looks at its identity.
+
+**Owns** the sandwich: status, bytes, status. Only when both agree are the bytes one state of the file. **Never**
+writes, waits for a FIFO, or follows a symlink; never says that a file is fine when it could not be read.
+
+Here: what all readers share, and small files, which come in batches, since the hop into a worker thread costs more
+than the file. Times are coarse: a file changed within the last clock tick could change again without a trace in its
+status, so such a file is given time to settle.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+
+import msgspec
+
+from replicad.model.block import BlockId, Checksum, block_count, block_id, checksum, is_zero
+from replicad.model.entry import Stamp
+from replicad.source.meta import Description, describe_open_file
+from replicad.source.root import Root, Trail, Trouble, is_regular, split, trouble
+from replicad.system.clock import Clock
+from replicad.system.direct import (
+    DirectReader,
+)
+
+SMALL_BYTES = 1024 * 1024
+"""Files up to this size are read whole; larger ones are a `LargeRead`."""
+BATCH_FILES = 256
+BATCH_BYTES = 8 * 1024 * 1024
+"""One batch of small files at most: what one call holds in memory, and a few milliseconds of work."""
+READ_TRIES = 3
+"""How often a small file is read anew when it changes meanwhile, before that is the caller's to decide."""
+AHEAD_FILES = 128
+"""Small files held open while the kernel fetches them side by side: enough to fill a disk's queue, which makes cold
+files several times faster, and few beside the usual limit of 1024 descriptors."""
+SETTLE_NS = 20_000_000
+"""Two ticks of the slowest kernel clock (100 Hz) that stamps files: a change within the same tick as the last one
+leaves all times as they are."""
+
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class Access:
+    """How bytes come from a file: the seam where tests put a failing disk, or somebody who writes just then."""
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        """At most `size` bytes from `offset`; fewer only at the end of the file. Raises OSError."""
+        return os.pread(fd, size, offset)
+
+    def read_into(self, fd: int, direct: DirectReader | None, buffer: memoryview, offset: int) -> int:
+        """Fill `buffer` from `offset`; fewer bytes only at the end of the file. Raises OSError."""
+        if direct:
+            return direct.read_into(buffer, offset)
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(fd, [buffer[done:]], offset + done)
+            if not count:
+                break
+            done += count
+        return done
+
+    def before_second_look(self, path: bytes) -> None:
+        """Called when a file was read and its identity is about to be looked at again."""
+
+
+REAL = Access()
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A regular file to be read."""
+
+    path: bytes
+    size: int
+    """As walked; only for cutting batches."""
+    block_bytes: int
+
+
+class Block(msgspec.Struct, frozen=True):
+    """One block that is not all-zero."""
+
+    index: int
+    id: BlockId
+    checksum: Checksum
+    data: bytes
+
+
+class FileRead(msgspec.Struct, frozen=True):
+    """A small file: everything of it."""
+
+    path: bytes
+    stamp: Stamp
+    """From before it was read: what these bytes and this description may be recorded under."""
+    after: Stamp
+    """From after. Another identity than `stamp`'s means that it kept changing (`moved`)."""
+    links: int
+    description: Description
+    block_bytes: int
+    size: int
+    """Bytes that the blocks cover: `stamp.size`, or fewer when it `moved` and shrank."""
+    blocks: list[Block]
+    zeros: list[tuple[int, int]]
+    """Runs (first index, count) of all-zero blocks."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether it was written during each of READ_TRIES attempts; the blocks are the last one's and may stem from
+        different moments."""
+        return self.stamp != self.after
+
+
+class Outgrown(msgspec.Struct, frozen=True):
+    """A file that is too large by now to be read whole: open it as a `LargeRead`."""
+
+    path: bytes
+    stamp: Stamp
+
+
+def batches(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
+    """Cut small files into batches of at most BATCH_FILES files and, one file more or less, BATCH_BYTES bytes."""
+    batch: list[Candidate] = []
+    size = 0
+    for candidate in candidates:
+        batch.append(candidate)
+        size += candidate.size
+        if len(batch) >= BATCH_FILES or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def read_small(
+    root: Root, batch: Sequence[Candidate], *, clock: Clock, access: Access = REAL
+) -> list[FileRead | Outgrown | Trouble]:
+    """Read whole files of at most SMALL_BYTES; the results in the order of `batch`. No file makes it raise."""
+    results: list[FileRead | Outgrown | Trouble] = []
+    ahead: deque[tuple[Candidate, int | Trouble]] = deque()
+    with Trail(root) as trail:
+
+        def read_first() -> None:
+            candidate, fd = ahead.popleft()
+            results.append(fd if isinstance(fd, Trouble) else _read_small(root, trail, candidate, fd, clock, access))
+
+        try:
+            for candidate in batch:
+                ahead.append((candidate, _open_ahead(trail, candidate.path)))
+                if len(ahead) == AHEAD_FILES:
+                    read_first()
+            while ahead:
+                read_first()
+        finally:  # left over only when something unforeseen was raised
+            for _, fd in ahead:
+                if isinstance(fd, int):
+                    os.close(fd)
+    return results
+
+
+def _open_ahead(trail: Trail, path: bytes) -> int | Trouble:
+    try:
+        fd = open_file(trail, path)
+    except OSError as error:
+        return trouble(path, "cannot be read", error)
+    with suppress(OSError):  # a hint, and no file system has to take it
+        os.posix_fadvise(fd, 0, SMALL_BYTES, os.POSIX_FADV_WILLNEED)
+    return fd
+
+
+def _read_small(
+    root: Root, trail: Trail, candidate: Candidate, fd: int, clock: Clock, access: Access
+) -> FileRead | Outgrown | Trouble:
+    """Read the open file, or once that moved what its path leads to then. Closes `fd`."""
+    try:
+        for attempt in range(1, READ_TRIES + 1):
+            try:
+                result = _read_open(root, fd, candidate, clock, access)
+            finally:
+                os.close(fd)
+            if not isinstance(result, FileRead) or not result.moved or attempt == READ_TRIES:
+                break
+            fd = open_file(trail, candidate.path)
+    except OSError as error:
+        return trouble(candidate.path, "cannot be read", error)
+    return result
+
+
+def open_file(trail: Trail, path: bytes) -> int:
+    """Descriptor of the file at `path`, leaving its access time alone where we may. Raises OSError."""
+    above, name = split(path)
+    directory = trail.enter(above)
+    try:
+        return os.open(name, _FILE_FLAGS | os.O_NOATIME, dir_fd=directory)
+    except PermissionError as error:
+        if error.errno != errno.EPERM:
+            raise
+        return os.open(name, _FILE_FLAGS, dir_fd=directory)  # not our file: only its owner may read it unnoticed
+
+
+def _read_open(
+    root: Root, fd: int, candidate: Candidate, clock: Clock, access: Access
+) -> FileRead | Outgrown | Trouble:
+    path, block_bytes = candidate.path, candidate.block_bytes
+    status = settled_status(fd, clock)
+    if not is_regular(status):
+        return replaced(path)
+    stamp, size = root.stamp(status, fd), status.st_size
+    if size > SMALL_BYTES:
+        return Outgrown(path, stamp)
+    data = _read_whole(fd, size, access)
+    description = describe_open_file(fd, stamp, status)
+    access.before_second_look(path)
+    after = root.stamp(os.fstat(fd), fd)
+    if after == stamp and len(data) != size:
+        return misreported(path, len(data), size)
+    blocks, zeros = cut_blocks(data[:size], block_bytes)
+    return FileRead(path, stamp, after, status.st_nlink, description, block_bytes, min(len(data), size), blocks, zeros)
+
+
+def _read_whole(fd: int, size: int, access: Access) -> bytes:
+    """`size` bytes, one more when the file has grown, or fewer when it has shrunk."""
+    data = access.read(fd, size + 1, 0)
+    while len(data) < size:
+        more = access.read(fd, size + 1 - len(data), len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def settled_status(fd: int, clock: Clock) -> os.stat_result:
+    """Status of an open file, taken when its last change is old enough for the next one to show in its times."""
+    status = os.fstat(fd)
+    if 0 <= clock.now_ns() - status.st_ctime_ns < SETTLE_NS:
+        time.sleep(SETTLE_NS / 1e9)
+        status = os.fstat(fd)
+    return status
+
+
+def replaced(path: bytes) -> Trouble:
+    """The trouble of a path that is no regular file any more."""
+    return Trouble(path, "was replaced by something that is no regular file", vanished=True)
+
+
+def misreported(path: bytes, seen: int, size: int) -> Trouble:
+    """The trouble of a file whose bytes and status disagree although nothing changed, as in /proc."""
+    return Trouble(path, f"gives {seen} bytes where its status says {size}: not a file that can be copied")
+
+
+def cut_blocks(data: bytes, block_bytes: int) -> tuple[list[Block], list[tuple[int, int]]]:
+    """A whole file's blocks that are not all-zero, and the runs of those that are."""
+    blocks: list[Block] = []
+    zeros: list[tuple[int, int]] = []
+    for index in range(block_count(len(data), block_bytes)):
+        piece = data if len(data) <= block_bytes else data[index * block_bytes : (index + 1) * block_bytes]
+        if is_zero(piece):
+            add_zeros(zeros, index, 1)
+        else:
+            blocks.append(Block(index, block_id(piece), checksum(piece), piece))
+    return blocks, zeros
+
+
+def add_zeros(zeros: list[tuple[int, int]], first: int, count: int) -> None:
+    """Add a run of blocks, joining it to the last one when it follows that directly."""
+    if zeros and sum(zeros[-1]) == first:
+        zeros[-1] = (zeros[-1][0], zeros[-1][1] + count)
+    else:
+        zeros.append((first, count))

@@ -1,0 +1,345 @@
+"""Scan: walk a dataset's tree and say where it differs from what the ledger knows.
+
+**Owns** the meaning of "unchanged": equal stamps. **Never** reads a file, follows a symlink, or takes something
+that it could not see for a deletion: what lies below an unreadable directory stays as it is known.
+
+The one idea: directory by directory, parents before children, each compared with the ledger's entries of that
+directory and forgotten; so memory does not grow with the tree. Entries that did not change, nearly all, cost one
+status call and one comparison of two tuples, and no object of ours is built for them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from stat import S_ISDIR
+from typing import Protocol
+
+import msgspec
+
+from replicad.model.entry import MAX_NAME_BYTES, MAX_PATH_BYTES, Kind, Stamp, show_path
+from replicad.model.errors import SourceError
+from replicad.source.exclude import NOTHING, Excluded
+from replicad.source.root import (
+    KIND_OF,
+    NAME_ENCODING,
+    NAME_ERRORS,
+    Root,
+    Trail,
+    Trouble,
+    lstat_at,
+    split,
+    trouble,
+)
+
+PAGE_ENTRIES = 50_000
+"""Known entries of one directory compared at a time: about 25 MiB. A bigger directory is listed once for each page."""
+DIFF_ENTRIES = 4096
+"""Changed entries in one diff at most, so that a huge new directory comes in pieces."""
+
+Stamps = dict[bytes, tuple[int, ...]]
+
+
+class Known(Protocol):
+    """The ledger as the walk sees it. Stamps are plain tuples in the order of `Stamp`."""
+
+    def page(self, directory: bytes, after: bytes, limit: int) -> Stamps:
+        """Stamps by name of the first `limit` entries directly in `directory` whose names are greater than `after`,
+        in ascending order of names; a fresh dict, which the walk consumes."""
+
+    def entry(self, path: bytes) -> tuple[int, ...] | None:
+        """The stamp of one entry; b"" is the root itself."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """An entry that is new, or that differs from what is known."""
+
+    path: bytes
+    stamp: Stamp
+    links: int
+    """st_nlink: a regular file with more than one has hard links, in the dataset or elsewhere."""
+    known: Stamp | None
+    """What the ledger has; None when it is new."""
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """A known entry that is no longer there. When it was a directory, all that is known below it is gone as well."""
+
+    path: bytes
+    stamp: Stamp
+    """As it was known."""
+
+
+class DirectoryDiff(msgspec.Struct):
+    """What differs in one directory; a huge directory comes in several. Apply `gone` before `changed`: a path that
+    was a directory and is something else now stands in both."""
+
+    path: bytes
+    changed: list[Found] = []
+    gone: list[Gone] = []
+    unchanged: int = 0
+    unchanged_bytes: int = 0
+    """Sizes of the unchanged regular files."""
+    troubles: list[Trouble] = []
+
+
+def walk(
+    root: Root,
+    known: Known,
+    *,
+    excluded: Excluded = NOTHING,
+    one_filesystem: bool = True,
+    only: Iterable[bytes] | None = None,
+) -> Iterator[DirectoryDiff]:
+    """Walk the whole tree, or with `only` those directories alone (and what is new below them).
+
+    The diff of a directory comes before those of its subdirectories; the root's own entry is in the first. An
+    excluded path, and all that a mount point hides when `one_filesystem`, is gone if it was known; the directory
+    that is a mount point itself is an entry. Raises SourceError when the root cannot be listed or is no longer the
+    directory that was opened; all other obstacles are `troubles`.
+    """
+    with Trail(root) as trail:
+        walker = _Walk(root, trail, known, excluded, one_filesystem)
+        yield from walker.everything() if only is None else walker.hinted(only)
+    root.check()
+
+
+@dataclass(slots=True)
+class _Place:
+    """A directory while it is compared."""
+
+    path: bytes
+    fd: int
+    device: int
+    """Its st_dev."""
+    label: int
+    """What stands for that in stamps."""
+    left: Stamps = field(default_factory=dict)
+    """Known entries of the current page that were not met yet."""
+    after: bytes = b""
+    last: bytes | None = None
+    """The current page covers the names greater than `after` up to `last`, or to the end when that is None."""
+    sound: bool = True
+    """Whether the listing came to its end, so that what was not met is gone."""
+
+    @property
+    def prefix(self) -> bytes:
+        return self.path + b"/" if self.path else b""
+
+    def covers(self, name: bytes) -> bool:
+        return name > self.after and (self.last is None or name <= self.last)
+
+
+@dataclass(slots=True)
+class _Walk:
+    root: Root
+    trail: Trail
+    known: Known
+    excluded: Excluded
+    one_filesystem: bool
+    new_only: bool = False
+    """Descend into new directories only."""
+    stack: list[bytes] = field(default_factory=list)
+    """Directories still to be walked; their names are all that is kept of them."""
+    mounts: list[bytes] = field(default_factory=list)
+    """Mount points in the current directory that are not crossed."""
+
+    def everything(self) -> Iterator[DirectoryDiff]:
+        yield self._own_diff(b"") or DirectoryDiff(b"", unchanged=1)
+        self.stack.append(b"")
+        while self.stack:
+            yield from self._directory(self.stack.pop())
+
+    def hinted(self, only: Iterable[bytes]) -> Iterator[DirectoryDiff]:
+        self.new_only = True
+        wanted = {path for path in only if not self.excluded.covers(path)}
+        heap = sorted(wanted)  # parents come before their children
+        done: set[bytes] = set()
+        while heap:
+            hint = heapq.heappop(heap)
+            if hint in done:
+                continue
+            done.add(hint)
+            above = split(hint)[0]
+            if hint and not self._is_known_directory(hint):
+                heapq.heappush(heap, above)  # what happened here shows there
+                continue
+            own = self._own_diff(hint)
+            if own and (not hint or above not in done):
+                yield own
+            self.stack.append(hint)
+            while self.stack:
+                directory = self.stack.pop()
+                done.update(wanted & {directory})
+                yield from self._directory(directory)
+
+    def _is_known_directory(self, path: bytes) -> bool:
+        """Whether `path` is a directory, now and in the ledger."""
+        known = self.known.entry(path)
+        if known is None or known[0] != Kind.DIRECTORY:
+            return False
+        above, name = split(path)
+        try:
+            return S_ISDIR(lstat_at(self.trail.enter(above), name).st_mode)
+        except OSError:
+            return False  # the walk of a directory above says why
+
+    def _own_diff(self, path: bytes) -> DirectoryDiff | None:
+        """The diff that holds the entry of the directory at `path` itself, when it differs."""
+        above, name = split(path)
+        try:
+            directory = self.trail.enter(above)
+            status = lstat_at(directory, name)
+        except OSError:
+            return None  # its own walk says why
+        stamp, known = self.root.stamp(status, directory), self.known.entry(path)
+        if known == stamp:
+            return None
+        found = Found(path, stamp, status.st_nlink, Stamp._make(known) if known else None)
+        return DirectoryDiff(above, changed=[found])
+
+    def _directory(self, path: bytes) -> Iterator[DirectoryDiff]:
+        try:
+            fd = self.trail.enter(path)
+            device = os.fstat(fd).st_dev
+        except OSError as error:
+            yield DirectoryDiff(path, troubles=[trouble(path, "directory cannot be opened", error)])
+            return
+        if self.one_filesystem and device != self.root.device:
+            yield from self._hidden(path)
+            return
+        place = _Place(path, fd, device, self.root.label(device, fd))
+        while True:
+            place.left = self.known.page(path, place.after, PAGE_ENTRIES)
+            place.last = next(reversed(place.left)) if len(place.left) >= PAGE_ENTRIES else None
+            yield from self._page(place)
+            if place.last is None or not place.sound:
+                break
+            place.after = place.last
+        while self.mounts:
+            yield from self._hidden(self.mounts.pop())
+
+    def _page(self, place: _Place) -> Iterator[DirectoryDiff]:
+        diff = DirectoryDiff(place.path)
+        try:
+            listing = os.scandir(place.fd)
+        except OSError as error:
+            self._not_listed(place, diff, error)
+            yield diff
+            return
+        with listing:
+            while self._compare(place, listing, diff):
+                yield diff
+                diff = DirectoryDiff(place.path)
+        if place.sound:
+            prefix = place.prefix
+            diff.gone += [Gone(prefix + name, Stamp._make(stamp)) for name, stamp in place.left.items()]
+        yield diff
+
+    def _compare(self, place: _Place, listing: Iterator[os.DirEntry[str]], diff: DirectoryDiff) -> bool:
+        """Compare entry by entry until the listing ends, or until `diff` is full: True then. The hot loop."""
+        prefix, device, label, excluded = place.prefix, place.device, place.label, self.excluded
+        pop, paged = place.left.pop, bool(place.after) or place.last is not None
+        unchanged = unchanged_bytes = 0
+        full = False
+        try:
+            for entry in listing:
+                name = entry.name.encode(NAME_ENCODING, NAME_ERRORS)
+                if paged and not place.covers(name):
+                    continue
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except OSError as error:
+                    pop(name, None)  # not seen is not gone
+                    diff.troubles.append(trouble(prefix + name, "status cannot be read", error))
+                    continue
+                mode = status.st_mode
+                kind = KIND_OF[mode >> 12]
+                if excluded and excluded(prefix + name, kind == _DIRECTORY):
+                    continue  # stays in `left`: gone, if it was known
+                stamp = (
+                    kind, mode & 0o7777, status.st_uid, status.st_gid,
+                    label if status.st_dev == device else self._label(place, name, status),
+                    status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+                )  # fmt: skip
+                before = pop(name, None)
+                if before == stamp:
+                    unchanged += 1
+                    if kind == _FILE:
+                        unchanged_bytes += stamp[6]
+                    elif kind == _DIRECTORY:
+                        self._descend(prefix + name, status, before)
+                else:
+                    self._differs(diff, prefix + name, stamp, status, before)
+                    full = len(diff.changed) >= DIFF_ENTRIES
+                    if full:
+                        break
+        except OSError as error:
+            self._not_listed(place, diff, error)
+        diff.unchanged, diff.unchanged_bytes = unchanged, unchanged_bytes
+        return full
+
+    def _differs(
+        self, diff: DirectoryDiff, path: bytes, stamp: Sequence[int], status: os.stat_result,
+        before: tuple[int, ...] | None,
+    ) -> None:  # fmt: skip
+        reason = _unfit(path, stamp[0])
+        if reason:
+            diff.troubles.append(Trouble(path, reason))
+            return
+        known = Stamp._make(before) if before else None
+        diff.changed.append(Found(path, Stamp._make(stamp), status.st_nlink, known))
+        if known and known.kind == _DIRECTORY != stamp[0]:
+            diff.gone.append(Gone(path, known))
+        if stamp[0] == _DIRECTORY:
+            self._descend(path, status, before)
+
+    def _descend(self, path: bytes, status: os.stat_result, before: tuple[int, ...] | None) -> None:
+        if self.one_filesystem and status.st_dev != self.root.device:
+            self.mounts.append(path)
+        elif not self.new_only or before is None or before[0] != _DIRECTORY or before[5] != status.st_ino:
+            self.stack.append(path)
+
+    def _hidden(self, path: bytes) -> Iterator[DirectoryDiff]:
+        """What is known below a mount point that is not crossed is gone, as if it were excluded."""
+        after, full = b"", True
+        while full:
+            page = self.known.page(path, after, PAGE_ENTRIES)
+            full = len(page) >= PAGE_ENTRIES
+            if page:
+                after = next(reversed(page))
+                gone = [Gone(path + b"/" + name, Stamp._make(stamp)) for name, stamp in page.items()]
+                yield DirectoryDiff(path, gone=gone)
+
+    def _label(self, place: _Place, name: bytes, status: os.stat_result) -> int:
+        """The label of an entry that lies on another file system than its directory: a mount point."""
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.fd)
+        except OSError:
+            return place.label  # vanished just now; whatever we say of it is outdated
+        try:
+            return self.root.label(status.st_dev, fd)
+        finally:
+            os.close(fd)
+
+    def _not_listed(self, place: _Place, diff: DirectoryDiff, error: OSError) -> None:
+        place.sound = False
+        if not place.path:
+            raise SourceError(f"cannot be listed: {error.strerror}", where=show_path(self.root.path)) from error
+        diff.troubles.append(trouble(place.path, "directory cannot be listed", error))
+
+
+_FILE, _DIRECTORY = Kind.FILE.value, Kind.DIRECTORY.value
+
+
+def _unfit(path: bytes, kind: int) -> str:
+    """Why an entry cannot be replicated at all, or ""."""
+    if not kind:
+        return "is of a kind that cannot be replicated"
+    if len(path) > MAX_PATH_BYTES:
+        return f"path is longer than {MAX_PATH_BYTES} bytes"
+    if len(split(path)[1]) > MAX_NAME_BYTES:
+        return f"name is longer than {MAX_NAME_BYTES} bytes"
+    return ""

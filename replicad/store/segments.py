@@ -1,0 +1,364 @@
+"""Segments: one append-only file of frames, written, scanned and verified.
+
+Owns the judgement of what is found in a segment: whole frames, *damage* (a value: bytes that are no valid frame
+where one must be) and a *torn* end (a write that a crash cut short). A scan never stops at damage: it goes on at
+the next valid frame. A frame found by searching may lie inside the payload of a damaged one (a backup of a store
+holds such payloads), so it counts as uncertain until the scan passes a pad again; see docs/FORMATS.md.
+
+Never writes into bytes that were written before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from replicad.model.errors import ReplicadError
+from replicad.model.position import Position
+from replicad.store.format import (
+    HEADER_BYTES,
+    MAGIC,
+    MAX_FRAME_BYTES,
+    NO_DIGEST,
+    SYNC_BYTES,
+    Frame,
+    FrameError,
+    FrameType,
+    SegmentHeader,
+    SegmentSeal,
+    advance_digest,
+    claimed_sizes,
+    decode_segment_header,
+    decode_segment_seal,
+    encode_pad,
+    encode_segment_header,
+    encode_segment_seal,
+    parse_frame,
+    parse_header_untrusted,
+    split_frames,
+)
+from replicad.system.disk import ALIGN_BYTES, READ_BUFFER_BYTES, Appender, Disk, Reader
+
+OPEN_SEGMENTS = 16
+"""Segment files that one reader keeps open."""
+SEARCH_BUDGET_BYTES = 16 * 1024**3
+"""Bytes hashed while searching behind one damage (half a second); after that only places where a sync may have
+ended are tried, so that payloads crafted to look like frames cannot stall the opening of a store."""
+_SECTOR_BYTES = 512
+"""A device writes whole sectors: an interrupted write leaves sectors that are all zeros, never single bits."""
+_NAME = re.compile(r"(\d{8})\.seg")
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes of a segment that are not what was written. `length` is 0 when something is missing there."""
+
+    segment: int
+    offset: int
+    length: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Torn:
+    """The end of the last segment: a write that never completed and that nobody was told of."""
+
+    segment: int
+    offset: int
+    length: int
+
+
+Found = Frame | Damage | Torn
+
+
+def segment_path(directory: Path, number: int) -> Path:
+    """Where segment `number` of the store in `directory` is."""
+    return directory / "segments" / f"{number:08d}.seg"
+
+
+def segment_numbers(directory: Path) -> list[int]:
+    """Numbers of the segments that exist, ascending."""
+    try:
+        names = [path.name for path in (directory / "segments").iterdir()]
+    except FileNotFoundError:
+        return []
+    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+
+
+class SegmentWriter:
+    """Appends frames to one segment. Any error leaves it unusable; scan the segment and make another."""
+
+    def __init__(self, appender: Appender, at: Position) -> None:
+        self._appender = appender
+        self._number, self._frames, self._digest = at.segment, at.frames, at.digest
+
+    @classmethod
+    def create(cls, disk: Disk, directory: Path, header: SegmentHeader) -> SegmentWriter:
+        """A new segment; its name is durable at once, its bytes with the first `sync`."""
+        return cls._begun(disk.create(segment_path(directory, header.number)), header)
+
+    @classmethod
+    def resume(cls, disk: Disk, directory: Path, at: Position, header: SegmentHeader) -> SegmentWriter:
+        """Go on in a segment that ends at `at`; at its very start the header is written first."""
+        appender = disk.open_append(segment_path(directory, at.segment), at.offset)
+        return cls(appender, at) if at.offset else cls._begun(appender, header)
+
+    @classmethod
+    def _begun(cls, appender: Appender, header: SegmentHeader) -> SegmentWriter:
+        writer = cls(appender, Position(header.number, digest=header.previous))
+        writer._append_encoded(encode_segment_header(header))
+        return writer
+
+    @property
+    def position(self) -> Position:
+        """The end of the last frame."""
+        return Position(self._number, self._appender.position, self._frames, self._digest)
+
+    def append(self, data: bytes | memoryview, checksums: Iterable[bytes]) -> int:
+        """Add whole frames, whose checksums are given in order; the offset of the first."""
+        offset = self._appender.position
+        self._appender.append(data)
+        for frame_checksum in checksums:
+            self._digest = advance_digest(self._digest, frame_checksum)
+            self._frames += 1
+        return offset
+
+    def sync(self, time_ns: int) -> None:
+        """Make everything durable, after a pad stamped with `time_ns`."""
+        self._pad(time_ns)
+        self._appender.sync()
+
+    def flush(self, time_ns: int) -> None:
+        """Hand everything to the system, after a pad, so that it can be read back."""
+        self._pad(time_ns)
+        self._appender.flush()
+
+    def seal(self, time_ns: int) -> bytes:
+        """End the segment for good, durably; its running digest before the seal."""
+        digest = self._digest
+        self._append_encoded(encode_segment_seal(SegmentSeal(self._frames, self._appender.position, digest)))
+        self.sync(time_ns)
+        return digest
+
+    def close(self) -> None:
+        """Close the file; what was neither synced nor flushed is dropped."""
+        self._appender.close()
+
+    def _pad(self, time_ns: int) -> None:
+        self._append_encoded(encode_pad(self._appender.position, time_ns))
+
+    def _append_encoded(self, frame: bytes) -> None:
+        self.append(frame, [split_frames(frame)[0].checksum])
+
+
+class SegmentScan:
+    """What one segment holds from `start` on, in order. Iterate once; then `position` and `torn` tell where it ends.
+
+    Frames are yielded with their offset in the segment; a payload is a view that is valid until the next one.
+    """
+
+    def __init__(self, reader: Reader, start: Position, *, last: bool, store: bytes | None) -> None:
+        """`last`: whether it is the store's last segment (only there a write may be torn). `store`: the uuid that its
+        header must carry, when known."""
+        self._reader, self._segment, self._last, self._store = reader, start.segment, last, store
+        self._at, self._size = start.offset, reader.size
+        self._frames, self._digest = start.frames, start.digest
+        self._unreadable = False
+        self.certain = True
+        """Whether the frame yielded last is known to be none of another frame's payload."""
+        self.header: SegmentHeader | None = None
+        self.sealed: SegmentSeal | None = None
+        self.damaged = False
+
+    @property
+    def position(self) -> Position:
+        """Behind the last whole frame, or behind damage."""
+        return Position(self._segment, self._at, self._frames, self._digest)
+
+    def __iter__(self) -> Iterator[Found]:
+        while self._at < self._size:
+            base, view = self._at, self._window(self._at)
+            while self._at < base + len(view):
+                try:
+                    frame = parse_frame(view, self._at - base, base)
+                except FrameError as error:
+                    if self._may_continue(base, view):
+                        break  # the frame goes on behind the window: read again from its start
+                    found = self._judge(str(error))
+                    yield found
+                    if isinstance(found, Torn):
+                        return
+                    break
+                yield from self._take(frame)
+        if not (self._last or self.sealed or self.damaged):
+            yield self._damage(self._size, 0, "ends without a seal")
+
+    def _may_continue(self, base: int, view: memoryview) -> bool:
+        left = base + len(view) - self._at
+        return base < self._at and left < MAX_FRAME_BYTES and base + len(view) < self._size
+
+    def _take(self, frame: Frame) -> Iterator[Found]:
+        """A whole frame: check its place, count it."""
+        problem = self._misplaced(frame)
+        if problem and frame.offset == 0:  # nothing in this file can be taken for ours
+            self._at = self._size
+            yield self._damage(0, self._size, problem)
+            return
+        if self.header and frame.offset == 0:
+            if NO_DIGEST not in (self._digest, self.header.previous) and self._digest != self.header.previous:
+                yield self._damage(0, 0, f"does not follow the end of segment {self._segment - 1}")
+            self._digest = self.header.previous
+        if problem:
+            yield self._damage(frame.offset, frame.end - frame.offset, problem)
+        if frame.type == FrameType.PAD and frame.end % SYNC_BYTES == 0:
+            self.certain = True
+        self._at = frame.end
+        self._frames += 1
+        self._digest = advance_digest(self._digest, frame.checksum)
+        if not problem:
+            yield frame
+
+    def _misplaced(self, frame: Frame) -> str:
+        """Why this valid frame may not stand where it stands, or ""."""
+        try:
+            if frame.offset == 0:
+                self.header = decode_segment_header(frame)
+                return self._foreign(self.header)
+            if frame.type == FrameType.SEAL and self.certain:
+                self.sealed = decode_segment_seal(frame)
+                expected = SegmentSeal(self._frames, frame.offset, self._digest)
+                return "" if self.damaged or self.sealed == expected else "frames before the seal are missing"
+        except FrameError as error:
+            return str(error)
+        return "a header frame in the middle" if frame.type == FrameType.HEADER else ""
+
+    def _foreign(self, header: SegmentHeader) -> str:
+        if header.number != self._segment:
+            return f"file of segment {self._segment} holds segment {header.number}"
+        if self._store and header.store != self._store:
+            return f"segment belongs to another store, of {header.client}/{header.dataset}"
+        return ""
+
+    def _judge(self, reason: str) -> Damage | Torn:
+        """What is not a valid frame at the current place: damage up to the next valid frame, or a torn end."""
+        start = self._at
+        after, certain = self._resync(start)
+        if after == self._size and self._last and self._is_torn(start):
+            return Torn(self._segment, start, after - start)
+        self._at, self.certain = after, certain
+        text = f"{reason} (the medium could not be read)" if self._unreadable else reason
+        self._unreadable = False
+        return self._damage(start, after - start, text)
+
+    def _damage(self, offset: int, length: int, reason: str) -> Damage:
+        self.damaged = True
+        return Damage(self._segment, offset, length, reason)
+
+    def _resync(self, bad: int) -> tuple[int, bool]:
+        """Where to go on, and whether that is certain: by the lengths in the bad header, else by searching."""
+        for size in claimed_sizes(self._window(bad)):
+            if bad + size == self._size or self._is_frame(bad + size):
+                return bad + size, True
+        return self._search(bad + 1)
+
+    def _is_frame(self, at: int) -> bool:
+        try:
+            parse_frame(self._window(at), 0)
+        except FrameError:
+            return False
+        return True
+
+    def _search(self, at: int) -> tuple[int, bool]:
+        budget = SEARCH_BUDGET_BYTES
+        while at < self._size:
+            data = bytes(self._window(at))
+            whole = at + len(data) == self._size
+            place = data.find(MAGIC)
+            while place >= 0:
+                if not whole and place and len(data) - place < MAX_FRAME_BYTES:
+                    break  # look at it again at the start of the next window
+                if budget > 0 or (at + place) % SYNC_BYTES == 0:
+                    try:
+                        budget -= parse_header_untrusted(data, place).stored
+                        return parse_frame(data, place, at).offset, False
+                    except FrameError:
+                        pass  # these four bytes begin no frame; the next ones may
+                place = data.find(MAGIC, place + 1)
+            at += place if place > 0 else len(data) if whole else len(data) - len(MAGIC) + 1
+        return self._size, True
+
+    def _is_torn(self, start: int) -> bool:
+        """Whether what begins at `start`, and no valid frame follows, is a write that did not complete: cut short by
+        the end of the file, or with sectors that were never written. A complete frame that is wrong is damage."""
+        view = self._window(start)
+        try:
+            frame = parse_header_untrusted(view, 0)
+        except FrameError:
+            return len(view) < HEADER_BYTES or _has_unwritten_sector(view, start)
+        return len(frame.payload) < frame.stored or _has_unwritten_sector(view, start)
+
+    def _window(self, at: int) -> memoryview:
+        size = min(READ_BUFFER_BYTES - ALIGN_BYTES, self._size - at)
+        try:
+            return self._reader.read_at(at, size)
+        except ReplicadError:
+            self._unreadable = True
+            return self._patchwork(at, size)
+
+    def _patchwork(self, at: int, size: int) -> memoryview:
+        """What of the range can be read, sector by sector; zeros stand for the rest and fail every checksum."""
+        found = bytearray(size)
+        for offset in range(0, size, ALIGN_BYTES):
+            count = min(ALIGN_BYTES, size - offset)
+            try:
+                found[offset : offset + count] = self._reader.read_at(at + offset, count)
+            except ReplicadError:
+                continue  # judged by the caller: the frames in there are damaged
+        return memoryview(found)
+
+
+class SegmentFiles:
+    """Reads pieces of a store's segments, keeping a few files open. For one thread at a time."""
+
+    def __init__(self, directory: Path, disk: Disk) -> None:
+        self._directory, self._disk = directory, disk
+        self._open: OrderedDict[int, Reader] = OrderedDict()
+
+    def read(self, segment: int, offset: int, size: int) -> memoryview:
+        """Bytes of a segment, less at its end; valid until the next read of that segment.
+
+        Raises FileNotFoundError, ReplicadError."""
+        return self.reader(segment).read_at(offset, size)
+
+    def reader(self, segment: int) -> Reader:
+        """The open file of a segment; it stays ours. Raises FileNotFoundError, ReplicadError."""
+        reader = self._open.get(segment) or self._disk.open_read(segment_path(self._directory, segment))
+        self._open[segment] = reader
+        self._open.move_to_end(segment)
+        if len(self._open) > OPEN_SEGMENTS:
+            self._open.popitem(last=False)[1].close()
+        return reader
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+
+def verify_segment(directory: Path, number: int, disk: Disk, *, last: bool = False) -> list[Damage | Torn]:
+    """Re-read a whole segment from the medium; everything in it that is not what was written."""
+    reader = disk.open_read(segment_path(directory, number))
+    try:
+        scan = SegmentScan(reader, Position(number), last=last, store=None)
+        return [found for found in scan if not isinstance(found, Frame)]
+    finally:
+        reader.close()
+
+
+def _has_unwritten_sector(view: memoryview, start: int) -> bool:
+    zeros = bytes(_SECTOR_BYTES)
+    first = -start % _SECTOR_BYTES
+    return any(view[i : i + _SECTOR_BYTES] == zeros for i in range(first, len(view) - _SECTOR_BYTES + 1, _SECTOR_BYTES))

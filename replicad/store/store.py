@@ -1,0 +1,151 @@
+"""Store: the directory of one client's dataset: who may open it, where frames go next, when there is no room.
+
+    STORE/<client>/<dataset>/lock
+                            /segments/00000001.seg …
+                            /catalog.db                (db/catalog.py)
+
+Owns the lock, the order of segments, rolling over and the free-space reserve. Acknowledged means durable: `sync`
+returns after fdatasync of all that was appended, and a new segment's name is synced before anything is in it.
+Never deletes, and never appends to a segment that has damage in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from replicad.model.errors import DiskFullError, PeerError
+from replicad.model.position import Position
+from replicad.store.format import SEGMENT_BYTES, VERSION, SegmentHeader
+from replicad.store.segments import SegmentScan, SegmentWriter, Torn, segment_numbers, segment_path
+from replicad.system.disk import Disk
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""Names of clients and datasets become directory names: no separators, no dots in front, no surprises."""
+_NAME = re.compile(NAME_PATTERN)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose store it is; every segment's header says so."""
+
+    store: bytes
+    """16 random bytes."""
+    client: str
+    dataset: str
+
+
+def store_path(root: Path, client: str, dataset: str) -> Path:
+    """Directory of one dataset below the replica's store directory. Raises PeerError for names that are none."""
+    for what, name in (("client", client), ("dataset", dataset)):
+        if not _NAME.fullmatch(name):
+            raise PeerError(f"{what} name {name[:80]!r} is not allowed", hint=f"names match {NAME_PATTERN}")
+    return root / client / dataset
+
+
+class Store:
+    """The segments of one dataset, to append to. The caller holds the lock; one thread at a time."""
+
+    def __init__(
+        self, directory: Path, owner: Owner, *, disk: Disk, reserve_bytes: int, clock_ns: Callable[[], int]
+    ) -> None:
+        self.directory, self.owner = directory, owner
+        self._disk, self._reserve_bytes, self._clock_ns = disk, reserve_bytes, clock_ns
+        self._writer: SegmentWriter | None = None
+        self._end = Position()
+
+    @property
+    def position(self) -> Position:
+        """Behind the last frame appended."""
+        return self._writer.position if self._writer else self._end
+
+    def scan(self, start: Position, *, last: bool) -> SegmentScan:
+        """Read one segment from `start` on. The caller closes the scan."""
+        reader = self._disk.open_read(segment_path(self.directory, start.segment))
+        return SegmentScan(reader, start, last=last, store=self.owner.store)
+
+    def cut(self, torn: Torn) -> None:
+        """Remove the torn end of the last segment, durably."""
+        self._disk.truncate(segment_path(self.directory, torn.segment), torn.offset)
+
+    def secure(self, first: int) -> None:
+        """Make what stands in the segments from `first` on durable, whoever wrote it."""
+        for number in segment_numbers(self.directory):
+            if number >= first:
+                self._disk.sync_file(segment_path(self.directory, number))
+        self._disk.sync_directory(self.directory / "segments")
+
+    def resume(self, end: Position) -> None:
+        """Appending goes on at `end`; at offset 0 with a new segment."""
+        self.drop_writer()
+        self._end = end
+
+    def append(self, data: bytes | memoryview, checksums: Iterable[bytes], *, spare: bool = False) -> tuple[int, int]:
+        """Add whole frames whose checksums are given; segment and offset of the first.
+
+        `spare` frames may use the reserve (a commit frees nothing when refused). Raises DiskFullError, with nothing
+        appended when the reserve would be touched, ReplicadError.
+        """
+        if not spare:
+            self._check_room(len(data))
+        writer = self._writer_with_room()
+        segment = writer.position.segment
+        return segment, writer.append(data, checksums)
+
+    def sync(self) -> int:
+        """Make everything appended durable; the time in ns that the pad behind it bears."""
+        now = self._clock_ns()
+        self._writer_with_room().sync(now)
+        return now
+
+    def flush(self) -> None:
+        """Hand everything appended to the system so that `scan` sees it; nothing when nothing waits."""
+        if self._writer:
+            self._writer.flush(self._clock_ns())
+
+    def drop_writer(self) -> None:
+        """Forget what was appended and not flushed; `resume` says where to go on."""
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+
+    def stored_bytes(self) -> int:
+        """Bytes in all segment files."""
+        return sum(
+            segment_path(self.directory, number).stat().st_size for number in segment_numbers(self.directory)
+        )
+
+    def free_bytes(self) -> int:
+        """Bytes that intake may still use before it reaches the reserve; negative below it."""
+        return self._disk.free_bytes(self.directory) - self._reserve_bytes
+
+    def _check_room(self, size: int) -> None:
+        left = self.free_bytes() - size
+        if left < 0:
+            text = f"only {left + size + self._reserve_bytes} bytes are free and {self._reserve_bytes} are the reserve"
+            hint = "free or add space, or lower listen.reserve"
+            raise DiskFullError(text, where=str(self.directory), hint=hint)
+
+    def _writer_with_room(self) -> SegmentWriter:
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = self._opened()
+        if writer.position.offset >= SEGMENT_BYTES:
+            previous = writer.seal(self._clock_ns())
+            writer.close()
+            self._writer = None
+            header = self._header(writer.position.segment + 1, previous)
+            writer = self._writer = SegmentWriter.create(self._disk, self.directory, header)
+        return writer
+
+    def _opened(self) -> SegmentWriter:
+        header = self._header(self._end.segment, self._end.digest)
+        if segment_path(self.directory, header.number).exists():
+            return SegmentWriter.resume(self._disk, self.directory, self._end, header)
+        return SegmentWriter.create(self._disk, self.directory, header)
+
+    def _header(self, number: int, previous: bytes) -> SegmentHeader:
+        owner, now = self.owner, self._clock_ns()
+        return SegmentHeader(VERSION, owner.store, number, owner.client, owner.dataset, now, previous)

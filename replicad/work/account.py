@@ -1,0 +1,172 @@
+"""Account: exactly what a restore did, as plain values.
+
+Work in threads returns a `Tally`, the event loop adds it up in one `Account`: nothing here needs a lock. Counts are
+exact; lists name the first MAX_NAMED of each sort, and every finding is also given to whoever listens, as it is
+made. `Account` printed as JSON is API.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from replicad.model.entry import Kind, show_path
+
+MAX_NAMED = 1000
+"""Findings of one sort that the account itself names; an operator reads the first, a program the stream."""
+
+FILES, DIRECTORIES, SYMLINKS, LINKS, SPECIAL = "files", "directories", "symlinks", "hard_links", "special"
+LABELS = {Kind.FILE: FILES, Kind.DIRECTORY: DIRECTORIES, Kind.SYMLINK: SYMLINKS}
+"""How kinds are counted; all others (fifos, devices, sockets) are special."""
+
+Sort = Literal["damaged", "failed", "metadata", "extra", "notice"]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that the operator has to know. `first` and `size` say which bytes of a damaged file are not proven."""
+
+    sort: Sort
+    path: str
+    reason: str
+    first: int = 0
+    size: int = 0
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        if self.size:
+            return f"{self.path}: bytes {self.first} to {self.first + self.size - 1} are not restored: {self.reason}"
+        return f"{self.path}: {_PREFIXES[self.sort]}{self.reason}"
+
+
+_PREFIXES: dict[Sort, str] = {
+    "damaged": "incomplete: ",
+    "failed": "not restored: ",
+    "metadata": "metadata not set: ",
+    "extra": "",
+    "notice": "",
+}
+
+
+class Tally:
+    """What one piece of work came to."""
+
+    __slots__ = (
+        "blocks",
+        "damaged_bytes",
+        "failed",
+        "findings",
+        "flawed",
+        "restored",
+        "restored_bytes",
+        "right_bytes",
+        "stored_bytes",
+        "unchanged",
+    )
+
+    def __init__(self) -> None:
+        self.restored: Counter[str] = Counter()
+        self.unchanged: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.restored_bytes = self.right_bytes = self.damaged_bytes = self.blocks = self.stored_bytes = 0
+        self.findings: list[Finding] = []
+        self.flawed: list[tuple[int, int]] = []
+        """(file number, 1 when it failed as a whole, 0 when only ranges of it are lost)."""
+
+    def note(self, sort: Sort, path: bytes, reason: str, first: int = 0, size: int = 0) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(sort, show_path(path), reason, first, size))
+
+    def fail(self, kind: Kind, path: bytes, reason: str, file: int = 0) -> None:
+        """Count an entry that could not be restored, and say why."""
+        self.failed[LABELS.get(kind, SPECIAL)] += 1
+        self.note("failed", path, reason)
+        if file:
+            self.flawed.append((file, 1))
+
+
+class Account(msgspec.Struct):
+    """The final account of one restore. Sizes in bytes; counts of entries by kind."""
+
+    dataset: str
+    source: str
+    """The replica or store that it was read from."""
+    target: str
+    snapshot: int
+    created: str
+    """When the snapshot's pass began, RFC 3339."""
+    complete_snapshot: bool
+    dry_run: bool = False
+    """Nothing was written: "restored" means "would be restored"."""
+    finished: bool = False
+    """False when the restore was cut off; the same command goes on where it stopped."""
+    restored: dict[str, int] = {}
+    unchanged: dict[str, int] = {}
+    failed: dict[str, int] = {}
+    restored_bytes: int = 0
+    """Bytes of files that were made right, holes and zeros included."""
+    right_bytes: int = 0
+    """Bytes that were compared and found right already."""
+    blocks_fetched: int = 0
+    stored_bytes: int = 0
+    """Bytes of these blocks as stored and sent."""
+    damaged_files: int = 0
+    """Files that are there without some of their bytes; counted here only, not as restored."""
+    damaged_ranges: int = 0
+    damaged_bytes: int = 0
+    """Bytes that could not be proven and were not written."""
+    metadata_not_set: int = 0
+    extra: int = 0
+    """Entries in the target that the snapshot does not have; -1 when not looked for (with --path)."""
+    extra_removed: int = 0
+    duration_s: float = 0.0
+    rate_bytes_s: float = 0.0
+    """Restored bytes a second."""
+    found: dict[str, int] = {}
+    """How many findings there were of each sort."""
+    findings: list[Finding] = []
+    """The first MAX_NAMED of each sort."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 when everything is there and right, 1 when anything is missing, damaged or without its metadata."""
+        return int(not self.finished or bool(self.failed or self.damaged_files or self.metadata_not_set))
+
+    @property
+    def done_bytes(self) -> int:
+        """Bytes that are dealt with, for a progress bar."""
+        return self.restored_bytes + self.right_bytes + self.damaged_bytes
+
+    @property
+    def done_entries(self) -> int:
+        """Entries that are dealt with."""
+        return self.damaged_files + sum(sum(c.values()) for c in (self.restored, self.unchanged, self.failed))
+
+    def add(self, tally: Tally, heard: Callable[[Finding], None]) -> None:
+        """Add up; `heard` is told each finding."""
+        for mine, more in (
+            (self.restored, tally.restored),
+            (self.unchanged, tally.unchanged),
+            (self.failed, tally.failed),
+        ):
+            for label, count in more.items():
+                mine[label] = mine.get(label, 0) + count
+        self.restored_bytes += tally.restored_bytes
+        self.right_bytes += tally.right_bytes
+        self.damaged_bytes += tally.damaged_bytes
+        self.blocks_fetched += tally.blocks
+        self.stored_bytes += tally.stored_bytes
+        self.damaged_files += sum(1 for _, failed in tally.flawed if not failed)
+        for finding in tally.findings:
+            self._find(finding)
+            heard(finding)
+
+    def _find(self, finding: Finding) -> None:
+        number = self.found.get(finding.sort, 0)
+        self.found[finding.sort] = number + 1
+        if number < MAX_NAMED:
+            self.findings.append(finding)
+        self.damaged_ranges += finding.sort == "damaged" and finding.size > 0
+        self.metadata_not_set += finding.sort == "metadata"

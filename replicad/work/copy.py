@@ -1,0 +1,407 @@
+"""Copy: one pass of one dataset to one replica.
+
+    catch up   what the ledger has recorded and this replica lacks (after a cut, a crash, or on a new replica)
+    survey     walk the dataset against the ledger; guards judge the whole change before any of it is sent
+    copy       read what changed, record it in the ledger, ship it
+    seal       make it a snapshot
+
+Reading runs one batch ahead of recording, recording ahead of the link; each stage is bounded in bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from replicad.db.ledger import Action, Known, Step
+from replicad.model.block import block_size_for
+from replicad.model.entry import FUZZY, Drop, Kind, Op, Put
+from replicad.model.snapshot import Commit, Head
+from replicad.source.meta import Described, describe
+from replicad.source.read import SMALL_BYTES, Candidate, FileRead, LargeRead, Outgrown, open_large, read_small
+from replicad.source.root import Root, Trouble
+from replicad.status import DatasetStatus
+from replicad.system.clock import Clock
+from replicad.work.dataset import Dataset
+from replicad.work.known import KnownEntries
+from replicad.work.outcome import Outcome
+from replicad.work.record import Recorder, given
+from replicad.work.shipping import Shipping, Unit, load_nothing
+from replicad.work.survey import PHASES, Survey, survey
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+BATCH_FILES = 256
+"""Small files read in one call of a worker thread: a hop costs more than a file."""
+BATCH_BYTES = 2 * 1024 * 1024
+"""Bytes of small files in one batch; a few batches are under way at once."""
+PLAN_STEPS = 2048
+"""Steps of the plan taken from the ledger at once."""
+CHECKPOINT_BYTES = 4 * 1024**3
+"""A long pass is sealed as a partial snapshot after this many sent bytes: restorable as it progresses, and what the
+replica has to replay after a crash stays short."""
+MOVED = "kept changing while it was read; it will be tried again"
+
+Work = Callable[[], Awaitable[None]]
+
+
+class Pass:
+    """One pass. `run` does it once."""
+
+    def __init__(
+        self, dataset: Dataset, replica: str, shipping: Shipping, status: DatasetStatus, pool: Executor, clock: Clock
+    ) -> None:
+        self._dataset, self._replica, self._shipping = dataset, replica, shipping
+        self._status, self._pool, self._clock = status, pool, clock
+        self._outcome = Outcome()
+        self._started_ns = clock.now_ns()
+        self._sealed_s, self._sealed_sent = clock.monotonic_s(), status.sent_bytes
+
+    async def run(self, only: frozenset[bytes] | None, *, seal_always: bool) -> Outcome:
+        """Do it; with `only` just these directories are walked. Everything is acknowledged when this returns.
+
+        Without changes a snapshot is made only when `seal_always`. Raises HeldError, SourceError, and whatever ended
+        the session.
+        """
+        root = await self._in_pool(Root, self._dataset.root)
+        try:
+            await self._begin(root)
+            await self._catch_up()
+            found = await self._survey(only)
+            if found.puts or found.drops:
+                self._status.state = "copying"
+                await self._copy()
+            await self._finish(seal_always)
+        finally:
+            await self._in_pool(root.close)
+        return self._outcome
+
+    async def _begin(self, root: Root) -> None:
+        ledger = self._dataset.ledger
+        await self._dataset.in_ledger(self._dataset.check_root, root.identity)
+        standing = await self._dataset.in_ledger(ledger.standing, self._replica)
+        stamped = await self._dataset.in_ledger(ledger.stamped)
+        self._root = root
+        self._outcome.head = standing.head
+        self._recorder = Recorder(ledger, standing.covered, stamped + 1)
+        self._known = KnownEntries(self._dataset, self._recorder, self._shipping, root, self._outcome, self._pool)
+
+    async def _catch_up(self) -> None:
+        if await self._dataset.in_ledger(self._dataset.ledger.lacks_something, self._recorder.covered):
+            self._status.state = "catching-up"
+            await self._known.catch_up()
+
+    # survey and guard
+
+    async def _survey(self, only: frozenset[bytes] | None) -> Survey:
+        self._status.state = "survey"
+        found = await self._dataset.in_ledger(self._walk, only)
+        if reason := await self._dataset.in_ledger(self._guard, found):
+            raise self._dataset.held_error(reason)
+        for trouble in found.troubles:
+            self._outcome.trouble(trouble.path, trouble.reason)
+        self._outcome.unread += found.trouble_count - len(found.troubles)
+        self._status.pending_files = self._status.total_files = found.files
+        self._status.pending_bytes = self._status.total_bytes = found.size
+        return found
+
+    def _walk(self, only: frozenset[bytes] | None) -> Survey:
+        dataset = self._dataset
+        return survey(
+            self._root,
+            dataset.ledger,
+            dataset.excluded,
+            one_filesystem=dataset.config.one_filesystem,
+            only=only,
+            stopped=dataset.stopping.is_set,
+        )
+
+    def _guard(self, found: Survey) -> str:
+        """Why this change must be held, or "". A release lets one pass through."""
+        reason = found.held_because(self._dataset.config.max_change)
+        if reason and not self._dataset.ledger.get("released"):
+            self._dataset.ledger.put("held", reason)
+            return reason
+        self._dataset.ledger.put("released", None)
+        return ""
+
+    # copying
+
+    async def _copy(self) -> None:
+        """Read ahead in one task, record and ship in this one."""
+        work: asyncio.Queue[Work | None] = asyncio.Queue(1)
+        ahead = asyncio.create_task(self._read_ahead(work))
+        try:
+            while todo := await _next(work, ahead):
+                await todo()
+                await self._checkpoint()
+            await ahead
+        finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+
+    async def _read_ahead(self, work: asyncio.Queue[Work | None]) -> None:
+        for phase in PHASES:
+            async for action, steps in self._planned(phase):
+                await work.put(await self._prepared(action, steps))
+        await work.put(None)
+
+    async def _prepared(self, action: Action, steps: list[Step]) -> Work:
+        """What remains to be done about these steps, once what can be read ahead was read."""
+        if action is Action.READ:
+            if steps[0].size > SMALL_BYTES:
+                return partial(self._large, steps[0])
+            return partial(self._small, await self._read_small(steps))
+        if action is Action.DESCRIBE:
+            return partial(self._described, await self._in_pool(describe, self._root, [step.path for step in steps]))
+        return partial(self._same if action is Action.SAME else self._dropped, steps)
+
+    async def _planned(self, phase: int) -> AsyncIterator[tuple[Action, list[Step]]]:
+        """The phase's steps in order, those of one action in batches, each large file by itself."""
+        after = 0
+        while steps := await self._dataset.in_ledger(self._dataset.ledger.planned, phase, after, PLAN_STEPS):
+            after = steps[-1].number
+            for batch in batches(steps):
+                yield batch[0].action, batch
+
+    # small files
+
+    async def _read_small(self, steps: list[Step]) -> list[tuple[Step, FileRead | Outgrown | Trouble]]:
+        sizes = await self._block_sizes(steps)
+        candidates = [
+            Candidate(step.path, step.size, sizes.get(step.path) or self._block_bytes(step.size)) for step in steps
+        ]
+        reads = await self._in_pool(read_small, self._root, candidates, clock=self._clock)
+        return list(zip(steps, reads, strict=True))
+
+    async def _block_sizes(self, steps: Sequence[Step]) -> dict[bytes, int]:
+        """Block sizes of files that have one already: it never changes."""
+        paths = [step.path for step in steps if step.known]
+        if not paths:
+            return {}
+        known = await self._dataset.in_ledger(lambda: [(path, self._dataset.ledger.known(path)) for path in paths])
+        return {path: entry.block_bytes for path, entry in known if entry}
+
+    def _block_bytes(self, size: int) -> int:
+        return self._dataset.config.block_bytes or block_size_for(size)
+
+    async def _small(self, reads: Sequence[tuple[Step, FileRead | Outgrown | Trouble]]) -> None:
+        good: list[tuple[Step, FileRead]] = []
+        for step, read in reads:
+            if isinstance(read, Outgrown):
+                await self._large(step)
+                continue
+            self._done(step, 0)
+            if isinstance(read, Trouble):
+                self._outcome.unreadable(read)
+            elif self._accepted(step.path, moved=read.moved):
+                self._outcome.attributes(read.path, read.description.troubles)
+                good.append((step, read))
+        if good:
+            await self._shipping.ship(await self._dataset.in_ledger(self._recorder.small, good))
+            self._status.read_bytes += sum(read.stamp.size for _, read in good)
+
+    def _accepted(self, path: bytes, *, moved: bool) -> bool:
+        """Whether a file is recorded though it kept changing; the policy decides."""
+        if moved and self._dataset.config.on_change == "skip":
+            self._outcome.trouble(path, MOVED)
+            return False
+        self._outcome.fuzzy += moved
+        return True
+
+    # large files
+
+    async def _large(self, step: Step) -> None:
+        if step.links > 1 and await self._linked(step):
+            self._done(step, 0)
+            return
+        block_bytes = (await self._block_sizes([step])).get(step.path) or self._block_bytes(step.size)
+        large = await self._in_pool(open_large, self._root, step.path, block_bytes, clock=self._clock)
+        if isinstance(large, Trouble):
+            self._outcome.unreadable(large)
+            self._done(step, 0)
+            return
+        try:
+            await self._read_large(large, step, block_bytes)
+        finally:
+            await self._in_pool(large.close)
+
+    async def _linked(self, step: Step) -> bool:
+        """Whether this large file is another name of one recorded with exactly this identity; ships it then."""
+        (described,) = await self._in_pool(describe, self._root, [step.path])
+        if isinstance(described, Trouble):
+            return False
+        known = await self._dataset.in_ledger(self._recorder.same, step.path, described.stamp)
+        if known:
+            await self._known.ship([(step.path, known)])
+        return known is not None
+
+    async def _read_large(self, large: LargeRead, step: Step, block_bytes: int) -> None:
+        recorder, in_ledger, description = self._recorder, self._dataset.in_ledger, large.description
+        file = await in_ledger(recorder.begin_large, step.path, large.stamp, description.meta, block_bytes)
+        done = 0
+        while numbers := large.upcoming:
+            existing = await in_ledger(recorder.expected, file, numbers)
+            slab = await self._in_pool(large.read, recorder.agreed(existing))
+            if slab is None:
+                break
+            if isinstance(slab, Trouble):
+                self._outcome.unreadable(slab)
+                self._done(step, done)
+                return
+            await self._shipping.ship(await in_ledger(recorder.slab, file, existing, slab))
+            done += slab.size
+            self._status.pending_bytes -= slab.size
+            self._status.read_bytes += slab.size
+            await self._checkpoint()
+        after = await self._in_pool(large.finish)
+        self._done(step, done)
+        moved = after.identity != large.stamp.identity
+        if self._accepted(step.path, moved=moved):
+            self._outcome.attributes(step.path, description.troubles)
+            flags = description.flags | (FUZZY if moved else 0)
+            put = await in_ledger(
+                recorder.end_large, step.path, large.stamp, description.meta, file, block_bytes, flags
+            )
+            await self._ship_after(put)
+
+    async def _ship_after(self, put: Put) -> None:
+        """Ship a file's operations behind its blocks, which are on their way."""
+
+        async def follow(complete: bool) -> AsyncIterator[Sequence[Op]]:
+            yield [put]
+            async for ops in self._known.maps(put.file):
+                yield ops
+
+        await self._shipping.ship(Unit(b"", load_nothing, follow, 0))
+
+    # everything else
+
+    async def _same(self, steps: Sequence[Step]) -> None:
+        """Ship new names of recorded files; a file that was rewritten since the survey is read like any other."""
+        described = await self._in_pool(describe, self._root, [step.path for step in steps])
+        found = await self._dataset.in_ledger(self._same_or_none, steps, described)
+        await self._known.ship([(step.path, known) for step, known in found if known])
+        for step, known in found:
+            if known is None and step.size > SMALL_BYTES:
+                await self._large(step)
+            elif known is None:
+                await self._small(await self._read_small([step]))
+
+    def _same_or_none(
+        self, steps: Sequence[Step], described: Sequence[Described | Trouble]
+    ) -> list[tuple[Step, Known | None]]:
+        return [
+            (step, None if isinstance(item, Trouble) else self._recorder.same(step.path, item.stamp))
+            for step, item in zip(steps, described, strict=True)
+        ]
+
+    async def _described(self, items: Sequence[Described | Trouble]) -> None:
+        good: list[Described] = []
+        for item in items:
+            if isinstance(item, Trouble):
+                self._outcome.unreadable(item)
+            elif item.stamp.kind == Kind.FILE:
+                self._outcome.trouble(item.path, "became a regular file during the pass; it will be read in the next")
+            else:
+                self._outcome.attributes(item.path, item.description.troubles)
+                good.append(item)
+        if good:
+            await self._ship_ops(await self._dataset.in_ledger(self._recorder.described, good))
+
+    async def _dropped(self, steps: Sequence[Step]) -> None:
+        paths = [step.path for step in steps]
+        await self._dataset.in_ledger(self._dataset.ledger.drop, paths, self._recorder.seq)
+        await self._ship_ops([Drop(path) for path in paths])
+
+    async def _ship_ops(self, ops: Sequence[Op]) -> None:
+        await self._shipping.ship(Unit(b"", load_nothing, given(ops), 0))
+
+    # sealing
+
+    async def _checkpoint(self) -> None:
+        """Seal a partial snapshot when the pass has run, or sent, for long enough."""
+        due = self._clock.monotonic_s() - self._sealed_s >= self._dataset.config.rpo_s
+        if not due and self._status.sent_bytes - self._sealed_sent < CHECKPOINT_BYTES:
+            return
+        await self._shipping.flushed()
+        if self._shipping.recorded:
+            await self._seal(complete=False)
+        self._sealed_s, self._sealed_sent = self._clock.monotonic_s(), self._status.sent_bytes
+
+    async def _finish(self, seal_always: bool) -> None:
+        await self._shipping.flushed()
+        if self._shipping.recorded or seal_always:
+            self._status.state = "committing"
+            await self._seal(complete=self._outcome.unread == 0)
+        self._status.pending_files = self._status.pending_bytes = 0
+
+    async def _seal(self, *, complete: bool) -> None:
+        dataset, ledger, covered = self._dataset, self._dataset.ledger, self._recorder.seq
+        totals = await dataset.in_ledger(ledger.totals)
+        parent, unread = self._outcome.head, self._outcome.unread
+
+        def build(records: int, digest: bytes) -> Commit:
+            return Commit(
+                parent.number + 1, self._started_ns, complete, parent.digest, records, digest,
+                totals.entries, totals.size, unread,
+            )  # fmt: skip
+
+        async def before(sent: Head) -> None:
+            await dataset.durably(ledger.set_sent, self._replica, sent, covered)
+
+        self._outcome.head = await self._shipping.seal(build, before)
+        await dataset.in_ledger(self._acked, complete)
+        self._recorder.advance()
+        self._status.last_snapshot = self._outcome.head.number
+        self._status.last_snapshot_ns = self._started_ns
+        self._status.entries, self._status.size = totals.entries, totals.size
+
+    def _acked(self, complete: bool) -> None:
+        ledger = self._dataset.ledger
+        ledger.set_acked(self._replica)
+        ledger.forget_drops(self._dataset.replicas)
+        ledger.put(f"complete:{self._replica}", int(complete))
+        ledger.put(f"sealed_ns:{self._replica}", self._started_ns)
+
+    def _done(self, step: Step, counted: int) -> None:
+        """One planned file needs no more reading; `counted` of its bytes were already taken off the backlog."""
+        self._status.pending_files = max(0, self._status.pending_files - 1)
+        self._status.pending_bytes = max(0, self._status.pending_bytes - max(0, step.size - counted))
+
+    async def _in_pool(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args, **kwargs))
+
+
+def batches(steps: Sequence[Step]) -> list[list[Step]]:
+    """Neighbouring steps of one action together; small files up to BATCH_FILES and BATCH_BYTES, large ones alone."""
+    found: list[list[Step]] = []
+    size = 0
+    for step in steps:
+        large = step.action is Action.READ and step.size > SMALL_BYTES
+        size += step.size
+        fits = found and found[-1][0].action is step.action and len(found[-1]) < BATCH_FILES and size <= BATCH_BYTES
+        if fits and not large and found[-1][-1].size <= SMALL_BYTES:
+            found[-1].append(step)
+        else:
+            found.append([step])
+            size = step.size
+    return found
+
+
+async def _next(queue: asyncio.Queue[Work | None], producer: asyncio.Task[None]) -> Work | None:
+    """The next item; raises what the producer raised if it failed instead of producing."""
+    getting = asyncio.ensure_future(queue.get())
+    try:
+        await asyncio.wait((getting, producer), return_when=asyncio.FIRST_COMPLETED)
+        if producer.done() and not getting.done() and producer.exception() is None:
+            return await getting
+        if not getting.done():
+            await producer
+        return getting.result()
+    finally:
+        getting.cancel()

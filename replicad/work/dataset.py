@@ -1,0 +1,149 @@
+"""Dataset: what all jobs of one dataset share on the primary: its ledger, its thread, its watch, its guards.
+
+The ledger belongs to one worker thread; every access goes through `in_ledger`, which makes the access one
+transaction. `turn` lets one pass at a time work on the dataset, whichever replica it is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from replicad.config import DatasetConfig
+from replicad.db.ledger import Ledger
+from replicad.model.errors import HeldError
+from replicad.source.exclude import Excluded
+from replicad.source.root import RootIdentity
+from replicad.source.watch import Watch
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+class Hints:
+    """Changed directories that one replica's job has not looked at yet; None inside means "walk everything"."""
+
+    def __init__(self) -> None:
+        self._directories: set[bytes] | None = None
+        self.changed = asyncio.Event()
+        """Set while there are hints."""
+
+    def add(self, directories: frozenset[bytes] | None) -> None:
+        """Remember these, or everything."""
+        fresh = not self.changed.is_set()
+        if directories is None or (self._directories is None and not fresh):
+            self._directories = None
+        else:
+            self._directories = (set() if fresh else self._directories or set()) | directories
+        self.changed.set()
+
+    def take(self) -> frozenset[bytes] | None:
+        """All hints since the last time (an empty set when there were none), None for "everything"."""
+        if not self.changed.is_set():
+            return frozenset()
+        self.changed.clear()
+        taken, self._directories = self._directories, None
+        return None if taken is None else frozenset(taken)
+
+
+class Dataset:
+    """One dataset on its primary."""
+
+    def __init__(self, config: DatasetConfig, replicas: tuple[str, ...], state: Path) -> None:
+        """Open the ledger below `state`. Raises BookDamagedError, DiskFullError, LockedError."""
+        self.config, self.replicas = config, replicas
+        self.root = os.fsencode(config.path)
+        self.excluded = Excluded(config.exclude)
+        self.turn = asyncio.Lock()
+        self.stopping = threading.Event()
+        """Set when long work in threads should end early."""
+        self.watch = Watch(self.root, self.excluded, config.debounce_s) if config.watch else None
+        self._hints: list[Hints] = []
+        directory = state / "ledger"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._executor = ThreadPoolExecutor(1, f"ledger-{config.name}")
+        self.ledger = Ledger(directory / f"{config.name}.db")
+
+    async def close(self) -> None:
+        """Let the thread finish its work, then close the ledger."""
+        self.stopping.set()
+        await asyncio.get_running_loop().run_in_executor(self._executor, self.ledger.close)
+        self._executor.shutdown()
+
+    async def in_ledger(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        """Run `work` in the ledger's thread as one transaction."""
+        return await self._transaction(partial(work, *args, **kwargs), durable=False)
+
+    async def durably(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        """The same; what it wrote survives a power cut when this returns."""
+        return await self._transaction(partial(work, *args, **kwargs), durable=True)
+
+    async def _transaction(self, work: Callable[[], Result], *, durable: bool) -> Result:
+        def transaction() -> Result:
+            self.ledger.begin()
+            try:
+                result = work()
+            except BaseException:
+                self.ledger.rollback()
+                raise
+            self.ledger.commit(durable=durable)
+            return result
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
+
+    def hints(self) -> Hints:
+        """A new collector of the watch's hints, for one replica's job."""
+        collector = Hints()
+        self._hints.append(collector)
+        return collector
+
+    async def watch_forever(self) -> None:
+        """Hand the watch's hints to every collector, until cancelled."""
+        if self.watch is None:
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.watch.run())
+            while True:
+                directories = await self.watch.wait()
+                for collector in self._hints:
+                    collector.add(directories)
+
+    # guards: all of these run inside `in_ledger`
+
+    def held(self) -> str:
+        """Why the dataset is held, or ""."""
+        return str(self.ledger.get("held") or "")
+
+    def hold(self, reason: str) -> HeldError:
+        """Hold the dataset until it is released; the error to raise."""
+        self.ledger.put("held", reason)
+        return self.held_error(reason)
+
+    def held_error(self, reason: str) -> HeldError:
+        """The error that says why nothing is copied and what to do."""
+        name = self.config.name
+        return HeldError(
+            reason, where=name, hint=f"nothing was sent; if this is what you want: replicad release {name}"
+        )
+
+    def release(self) -> None:
+        """Let the next pass through, whatever its guards say."""
+        self.ledger.put("held", None)
+        self.ledger.put("released", 1)
+
+    def check_root(self, identity: RootIdentity) -> None:
+        """Compare the root with the one recorded; the first root seen is recorded. Raises HeldError."""
+        recorded = self.ledger.get("root")
+        seen = f"{identity.fsid:x}:{identity.inode}"
+        if recorded is None or self.ledger.get("released"):
+            self.ledger.put("root", seen)
+        elif recorded != seen:
+            raise self.held_error(
+                "the root directory is not the one that was replicated so far (another file system, or not mounted)"
+            )

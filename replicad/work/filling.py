@@ -1,0 +1,552 @@
+"""Filling: one regular file on its way to being what the record says.
+
+A new file grows under its temporary name, and goes on where an interrupted restore left it. An existing one is
+compared block by block (BLAKE3); when it differs it is copied, corrected and renamed into place, or, when large,
+corrected in place. The modification time is set last, and only when every byte is proven, so a file that looks
+finished is finished.
+
+**Owns** the bytes of the file. **Never** writes a byte that `open_block` has not proven. Blocks may arrive in several
+threads; whoever brings the last one finishes the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from replicad.link.messages import Lost
+from replicad.model.block import Buffer, block_count, block_id, is_zero
+from replicad.model.entry import SPARSE, Put
+from replicad.model.errors import DiskFullError
+from replicad.system.disk import ALIGN_BYTES, AlignedBuffer, align_up, read_at, set_direct
+from replicad.work.account import FILES, Tally
+from replicad.work.attributes import UNUSABLE, attributes_differ, reason_of, set_attributes
+from replicad.work.target import Target, split, temporary_name
+
+DIRECT_FROM_BYTES = 512 * 1024
+"""Files from this size on go past the page cache: filling fresh cache pages costs more than the device."""
+SLAB_BYTES = 2 * 1024 * 1024
+"""Compared or written in one go; what one thread's buffer holds."""
+IN_PLACE_FROM_BYTES = 64 * 1024 * 1024
+"""Changed files below this are replaced as a whole, so that no reader sees a mixture; above, the copy would cost more
+time and room than that is worth, and only the differing blocks are written."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NOT_IN_PLACE = (errno.ETXTBSY, errno.EACCES, errno.EPERM)
+"""A running program, a file that is read-only for this user: a new file may still take its name."""
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_CREATE = _WRITE | os.O_CREAT | os.O_EXCL
+
+
+class Wanted(NamedTuple):
+    """A block that a file needs."""
+
+    index: int
+    id: bytes
+
+
+class Piece(NamedTuple):
+    """A run of a file's blocks as the record tells it: `first` up to, without, `end`; those not listed are zero."""
+
+    first: int
+    end: int
+    listed: list[Wanted]
+
+
+class Way(Enum):
+    """How a file comes to be what it should be."""
+
+    NEW = "nothing is there; written under the temporary name"
+    RESUMED = "an interrupted restore left a part under the temporary name"
+    KEPT = "a file is there, and no difference was found so far"
+    COPIED = "a file is there and differs; its copy is corrected under the temporary name"
+    PATCHED = "a large file is there and differs; it is corrected in place"
+
+
+class _Memory(threading.local):
+    """An aligned buffer for each thread."""
+
+    def __init__(self) -> None:
+        self.buffer = AlignedBuffer(SLAB_BYTES + 2 * ALIGN_BYTES)
+
+
+_memory = _Memory()
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all fillings of one restore share."""
+
+    target: Target
+    now_ns: int
+    """Access time of what is restored, and modification time of what is incomplete."""
+
+
+class Filling:
+    """One file. Compared and sealed by the planner; `write` may be called from any thread. Open only while it is
+    compared or written, so that any number of files may be under way."""
+
+    __slots__ = (
+        "_concluded",
+        "_directory",
+        "_failed",
+        "_fd",
+        "_lock",
+        "_lost",
+        "_made",
+        "_name",
+        "_old",
+        "_parts",
+        "_sealed",
+        "_separate",
+        "_site",
+        "_source",
+        "_temporary",
+        "_there",
+        "_writers",
+        "_zeros",
+        "direct",
+        "put",
+        "right_bytes",
+        "way",
+        "written_bytes",
+    )
+
+    def __init__(self, put: Put, site: Site, there: os.stat_result | None = None, *, separate: bool = False) -> None:
+        """`there` is the lstat of the regular file that has the name now. `separate`: it also has a name that another
+        file is to have, so it must become a file of its own even if nothing differs."""
+        self.put, self._site, self._there, self._separate = put, site, there, separate
+        self.way = Way.NEW if there is None else Way.KEPT
+        self.direct = put.size >= DIRECT_FROM_BYTES and put.block_bytes % ALIGN_BYTES == 0
+        self.right_bytes = self.written_bytes = 0
+        self._directory, self._name = split(put.path)
+        self._temporary = temporary_name(self._name)
+        self._source = self._fd = -1
+        self._made: tuple[int, int] | None = None
+        self._lock = threading.Lock()
+        self._parts = self._writers = 0
+        self._failed = ""
+        self._sealed = self._concluded = self._zeros = self._old = False
+        self._lost: list[tuple[int, int, str]] = []
+
+    def block_length(self, index: int) -> int:
+        """Bytes of block `index`; the last may be short."""
+        return min(self.put.block_bytes, self.put.size - index * self.put.block_bytes)
+
+    # comparing: the planner's thread
+
+    def find_leftover(self) -> None:
+        """Where the name is free: look whether an interrupted restore left a part of this file. Raises OSError."""
+        if self.way is not Way.NEW or self.put.size <= self.put.block_bytes:
+            return
+        with self._site.target.directory(self._directory) as parent:
+            try:
+                status = os.stat(self._temporary, dir_fd=parent, follow_symlinks=False)
+            except FileNotFoundError:
+                return
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            self.way, self._there = Way.RESUMED, status
+
+    def compare(self, piece: Piece, tally: Tally) -> Iterator[list[Wanted]]:
+        """The blocks of a piece that are not right yet, slab by slab. Raises OSError, DiskFullError."""
+        self._zeros = self._zeros or len(piece.listed) < piece.end - piece.first
+        if not self._open_source():
+            yield piece.listed
+            return
+        for first, end, wanted in self._slabs(piece):
+            before = self.right_bytes
+            missing, wrong_zeros = self._differing(first, end, wanted)
+            tally.right_bytes += self.right_bytes - before
+            if (missing or wrong_zeros) and self.way is Way.KEPT:
+                self._choose_way(whole=len(missing) == block_count(self.put.size, self.put.block_bytes))
+            if wrong_zeros and not self._site.target.dry:
+                with self._writing() as fd:
+                    self._write_blocks(fd, [(index, bytes(self.block_length(index))) for index in wrong_zeros])
+            yield missing
+
+    def expect(self) -> None:
+        """One more part of the file is on its way: `write` will be called for it."""
+        with self._lock:
+            self._parts += 1
+
+    def seal(self, tally: Tally) -> None:
+        """All parts have been announced; finishes the file when none is under way. Raises DiskFullError."""
+        with self._lock:
+            self._sealed = True
+            last = not self._parts
+        if last:
+            self._finish(tally)
+        self.close_source()
+
+    def fail(self, error: BaseException, tally: Tally) -> None:
+        """The planner cannot go on with this file. Raises DiskFullError."""
+        self._note_failure(error)
+        self.seal(tally)
+
+    def close_source(self) -> None:
+        """Nothing is to be compared any more."""
+        if self._source >= 0:
+            os.close(self._source)
+            self._source = -1
+
+    # writing: any thread
+
+    def write(self, blocks: Sequence[tuple[int, Buffer | Lost]], tally: Tally) -> None:
+        """Write proven blocks (ascending by index) and note the lost ones. Raises DiskFullError."""
+        try:
+            if not self._failed:
+                with self._writing() as fd:
+                    self._take(fd, blocks, tally)
+                    with self._lock:
+                        only = self._sealed and self._parts == 1
+                    if only:  # the usual case of a small file: opened once
+                        self._conclude(tally)
+        except UNUSABLE as error:
+            self._note_failure(error)
+        with self._lock:
+            self._parts -= 1
+            last = self._sealed and not self._parts
+        if last:
+            self._finish(tally)
+
+    # helpers: comparing
+
+    def _open_source(self) -> bool:
+        """Open the file to compare with, once; whether there is one."""
+        if self.way is Way.NEW or self._source >= 0:
+            return self._source >= 0
+        name = self._temporary if self.way is Way.RESUMED else self._name
+        try:
+            self._source = self._open(name, _READ)
+        except PermissionError:  # not readable for this user, but perhaps replaceable
+            self.way = Way.NEW
+            return False
+        assert self._there is not None
+        if _identity(os.fstat(self._source)) != _identity(self._there):
+            raise OSError(errno.ESTALE, "another process changed the file during the restore")
+        return True
+
+    def _open(self, name: bytes, flags: int) -> int:
+        with self._site.target.directory(self._directory) as parent:
+            fd = os.open(name, flags, 0o600, dir_fd=parent)
+        if self.direct:
+            set_direct(fd, True)
+        return fd
+
+    def _slabs(self, piece: Piece) -> Iterator[tuple[int, int, dict[int, bytes]]]:
+        """(first, end, listed blocks of it) of runs to compare; a run is longer than a slab only where it is a hole."""
+        size = self.put.block_bytes
+        slab = max(1, SLAB_BYTES // size)
+        listed = iter(piece.listed)
+        upcoming = next(listed, None)
+        first = piece.first
+        while first < piece.end:
+            data = _seek_data(self._source, first * size, piece.end * size) // size
+            end = data if data > first else min(first + slab, piece.end)
+            wanted: dict[int, bytes] = {}
+            while upcoming is not None and upcoming.index < end:
+                wanted[upcoming.index] = upcoming.id
+                upcoming = next(listed, None)
+            yield first, end, wanted
+            first = end
+
+    def _differing(self, first: int, end: int, wanted: dict[int, bytes]) -> tuple[list[Wanted], list[int]]:
+        """Of the blocks from `first` to `end`: those listed that are not what they should be, and those that should be
+        zero and are not."""
+        size = self.put.block_bytes
+        if (end - first) * size > max(SLAB_BYTES, size):  # a hole: zero, as all blocks that are not listed should be
+            self.right_bytes += self._length(first, end) - sum(map(self.block_length, wanted))
+            return [Wanted(*item) for item in wanted.items()], []
+        try:
+            view = read_at(self._source, _memory.buffer, first * size, (end - first) * size)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return [Wanted(*item) for item in wanted.items()], [i for i in range(first, end) if i not in wanted]
+        missing, wrong_zeros = [], []
+        for index in range(first, end):
+            length, start = self.block_length(index), (index - first) * size
+            block, expected = view[start : start + length], wanted.get(index)
+            if expected is None and not is_zero(block):
+                wrong_zeros.append(index)
+            elif expected is not None and (len(block) != length or block_id(block) != expected):
+                missing.append(Wanted(index, expected))
+            else:
+                self.right_bytes += length
+        return missing, wrong_zeros
+
+    def _length(self, first: int, end: int) -> int:
+        """Bytes of the blocks from `first` to `end`."""
+        return min(end * self.put.block_bytes, self.put.size) - first * self.put.block_bytes
+
+    # helpers: writing
+
+    def _choose_way(self, *, whole: bool) -> None:
+        """A difference was found in an existing file. `whole`: all of it is to be written."""
+        assert self._there is not None
+        if whole:
+            self.way = Way.NEW
+        elif self.put.size >= IN_PLACE_FROM_BYTES and self._there.st_nlink == 1 and not self._separate:
+            self.way = Way.PATCHED
+        else:  # a file that has other names is never changed, only replaced
+            self.way = Way.COPIED
+
+    @contextmanager
+    def _writing(self) -> Iterator[int]:
+        """The descriptor to write to, for a while; several threads may have it."""
+        with self._lock:
+            if self._fd < 0:
+                self._fd = self._open_to_write()
+            self._writers += 1
+        try:
+            yield self._fd
+        finally:
+            with self._lock:
+                self._writers -= 1
+                if not self._writers:
+                    self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _open_to_write(self) -> int:
+        if self._made is None and self.way is Way.PATCHED:
+            try:
+                return self._open_again(self._name)
+            except OSError as error:
+                if error.errno not in _NOT_IN_PLACE:
+                    raise
+                self.way = Way.COPIED
+        if self._made is None and self.way is not Way.RESUMED:
+            return self._create()
+        return self._open_again(self._name if self.way is Way.PATCHED else self._temporary)
+
+    def _open_again(self, name: bytes) -> int:
+        """Open what was compared, or what we made, once more."""
+        fd = self._open(name, _WRITE)
+        status, there = os.fstat(fd), self._there
+        expected = self._made or (there and (there.st_dev, there.st_ino))
+        if (status.st_dev, status.st_ino) != expected:
+            os.close(fd)
+            raise OSError(errno.ESTALE, "another process replaced the file during the restore")
+        if self._made is None:
+            self._made = status.st_dev, status.st_ino
+            self._old = self.way is Way.PATCHED
+            self._allocate_early(fd)
+        return fd
+
+    def _create(self) -> int:
+        try:
+            fd = self._open(self._temporary, _CREATE)
+        except FileExistsError:  # left by an interrupted restore
+            with self._site.target.directory(self._directory) as parent:
+                os.unlink(self._temporary, dir_fd=parent)
+            fd = self._open(self._temporary, _CREATE)
+        try:
+            status = os.fstat(fd)
+            self._made = status.st_dev, status.st_ino
+            self._allocate_early(fd)
+            if self.way is Way.COPIED:
+                self._copy_to(fd)
+                self._old = True
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _allocate_early(self, fd: int) -> None:
+        """In one extent, where that pays."""
+        if self.direct and not self.put.flags & SPARSE:
+            _allocate(fd, self.put.size)
+
+    def _copy_to(self, fd: int) -> None:
+        """Copy the existing file's data; its holes stay holes."""
+        source = self._open(self._name, _READ)
+        try:
+            assert self._there is not None
+            if _identity(os.fstat(source)) != _identity(self._there):
+                raise OSError(errno.ESTALE, "another process changed the file during the restore")
+            position, end = 0, min(self._there.st_size, self.put.size)
+            while (position := _seek_data(source, position, end)) < end:
+                position -= position % ALIGN_BYTES
+                size = len(read_at(source, _memory.buffer, position, min(SLAB_BYTES, end - position)))
+                self._write_buffer(fd, size, position)
+                position += max(size, 1)
+        finally:
+            os.close(source)
+
+    def _take(self, fd: int, blocks: Sequence[tuple[int, Buffer | Lost]], tally: Tally) -> None:
+        good = [(index, data) for index, data in blocks if not isinstance(data, Lost)]
+        self._write_blocks(fd, good)
+        written = sum(len(data) for _, data in good)
+        tally.restored_bytes += written
+        lost = [
+            (index * self.put.block_bytes, self.block_length(index), data.reason)
+            for index, data in blocks
+            if isinstance(data, Lost)
+        ]
+        with self._lock:
+            self.written_bytes += written
+            self._lost.extend(lost)
+
+    def _write_blocks(self, fd: int, blocks: Sequence[tuple[int, Buffer]]) -> None:
+        """Write blocks; past the page cache neighbours go in one transfer."""
+        if not self.direct:
+            for index, data in blocks:
+                self._pwrite(fd, data, index * self.put.block_bytes)
+            return
+        view, start, used = _memory.buffer.view, 0, 0
+        for index, data in blocks:
+            position = index * self.put.block_bytes
+            if used and (position != start + used or used + len(data) > SLAB_BYTES):
+                self._write_buffer(fd, used, start)
+                used = 0
+            start = start if used else position
+            view[used : used + len(data)] = data
+            used += len(data)
+        self._write_buffer(fd, used, start)
+
+    def _write_buffer(self, fd: int, used: int, position: int) -> None:
+        """Write this thread's buffer; what goes beyond the file's end is cut off in `_set_length`."""
+        view, end = _memory.buffer.view, align_up(used) if self.direct else used
+        view[used:end] = bytes(end - used)
+        self._pwrite(fd, view[:end], position)
+
+    def _pwrite(self, fd: int, data: Buffer, position: int) -> None:
+        view, done = memoryview(data), 0
+        while done < len(view):
+            try:
+                done += self._site.target.disk.pwrite(fd, view[done:], position + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self.direct:
+                    raise
+                self.direct = False  # refused at the transfer rather than at the flag
+                set_direct(fd, False)
+
+    def _note_failure(self, error: BaseException) -> None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            where = str(self._site.target.path)
+            hint = "free space there and run the same command again; it goes on where it stopped"
+            raise DiskFullError(f"no room left to restore into: {reason_of(error)}", where=where, hint=hint) from error
+        self._failed = self._failed or reason_of(error)
+
+    # helpers: finishing
+
+    def _finish(self, tally: Tally) -> None:
+        """Conclude the file unless that was done or something failed; then say so."""
+        try:
+            if not self._failed and not self._concluded:
+                self._conclude(tally)
+        except UNUSABLE as error:
+            self._note_failure(error)
+        if self._failed:
+            self._remove_temporary()
+            tally.fail(self.put.kind, self.put.path, self._failed, self.put.file)
+
+    def _conclude(self, tally: Tally) -> None:
+        if self.way is Way.KEPT and self._is_right():
+            tally.unchanged[FILES] += 1
+        elif self._site.target.dry:
+            self._count(tally)
+        elif self.way is Way.KEPT:
+            self._dress(self._source, tally)
+            self._count(tally)
+        else:
+            with self._writing() as fd:
+                self._set_length(fd)
+                self._dress(fd, tally)
+            if self.way is not Way.PATCHED:
+                with self._site.target.directory(self._directory) as parent:
+                    self._site.target.disk.rename_at(self._temporary, self._name, parent)
+            self._count(tally)
+        self._concluded = True
+
+    def _is_right(self) -> bool:
+        """Whether the existing file needs nothing at all; otherwise decides how it gets what it needs."""
+        assert self._there is not None
+        if not self._open_source():
+            return False
+        other_size = self._there.st_size != self.put.size
+        if not other_size and not self._separate and not attributes_differ(self.put, self._there, self._source):
+            return True
+        if other_size or self._separate or self._there.st_nlink > 1:
+            self._choose_way(whole=False)
+        return False
+
+    def _set_length(self, fd: int) -> None:
+        if self.way is not Way.NEW or self.direct or self._zeros or self._lost:
+            os.ftruncate(fd, self.put.size)
+        if self._zeros and not self.put.flags & SPARSE and self.put.size:
+            _allocate(fd, self.put.size)
+
+    def _dress(self, ref: int, tally: Tally) -> None:
+        """Give the file its metadata; one that is incomplete gets no time that makes it look finished."""
+        now_ns = self._site.now_ns
+        for text in set_attributes(self.put, ref, atime_ns=now_ns, mtime_ns=now_ns if self._lost else None):
+            tally.note("metadata", self.put.path, text)
+
+    def _count(self, tally: Tally) -> None:
+        lost = _joined(self._lost)
+        lost_bytes = sum(size for _, size, _ in lost)
+        tally.restored_bytes += self.put.size - self.right_bytes - self.written_bytes - lost_bytes
+        tally.damaged_bytes += lost_bytes
+        if not lost:
+            tally.restored[FILES] += 1
+            return
+        left = "left as it was" if self._old else "left as zeros"
+        for first, size, reason in lost:
+            tally.note("damaged", self.put.path, f"{reason} ({left})", first, size)
+        tally.flawed.append((self.put.file, 0))
+
+    def _remove_temporary(self) -> None:
+        if self._made is None or self.way is Way.PATCHED:
+            return
+        try:
+            with self._site.target.directory(self._directory) as parent:
+                os.unlink(self._temporary, dir_fd=parent)
+        except OSError:
+            pass  # the failure that is reported is the one that matters; the next restore finds what is left
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _seek_data(fd: int, position: int, end: int) -> int:
+    """Where data begins from `position` on; `end` when there is none before it."""
+    try:
+        return min(end, os.lseek(fd, position, os.SEEK_DATA))
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return end
+        return position
+
+
+def _allocate(fd: int, size: int) -> None:
+    """Give a file all its blocks now. Raises OSError, not where the file system cannot do it."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):
+            raise
+
+
+def _joined(lost: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Ranges in order, neighbours with one reason as one."""
+    joined: list[tuple[int, int, str]] = []
+    for first, size, reason in sorted(lost):
+        if joined and joined[-1][0] + joined[-1][1] == first and joined[-1][2] == reason:
+            joined[-1] = (joined[-1][0], joined[-1][1] + size, reason)
+        else:
+            joined.append((first, size, reason))
+    return joined

@@ -1,0 +1,227 @@
+"""Known: ship entries that the ledger has recorded already: in a catch-up, and for renamed files.
+
+Their blocks are listed from the ledger and read again from the source only if the replica needs them. What is read
+again is judged: the identity must be the recorded one and the checksum must match. **Never** ships anything else:
+a file that was written meanwhile is left to the survey, a rotten block keeps its file lacking and is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from concurrent.futures import Executor
+
+from replicad.db.ledger import ZERO, BlockRow, Known, put_of, stamp_of
+from replicad.model.block import Buffer, Checksum, block_id, checksum
+from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Drop, Op
+from replicad.source.read import Ask, Judgement, Moved, judge_reread, reread
+from replicad.source.root import Root, Trouble
+from replicad.work.dataset import Dataset
+from replicad.work.outcome import Outcome
+from replicad.work.record import UNREAD_SIZE, Recorder, given, listed_of, maps, operations
+from replicad.work.shipping import Shipping, Unit, load_nothing
+
+UNIT_BLOCKS = 256
+"""Blocks that one unit reads again, at most: 16 MiB of 64 KiB blocks, less than shipping may hold."""
+UNIT_BYTES = 8 * 1024 * 1024
+"""Their bytes, at most, unless one block is larger."""
+LIST_ENTRIES = 1024
+"""Entries taken from the ledger at once."""
+
+Entry = tuple[bytes, Known, list[BlockRow]]
+"""Path, what is recorded there, and the file's blocks that the replica lacks."""
+
+
+class KnownEntries:
+    """Ships recorded entries of one pass."""
+
+    def __init__(
+        self, dataset: Dataset, recorder: Recorder, shipping: Shipping, root: Root, outcome: Outcome, pool: Executor
+    ) -> None:
+        self._dataset, self._recorder, self._shipping = dataset, recorder, shipping
+        self._root, self._outcome, self._pool = root, outcome, pool
+
+    async def catch_up(self) -> None:
+        """Ship everything that the ledger has recorded and the replica lacks."""
+        ledger, covered = self._dataset.ledger, self._recorder.covered
+        await self._dataset.in_ledger(ledger.put, "unsettled", None)
+        await self._dataset.in_ledger(ledger.list_lacking, covered)
+        after = 0
+        while batch := await self._dataset.in_ledger(ledger.listed, after, LIST_ENTRIES):
+            after = batch[-1][0]
+            await self.ship([(path, known) for _, path, known in batch])
+        before = b"\xff" * (MAX_SORT_BYTES)
+        while paths := await self._dataset.in_ledger(ledger.lacking_drops, covered, before, LIST_ENTRIES):
+            before = paths[-1]
+            await self._shipping.ship(Unit(b"", load_nothing, given([Drop(path) for path in paths]), 0))
+
+    async def ship(self, entries: Sequence[tuple[bytes, Known]]) -> None:
+        """Ship these."""
+        few: list[Entry] = []
+        blocks = size = 0
+        for entry in await self._dataset.in_ledger(self._with_rows, entries):
+            path, known, rows = entry
+            if len(rows) > INLINE_BLOCKS:
+                await self._ship_large(path, known)
+                continue
+            held = len(rows) * known.block_bytes
+            if few and (blocks + len(rows) > UNIT_BLOCKS or size + held > UNIT_BYTES):
+                await self._ship_few(few)
+                few, blocks, size = [], 0, 0
+            few.append(entry)
+            blocks, size = blocks + len(rows), size + held
+        if few:
+            await self._ship_few(few)
+
+    def _with_rows(self, entries: Iterable[tuple[bytes, Known]]) -> list[Entry]:
+        return [
+            (path, known, self._recorder.lacking(known.file, -1, INLINE_BLOCKS + 1) if known.file else [])
+            for path, known in entries
+            if known.size != UNREAD_SIZE
+        ]
+
+    async def _ship_few(self, entries: list[Entry]) -> None:
+        """Entries with few lacking blocks: one unit for many."""
+        reading = _Rereading(self._root, entries)
+        await self._check(reading.failed, entries)
+
+        async def follow(complete: bool) -> AsyncIterator[Sequence[Op]]:
+            await self._note(reading.failed, entries)
+            yield [
+                op
+                for path, known, rows in entries
+                if path not in reading.failed
+                for op in operations(put_of(path, known), listed_of(rows))
+            ]
+
+        await self._shipping.ship(Unit(reading.ids, reading.load, follow, reading.held_bytes))
+
+    async def _ship_large(self, path: bytes, known: Known) -> None:
+        """One file with many lacking blocks: unit after unit of blocks, its operations last."""
+        failed: dict[bytes, Failure] = {}
+        await self._check(failed, [(path, known, await self._lacking(known.file, -1, 1))])
+        step = max(1, min(UNIT_BLOCKS, UNIT_BYTES // known.block_bytes))
+        after = -1
+        while rows := await self._lacking(known.file, after, step):
+            after = rows[-1].number
+            reading = _Rereading(self._root, [(path, known, rows)], failed)
+            await self._shipping.ship(Unit(reading.ids, reading.load, _nothing, reading.held_bytes))
+
+        async def follow(complete: bool) -> AsyncIterator[Sequence[Op]]:
+            await self._note(failed, [(path, known, [])])
+            if not failed:
+                yield [put_of(path, known)]
+                async for ops in self.maps(known.file):
+                    yield ops
+
+        await self._shipping.ship(Unit(b"", load_nothing, follow, 0))
+
+    async def maps(self, file: int) -> AsyncIterator[Sequence[Op]]:
+        """The file's lacking blocks as operations, a bounded number at a time."""
+        after = -1
+        while rows := await self._lacking(file, after, MAP_BLOCKS):
+            after = rows[-1].number
+            yield maps(file, listed_of(rows))
+
+    async def _check(self, failed: dict[bytes, Failure], entries: Sequence[Entry]) -> None:
+        """Files with lacking blocks must be as recorded, whether or not the replica needs the bytes."""
+        places = [(path, known, rows[0]) for path, known, rows in entries if rows]
+        asks = [_ask(place, []) for place in places]
+        if asks:
+            answers = await asyncio.get_running_loop().run_in_executor(self._pool, reread, self._root, asks)
+            failed.update(
+                {place[0]: _failure(a) for place, a in zip(places, answers, strict=True) if not isinstance(a, list)}
+            )
+
+    async def _lacking(self, file: int, after: int, limit: int) -> list[BlockRow]:
+        return await self._dataset.in_ledger(self._recorder.lacking, file, after, limit)
+
+    async def _note(self, failed: dict[bytes, Failure], entries: Sequence[Entry]) -> None:
+        """What could not be read again stays lacking, and is counted."""
+        for path, known, _ in entries:
+            if failure := failed.get(path):
+                ledger, covered = self._dataset.ledger, self._recorder.covered
+                await self._dataset.in_ledger(ledger.unsettle, path, known.file, covered)
+                self._outcome.rotten += failure.rotten
+                if failure.reason:
+                    self._outcome.trouble(path, failure.reason)
+
+
+class Failure:
+    """Why a recorded file could not be read again. A file that was merely written has no reason: the survey sees it."""
+
+    def __init__(self, reason: str = "", rotten: int = 0) -> None:
+        self.reason, self.rotten = reason, rotten
+
+
+Place = tuple[bytes, Known, BlockRow]
+"""Where a block stands: path, its recorded entry, the block's row."""
+
+
+class _Rereading:
+    """The blocks of some recorded files, read again when they are needed. `load` runs in a thread."""
+
+    def __init__(self, root: Root, entries: Sequence[Entry], failed: dict[bytes, Failure] | None = None) -> None:
+        self._root = root
+        self.failed: dict[bytes, Failure] = {} if failed is None else failed
+        self._places: dict[bytes, list[Place]] = {}
+        for path, known, rows in entries:
+            for row in rows:
+                if row.id != ZERO:
+                    self._places.setdefault(row.id, []).append((path, known, row))
+        self.ids = b"".join(self._places)
+        self.held_bytes = sum(places[0][1].block_bytes for places in self._places.values())
+
+    def load(self, positions: Sequence[int]) -> list[Buffer | None]:
+        """The bytes of the blocks at these positions of `ids`; None where no place holds what is recorded."""
+        choices = list(self._places.values())
+        found = self._read([choices[position][0] for position in positions])
+        for order, position in enumerate(positions):
+            for place in choices[position][1:]:
+                if found[order] is None:
+                    found[order] = self._read([place])[0]
+        return found
+
+    def _read(self, places: Sequence[Place]) -> list[Buffer | None]:
+        wanted: dict[bytes, list[tuple[int, Place]]] = {}
+        for order, place in enumerate(places):
+            wanted.setdefault(place[0], []).append((order, place))
+        found: list[Buffer | None] = [None] * len(places)
+        asks = [_ask(parts[0][1], [place[2].number for _, place in parts]) for parts in wanted.values()]
+        for parts, answer in zip(wanted.values(), reread(self._root, asks), strict=True):
+            if isinstance(answer, Moved | Trouble):
+                self.failed[parts[0][1][0]] = _failure(answer)
+                continue
+            for (order, place), data in zip(parts, answer, strict=True):
+                found[order] = self._judged(place, data)
+        return found
+
+    def _judged(self, place: Place, data: bytes) -> bytes | None:
+        path, known, row = place
+        identity = stamp_of(known).identity
+        verdict = judge_reread(Checksum(row.checksum), identity, checksum(data), identity)
+        if verdict is Judgement.SAME and block_id(data) == row.id:
+            return data
+        rotten = self.failed[path].rotten + 1 if path in self.failed else 1
+        self.failed[path] = Failure(
+            f"{rotten} blocks differ from the ledger though the file was not written: not sent", rotten
+        )
+        return None
+
+
+def _failure(answer: Moved | Trouble) -> Failure:
+    return Failure(answer.reason) if isinstance(answer, Trouble) and not answer.vanished else Failure()
+
+
+def _ask(place: Place, numbers: Sequence[int]) -> Ask:
+    path, known, _ = place
+    return Ask(path, tuple(numbers), known.block_bytes, stamp_of(known).identity)
+
+
+async def _nothing(complete: bool) -> AsyncIterator[Sequence[Op]]:
+    return
+    yield
+
+
+MAX_SORT_BYTES = 4096
+"""A path of this many 0xff bytes sorts after every path."""

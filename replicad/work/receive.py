@@ -1,0 +1,96 @@
+"""Receive: the replica's side of a writing session.
+
+**Owns** nothing: the daemon hands it an open archive and the thread that archive belongs to. Every message is
+answered in the order it came; bytes are given back as credit once they are in the store, so what a primary can
+make this side hold is bounded by the credit it was granted. Whatever the session sent without a commit is
+forgotten as a snapshot, but its blocks stay: the next session is not sent them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from replicad.link.channel import Channel
+from replicad.link.messages import Acked, Blocks, Bye, Credit, Message, Need, Offer, Opened, Record, Refuse, Seal
+from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, ReplicadError, StoreDamagedError
+from replicad.status import StoreStatus
+from replicad.system.clock import Clock
+from replicad.work.archive import Archive
+
+Result = TypeVar("Result")
+
+
+class Receiving:
+    """One writing session on one archive. At most one at a time per archive."""
+
+    def __init__(
+        self, channel: Channel, archive: Archive, executor: Executor, status: StoreStatus, clock: Clock, window: int
+    ) -> None:
+        self._channel, self._archive, self._executor = channel, archive, executor
+        self._status, self._clock, self._window = status, clock, window
+
+    async def run(self) -> None:
+        """Serve until the client says Bye or the link ends. Tells the client why when it is our side that ends it."""
+        self._status.state, self._status.reason = "receiving", ""
+        try:
+            await self._channel.send(Opened(self._archive.head, self._window))
+            while await self._answer(await self._channel.receive()):
+                pass
+        except (PeerError, DiskFullError, DivergedError, StoreDamagedError) as error:
+            await self._refuse(error)
+            raise
+        finally:
+            if self._status.state == "receiving":
+                self._status.state = "idle"
+            await asyncio.shield(self._in_thread(self._archive.abort))
+
+    async def _answer(self, message: Message) -> bool:
+        """Handle one message; whether the session goes on."""
+        match message:
+            case Offer():
+                await self._channel.send(Need(await self._in_thread(lambda: self._archive.needed(message.ids))))
+            case Blocks():
+                await self._in_thread(lambda: self._archive.add_blocks(message.frames))
+                await self._credit(len(message.frames))
+            case Record():
+                await self._in_thread(lambda: self._archive.add_record(message.frame))
+                await self._credit(len(message.frame))
+            case Seal():
+                head = await self._in_thread(lambda: self._archive.seal(message.frame))
+                await self._channel.send(Acked(head))
+                self._status.last_snapshot = head.number
+                self._status.received_ns = self._clock.now_ns()
+            case Bye():
+                return False
+            case _:
+                raise PeerError(f"sent {type(message).__name__} in a writing session")
+        return True
+
+    async def _credit(self, size: int) -> None:
+        self._status.received_bytes += size
+        await self._channel.send(Credit(size))
+
+    async def _refuse(self, error: ReplicadError) -> None:
+        code = _REFUSALS.get(type(error), "invalid")
+        if isinstance(error, DiskFullError):
+            self._status.state, self._status.reason = "full", str(error)
+        elif isinstance(error, StoreDamagedError):
+            self._status.state, self._status.reason = "damaged", str(error)
+        try:
+            await self._channel.send(Refuse(code, error.what))
+        except LinkError:
+            self._status.reason = self._status.reason or str(error)  # nobody is left to be told
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+_REFUSALS: dict[type[ReplicadError], str] = {
+    PeerError: "invalid",
+    DiskFullError: "full",
+    DivergedError: "diverged",
+    StoreDamagedError: "damaged",
+}

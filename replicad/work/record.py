@@ -1,0 +1,279 @@
+"""Record: what was read from the source, into the ledger and into units for the link. Sync; the ledger's thread.
+
+**Owns** the comparison of blocks read now with the blocks recorded: which rows change, which blocks a replica lacks.
+This is the only module that moves a baseline, and it does so only with bytes of a file whose identity changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, EntryRow, Known, Ledger, Step, put_of, stamp_of
+from replicad.model.block import CHECKSUM_BYTES, Buffer, block_count
+from replicad.model.entry import FUZZY, INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Meta, Op, Put, Stamp
+from replicad.source.meta import Described
+from replicad.source.read import Block, FileRead, Slab
+from replicad.work.shipping import Unit
+
+NO_CHECKSUM = bytes(CHECKSUM_BYTES)
+"""Checksum column of an all-zero block: its expected bytes are known without one."""
+UNREAD_SIZE = -1
+"""Size in the stamp of an entry whose file number is taken but whose bytes were never read to the end."""
+
+
+@dataclass(slots=True)
+class Listed:
+    """What a replica is told of one file's blocks."""
+
+    blocks: list[int] = field(default_factory=list)
+    ids: list[bytes] = field(default_factory=list)
+    zeros: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Puts one pass's findings into the ledger for one replica."""
+
+    ledger: Ledger
+    covered: int
+    """Rows above this number are lacking on the replica."""
+    seq: int
+    """Number that rows written now carry."""
+
+    def advance(self) -> None:
+        """All that was written so far is in the replica's history."""
+        self.covered, self.seq = self.seq, self.seq + 1
+
+    def small(self, reads: Sequence[tuple[Step, FileRead]]) -> Unit:
+        """Record files that were read whole; the unit that brings them to the replica."""
+        entries: list[EntryRow] = []
+        rows: list[BlockRow] = []
+        ops: list[Op] = []
+        data: dict[bytes, bytes] = {}
+        linked: dict[tuple[int, int], Put] = {}
+        replaced: list[tuple[int, int]] = []
+        fresh = self.ledger.next_file(len(reads))
+        for number, (step, read) in enumerate(reads, fresh):
+            put, listed = self._one_small(step, read, number, linked, rows, replaced)
+            entries.append(EntryRow(put, read.stamp, self.seq))
+            ops.extend(operations(put, listed))
+            wanted = set(listed.ids)
+            data.update((block.id, block.data) for block in read.blocks if block.id in wanted)
+        self.ledger.record_entries(entries)
+        self.ledger.record_blocks(rows)
+        self.ledger.forget_unnamed(replaced)
+        return _loaded_unit(data, ops)
+
+    def _one_small(
+        self,
+        step: Step,
+        read: FileRead,
+        fresh: int,
+        linked: dict[tuple[int, int], Put],
+        rows: list[BlockRow],
+        replaced: list[tuple[int, int]],
+    ) -> tuple[Put, Listed]:
+        key = (read.stamp.device, read.stamp.inode)
+        if step.links > 1 and (twin := linked.get(key) or self._twin(read.path, read.stamp)):
+            return _put(read.path, read.stamp, read.description.meta, twin.file, twin.block_bytes, twin.flags), Listed()
+        known = self.ledger.known(read.path) if step.known else None
+        file, existing = fresh, {}
+        if known and in_place(known, read.stamp):
+            file = known.file
+            existing = self.ledger.blocks(file, 0, block_count(max(known.size, read.stamp.size), read.block_bytes))
+        elif known and known.file:
+            replaced.append((known.file, known.inode))
+        flags = read.description.flags | (FUZZY if read.moved else 0)
+        put = _put(read.path, read.stamp, read.description.meta, file, read.block_bytes, flags)
+        listed = self._compare(file, existing, read.blocks, read.zeros, self.seq, rows)
+        if existing:
+            self.ledger.cut(file, block_count(read.stamp.size, read.block_bytes))
+        if step.links > 1:
+            linked[key] = put
+        return put, listed
+
+    def _twin(self, path: bytes, stamp: Stamp) -> Put | None:
+        known = self.ledger.same_content(stamp)
+        return put_of(path, known) if known else None
+
+    def _compare(
+        self,
+        file: int,
+        existing: Mapping[int, BlockRow],
+        blocks: Iterable[Block],
+        zeros: Iterable[tuple[int, int]],
+        seq: int,
+        rows: list[BlockRow],
+    ) -> Listed:
+        """Add the rows that changed to `rows`; what the replica lacks."""
+        listed = Listed()
+        for block in blocks:
+            row = existing.get(block.index)
+            if row is None or row.id != block.id:
+                rows.append(BlockRow(file, block.index, block.id, block.checksum, seq))
+            elif row.seq <= self.covered:
+                continue
+            listed.blocks.append(block.index)
+            listed.ids.append(block.id)
+        if existing:
+            self._compare_zeros(file, existing, zeros, seq, rows, listed)
+        return listed
+
+    def _compare_zeros(
+        self,
+        file: int,
+        existing: Mapping[int, BlockRow],
+        zeros: Iterable[tuple[int, int]],
+        seq: int,
+        rows: list[BlockRow],
+        listed: Listed,
+    ) -> None:
+        for first, count in zeros:
+            for index in sorted(i for i in existing if first <= i < first + count):
+                row = existing[index]
+                if row.id != ZERO:
+                    rows.append(BlockRow(file, index, ZERO, NO_CHECKSUM, seq))
+                elif row.seq <= self.covered:
+                    continue
+                listed.zeros.append((index, 1))
+
+    # large files
+
+    def begin_large(self, path: bytes, stamp: Stamp, meta: Meta, block_bytes: int) -> int:
+        """The number of a file that is about to be read slab by slab.
+
+        A new file's number is recorded at once, with a stamp that no file has, so that an interrupted first
+        read goes on under the same number.
+        """
+        known = self.ledger.known(path)
+        if known and in_place(known, stamp):
+            return known.file
+        file = self.ledger.next_file()
+        unread = stamp._replace(size=UNREAD_SIZE, mtime_ns=0, ctime_ns=0)
+        put = _put(path, stamp, meta, file, block_bytes, 0)
+        self.ledger.record_entries([EntryRow(put, unread, UNSETTLED)])
+        if known and known.file:
+            self.ledger.forget_unnamed([(known.file, known.inode)])
+        return file
+
+    def expected(self, file: int, numbers: range) -> dict[int, BlockRow]:
+        """Recorded blocks of that range."""
+        return self.ledger.blocks(file, numbers.start, numbers.stop)
+
+    def agreed(self, existing: Mapping[int, BlockRow]) -> dict[int, bytes]:
+        """Ids of those blocks that the replica has for certain: equal blocks need no offer."""
+        return {i: row.id for i, row in existing.items() if row.seq <= self.covered and row.id != ZERO}
+
+    def slab(self, file: int, existing: Mapping[int, BlockRow], slab: Slab) -> Unit:
+        """Record one slab of a large file, unsettled; the unit that brings its blocks (and no operation yet)."""
+        rows: list[BlockRow] = []
+        self._compare(file, existing, slab.blocks, slab.zeros, UNSETTLED, rows)
+        self.ledger.record_blocks(rows)
+        return _loaded_unit({block.id: block.data for block in slab.blocks}, [])
+
+    def end_large(self, path: bytes, stamp: Stamp, meta: Meta, file: int, block_bytes: int, flags: int) -> Put:
+        """The file was read to its end: its blocks and its entry belong to the snapshot now."""
+        put = _put(path, stamp, meta, file, block_bytes, flags)
+        self.ledger.record_entries([EntryRow(put, stamp, self.seq)])
+        self.ledger.cut(file, block_count(stamp.size, block_bytes))
+        self.ledger.settle(file, self.seq)
+        return put
+
+    # everything else
+
+    def described(self, items: Sequence[Described]) -> list[Op]:
+        """Record entries that have no blocks."""
+        replaced = [(k.file, k.inode) for item in items if (k := self.ledger.known(item.path)) and k.file]
+        puts = [
+            Put(
+                item.path,
+                Kind(item.stamp.kind),
+                item.description.meta,
+                target=item.description.target,
+                device=item.description.device,
+            )
+            for item in items
+        ]
+        self.ledger.record_entries([EntryRow(put, item.stamp, self.seq) for put, item in zip(puts, items, strict=True)])
+        self.ledger.forget_unnamed(replaced)
+        return list(puts)
+
+    def same(self, path: bytes, stamp: Stamp) -> Known | None:
+        """Record `path` as another name of a recorded file with this identity; None when there is none any more."""
+        known = self.ledger.same_content(stamp)
+        if known is None:
+            return None
+        before = self.ledger.known(path)
+        self.ledger.record_entries([EntryRow(put_of(path, known), stamp_of(known), self.seq)])
+        if before and before.file and before.file != known.file:
+            self.ledger.forget_unnamed([(before.file, before.inode)])
+        return known
+
+    def lacking(self, file: int, after: int, limit: int) -> list[BlockRow]:
+        """The next blocks of a file that the replica lacks, with numbers above `after`."""
+        return self.ledger.lacking_blocks(file, self.covered, after, limit)
+
+
+def in_place(known: Known, stamp: Stamp) -> bool:
+    """Whether the file at a path is still the one recorded there, perhaps rewritten: same inode, same file number."""
+    return known.file > 0 and (known.device, known.inode) == (stamp.device, stamp.inode)
+
+
+def operations(put: Put, listed: Listed) -> list[Op]:
+    """The operations that tell of a file and its listed blocks."""
+    if len(listed.blocks) <= INLINE_BLOCKS and len(listed.zeros) <= INLINE_BLOCKS:
+        if not listed.blocks and not listed.zeros:
+            return [put]
+        return [
+            Put(
+                put.path, put.kind, put.meta, put.size, put.file, put.block_bytes, put.flags, put.target, put.device,
+                tuple(listed.blocks), b"".join(listed.ids), tuple(listed.zeros),
+            )
+        ]  # fmt: skip
+    return [put, *maps(put.file, listed)]
+
+
+def maps(file: int, listed: Listed) -> list[Op]:
+    """Listed blocks as `Map` operations."""
+    found: list[Op] = []
+    for at in range(0, max(len(listed.blocks), len(listed.zeros)), MAP_BLOCKS):
+        end = at + MAP_BLOCKS
+        found.append(Map(file, tuple(listed.blocks[at:end]), b"".join(listed.ids[at:end]), tuple(listed.zeros[at:end])))
+    return found
+
+
+def listed_of(rows: Iterable[BlockRow]) -> Listed:
+    """Ledger rows as what a replica is told."""
+    listed = Listed()
+    for row in rows:
+        if row.id == ZERO:
+            listed.zeros.append((row.number, 1))
+        else:
+            listed.blocks.append(row.number)
+            listed.ids.append(row.id)
+    return listed
+
+
+def _put(path: bytes, stamp: Stamp, meta: Meta, file: int, block_bytes: int, flags: int) -> Put:
+    return Put(path, Kind.FILE, meta, stamp.size, file, block_bytes, flags)
+
+
+def _loaded_unit(data: Mapping[bytes, Buffer], ops: Sequence[Op]) -> Unit:
+    """A unit whose blocks are in memory."""
+    blocks = list(data.values())
+
+    def load(positions: Sequence[int]) -> list[Buffer | None]:
+        return [blocks[position] for position in positions]
+
+    return Unit(b"".join(data), load, given(ops), sum(map(len, blocks)))
+
+
+def given(ops: Sequence[Op]) -> Callable[[bool], AsyncIterator[Sequence[Op]]]:
+    """Operations that are known already, for blocks that cannot fail to load."""
+
+    async def follow(complete: bool) -> AsyncIterator[Sequence[Op]]:
+        assert complete, "blocks in memory cannot fail to load"
+        yield ops
+
+    return follow

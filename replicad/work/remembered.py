@@ -1,0 +1,134 @@
+"""Remembered: what a restore has to know again later, on disk, so that memory does not grow with the tree.
+
+Hard links are made and directories get their times when everything else is done: both wait here, and so do the names
+that belong in directories which existed before (what else is in them is extra). A temporary database, gone at the end.
+For one thread at a time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from replicad.db.database import Database
+from replicad.model.entry import Op, Put, decode_ops, encode_ops
+
+PAGE_ROWS = 1000
+"""Rows taken at a time when walking through what was remembered."""
+FILE_BITS = 2**26
+"""Bits of the map that tells whether a file number was seen (8 MiB). Numbers are dense, so up to 67 million files it is
+exact; beyond, a hit is looked up."""
+
+SCHEMA = """
+CREATE TABLE first (file INTEGER PRIMARY KEY, path BLOB NOT NULL);
+CREATE TABLE link (number INTEGER PRIMARY KEY, path BLOB NOT NULL, file INTEGER NOT NULL);
+CREATE TABLE directory (number INTEGER PRIMARY KEY, put BLOB NOT NULL, existed INTEGER NOT NULL);
+CREATE TABLE belongs (path BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE inode (device INTEGER, inode INTEGER, file INTEGER NOT NULL, PRIMARY KEY (device, inode)) WITHOUT ROWID;
+CREATE TABLE flawed (file INTEGER PRIMARY KEY, failed INTEGER NOT NULL);
+"""
+
+
+class Remembered:
+    """One restore's memory."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        """`directory` is where the temporary database lives; None: where the system wants temporary files."""
+        self._place = tempfile.TemporaryDirectory(prefix="replicad-restore-", dir=directory)
+        self._book = Database(Path(self._place.name) / "restore.db", [SCHEMA])
+        self._book.begin()
+        self._seen = bytearray(FILE_BITS // 8)
+        self._first: list[tuple[int, bytes]] = []
+        self._belongs: list[tuple[bytes]] = []
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._book.close()
+        self._place.cleanup()
+
+    def is_first(self, file: int, path: bytes) -> bool:
+        """Whether this is the first path of the file; remembers it then."""
+        bit = file % FILE_BITS
+        if self._seen[bit >> 3] >> (bit & 7) & 1 and self.first_path(file) is not None:
+            return False
+        self._seen[bit >> 3] |= 1 << (bit & 7)
+        self._first.append((file, path))
+        if len(self._first) >= PAGE_ROWS:
+            self._flush()
+        return True
+
+    def first_path(self, file: int) -> bytes | None:
+        """The first path of a file, None when it has none."""
+        self._flush()
+        path: bytes | None = self._book.value("SELECT path FROM first WHERE file = ?", (file,))
+        return path
+
+    def add_link(self, put: Put) -> None:
+        """One more path of a file that has a first one."""
+        self._book.execute("INSERT INTO link (path, file) VALUES (?, ?)", (put.path, put.file))
+
+    def add_directory(self, put: Put, existed: bool) -> None:
+        """A directory, parents before children."""
+        self._book.execute("INSERT INTO directory (put, existed) VALUES (?, ?)", (encode_ops([put]), existed))
+
+    def add_belonging(self, path: bytes) -> None:
+        """An entry of a directory that existed before."""
+        self._belongs.append((path,))
+        if len(self._belongs) >= PAGE_ROWS:
+            self._flush()
+
+    def belongs(self, path: bytes) -> bool:
+        """Whether the record has this entry."""
+        self._flush()
+        return self._book.one("SELECT 1 FROM belongs WHERE path = ?", (path,)) is not None
+
+    def claim(self, device: int, inode: int, file: int) -> bool:
+        """Let an existing inode with several names stand for `file`; False when it stands for another file already."""
+        key = (device, _signed(inode))
+        holder = self._book.value("SELECT file FROM inode WHERE device = ? AND inode = ?", key)
+        if holder is None:
+            self._book.execute("INSERT INTO inode VALUES (?, ?, ?)", (*key, file))
+        return holder in (None, file)
+
+    def add_flawed(self, files: list[tuple[int, int]]) -> None:
+        """(file, 1 when it failed, 0 when it is incomplete)."""
+        self._book.executemany("INSERT OR REPLACE INTO flawed VALUES (?, ?)", files)
+
+    def flaw(self, file: int) -> int | None:
+        """1 when the file failed, 0 when it is incomplete, None when it is whole."""
+        failed: int | None = self._book.value("SELECT failed FROM flawed WHERE file = ?", (file,))
+        return failed
+
+    def links(self) -> Iterator[tuple[bytes, int]]:
+        """(path, file) of all further paths, in the order of the record."""
+        for _, path, file in self._walk("SELECT number, path, file FROM link WHERE number > ? ORDER BY number LIMIT ?", 0):
+            yield path, file
+
+    def directories(self) -> Iterator[tuple[Put, bool]]:
+        """All directories with whether they existed before, children before parents."""
+        newest = (self._book.value("SELECT max(number) FROM directory") or 0) + 1
+        page = "SELECT number, put, existed FROM directory WHERE number < ? ORDER BY number DESC LIMIT ?"
+        for _, data, existed in self._walk(page, newest):
+            put: Op = decode_ops(data)[0]
+            assert isinstance(put, Put)
+            yield put, bool(existed)
+
+    def _walk(self, page: str, last: int) -> Iterator[tuple[int, bytes, int]]:
+        while rows := self._book.all(page, (last, PAGE_ROWS)):
+            for number, data, more in rows:
+                yield number, data, more
+            last = rows[-1][0]
+
+    def _flush(self) -> None:
+        if self._first:
+            self._book.executemany("INSERT OR IGNORE INTO first VALUES (?, ?)", self._first)
+            self._first.clear()
+        if self._belongs:
+            self._book.executemany("INSERT OR IGNORE INTO belongs VALUES (?)", self._belongs)
+            self._belongs.clear()
+
+
+def _signed(number: int) -> int:
+    """An inode number (64 bits, unsigned) as SQLite stores integers."""
+    return number - 2**64 if number >= 2**63 else number

@@ -1,0 +1,222 @@
+"""Replicate: the loop that keeps one dataset's copy on one replica up to date.
+
+**Owns** the session with the replica (kept open between passes) and the decision when a pass is due: at a request,
+when the watch saw a change, and often enough that there is a snapshot every `rpo` at the latest. A full walk is
+due every `walk_every`, and always on request; in between a pass walks only what the watch hinted at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+
+from replicad.link.channel import Channel
+from replicad.model.errors import HeldError, LinkError, ReplicadError
+from replicad.model.snapshot import Head
+from replicad.source.hook import run_hook
+from replicad.status import DatasetStatus
+from replicad.system.clock import Clock
+from replicad.work.copy import Pass
+from replicad.work.dataset import Dataset
+from replicad.work.outcome import Outcome
+from replicad.work.shipping import Shipping
+
+SEALS_IN_RPO = 2
+"""A snapshot is due this many times in an rpo, so that one slow pass does not break the objective."""
+SHORTEST_PAUSE_S = 0.2
+"""Between two passes that the watch caused: a dataset that is written all the time must not be walked all the time."""
+
+Dial = Callable[[], Awaitable[Channel]]
+
+
+class Replication:
+    """The job of one dataset and one replica."""
+
+    def __init__(
+        self, dataset: Dataset, replica: str, dial: Dial, status: DatasetStatus, pool: Executor, clock: Clock
+    ) -> None:
+        self._dataset, self._replica, self._dial = dataset, replica, dial
+        self._status, self._pool, self._clock = status, pool, clock
+        self._hints = dataset.hints()
+        self._shipping: Shipping | None = None
+        self._walked_s = float("-inf")
+        self._asked = asyncio.Event()
+        status.rpo_s = dataset.config.rpo_s
+
+    @property
+    def name(self) -> str:
+        """What it is called in logs and metrics."""
+        return f"replicate {self._dataset.config.name} to {self._replica}"
+
+    def request(self) -> int:
+        """Ask for a pass now; the number that `pass_served` reaches when it has ended."""
+        self._status.pass_requested += 1
+        self._asked.set()
+        return self._status.pass_requested
+
+    def wake(self) -> None:
+        """Look again now, without a request: a guard was released."""
+        self._asked.set()
+
+    async def close(self) -> None:
+        """End the session."""
+        if self._shipping:
+            await self._shipping.close()
+            self._shipping = None
+        self._status.link_up = False
+
+    async def wait(self) -> None:
+        """Until a request, a hint, or the next time that something is due."""
+        due_s = min(self._dataset.config.rpo_s / SEALS_IN_RPO, self._until_walk_s())
+        asked = asyncio.ensure_future(self._asked.wait())
+        hinted = asyncio.ensure_future(self._hints.changed.wait())
+        lost = asyncio.ensure_future(self._shipping.ended() if self._shipping else asyncio.Event().wait())
+        timer = asyncio.ensure_future(self._clock.sleep(max(SHORTEST_PAUSE_S, due_s)))
+        waits = (asked, hinted, lost, timer)
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def step(self) -> None:
+        """One pass. Held is a state, not a failure: it is shown, and looked at again when something changes."""
+        requested = self._status.pass_requested
+        self._asked.clear()
+        try:
+            await self._pass(everything=requested > self._status.pass_served)
+        except HeldError as error:
+            self._show("held", str(error), held=True)
+            self._served(requested)
+        except ReplicadError as error:
+            self._show("waiting", str(error))
+            self._status.last_error = str(error)
+            if not isinstance(error, LinkError):
+                self._served(requested)
+            raise
+
+    async def _pass(self, *, everything: bool) -> None:
+        async with self._dataset.turn:
+            if reason := await self._dataset.in_ledger(self._dataset.held):
+                raise self._dataset.held_error(reason)
+            shipping = await self._session()
+            served = self._status.pass_requested
+            hints = self._hints.take()
+            full = everything or hints is None or not self._trusts_watch() or self._until_walk_s() <= 0
+            self._status.pass_started_ns = started_ns = self._clock.now_ns()
+            started_s = self._clock.monotonic_s()
+            try:
+                outcome = await self._hooked(shipping, None if full else hints)
+            except BaseException:
+                self._hints.add(None if full else hints)  # whatever was not copied is still to be looked at
+                self._status.pass_number += 1
+                self._status.pass_ok = False
+                raise
+            if full:
+                self._walked_s = started_s
+            self._ended(outcome, started_ns, served)
+
+    async def _hooked(self, shipping: Shipping, only: frozenset[bytes] | None) -> Outcome:
+        """The pass between its hooks. A failed pre hook stops it; the post hook runs in any case."""
+        config = self._dataset.config
+        environment = {"REPLICAD_DATASET": config.name, "REPLICAD_REPLICA": self._replica}
+        environment["REPLICAD_PATH"] = str(config.path)
+        try:
+            if config.hook_pre:
+                self._status.state = "hook"
+                await run_hook(config.hook_pre, timeout_s=config.hook_timeout_s, environment=environment)
+                only = None  # a hook may rewrite anything; its changes belong to this pass
+            one = Pass(self._dataset, self._replica, shipping, self._status, self._pool, self._clock)
+            return await one.run(only, seal_always=await self._seal_is_due())
+        finally:
+            if config.hook_post:
+                self._status.state = "hook"
+                await run_hook(config.hook_post, timeout_s=config.hook_timeout_s, environment=environment)
+
+    def _ended(self, outcome: Outcome, started_ns: int, served: int) -> None:
+        status = self._status
+        status.pass_number += 1
+        status.pass_ok = outcome.unread == 0
+        status.unread, status.fuzzy, status.rotten = outcome.unread, outcome.fuzzy, outcome.rotten
+        status.troubles = outcome.named
+        status.last_error = ""
+        if outcome.unread == 0:
+            status.last_complete_ns = started_ns
+        self._show("idle", "")
+        self._served(served)
+
+    async def _seal_is_due(self) -> bool:
+        """Whether the last snapshot is old, or incomplete, so that this pass makes one even without changes."""
+        ledger = self._dataset.ledger
+        complete = await self._dataset.in_ledger(ledger.get, f"complete:{self._replica}")
+        sealed_ns = int(await self._dataset.in_ledger(ledger.get, f"sealed_ns:{self._replica}") or 0)
+        age_s = (self._clock.now_ns() - sealed_ns) / 1e9
+        due_s = self._dataset.config.rpo_s / SEALS_IN_RPO
+        return not complete or not 0 <= age_s < due_s
+
+    # the session
+
+    async def _session(self) -> Shipping:
+        if self._shipping and self._shipping.failure:
+            await self.close()
+        if self._shipping is None:
+            self._shipping = await self._open()
+        return self._shipping
+
+    async def _open(self) -> Shipping:
+        self._status.state, self._status.reason = "waiting", f"connecting to {self._replica}"
+        channel = await self._dial()
+        shipping = Shipping(channel, self._pool, self._dataset.config.compression, self._count_sent)
+        try:
+            head = await shipping.open(self._dataset.config.name)
+            await self._dataset.in_ledger(self._reconcile, head)
+        except BaseException:
+            await shipping.close()
+            raise
+        self._status.link_up = True
+        return shipping
+
+    def _reconcile(self, head: Head) -> None:
+        """Make the ledger's idea of the replica agree with the replica's own head. Raises HeldError."""
+        dataset, ledger = self._dataset, self._dataset.ledger
+        standing = ledger.standing(self._replica)
+        if head == standing.sent and head != standing.head:
+            ledger.set_acked(self._replica)  # the commit arrived, its acknowledgement did not
+        elif head != standing.head:
+            if not ledger.get("released"):
+                raise dataset.held_error(_diverged(standing.head, head, self._replica))
+            ledger.restart(self._replica, head)
+
+    def _count_sent(self, size: int) -> None:
+        self._status.sent_bytes += size
+
+    # small things
+
+    def _trusts_watch(self) -> bool:
+        watch = self._dataset.watch
+        self._status.watch = watch.state if watch else "off"
+        return self._status.watch == "on"
+
+    def _until_walk_s(self) -> float:
+        return self._walked_s + self._dataset.config.walk_every_s - self._clock.monotonic_s()
+
+    def _served(self, number: int) -> None:
+        self._status.pass_served = max(self._status.pass_served, number)
+
+    def _show(self, state: str, reason: str, *, held: bool = False) -> None:
+        self._status.state, self._status.reason, self._status.held = state, reason, held
+        self._status.link_up = self._shipping is not None and self._shipping.failure is None
+
+
+def _diverged(ours: Head, theirs: Head, replica: str) -> str:
+    """Why the two histories do not fit, in words."""
+    if not theirs.number:
+        return f"replica {replica} has no history, the ledger says snapshot {ours.number}: its store was lost or replaced"
+    if not ours.number:
+        return f"replica {replica} holds snapshot {theirs.number}, this ledger knows of none: the ledger was lost or is new"
+    return (
+        f"replica {replica} is at snapshot {theirs.number} ({theirs.digest.hex()[:12]}), the ledger says"
+        f" {ours.number} ({ours.digest.hex()[:12]}): the two do not share one history"
+    )

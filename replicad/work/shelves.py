@@ -1,0 +1,161 @@
+"""Shelves: the stores that a replica node keeps, one archive for each client and dataset, and who may use which.
+
+**Owns** the open archives and the thread that each belongs to. One session writes an archive at a time; when a
+client opens a second one its first is ended, because a client that dials again has lost the first, whatever the
+connection still looks like from here. Readers have their own connection and disturb nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from replicad.config import ClientConfig, ListenConfig
+from replicad.link.channel import Channel
+from replicad.link.messages import OpenRead, OpenWrite, Refuse
+from replicad.model.errors import BookDamagedError, PeerError, RefusedError, ReplicadError, StoreDamagedError
+from replicad.status import StoreStatus
+from replicad.system.clock import Clock
+from replicad.system.disk import Disk
+from replicad.work.archive import Archive
+from replicad.work.receive import Receiving
+from replicad.work.serve import Serving
+
+Result = TypeVar("Result")
+Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """One archive and the thread it belongs to."""
+
+    status: StoreStatus
+    executor: ThreadPoolExecutor
+    archive: Archive | None = None
+    writer: asyncio.Task[None] | None = None
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Shelves:
+    """All stores of a node."""
+
+    def __init__(
+        self, config: ListenConfig, clients: Callable[[], Sequence[ClientConfig]], disk: Disk, clock: Clock
+    ) -> None:
+        self._config, self._clients, self._disk, self._clock = config, clients, disk, clock
+        self._shelves: dict[Key, _Shelf] = {}
+        self._opening = asyncio.Lock()
+
+    @property
+    def statuses(self) -> list[StoreStatus]:
+        """One for each store, by name."""
+        return [self._shelves[key].status for key in sorted(self._shelves)]
+
+    async def open_all(self) -> None:
+        """Open what is there, so that damage is found and shown now and not at the first session.
+
+        A store that cannot be opened is shown as damaged; the others work. Raises LockedError: another daemon is here.
+        """
+        for directory in sorted(self._config.store.glob("*/*/segments")):
+            key = (directory.parent.parent.name, directory.parent.name)
+            with suppress(BookDamagedError, StoreDamagedError):  # _open_archive has written it into the status
+                await self._open(key)
+
+    async def close(self) -> None:
+        """Close all archives; their sessions must have ended."""
+        for shelf in self._shelves.values():
+            if shelf.archive:
+                await _in_thread(shelf, shelf.archive.close)
+            shelf.executor.shutdown()
+        self._shelves.clear()
+
+    async def serve(self, channel: Channel, client: str) -> None:
+        """Serve one greeted session. Raises ReplicadError when it ended badly, after telling the client."""
+        message = await channel.receive()
+        match message:
+            case OpenWrite():
+                key = await self._admitted(channel, client, message.dataset)
+                await self._write(channel, key)
+            case OpenRead():
+                key = await self._admitted(channel, client, message.dataset)
+                await self._read(channel, key)
+            case _:
+                raise PeerError(f"began with {type(message).__name__}", where=client)
+
+    async def _admitted(self, channel: Channel, client: str, dataset: str) -> Key:
+        """The store that is meant, if this client has a right to it."""
+        config = next((c for c in self._clients() if c.name == client), None)
+        if config is None or (config.datasets and dataset not in config.datasets):
+            text = f"client {client} has no right to dataset {dataset!r}"
+            await channel.send(Refuse("right", f"{text}; on the replica: replicad authorize … --dataset {dataset}"))
+            raise RefusedError(text, where=channel.peer)
+        return client, dataset
+
+    async def _write(self, channel: Channel, key: Key) -> None:
+        shelf = await self._shelf(channel, key, create=True)
+        before, shelf.writer = shelf.writer, asyncio.current_task()
+        if before and not before.done():
+            before.cancel()
+        async with shelf.turn:
+            assert shelf.archive is not None
+            window = self._config.window_bytes
+            await Receiving(channel, shelf.archive, shelf.executor, shelf.status, self._clock, window).run()
+
+    async def _read(self, channel: Channel, key: Key) -> None:
+        shelf = await self._shelf(channel, key, create=False)
+        assert shelf.archive is not None
+        await Serving(channel, shelf.archive.directory).run()
+
+    async def _shelf(self, channel: Channel, key: Key, *, create: bool) -> _Shelf:
+        """The opened shelf; tells the client when there is none or it cannot be opened."""
+        directory = self._directory(key)
+        if not create and not directory.is_dir():
+            await channel.send(Refuse("unknown", f"there is no dataset {key[1]!r} of client {key[0]} here"))
+            raise RefusedError(f"no dataset {key[1]!r} of {key[0]}", where=channel.peer)
+        try:
+            return await self._open(key)
+        except ReplicadError as error:
+            await channel.send(Refuse("damaged", f"the store cannot be opened: {error.what}"))
+            raise
+
+    async def _open(self, key: Key) -> _Shelf:
+        if key not in self._shelves:
+            executor = ThreadPoolExecutor(1, f"store-{key[0]}-{key[1]}")
+            self._shelves[key] = _Shelf(StoreStatus(*key), executor)
+        shelf = self._shelves[key]
+        async with self._opening:
+            if shelf.archive is None:
+                await self._open_archive(shelf, key)
+        return shelf
+
+    async def _open_archive(self, shelf: _Shelf, key: Key) -> None:
+        opening = partial(
+            Archive.open,
+            self._directory(key),
+            client=key[0],
+            dataset=key[1],
+            disk=self._disk,
+            reserve_bytes=self._config.reserve_bytes,
+            clock_ns=self._clock.now_ns,
+            create=True,
+        )
+        try:
+            shelf.archive = await _in_thread(shelf, opening)
+        except (BookDamagedError, StoreDamagedError) as error:
+            shelf.status.state, shelf.status.reason = "damaged", str(error)
+            raise
+        shelf.status.state, shelf.status.reason = "idle", ""
+        shelf.status.damaged = len(shelf.archive.damage)
+
+    def _directory(self, key: Key) -> Path:
+        return self._config.store / key[0] / key[1]
+
+
+async def _in_thread(shelf: _Shelf, work: Callable[[], Result]) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(shelf.executor, work)

@@ -1,0 +1,353 @@
+"""Shipping: the primary's side of a writing session; everything in flight between offer and acknowledgement.
+
+The unit of work is a `Unit`: some block ids, a way to load their bytes, and the record operations that may follow
+once these blocks are on their way. Units move through one pipeline in the order they were shipped:
+
+    offer -> need -> load, compress, frame -> blocks -> record -> … -> seal -> acked
+
+so a record never names a block that was not sent before it, and many offers are under way at once: a round trip
+costs nothing. What is held between offer and blocks is bounded in bytes (HELD_BYTES), what is sent and not yet
+stored is bounded by the replica's credit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from replicad.link.channel import Channel
+from replicad.link.messages import (
+    MAX_OFFER,
+    Acked,
+    Blocks,
+    Bye,
+    Credit,
+    Need,
+    Offer,
+    Opened,
+    OpenWrite,
+    Record,
+    Refuse,
+    Seal,
+)
+from replicad.model.block import ID_BYTES, Buffer, block_id
+from replicad.model.entry import Op, encode_ops
+from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, RefusedError, ReplicadError
+from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
+from replicad.store.format import BLOCK, COMMIT, RECORD, encode_frame, encode_raw
+from replicad.system.compress import compress
+
+HELD_BYTES = 24 * 1024 * 1024
+"""Plain bytes held between offer and sending: twice what 1 Gbit/s carries in 100 ms, well within the memory bound."""
+PIECE_BYTES = 1024 * 1024
+"""Blocks messages are filled up to this: big enough that a message costs nothing, small enough to pace a link."""
+RECORD_BYTES = 512 * 1024
+"""A record frame is closed when its operations are about this long (the format's limit is 4 MiB)."""
+RECORD_LEVEL = 3
+"""zstd level of records: they are small, highly repetitive, and kept for ever."""
+MAX_UNITS = 4096
+"""Units under way; most are bounded by HELD_BYTES, this bounds those that hold nothing."""
+
+Result = TypeVar("Result")
+
+Load = Callable[[Sequence[int]], list[Buffer | None]]
+"""Bytes of the blocks at these positions of the unit's ids; None where they may not be sent. Runs in a thread."""
+Ops = Callable[[bool], AsyncIterator[Sequence[Op]]]
+"""The operations that follow the unit's blocks; the flag says whether all blocks that were needed could be loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Blocks that are offered together, and what is recorded after them."""
+
+    ids: bytes
+    load: Load
+    ops: Ops
+    held_bytes: int
+    """Plain bytes that this unit holds in memory, now or when it loads."""
+
+
+class Shipping:
+    """A writing session of one dataset on one channel. Close it with `close`; any failure ends all its waiters."""
+
+    def __init__(self, channel: Channel, executor: Executor, compression: int, sent: Callable[[int], None]) -> None:
+        """`sent` is told the size in bytes of everything given to the link."""
+        self._channel, self._executor, self._compression, self._sent = channel, executor, compression, sent
+        self._units: asyncio.Queue[Unit] = asyncio.Queue(MAX_UNITS)
+        self._needs: asyncio.Queue[bytes] = asyncio.Queue()
+        self._acks: asyncio.Queue[Head] = asyncio.Queue()
+        self._changed = asyncio.Condition()
+        self._held = 0
+        self._credit = 0
+        self._failure: ReplicadError | None = None
+        self._undelivered: set[bytes] = set()
+        """Needed once and not loadable then: the replica does not ask again, but takes them from another file."""
+        self._pending: list[Op] = []
+        self._pending_bytes = 0
+        self._records: list[bytes] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self, dataset: str) -> Head:
+        """Start the session; the replica's head.
+
+        Raises RefusedError, LinkError, PeerError, DiskFullError, DivergedError.
+        """
+        await self._channel.send(OpenWrite(dataset))
+        answer = await self._channel.receive()
+        if isinstance(answer, Refuse):
+            raise _refusal(answer, self._channel.peer)
+        if not isinstance(answer, Opened):
+            raise PeerError(f"answered OpenWrite with {type(answer).__name__}", where=self._channel.peer)
+        self._credit = answer.credit
+        self._tasks = [
+            asyncio.create_task(self._watched(self._hear())),
+            asyncio.create_task(self._watched(self._drain())),
+        ]
+        return answer.head
+
+    async def close(self) -> None:
+        """End the session, orderly when it still works."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._fail(LinkError("the session was closed"))
+        await self._channel.close("done")
+
+    @property
+    def failure(self) -> ReplicadError | None:
+        """Why the session can no longer be used, None while it can."""
+        return self._failure
+
+    async def ended(self) -> None:
+        """Return when the session has failed."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._failure is not None)
+
+    async def ship(self, unit: Unit) -> None:
+        """Put a unit into the pipeline; returns when there is room, not when it arrived."""
+        await self._until(lambda: self._held == 0 or self._held + unit.held_bytes <= HELD_BYTES)
+        self._held += unit.held_bytes
+        if unit.ids:
+            assert len(unit.ids) <= MAX_OFFER * ID_BYTES
+            await self._send(Offer(unit.ids), len(unit.ids))
+        await self._guarded(self._units.put(unit))
+
+    @property
+    def recorded(self) -> bool:
+        """Whether any operation was shipped since the last seal (known only once the pipeline is `flushed`)."""
+        return bool(self._records or self._pending)
+
+    async def flushed(self) -> None:
+        """Wait until everything shipped so far was sent."""
+        await self._guarded(self._units.join())
+
+    async def seal(self, build: Callable[[int, bytes], Commit], before: Callable[[Head], Awaitable[None]]) -> Head:
+        """Make what was shipped a snapshot and wait until it is durable on the replica.
+
+        `build` gets the number of records and their digest; `before` is awaited with the new head right before the
+        commit leaves. Returns the acknowledged head.
+        """
+        await self.flushed()
+        await self._flush_record()
+        commit = build(len(self._records), records_digest(self._records))
+        plain = encode_commit(commit)
+        head = Head(commit.number, block_id(plain))
+        await before(head)
+        await self._send(Seal(encode_raw(COMMIT, plain)), len(plain))
+        acked: Head = await self._guarded(self._acks.get())
+        if acked != head:
+            raise PeerError("acknowledged another head than it was sent", where=self._channel.peer)
+        self._records.clear()
+        return acked
+
+    # the three loops
+
+    async def _hear(self) -> None:
+        """Take in what the replica says."""
+        while True:
+            message = await self._channel.receive()
+            match message:
+                case Need():
+                    self._needs.put_nowait(message.bits)
+                case Credit():
+                    if message.size < 0:
+                        raise PeerError("granted negative credit", where=self._channel.peer)
+                    self._credit += message.size
+                    await self._wake()
+                case Acked():
+                    self._acks.put_nowait(message.head)
+                case Refuse():
+                    raise _refusal(message, self._channel.peer)
+                case Bye():
+                    raise LinkError(f"the replica ended the session: {message.reason}", where=self._channel.peer)
+                case _:
+                    raise PeerError(f"sent {type(message).__name__} in a writing session", where=self._channel.peer)
+
+    async def _drain(self) -> None:
+        """Send the blocks that are needed and the operations that follow them, unit by unit."""
+        while True:
+            unit = await self._units.get()
+            complete = await self._send_blocks(unit) if unit.ids else True
+            async for ops in unit.ops(complete):
+                await self._add(ops)
+            self._held -= unit.held_bytes
+            await self._wake()
+            self._units.task_done()
+
+    async def _send_blocks(self, unit: Unit) -> bool:
+        """Send what the replica needs of this unit; whether all of it could be loaded."""
+        wanted = _wanted(await self._needs.get(), _split_ids(unit.ids), self._undelivered)
+        if not wanted:
+            return True
+        loop = asyncio.get_running_loop()
+        pieces, failed = await loop.run_in_executor(self._executor, self._pack, unit, wanted)
+        for piece in pieces:
+            await self._spend(len(piece))
+            await self._send(Blocks(piece), len(piece))
+        self._undelivered.difference_update(_id_at(unit.ids, position) for position in wanted)
+        self._undelivered.update(failed)
+        return not failed
+
+    async def _watched(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except ReplicadError as error:
+            self._fail(error)
+            await self._wake()
+
+    # pieces of them
+
+    def _pack(self, unit: Unit, wanted: list[int]) -> tuple[list[bytes], list[bytes]]:
+        """Load, compress and frame the wanted blocks; Blocks messages, and the ids that could not be loaded."""
+        pieces: list[bytes] = []
+        frames: list[bytes] = []
+        failed: list[bytes] = []
+        size = 0
+        for position, data in zip(wanted, unit.load(wanted), strict=True):
+            name = _id_at(unit.ids, position)
+            if data is None:
+                failed.append(name)
+                continue
+            codec, stored = compress(data, self._compression)
+            frame = encode_frame(BLOCK, stored, id=name, plain=len(data), codec=codec)
+            if size and size + len(frame) > PIECE_BYTES:
+                pieces.append(b"".join(frames))
+                frames, size = [], 0
+            frames.append(frame)
+            size += len(frame)
+        if frames:
+            pieces.append(b"".join(frames))
+        return pieces, failed
+
+    async def _add(self, ops: Sequence[Op]) -> None:
+        for op in ops:
+            self._pending.append(op)
+            self._pending_bytes += _length(op)
+            if self._pending_bytes >= RECORD_BYTES:
+                await self._flush_record()
+
+    async def _flush_record(self) -> None:
+        if not self._pending:
+            return
+        ops, self._pending, self._pending_bytes = self._pending, [], 0
+        frame, name = await asyncio.get_running_loop().run_in_executor(self._executor, _record_frame, ops)
+        self._records.append(name)
+        await self._spend(len(frame))
+        await self._send(Record(frame), len(frame))
+
+    async def _send(self, message: Offer | Blocks | Record | Seal, size: int) -> None:
+        if self._failure:
+            raise self._failure
+        await self._channel.send(message)
+        self._sent(size)
+
+    async def _spend(self, size: int) -> None:
+        """Wait for credit. A message may overdraw it once, so that no credit is too small for any message."""
+        await self._until(lambda: self._credit > 0)
+        self._credit -= size
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._failure is not None or ready())
+        if self._failure:
+            raise self._failure
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _guarded(self, wait: Awaitable[Result]) -> Result:
+        """Wait for something that never comes once the session has failed."""
+        waiting = asyncio.ensure_future(wait)
+        failing = asyncio.create_task(self._until(lambda: False))
+        try:
+            await asyncio.wait((waiting, failing), return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            failing.result()
+            raise AssertionError("waiting for a failure ended without one")
+        finally:
+            waiting.cancel()
+            failing.cancel()
+            await asyncio.gather(failing, return_exceptions=True)
+
+    def _fail(self, error: ReplicadError) -> None:
+        if self._failure is None:
+            self._failure = error
+
+
+def load_nothing(positions: Sequence[int]) -> list[Buffer | None]:
+    """The load of a unit without blocks."""
+    assert not positions
+    return []
+
+
+def _record_frame(ops: list[Op]) -> tuple[bytes, bytes]:
+    """A record frame and its id."""
+    plain = encode_ops(ops)
+    name = block_id(plain)
+    codec, stored = compress(plain, RECORD_LEVEL)
+    return encode_frame(RECORD, stored, id=name, plain=len(plain), codec=codec), name
+
+
+def _id_at(ids: bytes, position: int) -> bytes:
+    return ids[position * ID_BYTES : (position + 1) * ID_BYTES]
+
+
+def _split_ids(ids: bytes) -> list[bytes]:
+    return [ids[at : at + ID_BYTES] for at in range(0, len(ids), ID_BYTES)]
+
+
+def _wanted(bits: bytes, ids: list[bytes], undelivered: set[bytes]) -> list[int]:
+    """Positions of the ids that the replica needs, by its answer or because it still waits for an earlier offer."""
+    if len(bits) != (len(ids) + 7) // 8:
+        raise PeerError(f"answered an offer of {len(ids)} blocks with {len(bits)} bytes")
+    if not any(bits) and not undelivered:
+        return []
+    return [i for i, name in enumerate(ids) if bits[i >> 3] >> (i & 7) & 1 or name in undelivered]
+
+
+def _length(op: Op) -> int:
+    """About how long the operation is when encoded."""
+    length = 96 + len(getattr(op, "path", b""))
+    ids = getattr(op, "ids", b"")
+    meta = getattr(op, "meta", None)
+    if meta is not None and meta.xattrs:
+        length += sum(len(name) + len(value) for name, value in meta.xattrs)
+    return length + len(ids) * 5 // 4
+
+
+def _refusal(message: Refuse, peer: str) -> ReplicadError:
+    """The replica's no as our error."""
+    if message.code == "full":
+        return DiskFullError(
+            f"the replica is full: {message.text}", where=peer, hint="free or add space on the replica"
+        )
+    if message.code == "diverged":
+        return DivergedError(message.text, where=peer)
+    if message.code in ("busy", "stopping"):
+        return LinkError(message.text, where=peer)
+    return RefusedError(message.text, where=peer)

@@ -1,0 +1,336 @@
+"""Target: the directory that a restore writes into.
+
+Paths come from a peer and the target may hold anything, so no path is ever given to the system as a whole: every
+directory is opened from its parent, without following symlinks, and every entry is touched through its directory's
+descriptor. Whatever a record says and whatever already lies there, nothing outside the target can be reached.
+New entries appear under a temporary name and take their final one when they are whole.
+
+**Owns** the open directories, the temporary names and the removal of what is in the way. **Never** decides what to
+restore. Usable from several threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from replicad.model.block import checksum
+from replicad.model.entry import Kind, Put
+from replicad.model.errors import LockedError, UsageError
+from replicad.system.disk import Disk
+
+TEMPORARY = b".replicad-restore-"
+"""Names beginning so are unfinished files of a restore. What follows depends on the final name alone, so that the
+next run finds the file and goes on with it."""
+MAX_OPEN_DIRECTORIES = 128
+"""Descriptors kept: the way down to the current directory and the directories of files still being written."""
+MAX_FRESH = 10_000
+"""Directories known to be made by this run, newest first. Forgetting one costs a look for its entries, nothing else."""
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+class Obstacle(OSError):
+    """A directory that is not empty stands where something else belongs."""
+
+
+class _Held:
+    """An open directory and how many use it."""
+
+    __slots__ = ("fd", "users")
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.users = fd, 1
+
+
+class Target:
+    """One target directory, locked against other restores. With `dry` nothing is changed, and it need not exist."""
+
+    def __init__(self, path: Path, disk: Disk, *, dry: bool = False) -> None:
+        """Creates the directory when it is missing (its parent must exist). Raises UsageError, LockedError."""
+        self.path, self.disk, self.dry = path, disk, dry
+        self._lock = threading.Lock()
+        self._open: OrderedDict[bytes, _Held] = OrderedDict()
+        self._fresh: OrderedDict[bytes, None] = OrderedDict()
+        self._root = self._open_root()
+
+    def close(self) -> None:
+        """Close all descriptors and let other restores in."""
+        with self._lock:
+            for held in self._open.values():
+                os.close(held.fd)
+            self._open.clear()
+        if self._root is not None:
+            os.close(self._root)
+            self._root = None
+
+    @contextmanager
+    def directory(self, path: bytes) -> Iterator[int]:
+        """The descriptor of the directory at `path` (b"" is the target), for a while. Raises OSError."""
+        held = self._acquire(path)
+        try:
+            yield held.fd
+        finally:
+            with self._lock:
+                held.users -= 1
+
+    def is_fresh(self, directory: bytes) -> bool:
+        """Whether this run made the directory, so that nothing can be in it that this run did not put there."""
+        return directory in self._fresh
+
+    def status(self, path: bytes) -> os.stat_result | None:
+        """lstat of an entry, None when there is none. Raises OSError."""
+        directory, name = split(path)
+        if name and self.is_fresh(directory) and self.dry:
+            return None
+        try:
+            with self.directory(directory) as parent:
+                return os.stat(name or b".", dir_fd=parent, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise
+
+    def make_directory(self, path: bytes) -> None:
+        """A new directory that only its owner may use until it gets its mode. Raises OSError."""
+        directory, name = split(path)
+        if not self.dry:
+            with self.directory(directory) as parent:
+                os.mkdir(name, 0o700, dir_fd=parent)
+        with self._lock:
+            self._fresh[path] = None
+            if len(self._fresh) > MAX_FRESH:
+                self._fresh.popitem(last=False)
+
+    @contextmanager
+    def new_node(self, put: Put) -> Iterator[tuple[int, bytes]]:
+        """Make the symlink, fifo, device or socket that `put` says under a temporary name: its directory and name.
+
+        It takes its final name, replacing what has it, when the block ends well. Raises OSError.
+        """
+        directory, name = split(put.path)
+        with self.directory(directory) as parent:
+            temporary = temporary_name(name)
+            self._unlink(temporary, parent)
+            if put.kind is Kind.SYMLINK:
+                os.symlink(put.target, temporary, dir_fd=parent)
+            else:
+                os.mknod(temporary, NODE_TYPES[put.kind] | 0o600, put.device, dir_fd=parent)
+            try:
+                yield parent, temporary
+                self.disk.rename_at(temporary, name, parent)
+            except BaseException:
+                self._unlink(temporary, parent)
+                raise
+
+    def link(self, existing: bytes, path: bytes) -> None:
+        """Make `path` another name of the restored file `existing`, replacing what has that name. Raises OSError."""
+        (from_directory, from_name), (directory, name) = split(existing), split(path)
+        with self.directory(from_directory) as source, self.directory(directory) as parent:
+            temporary = temporary_name(name)
+            self._unlink(temporary, parent)
+            os.link(from_name, temporary, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+            self.disk.rename_at(temporary, name, parent)
+            self._unlink(temporary, parent)  # rename(2) does nothing between two names of one file
+
+    def clear(self, path: bytes, status: os.stat_result, *, whole: bool) -> None:
+        """Make room for a file where a directory is, or for a directory where anything else is.
+
+        A directory goes only when empty, unless `whole`. Raises Obstacle, OSError.
+        """
+        if self.dry and (whole or not stat.S_ISDIR(status.st_mode)):
+            return
+        directory, name = split(path)
+        with self.directory(directory) as parent:
+            if not stat.S_ISDIR(status.st_mode):
+                os.unlink(name, dir_fd=parent)
+            elif whole:
+                self._remove_tree(path, name, parent)
+            else:
+                self._remove_empty(path, name, parent)
+
+    def remove(self, path: bytes) -> None:
+        """Remove an entry with everything below it; stops at other file systems. Raises OSError."""
+        directory, name = split(path)
+        with self.directory(directory) as parent:
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                self._remove_tree(path, name, parent)
+            else:
+                os.unlink(name, dir_fd=parent)
+
+    def names(self, path: bytes) -> Iterator[bytes]:
+        """Names in a directory, one by one. Raises OSError."""
+        with self.directory(path) as fd:
+            own = os.open(b".", _DIRECTORY, dir_fd=fd)  # scandir moves the descriptor's position, so not the shared one
+            try:
+                with os.scandir(own) as entries:
+                    for entry in entries:
+                        yield os.fsencode(entry.name)
+            finally:
+                os.close(own)
+
+    def sync(self) -> None:
+        """Make everything restored so far durable."""
+        if self._root is not None and not self.dry:
+            self.disk.sync_file_system(self._root, self.path)
+
+    # helpers
+
+    def _open_root(self) -> int | None:
+        where, made = str(self.path), False
+        try:
+            if not self.dry and not self.path.exists():
+                self.path.mkdir(0o700)
+                made = True
+            root = os.open(self.path, _DIRECTORY & ~os.O_NOFOLLOW)
+        except FileNotFoundError:
+            if self.dry and self.path.parent.is_dir():
+                self._fresh[b""] = None
+                return None
+            raise UsageError("the parent directory does not exist", where=where, hint="make it first") from None
+        except NotADirectoryError:
+            raise UsageError("is no directory", where=where, hint="name a directory to restore into") from None
+        except OSError as error:
+            raise UsageError(f"cannot be used: {error.strerror}", where=where) from error
+        try:
+            if not self.dry:
+                fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(root)
+            raise LockedError("another restore writes into this directory", where=where, hint="let it end") from None
+        if made:
+            self._fresh[b""] = None
+        return root
+
+    def _acquire(self, path: bytes) -> _Held:
+        with self._lock:
+            held = self._open.get(path)
+            if held is not None:
+                self._open.move_to_end(path)
+                held.users += 1
+                return held
+            held = _Held(self._open_down(path))
+            self._open[path] = held
+            self._evict()
+            return held
+
+    def _open_down(self, path: bytes) -> int:
+        """Open a directory name by name, from the nearest one above it that is open."""
+        if self._root is None:
+            raise FileNotFoundError(errno.ENOENT, "does not exist")
+        above = path
+        while above and above not in self._open:
+            above = split(above)[0]
+        start = self._open[above].fd if above in self._open else self._root
+        names = path[len(above) :].lstrip(b"/").split(b"/") if path != above else [b"."]
+        fd = start
+        for name in names:
+            try:
+                below = os.open(name, _DIRECTORY, dir_fd=fd)
+            finally:
+                if fd != start:
+                    os.close(fd)
+            fd = below
+        return fd
+
+    def _evict(self) -> None:
+        if len(self._open) <= MAX_OPEN_DIRECTORIES:
+            return
+        for path, held in list(self._open.items())[: len(self._open) - MAX_OPEN_DIRECTORIES]:
+            if not held.users:
+                os.close(held.fd)
+                del self._open[path]
+
+    def _forget(self, path: bytes) -> None:
+        """A directory is about to go: nobody may use a descriptor of it or of what is below any more."""
+        with self._lock:
+            gone = [known for known in self._open if known == path or known.startswith(path + b"/")]
+            for known in gone:
+                held = self._open[known]
+                if not held.users:
+                    os.close(held.fd)
+                    del self._open[known]
+            for known in [known for known in self._fresh if known == path or known.startswith(path + b"/")]:
+                del self._fresh[known]
+
+    def _remove_empty(self, path: bytes, name: bytes, parent: int) -> None:
+        self._forget(path)
+        if self.dry:
+            if any(True for _ in self.names(path)):
+                raise Obstacle(errno.ENOTEMPTY, _IN_THE_WAY)
+            return
+        try:
+            os.rmdir(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise Obstacle(errno.ENOTEMPTY, _IN_THE_WAY) from None
+            raise
+
+    def _remove_tree(self, path: bytes, name: bytes, parent: int) -> None:
+        self._forget(path)
+        device = os.fstat(parent).st_dev
+        stack = [(name, os.open(name, _DIRECTORY, dir_fd=parent))]
+        try:
+            while stack:
+                above, fd = stack[-1]
+                if os.fstat(fd).st_dev != device:
+                    raise OSError(errno.EXDEV, "a file system is mounted below it")
+                below = _unlink_files(fd)
+                if below is not None:
+                    stack.append((below, os.open(below, _DIRECTORY, dir_fd=fd)))
+                    continue
+                stack.pop()
+                os.close(fd)
+                os.rmdir(above, dir_fd=stack[-1][1] if stack else parent)
+        finally:
+            for _, fd in stack:
+                os.close(fd)
+
+    @staticmethod
+    def _unlink(name: bytes, parent: int) -> None:
+        try:
+            os.unlink(name, dir_fd=parent)
+        except FileNotFoundError:
+            pass  # nothing was left over
+
+
+_IN_THE_WAY = "a directory that is not empty is in the way (--delete-extra removes it)"
+
+NODE_TYPES = {
+    Kind.FIFO: stat.S_IFIFO,
+    Kind.CHARACTER_DEVICE: stat.S_IFCHR,
+    Kind.BLOCK_DEVICE: stat.S_IFBLK,
+    Kind.SOCKET: stat.S_IFSOCK,
+}
+
+
+def split(path: bytes) -> tuple[bytes, bytes]:
+    """A path as (directory, name); the target itself is (b"", b"")."""
+    directory, _, name = path.rpartition(b"/")
+    return directory, name
+
+
+def temporary_name(name: bytes) -> bytes:
+    """The name that an entry has in its directory until it is whole."""
+    return TEMPORARY + checksum(name).hex()[:16].encode()
+
+
+def _unlink_files(fd: int) -> bytes | None:
+    """Unlink everything in a directory but directories; the first of those, None when it is empty now."""
+    below = None
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(name, dir_fd=fd)
+            elif below is None:
+                below = name
+    return below

@@ -1,0 +1,178 @@
+"""A daemon that only says and counts: what the HTTP server and the CLI see, behind the same seam as the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from replicad.http.contract import SyncRequest
+from replicad.http.server import HttpServer
+from replicad.model.errors import ReplicadError
+from replicad.status import DatasetStatus, JobStatus, NodeStatus, StoreStatus, Trouble
+from replicad.system.clock import Clock
+
+S = 1_000_000_000
+NOW_NS = 1_800_000_000 * S
+"""The moment at which every example is looked at: 2027-01-15T08:00:00Z."""
+
+
+Part = TypeVar("Part")
+
+
+def a_dataset(dataset: str = "www", replica: str = "fra1", **changes: object) -> DatasetStatus:
+    """A dataset that is well: everything as of a minute ago is on the replica."""
+    line = DatasetStatus(
+        dataset=dataset,
+        replica=replica,
+        state="idle",
+        rpo_s=300.0,
+        link_up=True,
+        pass_number=7,
+        pass_ok=True,
+        last_snapshot=41,
+        last_snapshot_ns=NOW_NS - 60 * S,
+        last_complete_ns=NOW_NS - 60 * S,
+        sent_bytes=5_000_000,
+        read_bytes=6_000_000,
+        watch="on",
+        entries=1234,
+        size=3 * 1024**3,
+    )
+    return _changed(line, changes)
+
+
+def a_store(client: str = "ams1", dataset: str = "www", **changes: object) -> StoreStatus:
+    """A store that is well."""
+    line = StoreStatus(
+        client=client,
+        dataset=dataset,
+        state="idle",
+        last_snapshot=41,
+        last_snapshot_ns=NOW_NS - 60 * S,
+        received_ns=NOW_NS - 59 * S,
+        entries=1234,
+        size=3 * 1024**3,
+        stored_bytes=4 * 1024**3,
+        received_bytes=5_000_000,
+    )
+    return _changed(line, changes)
+
+
+def a_job(name: str = "replicate www -> fra1", **changes: object) -> JobStatus:
+    """A job that is well."""
+    return _changed(JobStatus(name=name, running=True, last_success_ns=NOW_NS - 60 * S), changes)
+
+
+def a_node(*parts: DatasetStatus | StoreStatus | JobStatus, **changes: object) -> NodeStatus:
+    """A node that has these parts, and one job that is well when no job is named."""
+    node = NodeStatus(
+        node="ams1",
+        version="0.1.0",
+        started_ns=NOW_NS - 3 * 86_400 * S,
+        now_ns=NOW_NS,
+        config_file="/etc/replicad/config.toml",
+        http="127.0.0.1:9817",
+        datasets=[part for part in parts if isinstance(part, DatasetStatus)],
+        stores=[part for part in parts if isinstance(part, StoreStatus)],
+        jobs=[part for part in parts if isinstance(part, JobStatus)] or [a_job()],
+    )
+    if node.stores:
+        node.store_free_bytes, node.store_reserve_bytes = 100 * 1024**3, 1024**3
+    return _changed(node, changes)
+
+
+def troubles(count: int) -> list[Trouble]:
+    """Paths that could not be read."""
+    return [Trouble(path=f"secret/{number}.key", reason="Permission denied") for number in range(count)]
+
+
+def _changed(value: Part, changes: dict[str, object]) -> Part:
+    for name, changed in changes.items():
+        assert hasattr(value, name), name
+        setattr(value, name, changed)
+    return value
+
+
+class FakeDaemon:
+    """Answers from `node`, which a test changes as it likes, and remembers what it was asked for."""
+
+    def __init__(self, node: NodeStatus) -> None:
+        self.node = node
+        self.asked: list[str] = []
+        self.problems: list[str] = []
+        self.refusal: ReplicadError | None = None
+        """What every command fails with."""
+        self.on_status: Callable[[], None] = lambda: None
+        """Called before each status: here a test lets the world go on."""
+        self.on_sync: Callable[[], None] = lambda: None
+
+    def status(self) -> NodeStatus:
+        self.on_status()
+        return self.node
+
+    def request_sync(self, dataset: str | None) -> list[SyncRequest]:
+        self._ask(f"sync {dataset}")
+        requests = []
+        for line in self.node.datasets:
+            if dataset in (None, line.dataset):
+                line.pass_requested += 1
+                requests.append(SyncRequest(line.dataset, line.replica, line.pass_requested))
+        self.on_sync()
+        return requests
+
+    def release(self, dataset: str) -> None:
+        self._ask(f"release {dataset}")
+        for line in self.node.datasets:
+            if line.dataset == dataset:
+                line.held, line.state, line.reason = False, "idle", ""
+
+    async def reload(self) -> list[str]:
+        self._ask("reload")
+        return self.problems
+
+    def serve(self, line: DatasetStatus, *, ok: bool = True, **changes: object) -> None:
+        """End the pass that was asked for."""
+        _changed(line, changes)
+        line.pass_number += 1
+        line.pass_ok = ok
+        line.pass_served = line.pass_requested
+
+    def _ask(self, what: str) -> None:
+        self.asked.append(what)
+        if self.refusal is not None:
+            raise self.refusal
+
+
+class Served:
+    """A FakeDaemon with its HttpServer on a real TCP port and a real unix socket, in a thread of its own."""
+
+    def __init__(self, daemon: FakeDaemon, state: Path) -> None:
+        self.daemon, self.state, self.address = daemon, state, ""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="served", daemon=True)
+        self._server = HttpServer(daemon, address="127.0.0.1:0", state=state, clock=Clock())
+
+    def __enter__(self) -> Served:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._server.start(), self._loop).result(10)
+        self.address = self._server.address
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._server.stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do something in the daemon's loop."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, action)
+
+    def config(self) -> Path:
+        """A configuration file whose state directory is this daemon's."""
+        file = self.state / "config.toml"
+        file.write_text(f'[node]\nname = "ams1"\nstate = "{self.state}"\n')
+        return file

@@ -1,0 +1,57 @@
+"""Kit: one valid example of every message, for tests that must cover all of them."""
+
+from __future__ import annotations
+
+from replicad.link.messages import (
+    PROTOCOL,
+    Acked,
+    Blocks,
+    Bye,
+    Credit,
+    Fetch,
+    Hello,
+    Listing,
+    ListSnapshots,
+    Lost,
+    Message,
+    Need,
+    Offer,
+    Opened,
+    OpenRead,
+    OpenWrite,
+    Ping,
+    Pong,
+    Read,
+    Record,
+    Refuse,
+    Seal,
+    SnapshotLine,
+    Snapshots,
+    Welcome,
+)
+from replicad.model.snapshot import Head
+
+EXAMPLES: tuple[Message, ...] = (
+    Hello(PROTOCOL, "replicad 0.1.0"),
+    Welcome(PROTOCOL, "replicad 0.1.0", "fra1", "ams1"),
+    Refuse("busy", "another session writes this dataset"),
+    OpenWrite("www"),
+    OpenRead("www"),
+    Opened(Head(7, bytes(range(32))), 32 * 1024**2),
+    Offer(bytes(64)),
+    Need(b"\x01"),
+    Blocks(b"stored frames" * 20),
+    Record(b"a record frame"),
+    Seal(b"a commit frame"),
+    Acked(Head(8, bytes(32))),
+    Credit(65536),
+    ListSnapshots(),
+    Snapshots([SnapshotLine(1, 2, 3, True, 4, 5, 0, bytes(32))], False),
+    Read(3, [b"etc/**", "größe".encode()], 1024**2),
+    Listing(b"operations", True),
+    Fetch(bytes(32)),
+    Lost(bytes(32), "checksum differs"),
+    Ping(0),
+    Pong(0),
+    Bye("done"),
+)
