@@ -10,10 +10,18 @@ import argparse
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
+from replicad.config import ClientConfig
 from replicad.link.channel import Channel
+from replicad.link.messages import Blocks, Bye, Message, Opened, OpenRead, OpenWrite
+from replicad.link.reception import House, Reception
 from replicad.link.session import Role
+from replicad.model.errors import ReplicadError
+from replicad.model.snapshot import Head
 
+WINDOW_BYTES = 8 * 1024**2
+"""SSH window and credit of a `Node`."""
 PAIR_BUFFER_BYTES = 256 * 1024
 """What one direction of the pair holds before it says pause_writing."""
 
@@ -108,6 +116,60 @@ class Pair:
     async def close(self) -> None:
         """Close both ends."""
         await asyncio.gather(self.client.close(), self.server.close())
+
+
+class Node:
+    """The server's side of a link without a store: a reception that opens any dataset and takes what is sent.
+
+    The dataset's name chooses what a session does: "defect" raises, "source" sends Blocks without end, "idle" takes
+    nothing, all others receive until Bye.
+    """
+
+    def __init__(self, directory: Path, *, max_sessions: int = 64, keepalive_s: float = 15.0) -> None:
+        self.directory = directory
+        self.socket = directory / "link.sock"
+        self.reports: list[ReplicadError] = []
+        self.clients: list[ClientConfig] = []
+        self.served: list[str] = []
+        self.channels: list[Channel] = []
+        self.received: list[Message] = []
+        self.reception = Reception(
+            House(
+                node="fra1",
+                software="replicad test",
+                clients=lambda: self.clients,
+                serve=self._serve,
+                report=self.reports.append,
+                keepalive_s=keepalive_s,
+                max_sessions=max_sessions,
+                window_bytes=WINDOW_BYTES,
+            )
+        )
+
+    async def _serve(self, channel: Channel, client: str) -> None:
+        self.served.append(client)
+        self.channels.append(channel)
+        message = await channel.receive()
+        if isinstance(message, OpenWrite | OpenRead):
+            await channel.send(Opened(Head(), WINDOW_BYTES))
+            await self._session(channel, message.dataset)
+
+    async def _session(self, channel: Channel, dataset: str) -> None:
+        if dataset == "defect":
+            raise ZeroDivisionError
+        while dataset == "source":
+            await channel.send(Blocks(bytes(1024 * 1024)))
+        if dataset == "idle":
+            await channel.over.wait()
+        while not isinstance(message := await channel.receive(), Bye):
+            self.received.append(message)
+
+
+async def open_writing(channel: Channel, dataset: str = "www") -> Channel:
+    """Bring a greeted channel to the state WRITING."""
+    await channel.send(OpenWrite(dataset))
+    assert isinstance(await channel.receive(), Opened)
+    return channel
 
 
 RELAY_READ_BYTES = 64 * 1024

@@ -140,11 +140,17 @@ class Pair:
 
 
 def make_pair(
-    directory: Path, root: Path, *, replica_address: str | None = None, dataset_options: str = "", node_options: str = ""
+    directory: Path,
+    root: Path,
+    *,
+    replica_port: int = 0,
+    replica_address: str = "",
+    dataset_options: str = "",
+    node_options: str = "",
 ) -> Pair:
     """Set a pair up as the README tells, without starting it. `replica_address` is what the primary dials instead of
     the replica's own address (a relay); `dataset_options` are lines of TOML for the dataset."""
-    port = free_port()
+    port = replica_port or free_port()
     replica, primary = directory / "replica", directory / "primary"
     for path in (replica, primary):
         path.mkdir(parents=True)

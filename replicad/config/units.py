@@ -31,7 +31,7 @@ DURATION_UNITS = {
     "w": Fraction(7 * 86400),
 }
 """Seconds of each unit of duration."""
-_NUMBER_AND_UNIT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]+)", re.ASCII)
+_NUMBER_AND_UNIT = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([A-Za-z]+)", re.ASCII)
 
 
 def parse_size(text: str) -> int:

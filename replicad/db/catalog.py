@@ -170,11 +170,6 @@ class Catalog:
         self._head = Head(commit.number, digest)
         self._ordinal += 1
 
-    def set_received(self, number: int, received_ns: int) -> None:
-        """Correct when a snapshot was received (a replay learns it after the commit)."""
-        self._begin()
-        self._db.execute("UPDATE snapshot SET received_ns = ? WHERE number = ?", (received_ns, number))
-
     def keep(self, checkpoint: Position) -> None:
         """Commit what was written, without a snapshot: only blocks and damage may have been."""
         self._begin()
@@ -212,7 +207,7 @@ class Catalog:
             raise BookDamagedError("has no root directory", where=str(self.path), hint="rebuild it: replicad rebuild")
 
     def _meta(self) -> dict[str, Any]:
-        return {key: value for key, value in self._db.rows("SELECT key, value FROM meta")}
+        return dict(self._db.all("SELECT key, value FROM meta"))
 
     def _top_directory(self) -> int:
         return int(self._db.value("SELECT max(id) FROM directory") or 0)

@@ -115,19 +115,18 @@ class Database:
             raise
         self.commit()
 
-    def begin(self) -> None:
-        """Start a write transaction that `commit` or `rollback` ends."""
+    def begin(self, *, durable: bool = False) -> None:
+        """Start a write transaction that `commit` or `rollback` ends.
+
+        `durable`: it is on the disk when `commit` returns, and everything committed before it too; else it may still
+        be in the operating system's cache.
+        """
+        self.execute(f"PRAGMA synchronous = {'full' if durable else 'normal'}")
         self.execute("BEGIN IMMEDIATE")
 
-    def commit(self, *, durable: bool = False) -> None:
-        """End the transaction. `durable`: on the disk when this returns, not only in the operating system's cache."""
-        if durable:
-            self.execute("PRAGMA synchronous = full")
-        try:
-            self.execute("COMMIT")
-        finally:
-            if durable:
-                self.execute("PRAGMA synchronous = normal")
+    def commit(self) -> None:
+        """Make the transaction's changes visible."""
+        self.execute("COMMIT")
 
     def rollback(self) -> None:
         """Undo the transaction, if one is open."""

@@ -185,15 +185,13 @@ class Ledger:
 
     # transactions
 
-    def begin(self) -> None:
-        """Start collecting changes, unless that is under way."""
-        if not self._db.in_transaction:
-            self._db.begin()
+    def begin(self, *, durable: bool = False) -> None:
+        """Start collecting changes; `durable`: once committed they survive a power cut."""
+        self._db.begin(durable=durable)
 
-    def commit(self, *, durable: bool = False) -> None:
-        """Keep what was collected; `durable`: also through a power cut."""
-        if self._db.in_transaction:
-            self._db.commit(durable=durable)
+    def commit(self) -> None:
+        """Keep what was collected."""
+        self._db.commit()
 
     def rollback(self) -> None:
         """Forget what was collected."""
@@ -360,7 +358,7 @@ class Ledger:
     def record_entries(self, rows: Sequence[EntryRow]) -> None:
         """Make these entries what the ledger knows. A path that was dropped before counts as present again."""
         self._db.executemany(
-            f"INSERT OR REPLACE INTO entry(directory, name, {_ENTRY_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            f"INSERT OR REPLACE INTO entry(directory, name, {_ENTRY_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             [self._entry_values(row) for row in rows],
         )
         if self._any_gone():

@@ -11,7 +11,9 @@ children, and a directory is complete when the first path outside of it appears.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from heapq import merge
 from itertools import groupby
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +24,9 @@ from replicad.db.database import Database, Row
 from replicad.model.block import block_count
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Meta, Op, Put
 from replicad.model.glob import Globs
-from replicad.model.position import Position
 
-PAGE_ROWS = 1000
-"""Entries of one directory read at once."""
+PAGE_ROWS = 256
+"""Entries of one directory read at once, each with INLINE_BLOCKS blocks at most."""
 BATCH_OPS = 1000
 BATCH_BYTES = 512 * 1024
 """A list of operations ends when it is about this long; with one more operation it stays well below a message."""
@@ -76,13 +77,6 @@ class Listing:
         """(segment, offset, length, reason) of all damage that the writer found."""
         return [(s, o, n, r) for s, o, n, r in self._db.rows("SELECT segment, offset, length, reason FROM damage")]
 
-    def checkpoint(self) -> Position:
-        """Up to here the segments are in the catalog."""
-        meta = dict[str, bytes | int](self._db.all("SELECT key, value FROM meta"))
-        if "running" not in meta:
-            return Position()
-        return Position(int(meta["segment"]), int(meta["offset"]), int(meta["frames"]), bytes(meta["running"]))
-
     def operations(self, ordinal: int, globs: Globs) -> Iterator[list[Op]]:
         """The tree at a snapshot as operations, in order, in short lists.
 
@@ -101,10 +95,9 @@ class Listing:
             yield batch
 
     def _walk(self, ordinal: int, globs: Globs) -> Iterator[Op]:
-        """Depth first with a stack of open directories: one page of entries each."""
-        waiting: list[Put] = []
-        """Directories on the way down that are told only once something in them matches."""
-        stack = [self._directory(ordinal, ROOT, b"")]
+        """Depth first, with a stack of open directories."""
+        waiting: list[Put] = []  # directories on the way down, told once something in them matches
+        stack = [self._directory(ordinal, ROOT, b"", globs)]
         while stack:
             node = next(stack[-1], None)
             if node is None:
@@ -112,41 +105,138 @@ class Listing:
                 continue
             while waiting and not _holds(waiting[-1].path, node.path):
                 waiting.pop()
-            if node.put is not None:
-                if globs(node.path):
-                    yield from waiting
-                    waiting.clear()
-                    yield node.put
+            if node.put and node.matches:
+                yield from waiting
+                waiting.clear()
+                yield node.put
+                if block_count_of(node.put) > INLINE_BLOCKS:
                     yield from self._maps(node.put, ordinal)
-                elif node.put.kind is Kind.DIRECTORY:
-                    waiting.append(node.put)
+            elif node.put and node.put.kind is Kind.DIRECTORY:
+                waiting.append(node.put)
             if node.directory is not None and globs.below(node.path):
-                stack.append(self._directory(ordinal, node.directory, node.path))
+                stack.append(self._directory(ordinal, node.directory, node.path, globs))
 
-    def _directory(self, ordinal: int, directory: int, path: bytes) -> Iterator[_Node]:
-        """The entries of one directory by name, each with the directory of that name if there ever was one.
+    def _directory(self, ordinal: int, directory: int, path: bytes, globs: Globs) -> Iterator[_Node]:
+        """What stands in one directory by name: entries, and directories that have or had something in them.
 
-        A directory may have entries without having one itself (its own could not be copied): they are told too.
+        Such a directory may have no entry of its own (that could not be copied); what it holds is told all the same.
         """
         prefix = path + b"/" if path else b""
-        after = b"" if directory != ROOT else None
+        both = merge(
+            self._entries(ordinal, directory, prefix, globs), self._subdirectories(directory, prefix), key=_path
+        )
+        for _, same in groupby(both, _path):
+            node, *others = same  # the merge is stable: an entry comes before the directory of its name
+            yield node._replace(directory=others[0].directory) if others else node
+
+    def _entries(self, ordinal: int, directory: int, prefix: bytes, globs: Globs) -> Iterator[_Node]:
+        after, first = b"", directory == ROOT
         while True:
-            rows = self._page(ordinal, directory, after)
-            blocks = self._inline(rows, ordinal)
-            for row in rows:
-                put = None if row[1] is None else _put(prefix + row[0], row, blocks)
-                yield _Node(prefix + row[0], put, row[-1])
+            rows = self._db.all(
+                "SELECT name, kind, mode, uid, gid, mtime_ns, size, file, block_bytes, flags, extra FROM entry"
+                f" WHERE directory = ? AND name {'>=' if first else '>'} ?"
+                " AND born <= ? AND (died IS NULL OR died > ?) ORDER BY name LIMIT ?",
+                (directory, after, ordinal, ordinal, PAGE_ROWS),
+            )
+            puts = [(_put(prefix + row[0], row), globs(prefix + row[0])) for row in rows]
+            blocks = self._inline([put for put, matches in puts if matches], ordinal)
+            for put, matches in puts:
+                yield _Node(put.path, _with_blocks(put, blocks) if matches else put, matches, None)
+            if len(rows) < PAGE_ROWS:
+                return
+            after, first = rows[-1][0], False
+
+    def _subdirectories(self, directory: int, prefix: bytes) -> Iterator[_Node]:
+        after = b""
+        while True:
+            rows = self._db.all(
+                "SELECT name, id FROM directory WHERE parent = ? AND name > ? ORDER BY name LIMIT ?",
+                (directory, after, PAGE_ROWS),
+            )
+            for name, number in rows:
+                yield _Node(prefix + name, None, False, number)
             if len(rows) < PAGE_ROWS:
                 return
             after = rows[-1][0]
 
-    def _page(self, ordinal: int, directory: int, after: bytes | None) -> list[Row]:
-        entries = self._db.all(
-            "SELECT e.name, e.kind, e.mode, e.uid, e.gid, e.mtime_ns, e.size, e.file, e.block_bytes, e.flags, e.extra,"
-            " CASE WHEN e.kind = ? THEN d.id END FROM entry e"
-            " LEFT JOIN directory d ON e.kind = ? AND d.parent = e.directory AND d.name = e.name AND d.id != ?"
-            " WHERE e.directory = ? AND e.name > ? AND e.born <= ? AND (e.died IS NULL OR e.died > ?)"
-            " ORDER BY e.name LIMIT ?",
-            (Kind.DIRECTORY, Kind.DIRECTORY, ROOT, directory, after, ordinal, ordinal, PAGE_ROWS),
+    def _inline(self, puts: list[Put], ordinal: int) -> dict[int, list[Row]]:
+        """(file, number, id) of the blocks of those files that list them in their `Put`, by file."""
+        wanted: dict[int, int] = {}
+        for put in puts:
+            count = block_count_of(put)
+            if 0 < count <= INLINE_BLOCKS:
+                wanted[put.file] = max(count, wanted.get(put.file, 0))
+        rows = self._db.each(
+            "SELECT file, number, id FROM file_block WHERE file = ? AND number < ?"
+            " AND born <= ? AND (died IS NULL OR died > ?) ORDER BY number",
+            [(file, count, ordinal, ordinal) for file, count in wanted.items()],
         )
-        return entries
+        return {file: list(found) for file, found in groupby(rows, _first)}
+
+    def _maps(self, put: Put, ordinal: int) -> Iterator[Map]:
+        after, end = -1, block_count_of(put)
+        while True:
+            rows = self._db.all(
+                "SELECT number, id FROM file_block WHERE file = ? AND number > ? AND number < ?"
+                " AND born <= ? AND (died IS NULL OR died > ?) ORDER BY number LIMIT ?",
+                (put.file, after, end, ordinal, ordinal, MAP_BLOCKS),
+            )
+            if rows:
+                yield Map(put.file, tuple(row[0] for row in rows), b"".join(row[1] for row in rows))
+                after = rows[-1][0]
+            if len(rows) < MAP_BLOCKS:
+                return
+
+
+def block_count_of(put: Put) -> int:
+    """Blocks of the file; 0 for what is no file."""
+    return block_count(put.size, put.block_bytes) if put.kind is Kind.FILE else 0
+
+
+class _Node(NamedTuple):
+    """One name in a directory."""
+
+    path: bytes
+    put: Put | None
+    matches: bool
+    directory: int | None
+    """Where to look for what is in it."""
+
+
+_path = attrgetter("path")
+_first = itemgetter(0)
+_extra_decoder = msgspec.msgpack.Decoder(Extra)
+_NO_EXTRA = Extra()
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+def _holds(directory: bytes, path: bytes) -> bool:
+    return not directory or path.startswith(directory + b"/")
+
+
+def _put(path: bytes, row: Row) -> Put:
+    _, kind, mode, uid, gid, mtime_ns, size, file, block_bytes, flags, encoded = row
+    extra = _extra_decoder.decode(encoded) if encoded else _NO_EXTRA
+    meta = Meta(mode, uid, gid, mtime_ns, extra.xattrs)
+    return Put(path, _KINDS[kind], meta, size, file, block_bytes, flags, extra.target, extra.device)
+
+
+def _with_blocks(put: Put, blocks: dict[int, list[Row]]) -> Put:
+    count = block_count_of(put)
+    rows = blocks.get(put.file) if count <= INLINE_BLOCKS else None
+    if not rows:
+        return put
+    if rows[-1][1] >= count:  # another name of the file is longer: a pass is under way
+        rows = [row for row in rows if row[1] < count]
+    numbers, ids = tuple(row[1] for row in rows), b"".join([row[2] for row in rows])
+    head = (put.path, put.kind, put.meta, put.size, put.file, put.block_bytes, put.flags, put.target, put.device)
+    return Put(*head, numbers, ids)
+
+
+def _length(op: Op) -> int:
+    """About how long the operation is when encoded."""
+    if isinstance(op, Map):
+        return len(op.ids) + 5 * len(op.blocks)
+    if isinstance(op, Put):
+        return 80 + len(op.path) + len(op.ids) * 5 // 4 + sum(len(n) + len(v) + 6 for n, v in op.meta.xattrs)
+    return len(op.path)

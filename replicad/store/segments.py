@@ -174,6 +174,15 @@ class SegmentScan:
         self.damaged = False
 
     @property
+    def size(self) -> int:
+        """Bytes in the segment."""
+        return self._size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+    @property
     def position(self) -> Position:
         """Behind the last whole frame, or behind damage."""
         return Position(self._segment, self._at, self._frames, self._digest)

@@ -10,6 +10,7 @@ LockedError or ReplicadError with the path; FileNotFoundError and FileExistsErro
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -28,6 +29,7 @@ APPEND_BUFFER_BYTES = 1024 * 1024
 READ_BUFFER_BYTES = 8 * 1024 * 1024
 """Largest single aligned read of a `Reader`: any frame fits, and a scan reads little twice."""
 
+_syncfs = ctypes.CDLL(None, use_errno=True).syncfs  # Python offers sync(2) only, which waits for every disk there is
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -215,6 +217,19 @@ class Disk:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+
+    def rename_at(self, old: bytes, new: bytes, directory: int) -> None:
+        """Rename within the open directory `directory`, replacing `new`; not durable by itself. Raises OSError."""
+        os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+
+    def sync_file_system(self, fd: int, path: Path) -> None:
+        """Make everything written to the file system of `fd` durable: one call for a whole restored tree.
+
+        Raises DiskFullError, ReplicadError naming `path` when anything could not be written."""
+        with errors_at(path, "syncing the file system"):
+            if _syncfs(fd) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
 
     def free_bytes(self, path: Path) -> int:
         """Bytes that may still be written to the file system of `path` by an ordinary user."""

@@ -19,8 +19,15 @@ MAX_NAMED = 1000
 """Findings of one sort that the account itself names; an operator reads the first, a program the stream."""
 
 FILES, DIRECTORIES, SYMLINKS, LINKS, SPECIAL = "files", "directories", "symlinks", "hard_links", "special"
-LABELS = {Kind.FILE: FILES, Kind.DIRECTORY: DIRECTORIES, Kind.SYMLINK: SYMLINKS}
-"""How kinds are counted; all others (fifos, devices, sockets) are special."""
+
+
+def label_of(kind: Kind) -> str:
+    """How an entry of this kind is counted."""
+    return _LABELS.get(kind, SPECIAL)
+
+
+_LABELS = {Kind.FILE: FILES, Kind.DIRECTORY: DIRECTORIES, Kind.SYMLINK: SYMLINKS}
+
 
 Sort = Literal["damaged", "failed", "metadata", "extra", "notice"]
 
@@ -56,6 +63,8 @@ class Tally:
     __slots__ = (
         "blocks",
         "damaged_bytes",
+        "extra",
+        "extra_removed",
         "failed",
         "findings",
         "flawed",
@@ -67,10 +76,15 @@ class Tally:
     )
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Start anew; what was counted has been added to the account."""
         self.restored: Counter[str] = Counter()
         self.unchanged: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.restored_bytes = self.right_bytes = self.damaged_bytes = self.blocks = self.stored_bytes = 0
+        self.extra = self.extra_removed = 0
         self.findings: list[Finding] = []
         self.flawed: list[tuple[int, int]] = []
         """(file number, 1 when it failed as a whole, 0 when only ranges of it are lost)."""
@@ -79,9 +93,9 @@ class Tally:
         """Add a finding."""
         self.findings.append(Finding(sort, show_path(path), reason, first, size))
 
-    def fail(self, kind: Kind, path: bytes, reason: str, file: int = 0) -> None:
+    def fail(self, label: str, path: bytes, reason: str, file: int = 0) -> None:
         """Count an entry that could not be restored, and say why."""
-        self.failed[LABELS.get(kind, SPECIAL)] += 1
+        self.failed[label] += 1
         self.note("failed", path, reason)
         if file:
             self.flawed.append((file, 1))
@@ -119,7 +133,7 @@ class Account(msgspec.Struct):
     """Bytes that could not be proven and were not written."""
     metadata_not_set: int = 0
     extra: int = 0
-    """Entries in the target that the snapshot does not have; -1 when not looked for (with --path)."""
+    """Entries in the target that the snapshot does not have, left alone; not looked for with --path."""
     extra_removed: int = 0
     duration_s: float = 0.0
     rate_bytes_s: float = 0.0
@@ -159,6 +173,8 @@ class Account(msgspec.Struct):
         self.blocks_fetched += tally.blocks
         self.stored_bytes += tally.stored_bytes
         self.damaged_files += sum(1 for _, failed in tally.flawed if not failed)
+        self.extra += tally.extra
+        self.extra_removed += tally.extra_removed
         for finding in tally.findings:
             self._find(finding)
             heard(finding)

@@ -20,8 +20,9 @@ from replicad.db.ledger import Action, Known, Step
 from replicad.model.block import block_size_for
 from replicad.model.entry import FUZZY, Drop, Kind, Op, Put
 from replicad.model.snapshot import Commit, Head
+from replicad.source.large import LargeRead, open_large
 from replicad.source.meta import Described, describe
-from replicad.source.read import SMALL_BYTES, Candidate, FileRead, LargeRead, Outgrown, open_large, read_small
+from replicad.source.read import SMALL_BYTES, Candidate, FileRead, Outgrown, read_small
 from replicad.source.root import Root, Trouble
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
@@ -254,19 +255,20 @@ class Pass:
                 self._done(step, done)
                 return
             await self._shipping.ship(await in_ledger(recorder.slab, file, existing, slab))
-            done += slab.size
-            self._status.pending_bytes -= slab.size
-            self._status.read_bytes += slab.size
+            covered = len(numbers) * block_bytes
+            done += covered
+            self._status.pending_bytes = max(0, self._status.pending_bytes - covered)
+            self._status.read_bytes += slab.read_bytes
             await self._checkpoint()
         after = await self._in_pool(large.finish)
         self._done(step, done)
-        moved = after.identity != large.stamp.identity
-        if self._accepted(step.path, moved=moved):
+        if isinstance(after, Trouble):
+            self._outcome.unreadable(after)
+        elif self._accepted(step.path, moved=after != large.stamp):
             self._outcome.attributes(step.path, description.troubles)
-            flags = description.flags | (FUZZY if moved else 0)
-            put = await in_ledger(
-                recorder.end_large, step.path, large.stamp, description.meta, file, block_bytes, flags
-            )
+            flags = description.flags | (FUZZY if after != large.stamp else 0)
+            put = Put(step.path, Kind.FILE, description.meta, large.size, file, block_bytes, flags)
+            await in_ledger(recorder.end_large, put, large.stamp)
             await self._ship_after(put)
 
     async def _ship_after(self, put: Put) -> None:

@@ -86,13 +86,13 @@ class Dataset:
 
     async def _transaction(self, work: Callable[[], Result], *, durable: bool) -> Result:
         def transaction() -> Result:
-            self.ledger.begin()
+            self.ledger.begin(durable=durable)
             try:
                 result = work()
             except BaseException:
                 self.ledger.rollback()
                 raise
-            self.ledger.commit(durable=durable)
+            self.ledger.commit()
             return result
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)

@@ -49,7 +49,7 @@ _CREATE = _WRITE | os.O_CREAT | os.O_EXCL
 class Wanted(NamedTuple):
     """A block that a file needs."""
 
-    index: int
+    block: int
     id: bytes
 
 
@@ -252,8 +252,8 @@ class Filling:
             data = _seek_data(self._source, first * size, piece.end * size) // size
             end = data if data > first else min(first + slab, piece.end)
             wanted: dict[int, bytes] = {}
-            while upcoming is not None and upcoming.index < end:
-                wanted[upcoming.index] = upcoming.id
+            while upcoming is not None and upcoming.block < end:
+                wanted[upcoming.block] = upcoming.id
                 upcoming = next(listed, None)
             yield first, end, wanted
             first = end
@@ -451,7 +451,7 @@ class Filling:
             self._note_failure(error)
         if self._failed:
             self._remove_temporary()
-            tally.fail(self.put.kind, self.put.path, self._failed, self.put.file)
+            tally.fail(FILES, self.put.path, self._failed, self.put.file)
 
     def _conclude(self, tally: Tally) -> None:
         if self.way is Way.KEPT and self._is_right():

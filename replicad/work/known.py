@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from replicad.db.ledger import ZERO, BlockRow, Known, put_of, stamp_of
 from replicad.model.block import Buffer, Checksum, block_id, checksum
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Drop, Op
-from replicad.source.read import Ask, Judgement, Moved, judge_reread, reread
+from replicad.source.reread import Ask, Judgement, Moved, Reread, judge_reread, reread
 from replicad.source.root import Root, Trouble
 from replicad.work.dataset import Dataset
 from replicad.work.outcome import Outcome
@@ -130,7 +130,7 @@ class KnownEntries:
         if asks:
             answers = await asyncio.get_running_loop().run_in_executor(self._pool, reread, self._root, asks)
             failed.update(
-                {place[0]: _failure(a) for place, a in zip(places, answers, strict=True) if not isinstance(a, list)}
+                {place[0]: _failure(a) for place, a in zip(places, answers, strict=True) if not isinstance(a, Reread)}
             )
 
     async def _lacking(self, file: int, after: int, limit: int) -> list[BlockRow]:
@@ -192,7 +192,7 @@ class _Rereading:
             if isinstance(answer, Moved | Trouble):
                 self.failed[parts[0][1][0]] = _failure(answer)
                 continue
-            for (order, place), data in zip(parts, answer, strict=True):
+            for (order, place), data in zip(parts, answer.blocks, strict=True):
                 found[order] = self._judged(place, data)
         return found
 

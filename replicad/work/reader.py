@@ -13,7 +13,7 @@ from typing import Protocol
 from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.block import ID_BYTES, Buffer
 from replicad.model.entry import Op
-from replicad.store.format import BLOCK, Frame, FrameError, plain_payload
+from replicad.store.format import Frame, FrameError, FrameType, plain_payload
 
 Answer = Frame | Lost
 """One block that was asked for: its frame as stored, or why it cannot be had."""
@@ -56,7 +56,7 @@ def open_block(answer: Answer, wanted: bytes, plain_bytes: int) -> Buffer | Lost
     """
     if isinstance(answer, Lost):
         return answer
-    if answer.type != BLOCK or answer.id != wanted:
+    if answer.type != FrameType.BLOCK or answer.id != wanted:
         return Lost(wanted, "another block came in its place")
     if answer.plain != plain_bytes:
         return Lost(wanted, f"the block has {answer.plain} bytes where the record needs {plain_bytes}")

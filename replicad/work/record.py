@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, EntryRow, Known, Ledger, Step, put_of, stamp_of
 from replicad.model.block import CHECKSUM_BYTES, Buffer, block_count
 from replicad.model.entry import FUZZY, INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Meta, Op, Put, Stamp
+from replicad.source.large import Slab
 from replicad.source.meta import Described
-from replicad.source.read import Block, FileRead, Slab
+from replicad.source.read import Block, FileRead
 from replicad.work.shipping import Unit
 
 NO_CHECKSUM = bytes(CHECKSUM_BYTES)
@@ -76,19 +79,19 @@ class Recorder:
     ) -> tuple[Put, Listed]:
         key = (read.stamp.device, read.stamp.inode)
         if step.links > 1 and (twin := linked.get(key) or self._twin(read.path, read.stamp)):
-            return _put(read.path, read.stamp, read.description.meta, twin.file, twin.block_bytes, twin.flags), Listed()
+            return replace(twin, path=read.path), Listed()
         known = self.ledger.known(read.path) if step.known else None
         file, existing = fresh, {}
         if known and in_place(known, read.stamp):
             file = known.file
-            existing = self.ledger.blocks(file, 0, block_count(max(known.size, read.stamp.size), read.block_bytes))
+            existing = self.ledger.blocks(file, 0, block_count(max(known.size, read.size), read.block_bytes))
         elif known and known.file:
             replaced.append((known.file, known.inode))
         flags = read.description.flags | (FUZZY if read.moved else 0)
-        put = _put(read.path, read.stamp, read.description.meta, file, read.block_bytes, flags)
+        put = Put(read.path, Kind.FILE, read.description.meta, read.size, file, read.block_bytes, flags)
         listed = self._compare(file, existing, read.blocks, read.zeros, self.seq, rows)
         if existing:
-            self.ledger.cut(file, block_count(read.stamp.size, read.block_bytes))
+            self.ledger.cut(file, block_count(read.size, read.block_bytes))
         if step.links > 1:
             linked[key] = put
         return put, listed
@@ -151,7 +154,7 @@ class Recorder:
             return known.file
         file = self.ledger.next_file()
         unread = stamp._replace(size=UNREAD_SIZE, mtime_ns=0, ctime_ns=0)
-        put = _put(path, stamp, meta, file, block_bytes, 0)
+        put = Put(path, Kind.FILE, meta, stamp.size, file, block_bytes)
         self.ledger.record_entries([EntryRow(put, unread, UNSETTLED)])
         if known and known.file:
             self.ledger.forget_unnamed([(known.file, known.inode)])
@@ -172,13 +175,11 @@ class Recorder:
         self.ledger.record_blocks(rows)
         return _loaded_unit({block.id: block.data for block in slab.blocks}, [])
 
-    def end_large(self, path: bytes, stamp: Stamp, meta: Meta, file: int, block_bytes: int, flags: int) -> Put:
+    def end_large(self, put: Put, stamp: Stamp) -> None:
         """The file was read to its end: its blocks and its entry belong to the snapshot now."""
-        put = _put(path, stamp, meta, file, block_bytes, flags)
         self.ledger.record_entries([EntryRow(put, stamp, self.seq)])
-        self.ledger.cut(file, block_count(stamp.size, block_bytes))
-        self.ledger.settle(file, self.seq)
-        return put
+        self.ledger.cut(put.file, block_count(put.size, put.block_bytes))
+        self.ledger.settle(put.file, self.seq)
 
     # everything else
 
@@ -225,12 +226,7 @@ def operations(put: Put, listed: Listed) -> list[Op]:
     if len(listed.blocks) <= INLINE_BLOCKS and len(listed.zeros) <= INLINE_BLOCKS:
         if not listed.blocks and not listed.zeros:
             return [put]
-        return [
-            Put(
-                put.path, put.kind, put.meta, put.size, put.file, put.block_bytes, put.flags, put.target, put.device,
-                tuple(listed.blocks), b"".join(listed.ids), tuple(listed.zeros),
-            )
-        ]  # fmt: skip
+        return [replace(put, blocks=tuple(listed.blocks), ids=b"".join(listed.ids), zeros=tuple(listed.zeros))]
     return [put, *maps(put.file, listed)]
 
 
@@ -253,10 +249,6 @@ def listed_of(rows: Iterable[BlockRow]) -> Listed:
             listed.blocks.append(row.number)
             listed.ids.append(row.id)
     return listed
-
-
-def _put(path: bytes, stamp: Stamp, meta: Meta, file: int, block_bytes: int, flags: int) -> Put:
-    return Put(path, Kind.FILE, meta, stamp.size, file, block_bytes, flags)
 
 
 def _loaded_unit(data: Mapping[bytes, Buffer], ops: Sequence[Op]) -> Unit:

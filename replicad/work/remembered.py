@@ -102,7 +102,8 @@ class Remembered:
 
     def links(self) -> Iterator[tuple[bytes, int]]:
         """(path, file) of all further paths, in the order of the record."""
-        for _, path, file in self._walk("SELECT number, path, file FROM link WHERE number > ? ORDER BY number LIMIT ?", 0):
+        page = "SELECT number, path, file FROM link WHERE number > ? ORDER BY number LIMIT ?"
+        for _, path, file in self._walk(page, 0):
             yield path, file
 
     def directories(self) -> Iterator[tuple[Put, bool]]:
@@ -116,8 +117,7 @@ class Remembered:
 
     def _walk(self, page: str, last: int) -> Iterator[tuple[int, bytes, int]]:
         while rows := self._book.all(page, (last, PAGE_ROWS)):
-            for number, data, more in rows:
-                yield number, data, more
+            yield from rows
             last = rows[-1][0]
 
     def _flush(self) -> None:

@@ -110,7 +110,7 @@ class Shelves:
     async def _read(self, channel: Channel, key: Key) -> None:
         shelf = await self._shelf(channel, key, create=False)
         assert shelf.archive is not None
-        await Serving(channel, shelf.archive.directory).run()
+        await Serving(channel, self._directory(key)).run()
 
     async def _shelf(self, channel: Channel, key: Key, *, create: bool) -> _Shelf:
         """The opened shelf; tells the client when there is none or it cannot be opened."""

@@ -37,7 +37,7 @@ from replicad.model.block import ID_BYTES, Buffer, block_id
 from replicad.model.entry import Op, encode_ops
 from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, RefusedError, ReplicadError
 from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
-from replicad.store.format import BLOCK, COMMIT, RECORD, encode_frame, encode_raw
+from replicad.store.format import FrameType, encode_frame, encode_plain
 from replicad.system.compress import compress
 
 HELD_BYTES = 24 * 1024 * 1024
@@ -156,7 +156,7 @@ class Shipping:
         plain = encode_commit(commit)
         head = Head(commit.number, block_id(plain))
         await before(head)
-        await self._send(Seal(encode_raw(COMMIT, plain)), len(plain))
+        await self._send(Seal(encode_plain(FrameType.COMMIT, plain)), len(plain))
         acked: Head = await self._guarded(self._acks.get())
         if acked != head:
             raise PeerError("acknowledged another head than it was sent", where=self._channel.peer)
@@ -232,7 +232,7 @@ class Shipping:
                 failed.append(name)
                 continue
             codec, stored = compress(data, self._compression)
-            frame = encode_frame(BLOCK, stored, id=name, plain=len(data), codec=codec)
+            frame = encode_frame(FrameType.BLOCK, data, name, stored, codec)
             if size and size + len(frame) > PIECE_BYTES:
                 pieces.append(b"".join(frames))
                 frames, size = [], 0
@@ -310,7 +310,7 @@ def _record_frame(ops: list[Op]) -> tuple[bytes, bytes]:
     plain = encode_ops(ops)
     name = block_id(plain)
     codec, stored = compress(plain, RECORD_LEVEL)
-    return encode_frame(RECORD, stored, id=name, plain=len(plain), codec=codec), name
+    return encode_frame(FrameType.RECORD, plain, name, stored, codec), name
 
 
 def _id_at(ids: bytes, position: int) -> bytes:

@@ -1,0 +1,188 @@
+"""Watch: hints from the kernel about which directories changed. Sole owner of watchfiles.
+
+**Owns** the set of changed directories that nobody has asked for yet, bounded: too many become "walk everything".
+**Never** the truth: a hint makes the next pass fast, and the full walk at its interval finds what no hint told. So
+nothing that goes wrong here stops replication; it shows in `state` and ends in a full walk.
+
+What watchfiles is known for: it follows symlinks when it sets up its watches (such hints lead the walk to the
+symlink's own directory, no further); a changed name that is no UTF-8 ends it; told to pass over unreadable
+directories, it passes over the kernel's watch limit in silence too, hence the probe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import watchfiles
+
+from replicad.source.exclude import Excluded
+
+MAX_HINTS = 10_000
+"""Directories remembered; beyond, a full walk costs less than many single ones, and memory stays bounded."""
+RETRY_S = 60.0
+"""Pause before a watch that failed is set up again, which takes some 2 s for each 100,000 directories."""
+CHECK_S = 1.0
+"""A quiet watch looks this often whether it still watches the right directory."""
+PROBE_CHECKS = 60
+"""Every so many checks it also tries whether new directories can still be watched."""
+MAX_STEP_S = 0.1
+"""Changes are handed over after this long without another one; also how fast the watch stops."""
+
+Changes = set[tuple[watchfiles.Change, str]]
+
+logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it would log every batch of changes
+
+
+class Watch:
+    """Watches one tree while `run` runs."""
+
+    def __init__(
+        self,
+        root: bytes,
+        excluded: Excluded,
+        debounce_s: float,
+        *,
+        kernel: Callable[..., AsyncGenerator[Changes, None]] = watchfiles.awatch,
+        probe: Callable[[str], None] | None = None,
+        retry_s: float = RETRY_S,
+        check_s: float = CHECK_S,
+    ) -> None:
+        """`debounce_s`: changes are collected for at most this long. The rest is for tests."""
+        self.state = "off"
+        """"off", "on", or "degraded: " and why: then hints are missing and only walks tell what changed."""
+        self._root, self._excluded, self._debounce_s = root, excluded, debounce_s
+        self._kernel, self._probe = kernel, probe or _probe
+        self._retry_s, self._check_s = retry_s, check_s
+        self._hints: set[bytes] | None = set()
+        self._news = asyncio.Event()
+
+    async def wait(self) -> frozenset[bytes] | None:
+        """Wait for changes: the directories (relative to the root) in which something changed since the last call,
+        or None when the whole tree has to be walked. The first answer is None, as it is after each interruption."""
+        await self._news.wait()
+        self._news.clear()
+        hints, self._hints = self._hints, set()
+        return None if hints is None else frozenset(hints)
+
+    async def run(self) -> None:
+        """Watch until cancelled. Obstacles end in `state`, not in an exception, and are tried again."""
+        try:
+            while True:
+                self.state = f"degraded: {await self._until_broken()}"
+                self._hint_everything()
+                await asyncio.sleep(self._retry_s)
+        finally:
+            self.state = "off"
+
+    async def _until_broken(self) -> str:
+        """Watch until that fails; the reason in words."""
+        try:
+            await self._listen(ignore_unreadable=False)
+        except PermissionError:
+            # Some directory below may not be read, as the walk will report. The others can be watched.
+            try:
+                await self._listen(ignore_unreadable=True)
+            except (OSError, RuntimeError, UnicodeError) as error:
+                return _explain(error)
+        except (OSError, RuntimeError, UnicodeError) as error:
+            return _explain(error)
+        return "the watched directory was replaced or unmounted"
+
+    async def _listen(self, *, ignore_unreadable: bool) -> None:
+        """Collect hints until the root is another directory. Raises what watchfiles raises."""
+        path = os.fsdecode(self._root)
+        path.encode()  # watchfiles takes text alone
+        step_s = min(MAX_STEP_S, self._debounce_s / 2)
+        watched, checks = _identity(self._root), 0
+        batches = self._kernel(
+            path,
+            watch_filter=None,
+            debounce=_milliseconds(self._debounce_s),
+            step=_milliseconds(step_s),
+            rust_timeout=_milliseconds(self._check_s),
+            yield_on_timeout=True,
+            force_polling=False,
+            recursive=True,
+            ignore_permission_denied=ignore_unreadable,
+        )
+        async with aclosing(batches):
+            async for changes in batches:
+                if checks % PROBE_CHECKS == 0:
+                    self._probe(path)
+                if self.state != "on":  # whatever happened before the watch was complete is unknown
+                    self.state = "on"
+                    self._hint_everything()
+                self._collect(path, changes)
+                if not changes:
+                    checks += 1
+                    if _identity(self._root) != watched:
+                        return
+
+    def _collect(self, root: str, changes: Changes) -> None:
+        for _, path in changes:
+            if self._hints is None:
+                return
+            directory = self._directory_of(os.path.relpath(path, root))
+            if directory is None:
+                continue
+            if "\ufffd" in directory:  # a name that could not be told: it may stand for another one
+                self._hint_everything()
+                return
+            self._hints.add(os.fsencode(directory))
+            self._news.set()
+            if len(self._hints) > MAX_HINTS:
+                self._hint_everything()
+
+    def _directory_of(self, path: str) -> str | None:
+        """The directory whose walk shows a change at `path`; None when the path is excluded."""
+        if path == ".":
+            return ""
+        if self._excluded:
+            name = os.fsencode(path)
+            # Nobody says whether it is, or was, a directory.
+            if self._excluded(name, False) and self._excluded(name, True):
+                return None
+        directory = os.path.dirname(path)
+        return None if self._excluded.covers(os.fsencode(directory)) else directory
+
+    def _hint_everything(self) -> None:
+        self._hints = None
+        self._news.set()
+
+
+def _explain(error: Exception) -> str:
+    text = str(error)
+    if "MaxFilesWatch" in text or "watch limit" in text:
+        return "the kernel's limit of watched directories is reached; raise fs.inotify.max_user_watches"
+    if "os error 24" in text:
+        return "the kernel's limit of watchers is reached; raise fs.inotify.max_user_instances"
+    if "decode path" in text or isinstance(error, UnicodeError):
+        return f"a name that is no UTF-8 cannot be watched; next try within {RETRY_S:.0f} s"
+    if isinstance(error, FileNotFoundError):
+        return "the directory is missing"
+    return f"directories cannot be watched: {text}"
+
+
+def _probe(path: str) -> None:
+    """Raise OSError when one more directory cannot be watched."""
+    watcher = watchfiles.watch(
+        path, recursive=False, debounce=1, step=1, rust_timeout=1, yield_on_timeout=True, force_polling=False
+    )
+    next(watcher)
+    watcher.close()
+
+
+def _identity(root: bytes) -> tuple[int, int] | None:
+    try:
+        status = os.stat(root)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,514 @@
+"""Archive: one dataset on the replica: its segments and its catalog, as one thing to write and to read.
+
+**Owns** the order of steps that makes guarantee 1 true: verify, append, index; at a seal: commit frame, fdatasync,
+then the catalog, then the answer. `Archive` is the one writer and holds the lock; an `ArchiveReader` has its own
+read-only connection and may be used in another thread, beside a writer or with no daemon at all.
+**Never** trusts what a session sends: frames are proven (checksum, decompression, BLAKE3) and records checked
+before a byte is appended, so bad input changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from replicad.db.catalog import BlockPlace, Catalog
+from replicad.db.listing import Listing
+from replicad.link.messages import MAX_OFFER, Lost, SnapshotLine
+from replicad.model.block import ID_BYTES, self_test
+from replicad.model.entry import Drop, Map, Op, Put, decode_ops
+from replicad.model.errors import (
+    BookDamagedError,
+    DivergedError,
+    LockedError,
+    PeerError,
+    ReplicadError,
+    StoreDamagedError,
+    UsageError,
+)
+from replicad.model.glob import compile_globs
+from replicad.model.snapshot import Commit, Head, decode_commit, records_digest
+from replicad.store.format import HEADER_BYTES, Frame, FrameError, FrameType, parse_frame, plain_payload, split_frames
+from replicad.store.segments import Damage, SegmentFiles, Torn, segment_numbers
+from replicad.store.store import Owner, Store
+from replicad.system.clock import Clock
+from replicad.system.disk import Disk, Lock
+from replicad.work.replay import Replay
+
+MAX_UNDER_WAY = 262_144
+"""Blocks asked for and not yet received. A primary with 24 MiB under way has this many only if they are 100 bytes
+each; a peer that offers without end and never sends is cut off here (25 MiB of memory)."""
+RECENT_BLOCKS = 65_536
+"""Ids known to be in the store that records are checked against first; the catalog answers for the rest."""
+FETCH_BYTES = 1024 * 1024
+"""Frames that `fetch` reads with one call when they lie together, and hands out at once."""
+FETCH_GAP_BYTES = 64 * 1024
+"""Frames closer than this are read together: reading on costs less than another request to the disk."""
+_INT64 = 2**63 - 1
+
+
+def _wall_clock_ns() -> int:
+    return Clock().now_ns()
+
+
+class Archive:
+    """The writer. One thread at a time, not necessarily the same one.
+
+    After an error other than PeerError or DivergedError the archive takes nothing but `abort` (which looks what is
+    on the disk and makes the archive usable again) or `close`.
+    """
+
+    def __init__(self, lock: Lock, store: Store, catalog: Catalog, disk: Disk) -> None:
+        """Use `open`."""
+        self._lock, self._store, self._catalog = lock, store, catalog
+        self._files = SegmentFiles(store.directory, disk)
+        self._torn: Torn | None = None
+        self._under_way: set[bytes] = set()
+        self._recent: set[bytes] = set()
+        self._records: list[bytes] = []
+        self._current: Put | None = None
+        self._touched = False
+        self._broken = False
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        client: str | None = None,
+        dataset: str | None = None,
+        disk: Disk | None = None,
+        reserve_bytes: int = 0,
+        clock_ns: Callable[[], int] = _wall_clock_ns,
+        create: bool = False,
+    ) -> Archive:
+        """Open a store directory, replaying what its catalog does not know yet.
+
+        `create` makes one when there is none, for `client` and `dataset`; without names any owner is accepted.
+        Raises UsageError (no store there), LockedError, BookDamagedError (rebuild it), StoreDamagedError (it is
+        another dataset's), DiskFullError, ReplicadError.
+        """
+        self_test()
+        disk = disk or Disk()
+        if create:
+            disk.make_directory(directory / "segments")
+        elif not (directory / "segments").is_dir():
+            raise UsageError("is no store of a dataset", where=str(directory))
+        lock = Lock(directory / "lock")
+        try:
+            catalog = _open_catalog(directory, client, dataset, create)
+            try:
+                owner = _owner(catalog, directory, client, dataset)
+                store = Store(directory, owner, disk=disk, reserve_bytes=reserve_bytes, clock_ns=clock_ns)
+                archive = cls(lock, store, catalog, disk)
+                archive._replay()
+                return archive
+            except BaseException:
+                catalog.close()
+                raise
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        """Give up what was not sealed (its blocks are found again at the next open) and let others in."""
+        try:
+            if not self._broken:
+                self._store.flush()
+        finally:
+            self._store.drop_writer()
+            self._files.close()
+            self._catalog.close()
+            self._lock.release()
+
+    @property
+    def head(self) -> Head:
+        """The last acknowledged snapshot."""
+        return self._catalog.head
+
+    @property
+    def damage(self) -> list[Damage]:
+        """What replays have found damaged, now or earlier."""
+        return [Damage(*found) for found in self._catalog.damage()]
+
+    @property
+    def torn(self) -> Torn | None:
+        """What the last replay cut off the end: a write that a crash interrupted, and that nobody was told of."""
+        return self._torn
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all segments on the disk."""
+        return self._store.stored_bytes()
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that intake may still use; negative below the reserve."""
+        return self._store.free_bytes()
+
+    def needed(self, ids: bytes) -> bytes:
+        """Which of the offered blocks (32 bytes each) to send: bit i is byte i//8, value 1 << i%8.
+
+        A block that was asked for and is under way is not asked for again. Raises PeerError.
+        """
+        self._check_usable()
+        names = _split_ids(ids)
+        wanted = set(names) - self._under_way
+        present = self._catalog.known(list(wanted))
+        self._remember(present)
+        wanted -= present
+        if len(self._under_way) + len(wanted) > MAX_UNDER_WAY:
+            raise PeerError(f"offered {MAX_UNDER_WAY} blocks and did not send them")
+        self._under_way |= wanted
+        bits = bytearray((len(names) + 7) // 8)
+        for i, name in enumerate(names):
+            if name in wanted:
+                wanted.discard(name)
+                bits[i >> 3] |= 1 << (i & 7)
+        return bytes(bits)
+
+    def add_blocks(self, frames: bytes) -> None:
+        """Store whole block frames. Raises PeerError, with nothing stored, or DiskFullError."""
+        self._check_usable()
+        found = _split(frames, FrameType.BLOCK)
+        try:
+            for frame in found:
+                plain_payload(frame)
+        except FrameError as error:
+            raise PeerError(f"sent a block that is none: {error}") from None
+        data, found = self._new_ones(frames, found)
+        if not found:
+            return
+        with _Breaking(self):
+            segment, offset = self._store.append(data, [frame.checksum for frame in found])
+            self._catalog.add_blocks(
+                [BlockPlace(frame.id, segment, offset + frame.offset, frame.stored, frame.plain) for frame in found]
+            )
+        names = {frame.id for frame in found}
+        self._under_way -= names
+        self._remember(names)
+
+    def add_record(self, frame: bytes) -> None:
+        """Store one record frame and apply its operations to the snapshot under way.
+
+        Raises PeerError (also when it names a block that is not in the store), with nothing stored, or DiskFullError.
+        """
+        self._check_usable()
+        found = _single(frame, FrameType.RECORD)
+        try:
+            ops = decode_ops(bytes(plain_payload(found)))
+        except ValueError as error:
+            raise PeerError(f"sent a record that is none: {error}") from None
+        self._check_ops(ops)
+        with _Breaking(self):
+            self._store.append(frame, [found.checksum])
+            self._current = self._catalog.apply(ops, self._current)
+        self._records.append(found.id)
+
+    def seal(self, frame: bytes) -> Head:
+        """Make what was recorded since the last seal a snapshot. When this returns it is durable.
+
+        Raises DivergedError (its parent is not the head), PeerError (it does not fit what was sent); then the
+        session must be aborted. DiskFullError, ReplicadError.
+        """
+        self._check_usable()
+        found = _single(frame, FrameType.COMMIT)
+        commit = self._checked_commit(found)
+        with _Breaking(self):
+            self._store.append(frame, [found.checksum], spare=True)
+            received_ns = self._store.sync()
+            self._catalog.commit(commit, found.id, received_ns=received_ns, checkpoint=self._store.position)
+        self._records.clear()
+        self._current = None
+        self._touched = False
+        return self.head
+
+    def abort(self) -> None:
+        """Forget what was recorded since the last seal, keep the blocks, and get ready for another session.
+
+        Raises ReplicadError when the disk cannot be read or written; then try again, or close.
+        """
+        self._under_way.clear()
+        self._records.clear()
+        self._current = None
+        if not (self._touched or self._broken):
+            return
+        self._recent.clear()
+        if not self._broken:
+            with _Breaking(self):
+                self._store.flush()
+        self._broken = True
+        self._store.drop_writer()
+        self._catalog.rollback()
+        self._replay()
+        self._broken = self._touched = False
+
+    def _replay(self) -> None:
+        replay = Replay(self._store, self._catalog, self._files)
+        self._store.resume(replay.run())
+        self._torn = replay.torn
+
+    def _check_usable(self) -> None:
+        if self._broken:
+            raise StoreDamagedError("an earlier error has to be dealt with", hint="abort the session, or reopen the store")
+
+    def _remember(self, names: set[bytes]) -> None:
+        if len(self._recent) + len(names) > RECENT_BLOCKS:
+            self._recent.clear()
+        self._recent |= names
+
+    def _new_ones(self, data: bytes, frames: list[Frame]) -> tuple[bytes, list[Frame]]:
+        """The frames of blocks that are not in the store yet, as they will lie one behind the other."""
+        names = {frame.id for frame in frames}
+        if len(names) == len(frames) and names <= self._under_way:
+            return data, frames  # as asked for: nothing to look up
+        present = self._catalog.known(list(names))
+        kept: list[bytes] = []
+        for frame in frames:
+            if frame.id not in present:
+                present.add(frame.id)
+                kept.append(data[frame.offset : frame.end])
+        joined = b"".join(kept)
+        return joined, split_frames(joined)
+
+    def _check_ops(self, ops: Sequence[Op]) -> None:
+        named: set[bytes] = set()
+        current = self._current
+        for op in ops:
+            if isinstance(op, Map):
+                if current is None or current.file != op.file:
+                    raise PeerError("sent a record with block numbers of a file that it does not name before")
+            elif isinstance(op, Put):
+                current = op
+                _check_numbers(op)
+            else:
+                current = None
+            if not isinstance(op, Drop) and op.ids:
+                named.update(_split_ids(op.ids))
+        named -= self._recent
+        missing = named - self._catalog.known(list(named)) if named else named
+        if missing:
+            raise PeerError(f"sent a record that names {len(missing)} blocks that are not in the store")
+
+    def _checked_commit(self, frame: Frame) -> Commit:
+        try:
+            commit = decode_commit(bytes(plain_payload(frame)))
+        except ValueError as error:
+            raise PeerError(f"sent a commit that is none: {error}") from None
+        head = self.head
+        if commit.parent != head.digest:
+            text = f"the snapshot that was sent does not follow snapshot {head.number}, the last one here"
+            raise DivergedError(text, hint="compare the heads of both sides: replicad status")
+        if commit.number <= head.number or max(commit.number, commit.created_ns, commit.entries, commit.size) > _INT64:
+            raise PeerError(f"sent snapshot {commit.number} after snapshot {head.number}")
+        if commit.records != len(self._records) or commit.records_digest != records_digest(self._records):
+            raise PeerError("sent a commit that does not cover the records sent before it")
+        return commit
+
+
+class _Breaking:
+    """Around every step that appends: an error leaves the archive in need of `abort`."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def __enter__(self) -> None:
+        self._archive._touched = True
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:
+            self._archive._broken = True
+
+
+class ArchiveReader:
+    """Reads one dataset's store. One thread at a time; any number of readers beside one writer."""
+
+    def __init__(self, directory: Path, disk: Disk | None = None, *, mend: bool = False) -> None:
+        """`mend`: when no daemon works on the store, first replay what its catalog does not know yet.
+
+        Raises UsageError (no store there), BookDamagedError (rebuild it), ReplicadError.
+        """
+        self_test()
+        if not (directory / "segments").is_dir():
+            raise UsageError("is no store of a dataset", where=str(directory))
+        if mend and os.access(directory, os.W_OK):
+            try:
+                Archive.open(directory, disk=disk).close()
+            except LockedError:
+                pass  # the daemon that holds it keeps the catalog true
+        if not _catalog_path(directory).exists():
+            raise _no_catalog(directory)
+        self._listing = Listing(_catalog_path(directory))
+        self._files = SegmentFiles(directory, disk or Disk())
+
+    def close(self) -> None:
+        """Close all files."""
+        self._listing.close()
+        self._files.close()
+
+    def snapshots(self) -> list[SnapshotLine]:
+        """All snapshots, oldest first. One that damage took something from, and those after it, are not complete."""
+        lines: list[SnapshotLine] = []
+        whole = True
+        for row in self._listing.snapshots():
+            whole = whole and not row.lost
+            complete = row.complete and whole
+            lines.append(
+                SnapshotLine(
+                    row.number, row.created_ns, row.received_ns, complete, row.entries, row.size, row.unread, row.digest
+                )
+            )
+        return lines
+
+    def damage(self) -> list[Damage]:
+        """What replays have found damaged."""
+        return [Damage(*found) for found in self._listing.damage()]
+
+    def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> Iterator[list[Op]]:
+        """The tree at a snapshot (its number) as lists of operations; db/listing.py has order and form.
+
+        Raises UsageError (no such snapshot, bad pattern) at once, BookDamagedError while iterating.
+        """
+        ordinal = self._listing.ordinal(snapshot)
+        if ordinal is None:
+            raise UsageError(f"there is no snapshot {snapshot}", hint="replicad snapshots lists them")
+        try:
+            patterns = compile_globs(globs)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        return self._listing.operations(ordinal, patterns)
+
+    def fetch(self, ids: bytes) -> Iterator[bytes | Lost]:
+        """The frames of these blocks (32 bytes each), in the order asked: one or more whole frames at a time, or Lost
+        in place of one that is damaged or not here. Checksums are verified; ids are for the receiver to prove.
+
+        Raises PeerError (not a list of ids), BookDamagedError.
+        """
+        names = _split_ids(ids)
+        places = self._listing.places(names)
+        run: list[BlockPlace] = []
+        for name in names:
+            place = places.get(name)
+            if run and (place is None or not _joins(run, place)):
+                yield from self._read(run)
+                run = []
+            if place is None:
+                yield Lost(name, "this block is not in the store")
+            else:
+                run.append(place)
+        if run:
+            yield from self._read(run)
+
+    def _read(self, run: list[BlockPlace]) -> Iterator[bytes | Lost]:
+        """Frames that lie near one another, in ascending order, with one read."""
+        start, end = run[0].offset, _end(run[-1])
+        try:
+            view = self._files.read(run[0].segment, start, end - start)
+        except (FileNotFoundError, ReplicadError) as error:
+            yield from self._read_one_by_one(run, str(error))
+            return
+        good: list[memoryview] = []
+        for place in run:
+            problem = _frame_problem(view, place, start)
+            if problem:
+                if good:
+                    yield b"".join(good)
+                    good = []
+                yield Lost(place.id, problem)
+            else:
+                good.append(view[place.offset - start : _end(place) - start])
+        if good:
+            yield b"".join(good)
+
+    def _read_one_by_one(self, run: list[BlockPlace], reason: str) -> Iterator[bytes | Lost]:
+        """After a failed read: one bad sector must not take its neighbours along."""
+        if len(run) == 1:
+            yield Lost(run[0].id, f"segment {run[0].segment} cannot be read: {reason}")
+            return
+        for place in run:
+            yield from self._read([place])
+
+
+def _catalog_path(directory: Path) -> Path:
+    return directory / "catalog.db"
+
+
+def _no_catalog(directory: Path) -> BookDamagedError:
+    return BookDamagedError("there is no catalog", where=str(_catalog_path(directory)), hint="make it: replicad rebuild")
+
+
+def _open_catalog(directory: Path, client: str | None, dataset: str | None, create: bool) -> Catalog:
+    """The catalog; a new one only where there are no segments that it would have to know."""
+    path = _catalog_path(directory)
+    if not path.exists() and (not create or segment_numbers(directory)):
+        raise _no_catalog(directory)
+    catalog = Catalog(path)
+    if catalog.owner is None:
+        if not (client and dataset) or segment_numbers(directory):
+            catalog.close()
+            raise BookDamagedError("says not whose it is", where=str(path), hint="rebuild it: replicad rebuild")
+        catalog.set_owner(os.urandom(16), client, dataset)
+    return catalog
+
+
+def _owner(catalog: Catalog, directory: Path, client: str | None, dataset: str | None) -> Owner:
+    assert catalog.owner is not None
+    owner = Owner(*catalog.owner)
+    if (client or owner.client, dataset or owner.dataset) != (owner.client, owner.dataset):
+        text = f"belongs to dataset {owner.dataset} of {owner.client}"
+        raise StoreDamagedError(text, where=str(directory), hint="move it back to where it was")
+    return owner
+
+
+def _split(data: bytes, kind: FrameType) -> list[Frame]:
+    """Frames of one kind from the peer."""
+    try:
+        frames = split_frames(data)
+    except FrameError as error:
+        raise PeerError(f"sent a frame that is none: {error}") from None
+    for frame in frames:
+        if frame.type != kind:
+            raise PeerError(f"sent a {FrameType(frame.type).name.lower()} frame where {kind.name.lower()}s belong")
+    return frames
+
+
+def _single(data: bytes, kind: FrameType) -> Frame:
+    frames = _split(data, kind)
+    if len(frames) != 1:
+        raise PeerError(f"sent {len(frames)} {kind.name.lower()} frames where one belongs")
+    return frames[0]
+
+
+def _split_ids(ids: bytes) -> list[bytes]:
+    if len(ids) % ID_BYTES or len(ids) > MAX_OFFER * ID_BYTES:
+        raise PeerError(f"sent {len(ids)} bytes that are no list of block ids")
+    return [ids[i : i + ID_BYTES] for i in range(0, len(ids), ID_BYTES)]
+
+
+def _check_numbers(put: Put) -> None:
+    meta = put.meta
+    numbers = (meta.mode, meta.uid, meta.gid, put.size, put.file, put.block_bytes, put.flags, put.device)
+    if min(numbers) < 0 or max(numbers[:-1]) > _INT64 or abs(meta.mtime_ns) > _INT64:
+        raise PeerError("sent an entry with a number that is out of range")
+
+
+def _end(place: BlockPlace) -> int:
+    return place.offset + HEADER_BYTES + place.stored
+
+
+def _joins(run: list[BlockPlace], place: BlockPlace) -> bool:
+    """Whether `place` can be read together with the run before it."""
+    last = run[-1]
+    gap = place.offset - _end(last)
+    return place.segment == last.segment and 0 <= gap <= FETCH_GAP_BYTES and _end(place) - run[0].offset <= FETCH_BYTES
+
+
+def _frame_problem(view: memoryview, place: BlockPlace, start: int) -> str:
+    """Why the bytes at a place are not the frame that the catalog says, or ""."""
+    where = f"segment {place.segment} at byte {place.offset}"
+    try:
+        frame = parse_frame(view, place.offset - start)
+    except FrameError as error:
+        return f"{where}: {error}"
+    return "" if frame.id == place.id and frame.type == FrameType.BLOCK else f"{where}: another frame stands there"

@@ -1,0 +1,115 @@
+"""Closing: what a restore does when all files are in place.
+
+Hard links first (their first names exist now), then each directory, children before parents: what in it is extra is
+counted or removed, leftovers of interrupted restores go, and it gets its metadata last of all, because everything
+before would have changed its times.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from replicad.model.entry import Put, show_path
+from replicad.work.account import LINKS, Tally
+from replicad.work.attributes import UNUSABLE, attributes_differ, reason_of, set_attributes
+from replicad.work.filling import Site
+from replicad.work.planner import Rules
+from replicad.work.remembered import Remembered
+from replicad.work.target import TEMPORARY
+
+STEP_ENTRIES = 256
+"""Entries dealt with in one step, so that progress shows and an interruption is heeded."""
+
+
+class Closing:
+    """The end of one restore. For one thread at a time."""
+
+    def __init__(self, site: Site, remembered: Remembered, rules: Rules) -> None:
+        self._site, self._target = site, site.target
+        self._remembered, self._rules = remembered, rules
+        self._done = 0
+
+    def steps(self, tally: Tally) -> Iterator[None]:
+        """Do everything, with a pause now and then."""
+        for path, file in self._remembered.links():
+            self._link(path, file, tally)
+            yield from self._pause()
+        for put, existed in self._remembered.directories():
+            if existed and not self._rules.partial:
+                yield from self._tidy(put.path, tally)
+            self._dress(put, tally)
+            yield from self._pause()
+
+    def _pause(self) -> Iterator[None]:
+        self._done += 1
+        if self._done % STEP_ENTRIES == 0:
+            yield None
+
+    def _link(self, path: bytes, file: int, tally: Tally) -> None:
+        """Make `path` one more name of a restored file."""
+        first, flaw = self._remembered.first_path(file), self._remembered.flaw(file)
+        assert first is not None
+        if flaw == 1:
+            tally.fail(LINKS, path, f"it is another name of {show_path(first)}, which was not restored")
+            return
+        try:
+            is_new = self._make_link(first, path)
+        except UNUSABLE as error:
+            tally.fail(LINKS, path, reason_of(error))
+            return
+        (tally.restored if is_new else tally.unchanged)[LINKS] += 1
+        if flaw == 0:
+            tally.note("damaged", path, f"it is another name of {show_path(first)}")
+
+    def _make_link(self, first: bytes, path: bytes) -> bool:
+        target, there, status = self._target, self._target.status(path), self._target.status(first)
+        if there and status and (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino):
+            return False
+        if there is not None and stat.S_ISDIR(there.st_mode):
+            target.clear(path, there, whole=self._rules.delete_extra)
+        if not target.dry:
+            target.link(first, path)
+        return True
+
+    def _tidy(self, directory: bytes, tally: Tally) -> Iterator[None]:
+        """Find what the snapshot does not have in a directory that existed before."""
+        prefix = directory + b"/" if directory else b""
+        try:
+            for name in self._target.names(directory):
+                if name.startswith(TEMPORARY):
+                    if not self._target.dry:
+                        self._target.remove(prefix + name)
+                elif not self._remembered.belongs(prefix + name):
+                    self._extra(prefix + name, tally)
+                yield from self._pause()
+        except UNUSABLE as error:
+            tally.note("extra", directory, f"could not be searched for extra entries: {reason_of(error)}")
+
+    def _extra(self, path: bytes, tally: Tally) -> None:
+        if not self._rules.delete_extra:
+            tally.extra += 1
+            tally.note("extra", path, "not in the snapshot, left alone")
+            return
+        try:
+            if not self._target.dry:
+                self._target.remove(path)
+        except UNUSABLE as error:
+            tally.extra += 1
+            tally.note("extra", path, f"not in the snapshot, but cannot be removed: {reason_of(error)}")
+        else:
+            tally.extra_removed += 1
+            tally.note("extra", path, "not in the snapshot, removed")
+
+    def _dress(self, put: Put, tally: Tally) -> None:
+        """Give a directory its metadata."""
+        if self._target.dry:
+            return
+        try:
+            with self._target.directory(put.path) as fd:
+                if attributes_differ(put, os.fstat(fd), fd):
+                    for text in set_attributes(put, fd, atime_ns=self._site.now_ns):
+                        tally.note("metadata", put.path, text)
+        except UNUSABLE as error:
+            tally.note("metadata", put.path, reason_of(error))

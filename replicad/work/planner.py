@@ -1,0 +1,299 @@
+"""Planner: decides, entry by entry, what a restore has to do, does what needs no blocks, and packs what does.
+
+Everything but file content is made at once, in the order of the record; files are compared with what is there, and
+the blocks that are missing go into `Parcel`s, which are fetched and written while the planner goes on. `closing`
+does what must come last: hard links, extra entries, then directories' metadata, children before parents.
+
+**Never** holds more than one parcel, one file and the way down to one directory; the rest is `Remembered`. What the
+system refuses for one entry is counted and named, and the restore goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from replicad.model.block import block_count
+from replicad.model.entry import Kind, Map, Op, Put, show_path
+from replicad.model.errors import PeerError
+from replicad.work.account import DIRECTORIES, FILES, Tally, label_of
+from replicad.work.attributes import UNUSABLE, Ref, attributes_differ, kind_of, opened_path, reason_of, set_attributes
+from replicad.work.filling import Filling, Piece, Site, Wanted
+from replicad.work.reader import split_ids
+from replicad.work.remembered import Remembered
+from replicad.work.target import TEMPORARY, split
+
+PARCEL_BYTES = 2 * 1024 * 1024
+"""Plain bytes fetched and written in one go: a thread hop costs nothing against it, and many are under way at once."""
+PARCEL_BLOCKS = 512
+"""Blocks in one parcel at most, for trees of tiny files; far below the limit of one Fetch."""
+STEP_BYTES = 8 * 1024 * 1024
+"""Compared without a pause at most, so that progress shows and an interruption is heeded."""
+STEP_ENTRY_BYTES = 16 * 1024
+"""What one entry counts in that."""
+MAX_FILE_NUMBER = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Blocks of one file in a parcel, ascending."""
+
+    filling: Filling
+    blocks: list[Wanted]
+
+
+@dataclass(slots=True)
+class Parcel:
+    """Blocks that are fetched together."""
+
+    parts: list[Part] = field(default_factory=list)
+    lengths: dict[bytes, int] = field(default_factory=dict)
+    """Plain size of each block by id; a block that several files need is fetched once."""
+    size: int = 0
+    """Plain bytes of these blocks."""
+    blocks: int = 0
+    """Places that these blocks go to."""
+
+    def add(self, filling: Filling, wanted: Wanted) -> None:
+        """One more block."""
+        if not self.parts or self.parts[-1].filling is not filling:
+            filling.expect()
+            self.parts.append(Part(filling, []))
+        self.parts[-1].blocks.append(wanted)
+        self.blocks += 1
+        if wanted.id not in self.lengths:
+            self.lengths[wanted.id] = filling.block_length(wanted.block)
+            self.size += self.lengths[wanted.id]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator wants."""
+
+    delete_extra: bool = False
+    dry_run: bool = False
+    partial: bool = False
+    """Only some paths of the snapshot are restored, so what else is in the target says nothing."""
+
+
+class Planner:
+    """One restore's decisions. For one thread at a time. A None among the parcels is a pause for breath."""
+
+    def __init__(self, site: Site, remembered: Remembered, rules: Rules) -> None:
+        self._site, self._remembered, self._rules = site, remembered, rules
+        self._target = site.target
+        self._parcel = Parcel()
+        self._filling: Filling | None = None
+        self._position = 0
+        """First block of the open file that no operation has spoken of yet."""
+        self._way_down = [b""]
+        """The directory that the record is in, and those above it."""
+        self._effort = 0
+
+    def feed(self, ops: Sequence[Op], tally: Tally) -> Iterator[Parcel | None]:
+        """Take the next operations of the record. Raises PeerError for what no record can hold, DiskFullError."""
+        for op in ops:
+            if isinstance(op, Map):
+                if self._filling is not None:
+                    yield from self._blocks(self._filling, op, tally)
+                continue
+            yield from self._end_file(tally)
+            if not isinstance(op, Put):
+                raise PeerError("the record of a snapshot holds a Drop")
+            if op.kind is Kind.FILE:
+                self._filling, self._position = self._begin_file(op, tally), 0
+                if self._filling is not None:
+                    yield from self._blocks(self._filling, op, tally)
+            else:
+                self._make(op, tally)
+            if self._effort >= STEP_BYTES:
+                self._effort = 0
+                yield None
+
+    def end(self, tally: Tally) -> Iterator[Parcel | None]:
+        """The record has ended."""
+        yield from self._end_file(tally)
+        if self._parcel.parts:
+            yield self._parcel
+
+    def close(self) -> None:
+        """Close what is open when the restore is cut off."""
+        if self._filling is not None:
+            self._filling.close_source()
+
+    # entries without content
+
+    def _make(self, put: Put, tally: Tally) -> None:
+        try:
+            if not self._enter(put, tally):
+                return
+            if put.kind is Kind.DIRECTORY:
+                self._make_directory(put, tally)
+            else:
+                self._make_node(put, tally)
+        except UNUSABLE as error:
+            tally.fail(label_of(put.kind), put.path, reason_of(error))
+
+    def _enter(self, put: Put, tally: Tally) -> bool:
+        """Keep track of where in the tree the record is; whether this entry is to be restored at all."""
+        self._effort += STEP_ENTRY_BYTES
+        directory, name = split(put.path)
+        if name.startswith(TEMPORARY):
+            tally.note("notice", put.path, "left out: such names are unfinished files of a restore")
+            return False
+        while self._way_down and self._way_down[-1] != directory:
+            self._way_down.pop()
+        if not self._way_down:
+            self._make_missing(directory, tally)
+        if put.kind is Kind.DIRECTORY and put.path:
+            self._way_down.append(put.path)
+        if put.path and not self._target.is_fresh(directory):
+            self._remembered.add_belonging(put.path)
+        return True
+
+    def _make_missing(self, directory: bytes, tally: Tally) -> None:
+        """The record does not tell of this directory (it could not be read): make what is missing of it."""
+        self._way_down = [b""]
+        names = directory.split(b"/") if directory else []
+        for depth in range(1, len(names) + 1):
+            path = b"/".join(names[:depth])
+            self._way_down.append(path)
+            self._remembered.add_belonging(path)
+            if self._target.status(path) is None:
+                self._target.make_directory(path)
+                tally.note("notice", path, "the snapshot does not tell of this directory; only its owner may use it")
+
+    def _status(self, path: bytes) -> os.stat_result | None:
+        return None if self._target.is_fresh(split(path)[0]) else self._target.status(path)
+
+    def _make_directory(self, put: Put, tally: Tally) -> None:
+        status = self._target.status(b"") if not put.path else self._status(put.path)
+        fresh = self._target.is_fresh(b"") if not put.path else status is None or not stat.S_ISDIR(status.st_mode)
+        if fresh and put.path:
+            if status is not None:
+                self._target.clear(put.path, status, whole=False)
+            self._target.make_directory(put.path)
+        self._remembered.add_directory(put, existed=not fresh)
+        if fresh or status is None or self._directory_differs(put, status):
+            tally.restored[DIRECTORIES] += 1
+        else:
+            tally.unchanged[DIRECTORIES] += 1
+
+    def _directory_differs(self, put: Put, status: os.stat_result) -> bool:
+        with self._target.directory(put.path) as fd:
+            return attributes_differ(put, status, fd)
+
+    def _make_node(self, put: Put, tally: Tally) -> None:
+        label = label_of(put.kind)
+        status = self._status(put.path)
+        if status is not None and kind_of(status) is put.kind and self._is_same_node(put, status):
+            changed = self._dress_node(put, status, tally)
+            (tally.restored if changed else tally.unchanged)[label] += 1
+            return
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            self._target.clear(put.path, status, whole=self._rules.delete_extra)
+        if not self._target.dry:
+            with (
+                self._target.new_node(put) as (parent, temporary),
+                opened_path(temporary, parent) as ref,
+            ):
+                self._dress(put, ref, tally)
+        tally.restored[label] += 1
+
+    def _is_same_node(self, put: Put, status: os.stat_result) -> bool:
+        """Whether an entry of the right kind is the right one."""
+        if put.kind is Kind.SYMLINK:
+            directory, name = split(put.path)
+            with self._target.directory(directory) as parent:
+                return os.readlink(name, dir_fd=parent) == put.target
+        return put.kind not in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE) or status.st_rdev == put.device
+
+    def _dress_node(self, put: Put, status: os.stat_result, tally: Tally) -> bool:
+        """Correct the metadata of an existing entry; whether there was anything to correct."""
+        directory, name = split(put.path)
+        with self._target.directory(directory) as parent, opened_path(name, parent) as ref:
+            if not attributes_differ(put, status, ref):
+                return False
+            if not self._target.dry:
+                self._dress(put, ref, tally)
+        return True
+
+    def _dress(self, put: Put, ref: Ref, tally: Tally) -> None:
+        for text in set_attributes(put, ref, atime_ns=self._site.now_ns):
+            tally.note("metadata", put.path, text)
+
+    # files
+
+    def _begin_file(self, put: Put, tally: Tally) -> Filling | None:
+        """The file to compare and fill; None when there is nothing to do for it now."""
+        try:
+            if not self._enter(put, tally):
+                return None
+            if put.file > MAX_FILE_NUMBER:
+                raise ValueError(f"its file number {put.file} is out of range")
+            if not self._remembered.is_first(put.file, put.path):
+                self._remembered.add_link(put)
+                return None
+            return self._open_filling(put)
+        except UNUSABLE as error:
+            tally.fail(FILES, put.path, reason_of(error), put.file)
+            return None
+
+    def _open_filling(self, put: Put) -> Filling:
+        fresh = self._target.is_fresh(split(put.path)[0])
+        there, separate = None if fresh else self._target.status(put.path), False
+        if there is not None and stat.S_ISDIR(there.st_mode):
+            self._target.clear(put.path, there, whole=self._rules.delete_extra)
+        if there is not None and not stat.S_ISREG(there.st_mode):
+            there = None  # replaced when the file takes its name
+        if there is not None and there.st_nlink > 1:
+            separate = not self._remembered.claim(there.st_dev, there.st_ino, put.file)
+        filling = Filling(put, self._site, there, separate=separate)
+        if there is None and not fresh:
+            filling.find_leftover()
+        return filling
+
+    def _blocks(self, filling: Filling, op: Put | Map, tally: Tally) -> Iterator[Parcel | None]:
+        """What an operation says of the open file's blocks."""
+        if op.file != filling.put.file:
+            raise PeerError("the record of a snapshot tells of one file's blocks in the middle of another's")
+        if not op.blocks:
+            return
+        end = op.blocks[-1] + 1
+        if op.blocks[0] < self._position or end > block_count(filling.put.size, filling.put.block_bytes):
+            raise PeerError(f"the record has blocks of {show_path(filling.put.path)} out of order or beyond its end")
+        listed = list(map(Wanted, op.blocks, split_ids(op.ids)))
+        piece, self._position = Piece(self._position, end, listed), end
+        yield from self._compare(filling, piece, tally)
+
+    def _end_file(self, tally: Tally) -> Iterator[Parcel | None]:
+        filling = self._filling
+        if filling is None:
+            return
+        end = block_count(filling.put.size, filling.put.block_bytes)
+        if self._position < end:
+            yield from self._compare(filling, Piece(self._position, end, []), tally)
+        if self._filling is not None:
+            self._filling = None
+            filling.seal(tally)
+
+    def _compare(self, filling: Filling, piece: Piece, tally: Tally) -> Iterator[Parcel | None]:
+        try:
+            for missing in filling.compare(piece, tally):
+                self._effort += PARCEL_BYTES if len(missing) > 1 else STEP_ENTRY_BYTES
+                yield from self._pack(filling, missing, tally)
+        except UNUSABLE as error:
+            self._filling = None
+            filling.fail(error, tally)
+
+    def _pack(self, filling: Filling, missing: Sequence[Wanted], tally: Tally) -> Iterator[Parcel | None]:
+        if self._target.dry:
+            tally.blocks += len(missing)
+            return
+        for wanted in missing:
+            self._parcel.add(filling, wanted)
+            if self._parcel.size >= PARCEL_BYTES or self._parcel.blocks >= PARCEL_BLOCKS:
+                parcel, self._parcel = self._parcel, Parcel()
+                yield parcel

@@ -1,0 +1,221 @@
+"""Replay: bring a catalog up to what its segments say: after a crash, after an aborted session, or from nothing.
+
+**Owns** the rules by which frames become blocks and snapshots again (docs/FORMATS.md, "Replay"). Blocks count
+wherever they stand. Records count only when a commit behind them claims them: by the digest over the ids of the
+last so many records, so the records of a session that was cut short are told from those that replaced them.
+Damage is noted and passed over; what else a damaged region took with it is said, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from replicad.db.catalog import BlockPlace, Catalog
+from replicad.model.entry import Map, Op, Put, decode_ops
+from replicad.model.position import Position
+from replicad.model.snapshot import Commit, decode_commit, records_digest
+from replicad.store.format import Frame, FrameError, FrameType, pad_time_ns, plain_payload, split_frames
+from replicad.store.segments import Damage, SegmentFiles, SegmentScan, Torn, segment_numbers
+from replicad.store.store import Store
+
+Progress = Callable[[int, int], None]
+"""Told (segments read, segments in all)."""
+BATCH_BLOCKS = 1000
+"""Blocks indexed with one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordPlace:
+    segment: int
+    offset: int
+    size: int
+    id: bytes
+    certain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """A commit whose operations are applied, until it is known when it was received."""
+
+    commit: Commit
+    digest: bytes
+    lost: int
+    end: Position
+
+
+@dataclass(slots=True)
+class Replay:
+    """One run over the segments behind the catalog's checkpoint. `run` once."""
+
+    store: Store
+    catalog: Catalog
+    files: SegmentFiles
+    progress: Progress | None = None
+    torn: Torn | None = None
+    """What was cut off the end of the last segment."""
+    _records: list[_RecordPlace] = field(default_factory=list)
+    _blocks: list[BlockPlace] = field(default_factory=list)
+    _sealed: _Sealed | None = None
+    """The commit that was the frame before: the pad behind it says when it was received."""
+
+    def run(self) -> Position:
+        """Replay, cut a torn end, make everything found durable; where appending goes on.
+
+        Raises ReplicadError, DiskFullError, BookDamagedError: then nothing is known and nothing was lost.
+        """
+        start = self.catalog.checkpoint
+        numbers = [number for number in segment_numbers(self.store.directory) if number >= start.segment]
+        self._check_present(start, numbers)
+        if numbers:
+            self.store.secure(numbers[0])  # a commit found is acknowledged: it must be on the medium, whoever wrote it
+        end = start
+        for number in numbers:
+            begin = start if number == start.segment else self._begin_of(number, end)
+            end = self._segment(begin, last=number == numbers[-1])
+            if self.progress:
+                self.progress(number - numbers[0] + 1, len(numbers))
+        self.catalog.keep(end)
+        return end
+
+    def _begin_of(self, number: int, end: Position) -> Position:
+        """Where segment `number` begins; its digest goes on only when it follows the segment before."""
+        return end if end == Position(number, digest=end.digest) else Position(number)
+
+    def _check_present(self, start: Position, numbers: list[int]) -> None:
+        present, last = set(numbers), max(numbers, default=0)
+        if not present and start.offset == 0:
+            return  # a segment of which nothing is known yet may not exist yet
+        for number in range(start.segment, max(last, start.segment) + 1):
+            if number not in present:
+                self._note(Damage(number, 0, 0, "segment file is missing"))
+
+    def _segment(self, begin: Position, *, last: bool) -> Position:
+        scan = self.store.scan(begin, last=last)
+        self._check_length(scan, begin)
+        for found in scan:
+            if isinstance(found, Frame):
+                self._frame(found, scan)
+            elif isinstance(found, Damage):
+                self._note(found)
+            else:
+                self.torn = found
+                self.store.cut(found)
+        self._settle()
+        self._index()
+        scan.close()
+        if scan.sealed and not scan.damaged:
+            return Position(begin.segment + 1, digest=scan.sealed.digest)
+        return Position(begin.segment + 1) if scan.damaged else scan.position
+
+    def _check_length(self, scan: SegmentScan, begin: Position) -> None:
+        missing = begin.offset - scan.size
+        if missing > 0:
+            scan.damaged = True
+            self._note(Damage(begin.segment, scan.size, missing, "is shorter than what was acknowledged"))
+
+    def _frame(self, frame: Frame, scan: SegmentScan) -> None:
+        segment = scan.position.segment
+        if self._sealed:
+            self._settle(pad_time_ns(frame) if frame.type == FrameType.PAD else 0, scan.position)
+        if frame.type == FrameType.BLOCK:
+            if scan.certain or _is_proven(frame):
+                self._blocks.append(BlockPlace(frame.id, segment, frame.offset, frame.stored, frame.plain))
+                if len(self._blocks) >= BATCH_BLOCKS:
+                    self._index()
+        elif frame.type == FrameType.RECORD:
+            size = frame.end - frame.offset
+            self._records.append(_RecordPlace(segment, frame.offset, size, frame.id, scan.certain))
+        elif frame.type == FrameType.COMMIT:
+            problem = self._commit(frame, scan)
+            if problem:
+                self._note(Damage(segment, frame.offset, frame.end - frame.offset, problem))
+
+    def _commit(self, frame: Frame, scan: SegmentScan) -> str:
+        """Apply the records that a commit claims; why it cannot count at all, or ""."""
+        try:
+            commit = decode_commit(bytes(plain_payload(frame)))
+        except ValueError as error:
+            return f"commit: {error}"
+        head = self.catalog.head
+        claimed, lost = self._claimed(commit)
+        chained = commit.parent == head.digest
+        if not scan.certain and (lost or not chained):
+            return ""  # some other store's commit inside a damaged frame's payload
+        if commit.number <= head.number:
+            return f"commit of snapshot {commit.number} stands behind that of {head.number}"
+        if not chained:
+            claimed, lost = [place for place in self._records if place.certain], lost + 1
+            text = f"a commit between snapshots {head.number} and {commit.number} is lost; its entries count for the latter"
+            self._note(Damage(scan.position.segment, frame.offset, 0, text))
+        elif lost:
+            text = f"part of the record of snapshot {commit.number} is lost; the entries in it stand as before"
+            self._note(Damage(scan.position.segment, frame.offset, 0, text))
+        self._index()
+        lost += self._apply(claimed)
+        self._records.clear()
+        self._sealed = _Sealed(commit, frame.id, lost, scan.position)
+        return ""
+
+    def _settle(self, received_ns: int = 0, after_pad: Position | None = None) -> None:
+        """Make the commit that was the frame before a snapshot; `received_ns` is known when a pad followed it."""
+        if self._sealed:
+            commit, end = self._sealed.commit, self._sealed.end
+            if received_ns and after_pad:
+                end = after_pad
+            received_ns = received_ns or commit.created_ns
+            digest, lost = self._sealed.digest, self._sealed.lost
+            self.catalog.commit(commit, digest, received_ns=received_ns, checkpoint=end, lost=lost)
+            self._sealed = None
+
+    def _claimed(self, commit: Commit) -> tuple[list[_RecordPlace], int]:
+        """The records that belong to a commit, and how many of them are missing (at least, when any is)."""
+        last = self._records[-commit.records :] if commit.records else []
+        if records_digest(place.id for place in last) == commit.records_digest and len(last) == commit.records:
+            return last, 0
+        certain = [place for place in self._records if place.certain][-commit.records :]
+        return certain, max(1, commit.records - len(certain))
+
+    def _apply(self, places: list[_RecordPlace]) -> int:
+        """Apply records; how many of them cannot be read any more."""
+        current: Put | None = None
+        lost = 0
+        for place in places:
+            try:
+                frame = split_frames(self.files.read(place.segment, place.offset, place.size))[0]
+                ops = decode_ops(bytes(plain_payload(frame)))
+            except ValueError as error:
+                self._note(Damage(place.segment, place.offset, place.size, f"record: {error}"))
+                lost += 1
+                continue
+            current = self.catalog.apply(_without_stray_maps(ops, current), current)
+        return lost
+
+    def _index(self) -> None:
+        if self._blocks:
+            self.catalog.add_blocks(self._blocks)
+            self._blocks.clear()
+
+    def _note(self, damage: Damage) -> None:
+        self.catalog.add_damage(damage.segment, damage.offset, damage.length, damage.reason)
+
+
+def _without_stray_maps(ops: list[Op], current: Put | None) -> list[Op]:
+    """Drop maps whose put was in a damaged record: they say nothing alone."""
+    kept: list[Op] = []
+    for op in ops:
+        if not isinstance(op, Map):
+            current = op if isinstance(op, Put) else None
+        elif current is None or current.file != op.file:
+            continue
+        kept.append(op)
+    return kept
+
+
+def _is_proven(frame: Frame) -> bool:
+    try:
+        plain_payload(frame)
+    except FrameError:
+        return False
+    return True
+

@@ -1,0 +1,651 @@
+"""Configuration: what a file means, and every problem in it with its line."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from replicad.config import Config, examine, examine_text, load, units
+from replicad.config.lines import Place, find_lines
+from replicad.config.schema import TABLES
+from replicad.config.values import MAX_WINDOW_BYTES
+from replicad.link.messages import MAX_CREDIT_BYTES
+from replicad.model.errors import ConfigError
+
+EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
+KEY_A = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEwhm0DsGGzBhk1eu0HYYDUgqH0/WZ3Ygw5Lt65Nq2gL"
+KEY_B = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEoYQAyCpBrAzUElMQ7i1Xdzj5VgBN0BT0YzfQOOt7IH"
+
+NODE = """
+[node]
+name = "n"
+state = "/var/lib/replicad"
+"""
+REPLICA = f"""
+[[replica]]
+name = "r"
+address = "r:7022"
+key = "{KEY_A}"
+"""
+
+
+def judged(text: str) -> list[tuple[int, str, str]]:
+    """Line, key and text of every problem in a configuration, files left alone."""
+    report = examine_text(text, Path("c.toml"), check_files=False)
+    return [(problem.line, problem.key, problem.text) for problem in report.problems]
+
+
+def understood(text: str) -> Config:
+    """The configuration that `text` is."""
+    report = examine_text(text, Path("c.toml"), check_files=False)
+    assert report.config, report.problems
+    return report.config
+
+
+# Each wrong line says behind "#!" which key and which words its problem has; every other line is right.
+WRONG = {
+    "unknown keys and tables, with what was meant": """
+        colour = "blue"                     #! colour: unknown table
+        [node]
+        name = "n"
+        state = "/s"
+        log_levl = "info"                   #! node.log_levl: did you mean "log_level"?
+        [nodes]                             #! nodes: did you mean "node"?
+        [listen]
+        store = "/r"
+        reserve_bytes = 7                   #! listen.reserve_bytes: did you mean "reserve"?
+        """,
+    "missing keys, at the table that misses them": """
+        [node]                              #! node.name: is missing #! node.state: is missing
+        [listen]                            #! listen.store: is missing
+        [[client]]                          #! client.name: is missing #! client.key: is missing
+        """,
+    "values of the wrong type": """
+        [node]
+        name = 7                            #! node.name: must be a text in quotes, not a number
+        state = ["/s"]                      #! node.state: not an array
+        threads = "2"                       #! node.threads: must be a whole number, not a text
+        http = false                        #! node.http: not true or false
+        key = 1979-05-27                    #! node.key: not a date or time
+        [[dataset]]                         #! dataset: is not protected
+        name = "d"
+        path = "/d"
+        watch = 1                           #! dataset.watch: must be true or false, not a number
+        exclude = "*.tmp"                   #! dataset.exclude: must be an array
+        max_change = "half"                 #! dataset.max_change: must be a number
+        compression = true                  #! dataset.compression: must be a whole number, not true or false
+        hook_pre = [
+            "dump",
+            7,                              #! dataset.hook_pre: must be a text in quotes
+        ]
+        """,
+    "units": """
+        [node]
+        name = "n"
+        state = "/s"
+        [listen]
+        store = "/r"
+        reserve = 1073741824                #! listen.reserve: must be a text with a unit, like "64KiB", not a number
+        window = "32"                       #! listen.window: "32" is not a number and a unit
+        [[replica]]
+        name = "r"
+        address = "r:1"
+        key = "KEY_A"
+        bandwidth = "20Mbit"                #! replica.bandwidth: unknown unit; known are B, KiB, MiB
+        keepalive = 15                      #! replica.keepalive: must be a text with a unit, like "5m"
+        [[dataset]]
+        name = "d"
+        path = "/d"
+        rpo = "5 minutes"                   #! dataset.rpo: unknown unit; known are ms, s, m, h, d, w
+        debounce = "-1s"                    #! dataset.debounce: is not a number and a unit
+        block_size = "0.3B"                 #! dataset.block_size: is no whole number of bytes
+        """,
+    "values out of range": """
+        [node]
+        name = "n"
+        state = "/s"
+        threads = 0                         #! node.threads: must lie between 1 and 64
+        log_level = "loud"                  #! node.log_level: must be "debug" or "info" or "warning" or "error"
+        log_format = "xml"                  #! node.log_format: must be "text" or "json"
+        [listen]
+        store = "/r"
+        max_sessions = 0                    #! listen.max_sessions: must lie between 1 and 4096
+        window = "1GiB"                     #! listen.window: must lie between "64KiB" and "256MiB"
+        [[replica]]
+        name = "r"
+        address = "r:1"
+        key = "KEY_A"
+        via = "telnet"                      #! replica.via: must be "replicad" or "openssh"
+        bandwidth = "10B"                   #! replica.bandwidth: must lie between "1KiB"
+        keepalive = "100ms"                 #! replica.keepalive: must lie between "1s" and "1h"
+        [[dataset]]
+        name = "d"
+        path = "/d"
+        rpo = 0                             #! dataset.rpo: must lie between "1s" and "30d"
+        block_size = "48KiB"                #! dataset.block_size: no power of two
+        max_change = 0                      #! dataset.max_change: must lie above 0
+        compression = 20                    #! dataset.compression: must lie between 0 and 19
+        on_change = "panic"                 #! dataset.on_change: must be "fuzzy" or "skip"
+        exclude = ["ok", "!"]               #! dataset.exclude: no pattern in gitignore syntax
+        """,
+    "names, addresses, paths and keys": """
+        [node]
+        name = "../n"                       #! node.name: is no name
+        state = "var/lib"                   #! node.state: is not an absolute path
+        http = "localhost"                  #! node.http: is no HOST:PORT
+        [listen]
+        store = "/r\\u0000"                 #! listen.store: holds a control character
+        address = "::1:22"                  #! listen.address: stands in brackets
+        [[client]]
+        name = ""                           #! client.name: is no name
+        key = "ssh-rsa AAAA"                #! client.key: is no public key like "ssh-ed25519
+        datasets = ["a", "b/c"]             #! client.datasets: "b/c" is no name
+        [[replica]]
+        name = "r"
+        address = "r:70000"                 #! replica.address: is no HOST:PORT
+        key = "ssh-ed25519 AAAAC3Nza"       #! replica.key: is damaged
+        [[replica]]
+        name = "q"
+        address = ":22"                     #! replica.address: is no HOST:PORT
+        key = "KEY_A"
+        """,
+    "what must hold between tables": """
+        [node]
+        name = "n"
+        state = "/s"
+        [[client]]                          #! client: needs a [listen] table
+        name = "c"
+        key = "KEY_A"
+        [[client]]
+        name = "c"                          #! client.name: has the name of client "c" above
+        key = "KEY_A"                       #! client.key: has the key of client "c" above
+        [[replica]]
+        name = "r"
+        address = "r:1"
+        key = "KEY_A"
+        [[replica]]
+        name = "r2"
+        address = "r2:1"
+        key = "KEY_A"                       #! replica.key: has the host key of replica "r" above
+        [[dataset]]
+        name = "d"
+        path = "/d"
+        replicas = [
+            "r",
+            "r3",                           #! dataset.replicas: there is no [[replica]] named "r3"
+        ]
+        hook_pre = [""]                     #! dataset.hook_pre: the program's name is empty
+        [[dataset]]
+        name = "d"                          #! dataset.name: has the name of dataset "d" above
+        path = "/e"
+        """,
+    "directories within each other": """
+        [node]
+        name = "n"
+        state = "/data/state"               #! node.state: lies inside dataset "all", /data
+        [listen]
+        store = "/data/www/store"           #! listen.store: inside dataset "all" #! listen.store: inside dataset "www"
+        [[replica]]
+        name = "r"
+        address = "r:1"
+        key = "KEY_A"
+        [[dataset]]
+        name = "all"
+        path = "/data"
+        [[dataset]]
+        name = "www"
+        path = "/data/./x/../www"           #! dataset.path: /data/www lies inside dataset "all", /data
+        [[dataset]]
+        name = "near"
+        path = "/database"
+        [[dataset]]
+        name = "again"
+        path = "/database/"                 #! dataset.path: /database is also dataset "near"
+        """,
+    "a dataset where replicad's own files are": """
+        [node]
+        name = "n"
+        state = "/store/state"              #! node.state: inside the store #! node.state: inside dataset "store"
+        [listen]
+        store = "/store"
+        [[replica]]
+        name = "r"
+        address = "r:1"
+        key = "KEY_A"
+        [[dataset]]
+        name = "store"
+        path = "/store"                     #! dataset.path: is also the store
+        [[dataset]]
+        name = "inner"
+        path = "/store/c"                   #! dataset.path: inside the store #! dataset.path: inside dataset "store"
+        """,
+    "tables written as what they are not": """
+        node = [1]                          #! node: must be written [node]
+        client = 7                          #! client: must be written [[client]]
+        [replica]                           #! replica: must be written [[replica]]
+        [[listen]]                          #! listen: must be written [listen]
+        """,
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_every_problem_is_reported_at_once_with_line_and_key(case: str) -> None:
+    """All wrong lines of a file, and only those, are found in one run, each with its key and words that say why."""
+    text = WRONG[case].replace("KEY_A", KEY_A)
+    expected = []
+    for number, line in enumerate(text.split("\n"), 1):
+        for mark in line.split("#!")[1:]:
+            key, _, words = mark.strip().partition(": ")
+            expected.append((number, key, words))
+    found = judged(text)
+    for number, key, words in expected:
+        assert any(n == number and k == key and words in t for n, k, t in found), (number, key, words, found)
+    assert len(found) == len(expected), found
+
+
+def test_a_small_file_has_all_defaults() -> None:
+    """Only names, paths, addresses and keys have to be given."""
+    config = understood(NODE + REPLICA + '[[dataset]]\nname = "d"\npath = "/d"\n')
+    assert config.node.key == Path("/var/lib/replicad/key")
+    assert config.node.http == "127.0.0.1:9817"
+    assert config.listen is None
+    assert config.datasets[0].rpo_s == 300.0
+    assert config.replicas_of(config.datasets[0]) == config.replicas
+
+
+def test_values_arrive_in_base_units() -> None:
+    """Sizes become bytes, durations seconds, arrays tuples, and comments behind keys go."""
+    config = understood(
+        NODE
+        + REPLICA.replace(KEY_A, KEY_A + " root@r")
+        + 'bandwidth = "1.5MiB"\nkeepalive = "500s"\n'
+        + '[[dataset]]\nname = "d"\npath = "/d"\nrpo = "1.5h"\ndebounce = 0\nblock_size = "128KiB"\nmax_change = 1\n'
+        + 'exclude = ["*.tmp", "!keep.tmp"]\nreplicas = ["r"]\nhook_pre = ["/bin/true", ""]\n'
+    )
+    replica, dataset = config.replicas[0], config.datasets[0]
+    assert (replica.key, replica.bandwidth_bytes, replica.keepalive_s) == (KEY_A, 1536 * 1024, 500.0)
+    assert (dataset.rpo_s, dataset.debounce_s, dataset.block_bytes, dataset.max_change) == (5400.0, 0.0, 131072, 1.0)
+    assert (dataset.exclude, dataset.hook_pre) == (("*.tmp", "!keep.tmp"), ("/bin/true", ""))
+    assert config.replicas_of(dataset) == (replica,)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("[node]\nname = \n", 2, "Invalid value at column 8"),
+        ('[node]\nname = "a"\nname = "b"\n', 3, "Cannot overwrite a value"),
+        ('[node]\nname = """a\nb', 3, "Unterminated string at the end of the file"),
+        ("a = " + "[" * 100_000, 1, "nested too deeply"),
+        ("", 1, "the table [node] is missing"),
+    ],
+)
+def test_a_syntax_error_has_its_line(text: str, line: int, words: str) -> None:
+    """A file that is no TOML gives one problem, at the line where it stops being TOML."""
+    [(found, _key, message)] = judged(text)
+    assert found == line
+    assert words in message
+
+
+def test_a_file_that_cannot_be_read_is_one_problem(tmp_path: Path) -> None:
+    """Missing, a directory, not UTF-8 or far too large: one problem that names the file."""
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"[node]\nname = '\xff'\n")
+    large = tmp_path / "large.toml"
+    large.write_bytes(b"#" * (1024 * 1024 + 1))
+    for path, words in [
+        (tmp_path / "none.toml", "No such file or directory; replicad init makes one"),
+        (tmp_path, "Is a directory"),
+        (binary, "is not UTF-8 (line 2)"),
+        (large, "is larger than"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            load(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert words in str(caught.value)
+        assert caught.value.exit_code == 2
+
+
+def test_the_error_shows_file_line_and_key(tmp_path: Path) -> None:
+    """A ConfigError reads like a compiler's output: FILE:LINE: KEY: TEXT, one line a problem."""
+    path = tmp_path / "c.toml"
+    path.write_text(NODE + "threads = 0\nlog_level = 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, check_files=False)
+    first, second = str(caught.value).splitlines()
+    assert first == f"{path}:5: node.threads: must lie between 1 and 64"
+    assert second.startswith(f"{path}:6: node.log_level: ")
+
+
+# ----------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A directory with a key, a store, a dataset's root and a right configuration, c.toml."""
+    for name in ("state", "store", "www"):
+        (tmp_path / name).mkdir()
+    key = tmp_path / "state/key"
+    key.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
+    key.chmod(0o600)
+    (tmp_path / "c.toml").write_text(
+        f'[node]\nname = "n"\nstate = "{tmp_path}/state"\n'
+        f'[listen]\nstore = "{tmp_path}/store"\n{REPLICA}'
+        f'[[dataset]]\nname = "www"\npath = "{tmp_path}/www"\nhook_pre = ["true"]\n'
+    )
+    return tmp_path
+
+
+def problems(path: Path) -> list[str]:
+    return [f"{problem.key}: {problem.text}" for problem in examine(path).problems]
+
+
+def test_a_right_house_has_no_problem(house: Path) -> None:
+    """Key, store, root and hook as they should be: nothing to report."""
+    report = examine(house / "c.toml")
+    assert (report.problems, report.warnings) == ([], [])
+    assert load(house / "c.toml").file == house / "c.toml"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o610, 0o601, 0o666])
+def test_a_key_that_others_can_reach_is_refused(house: Path, mode: int) -> None:
+    """Any right of group or others on the private key is a problem that says how to end it."""
+    (house / "state/key").chmod(mode)
+    [text] = problems(house / "c.toml")
+    assert text.startswith("node.key: ")
+    assert text.endswith(f"can be read by others (mode {mode:04o}); chmod 600 {house}/state/key")
+
+
+def test_a_missing_or_wrong_key_is_a_problem(house: Path) -> None:
+    """A key has to be there, and to be a private key."""
+    (house / "state/key").write_text("ssh-ed25519 AAAA\n")
+    assert problems(house / "c.toml") == [f"node.key: {house}/state/key is no private key in OpenSSH format"]
+    (house / "state/key").unlink()
+    assert "No such file or directory; replicad init makes it" in problems(house / "c.toml")[0]
+
+
+def test_a_missing_store_is_a_problem_and_a_missing_root_a_warning(house: Path) -> None:
+    """Intake into an empty mount point would fill the wrong disk; a root may be unmounted for a while."""
+    (house / "store").rmdir()
+    (house / "www").rmdir()
+    report = examine(house / "c.toml")
+    assert [problem.key for problem in report.problems] == ["listen.store"]
+    assert [warning.key for warning in report.warnings] == ["dataset.path"]
+
+
+def test_a_hook_that_is_not_there_is_a_problem(house: Path) -> None:
+    """A hook's program is looked up now rather than at the first pass."""
+    path = house / "c.toml"
+    path.write_text(path.read_text().replace('["true"]', '["/no/such/dump", "-x"]'))
+    assert problems(path) == ['dataset.hook_pre: there is no program "/no/such/dump"']
+
+
+@pytest.mark.parametrize("outer", ["store", "state", "www"])
+def test_overlaps_through_symbolic_links_are_found(house: Path, outer: str) -> None:
+    """A dataset that leads into another directory by a link is as wrong as one that lies in it."""
+    (house / outer / "inner").mkdir()
+    (house / "link").symlink_to(house / outer / "inner")
+    path = house / "c.toml"
+    path.write_text(path.read_text() + f'[[dataset]]\nname = "linked"\npath = "{house}/link"\n')
+    [text] = problems(path)
+    assert text.startswith(f"dataset.path: {house}/{outer}/inner lies inside ")
+
+
+def test_files_are_left_alone_when_told_so(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `check_files` nothing but the configuration is touched, so no dead mount can hang a light verb."""
+
+    def touched(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("the file system was asked")
+
+    text = (house / "c.toml").read_text()
+    for name in ("stat", "lstat", "open", "access", "readlink", "path.realpath"):
+        monkeypatch.setattr(f"os.{name}", touched)
+    assert examine_text(text, house / "c.toml", check_files=False, follow_links=False).config
+
+
+# --------------------------------------------------------------------------------------------------------- example
+
+
+def test_the_example_shows_every_key_with_its_default() -> None:
+    """config.example.toml holds each key of the schema, nothing else, and where a key has a default, that default."""
+    document = tomllib.loads(EXAMPLE.read_text())
+    assert list(document) == [table.name for table in TABLES]
+    for table in TABLES:
+        shown = document[table.name][0] if table.many else document[table.name]
+        assert list(shown) == [key.name for key in table.keys]
+        for key in table.keys:
+            value = tuple(map(key.read, shown[key.name])) if key.each else key.read(shown[key.name])
+            if table.default(key) is not MISSING:
+                assert value == table.default(key), f"{table.name}.{key.name}"
+
+
+def test_the_example_is_valid_and_explains_each_key() -> None:
+    """The example loads, its `key` is the default too, and each key has a comment directly above it."""
+    config = load(EXAMPLE, check_files=False)
+    assert config.node.key == config.node.state / "key"
+    lines = EXAMPLE.read_text().splitlines()
+    for place, number in find_lines(EXAMPLE.read_text()).items():
+        if isinstance(place[-1], str) and len(place) > 1:
+            assert lines[number - 2].startswith("# "), place
+
+
+def test_the_window_of_the_configuration_is_what_the_link_grants() -> None:
+    """A window that may be configured is one that the link accepts."""
+    assert MAX_WINDOW_BYTES == MAX_CREDIT_BYTES
+
+
+# ----------------------------------------------------------------------------------------------------------- units
+
+
+@given(st.integers(0, 2**60))
+def test_sizes_survive_their_notation(size: int) -> None:
+    """What format_size writes, parse_size reads back exactly."""
+    assert units.parse_size(units.format_size(size)) == size
+
+
+@given(st.integers(0, 10**11))
+def test_durations_survive_their_notation(milliseconds: int) -> None:
+    """What format_duration writes, parse_duration reads back exactly."""
+    assert units.parse_duration(units.format_duration(milliseconds / 1000)) == milliseconds / 1000
+
+
+@given(st.text())
+@example("１KiB")  # a digit of another script
+@example("1e9KiB")
+@example("9" * 400 + "TiB")
+def test_any_text_is_a_size_and_a_duration_or_a_value_error(text: str) -> None:
+    """Reading a unit ends in a number or a ValueError, nothing else."""
+    for parse in (units.parse_size, units.parse_duration):
+        try:
+            assert parse(text) >= 0
+        except ValueError as error:
+            assert str(error)
+
+
+@given(st.text())
+def test_any_text_is_judged(text: str) -> None:
+    """No text at all makes the loader do anything but judge."""
+    examine_text(text, Path("c.toml"), check_files=False, follow_links=False)
+
+
+_names = st.sampled_from([key.name for table in TABLES for key in table.keys] + ["x"])
+_scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=True) | st.text(max_size=9)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([table.name for table in TABLES] + ["x"]),
+        st.recursive(_scalars, lambda inner: st.lists(inner) | st.dictionaries(_names, inner), max_leaves=20),
+    )
+)
+def test_any_document_is_judged(document: dict[str, Any]) -> None:
+    """No values under the known keys make the loader do anything but judge."""
+    examine_text("\n".join(_toml(document)), Path("c.toml"), check_files=False, follow_links=False)
+
+
+def _toml(document: dict[str, Any]) -> Iterator[str]:
+    for name, value in document.items():
+        yield f"{name} = {_inline(value)}"
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(_toml(value)) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    if isinstance(value, str):
+        return '"' + "".join(f"\\U{ord(c):08x}" for c in value if not 0xD800 <= ord(c) < 0xE000) + '"'
+    return "1979-05-27T07:32:00Z" if value is None else repr(value).lower()
+
+
+# ----------------------------------------------------------------------------------------------------------- lines
+
+_KEYS = st.sampled_from(["a", "b-1", "C_d", "9", '"q.r"', "'s # t'", '"\\u00e9\\""', '""', "'='"])
+_LEAVES = st.sampled_from(
+    [
+        "1",
+        "-1.5e3",
+        "true",
+        "1979-05-27 07:32:00",
+        '"# no comment ]"',
+        "'a = [1]'",
+        '"\\"]\\\\"',
+        '""',
+        '"""\n[no.table]\nx = 1 \\\n  ""two"" # no comment"""',
+        "'''\n'' ] = '''",
+        '""""one before"""',
+        '"""two behind"""""',
+        "'''one behind''''",
+        '""""""',
+    ]
+)
+_GAPS = st.sampled_from(["", "\n", '# comment [x] "\n', "  \n\t\n", '#"""\n'])
+
+
+class _Writer:
+    """Writes a TOML document and notes where it puts things."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.text = ""
+        self.lines: dict[Place, int] = {}
+        self._draw = draw
+
+    def write(self) -> None:
+        """A few keys, then tables and arrays of tables with tables below them."""
+        self.pairs(())
+        for number in range(self._draw(st.integers(0, 4))):
+            self.text += self._draw(_GAPS)
+            name = f"t{number % 2}"
+            if number % 2:
+                index = sum(place[0] == name and len(place) == 2 for place in self.lines)
+                self.note((name,))
+                self.note((name, index))
+                self.header(f"[[ {name} ]]", (name, index))
+                self.table_below((name, index), name)
+            elif (name,) not in self.lines:
+                self.note((name,))
+                self.header(f"[{name}]", (name,))
+                self.table_below((name,), name)
+
+    def table_below(self, place: Place, name: str) -> None:
+        if self._draw(st.booleans()):
+            self.note((*place, "mid dle"))
+            self.note((*place, "mid dle", "sub"))
+            self.header(f"[{name}.'mid dle' . sub]", (*place, "mid dle", "sub"))
+
+    def header(self, text: str, place: Place) -> None:
+        self.text += text + self._draw(st.sampled_from(["\n", " # [[x]]\n"]))
+        self.pairs(place)
+
+    def pairs(self, table: Place) -> None:
+        for raw in self._draw(st.lists(_KEYS, unique=True, max_size=3)):
+            self.text += self._draw(_GAPS) + self._draw(st.sampled_from(["", "  "]))
+            self.pair(table, raw)
+            self.text += self._draw(st.sampled_from(["\n", " # end\n", "\r\n"]))
+
+    def pair(self, table: Place, raw: str) -> None:
+        place = (*table, tomllib.loads(f"{raw} = 0").popitem()[0])
+        self.note(place)
+        if self._draw(st.booleans()):
+            raw, place = f'{raw} . "dotted"', (*place, "dotted")
+            self.note(place)
+        self.text += f"{raw} ="
+        self.value(place, self._draw(st.integers(0, 2)))
+
+    def value(self, place: Place, depth: int) -> None:
+        shape = self._draw(st.sampled_from(["leaf", "array", "table"])) if depth else "leaf"
+        if shape == "leaf":
+            self.text += " " + self._draw(_LEAVES)
+        elif shape == "array":
+            self.text += " ["
+            for index in range(self._draw(st.integers(0, 3))):
+                self.text += ("," if index else "") + self._draw(_GAPS)
+                self.note((*place, index))
+                self.value((*place, index), depth - 1)
+            self.text += self._draw(_GAPS) + "]"
+        else:
+            self.text += "{"
+            for index, raw in enumerate(self._draw(st.lists(_KEYS, unique=True, max_size=2))):
+                self.text += ", " if index else " "
+                self.pair(place, raw)
+            self.text += "}"
+
+    def note(self, place: Place) -> None:
+        self.lines.setdefault(place, self.text.count("\n") + 1)
+
+
+@st.composite
+def _documents(draw: st.DrawFn) -> _Writer:
+    writer = _Writer(draw)
+    writer.write()
+    return writer
+
+
+@settings(max_examples=400)
+@given(_documents())
+def test_every_key_is_found_on_its_line(written: _Writer) -> None:
+    """Through comments, strings of all kinds, arrays, inline tables, dotted and quoted keys: each key has its line."""
+    tomllib.loads(written.text)  # the writer writes TOML
+    assert find_lines(written.text) == written.lines
+
+
+@settings(max_examples=400)
+@given(_documents())
+def test_the_scanner_sees_the_keys_that_the_parser_sees(written: _Writer) -> None:
+    """The places with a line are exactly the keys, tables and elements of the parsed document."""
+    assert set(find_lines(written.text)) == set(_places(tomllib.loads(written.text), ()))
+
+
+def _places(value: Any, place: Place) -> Iterator[Place]:
+    if place:
+        yield place
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _places(inner, (*place, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _places(inner, (*place, index))
+
+
+def test_running_as_another_user_a_store_must_be_writable(house: Path) -> None:
+    """The check is made for the user that runs it: a store that only root may write is a problem for the daemon."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    for path in (house, *house.parents):
+        if path != Path("/") and not path.stat().st_mode & 0o005 == 0o005:
+            path.chmod(path.stat().st_mode | 0o055)
+    (house / "state").chmod(0o755)
+    os.chown(house / "state/key", 65534, 65534)
+    child = os.fork()
+    if not child:
+        os.setgid(65534)
+        os.setuid(65534)
+        os._exit(0 if any("is not writable" in text for text in problems(house / "c.toml")) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,0 +1,212 @@
+"""The ledger: what it remembers, what a replica lacks, and what a damaged page looks like."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from replicad.db.ledger import (
+    UNSETTLED,
+    ZERO,
+    Action,
+    BlockRow,
+    EntryRow,
+    Ledger,
+    Step,
+    put_of,
+)
+from replicad.model.entry import Kind, Meta, Put, Stamp
+from replicad.model.errors import BookDamagedError
+from replicad.model.snapshot import Head
+
+META = Meta(0o644, 1, 2, 3_000_000_001)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "www.db")
+
+
+def file_row(path: bytes, file: int, seq: int, *, inode: int = 7, size: int = 10) -> EntryRow:
+    stamp = Stamp(Kind.FILE, 0o644, 1, 2, 0, inode, size, 3_000_000_001, 4)
+    return EntryRow(Put(path, Kind.FILE, META, size, file, 65536), stamp, seq)
+
+
+def block(file: int, number: int, seq: int, name: bytes = b"i") -> BlockRow:
+    return BlockRow(file, number, name * 32, b"c" * 16, seq)
+
+
+def lacking(ledger: Ledger, covered: int) -> list[bytes]:
+    ledger.list_lacking(covered)
+    return [path for _, path, _ in ledger.listed(0, 100)]
+
+
+def test_an_entry_comes_back_as_it_was_recorded(ledger: Ledger) -> None:
+    """What goes into the ledger is what `put_of` makes of it, extended attributes and odd names included."""
+    put = Put(b"d/\xff\n", Kind.SYMLINK, Meta(0o777, 5, 6, -7, ((b"user.a", b"\0v"),)), target=b"../\xfe")
+    ledger.record_entries([EntryRow(put, Stamp(Kind.SYMLINK, 0o777, 5, 6, 0, 9, 4, -7, 8), 1)])
+    known = ledger.known(b"d/\xff\n")
+    assert known is not None
+    assert put_of(b"d/\xff\n", known) == put
+
+
+def test_a_page_lists_a_directory_by_name_and_goes_on_behind_a_name(ledger: Ledger) -> None:
+    """`page` gives stamps of one directory only, in name order, a bounded number at a time."""
+    ledger.record_entries([file_row(b"d/" + name, 1, 1) for name in (b"b", b"a", b"\xff", b"c")])
+    ledger.record_entries([file_row(b"e/x", 1, 1), file_row(b"d/a/deep", 1, 1)])
+    assert list(ledger.page(b"d", b"", 2)) == [b"a", b"b"]
+    assert list(ledger.page(b"d", b"b", 9)) == [b"c", b"\xff"]
+    assert ledger.page(b"nowhere", b"", 9) == {}
+
+
+def test_the_root_has_an_entry_of_its_own(ledger: Ledger) -> None:
+    """The root is recorded under the empty path and does not appear in any page."""
+    put = Put(b"", Kind.DIRECTORY, META)
+    ledger.record_entries([EntryRow(put, Stamp(Kind.DIRECTORY, 0o755, 0, 0, 0, 2, 4096, 1, 1), 1)])
+    assert ledger.entry(b"") is not None
+    assert ledger.page(b"", b"", 9) == {}
+
+
+def test_a_replica_lacks_what_is_newer_than_it_has_and_what_is_unsettled(ledger: Ledger) -> None:
+    """`seq > covered` is the whole question, for entries, blocks and drops alike."""
+    ledger.record_entries([file_row(b"old", 1, 1), file_row(b"new", 2, 2), file_row(b"half", 3, UNSETTLED)])
+    ledger.record_blocks([block(2, 0, 1), block(2, 1, 2), block(2, 2, UNSETTLED)])
+    ledger.drop([b"old"], 3)
+    assert lacking(ledger, 1) == [b"half", b"new"]
+    assert [row.number for row in ledger.lacking_blocks(2, 1, -1, 9)] == [1, 2]
+    assert ledger.lacking_drops(2, b"\xff", 9) == [b"old"]
+    assert ledger.lacking_drops(3, b"\xff", 9) == []
+
+
+def test_something_is_lacking_until_everything_stamped_is_covered(ledger: Ledger) -> None:
+    """A crash between recording and acknowledging shows as stamped > covered; an unsettled entry shows at any number."""
+    assert not ledger.lacks_something(0)
+    ledger.record_entries([file_row(b"a", 1, 4)])
+    assert ledger.lacks_something(3)
+    assert not ledger.lacks_something(4)
+    ledger.unsettle(b"a", 1, 3)
+    assert ledger.lacks_something(10**9)
+
+
+def test_unsettling_keeps_blocks_that_the_replica_has(ledger: Ledger) -> None:
+    """Only blocks above the covered number become lacking again."""
+    ledger.record_entries([file_row(b"a", 1, 2)])
+    ledger.record_blocks([block(1, 0, 1), block(1, 1, 2)])
+    ledger.unsettle(b"a", 1, 1)
+    assert [row.number for row in ledger.lacking_blocks(1, 50, -1, 9)] == [1]
+    ledger.settle(1, 3)
+    assert ledger.lacking_blocks(1, 3, -1, 9) == []
+
+
+def test_blocks_are_forgotten_with_the_last_name_of_their_file(ledger: Ledger) -> None:
+    """A hard link keeps the blocks; dropping the last name forgets them."""
+    ledger.record_entries([file_row(b"a", 1, 1), file_row(b"b", 1, 1)])
+    ledger.record_blocks([block(1, 0, 1)])
+    ledger.drop([b"a"], 2)
+    assert ledger.blocks(1, 0, 9)
+    ledger.drop([b"b"], 3)
+    assert not ledger.blocks(1, 0, 9)
+
+
+def test_a_path_that_comes_back_is_no_longer_dropped(ledger: Ledger) -> None:
+    """Recording a path takes it off the list of drops."""
+    ledger.record_entries([file_row(b"a", 1, 1)])
+    ledger.drop([b"a"], 2)
+    ledger.record_entries([file_row(b"a", 2, 3)])
+    assert ledger.lacking_drops(0, b"\xff", 9) == []
+
+
+def test_same_content_needs_every_part_of_the_identity(ledger: Ledger) -> None:
+    """A renamed file is recognised by device, inode, size and both times, and by nothing less."""
+    row = file_row(b"a", 5, 1)
+    ledger.record_entries([row])
+    found = ledger.same_content(row.stamp)
+    assert found is not None
+    assert found.file == 5
+    for field in ("device", "inode", "size", "mtime_ns", "ctime_ns"):
+        other = row.stamp._replace(**{field: getattr(row.stamp, field) + 1})
+        assert ledger.same_content(other) is None, field
+
+
+def test_everything_below_a_directory_is_named_children_first(ledger: Ledger) -> None:
+    """`below` names no neighbour whose name merely begins alike, and parents after their children."""
+    paths = [b"d", b"d/a", b"d/a/x", b"d/b", b"d.txt", b"da/y"]
+    ledger.record_entries([file_row(path, 1, 1) for path in paths])
+    found = list(ledger.below(b"d"))
+    assert sorted(found) == [b"d/a", b"d/a/x", b"d/b"]
+    assert found.index(b"d/a/x") < found.index(b"d/a")
+
+
+def test_drops_are_forgotten_when_every_replica_knows_them(ledger: Ledger) -> None:
+    """The slowest replica decides; one that was never acknowledged keeps all."""
+    ledger.record_entries([file_row(b"a", 1, 1)])
+    ledger.drop([b"a"], 2)
+    ledger.set_sent("fast", Head(1, b"h" * 32), 2)
+    ledger.set_acked("fast")
+    ledger.forget_drops(["fast", "slow"])
+    assert ledger.lacking_drops(0, b"\xff", 9) == [b"a"]
+    ledger.forget_drops(["fast"])
+    assert ledger.lacking_drops(0, b"\xff", 9) == []
+
+
+def test_standing_moves_only_when_the_replica_acknowledges(ledger: Ledger) -> None:
+    """What was sent is remembered apart from what arrived."""
+    head = Head(3, b"d" * 32)
+    ledger.set_sent("fra1", head, 8)
+    before = ledger.standing("fra1")
+    assert (before.covered, before.head, before.sent, before.sent_covered) == (0, Head(), head, 8)
+    ledger.set_acked("fra1")
+    after = ledger.standing("fra1")
+    assert (after.covered, after.head) == (8, head)
+
+
+def test_the_plan_comes_back_in_order_and_by_phase(ledger: Ledger) -> None:
+    """Steps are taken by phase and number, a bounded number at a time."""
+    ledger.plan()
+    steps = [Step(phase, number, Action.READ, b"p%d" % number, 1, 1, False) for number in (3, 1, 2) for phase in (0, 1)]
+    ledger.add_to_plan(steps)
+    assert [step.number for step in ledger.planned(1, 0, 2)] == [1, 2]
+    assert [step.number for step in ledger.planned(1, 2, 2)] == [3]
+    assert ledger.planned(2, 0, 2) == []
+
+
+def test_two_new_ledgers_number_their_files_differently(tmp_path: Path) -> None:
+    """A replica may hold files of a lost ledger: its numbers must not come to stand for other files."""
+    assert Ledger(tmp_path / "a.db").next_file() != Ledger(tmp_path / "b.db").next_file()
+
+
+def test_a_rolled_back_change_leaves_no_trace(ledger: Ledger) -> None:
+    """Nothing of an unfinished transaction is remembered, directory numbers included."""
+    ledger.begin()
+    ledger.record_entries([file_row(b"d/a", 1, 1)])
+    ledger.rollback()
+    assert ledger.page(b"d", b"", 9) == {}
+    ledger.record_entries([file_row(b"d/a", 1, 1)])
+    assert list(ledger.page(b"d", b"", 9)) == [b"a"]
+
+
+def test_zero_blocks_are_rows_of_their_own(ledger: Ledger) -> None:
+    """A block that became zero is remembered as such, so that a replica that was away hears of it."""
+    ledger.record_blocks([BlockRow(1, 0, ZERO, bytes(16), 5)])
+    assert ledger.lacking_blocks(1, 4, -1, 9)[0].id == ZERO
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_flipped_bit_anywhere_is_reported_as_damage(tmp_path: Path, seed: int) -> None:
+    """One bit of the file, wherever it is: opening or verifying names the ledger as damaged, without a traceback."""
+    path = tmp_path / "www.db"
+    ledger = Ledger(path)
+    ledger.record_entries([file_row(b"f%d" % number, number, 1) for number in range(2000)])
+    ledger.close()
+    data = bytearray(path.read_bytes())
+    bit = random.Random(seed).randrange(len(data) * 8)
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+    try:
+        problems = Ledger(path).verify()
+    except BookDamagedError as error:
+        problems = [str(error)]
+    assert problems
+    assert str(path) in problems[0] or "checksum" in problems[0]

@@ -1,0 +1,541 @@
+"""SSH: pinned keys both ways, one subsystem and nothing else, limits, and endings that are noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import stat
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import asyncssh
+import pytest
+from asyncssh.public_key import load_keypairs
+
+from kit_link import WINDOW_BYTES, Node, Relay, open_writing, wait_for
+from replicad.config import ClientConfig, ReplicaConfig
+from replicad.link import ssh
+from replicad.link.channel import QUEUE_BYTES, Channel
+from replicad.link.messages import Blocks, OpenRead
+from replicad.link.ssh import Dialler, Listener, generate_key, listen, public_key
+from replicad.model.errors import ConfigError, LinkError, RefusedError, UsageError
+from replicad.model.pairing import fingerprint, parse_key
+
+MEBIBYTE = 1024 * 1024
+KEEPALIVE_S = 0.08
+
+
+class Link:
+    """A node that listens, and a primary's key and configuration for it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.node = Node(directory, keepalive_s=KEEPALIVE_S)
+        self.host_key, self.client_key = directory / "host", directory / "client"
+        host_line = generate_key(self.host_key, "fra1")
+        self.node.clients.append(ClientConfig("ams1", generate_key(self.client_key, "ams1")))
+        self.replica = ReplicaConfig("fra1", "", host_line, window_bytes=WINDOW_BYTES, keepalive_s=KEEPALIVE_S)
+        self._diallers: list[Dialler] = []
+        self._writers: list[asyncio.StreamWriter] = []
+        self.listener: Listener
+
+    async def start(self) -> None:
+        self.listener = await listen("127.0.0.1:0", self.host_key, self.node.reception)
+        self.replica = replace(self.replica, address=f"127.0.0.1:{self.listener.port}")
+
+    def dialler(self, *, key: Path | None = None, port: int = 0, host_key: str = "") -> Dialler:
+        replica = self.replica
+        if port:
+            replica = replace(replica, address=f"127.0.0.1:{port}")
+        dialler = Dialler(replace(replica, key=host_key or replica.key), key or self.client_key, "replicad test")
+        self._diallers.append(dialler)
+        return dialler
+
+    async def close(self) -> None:
+        for dialler in self._diallers:
+            await dialler.close()
+        await self.node.reception.close()
+        await self.listener.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+
+    async def raw(self, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A TCP connection to the listener, closed with this object at the latest."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.listener.port, local_addr=(source, 0))
+        self._writers.append(writer)
+        return reader, writer
+
+    async def openssh(self, program: str, *arguments: str) -> tuple[int, str]:
+        """Run OpenSSH's `ssh` or `sftp` with the client's key; its status and everything it said."""
+        port = "-P" if program == "sftp" else "-p"
+        options = ["IdentitiesOnly=yes", "IdentityAgent=none", "StrictHostKeyChecking=no", "BatchMode=yes"]
+        options += ["UserKnownHostsFile=/dev/null", "ExitOnForwardFailure=yes", "ConnectTimeout=5"]
+        command = [program, "-F", "/dev/null", "-i", str(self.client_key), port, str(self.listener.port)]
+        command += [word for option in options for word in ("-o", option)]
+        process = await asyncio.create_subprocess_exec(
+            *command, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        output, _ = await asyncio.wait_for(process.communicate(), 10)
+        assert process.returncode is not None
+        return process.returncode, output.decode()
+
+
+@pytest.fixture
+async def link(tmp_path: Path) -> AsyncIterator[Link]:
+    link = Link(tmp_path)
+    await link.start()
+    yield link
+    await link.close()
+
+
+# ------------------------------------------------------------------------------------------------------------ keys
+
+
+def test_a_new_key_is_private_and_never_overwrites(tmp_path: Path) -> None:
+    """Mode 0600, an Ed25519 public line, and the second attempt is refused and changes nothing."""
+    path = tmp_path / "key"
+    line = generate_key(path, "ams1")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert line == parse_key(line) == public_key(path)
+    with pytest.raises(UsageError, match="already there"):
+        generate_key(path, "ams1")
+    assert public_key(path) == line
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    """The error says what to type."""
+    path = tmp_path / "key"
+    generate_key(path, "ams1")
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match=f"chmod 600 {path}"):
+        public_key(path)
+
+
+def test_what_is_no_key_of_ours_is_refused(tmp_path: Path) -> None:
+    """A missing file, rubbish, another type and a key with a passphrase each say what they are."""
+    path = tmp_path / "key"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        public_key(path)
+    encrypted = tmp_path / "encrypted"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", encrypted], check=True)
+    ecdsa = asyncssh.generate_private_key("ecdsa-sha2-nistp256").export_private_key()
+    cases = {b"rubbish": "no private key", ecdsa: "ecdsa", encrypted.read_bytes(): "passphrase"}
+    for content, said in cases.items():
+        path.write_bytes(content)
+        path.chmod(0o600)
+        with pytest.raises(ConfigError, match=said):
+            public_key(path)
+
+
+async def test_a_key_file_with_wrong_mode_stops_both_ends(link: Link) -> None:
+    """Neither dialling nor listening uses a key that others can read."""
+    link.client_key.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        await link.dialler().dial()
+    link.host_key.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        await listen("127.0.0.1:0", link.host_key, link.node.reception)
+
+
+# ------------------------------------------------------------------------------------------------------- good sessions
+
+
+async def test_a_channel_carries_what_was_sent(link: Link) -> None:
+    """Messages of all sizes arrive unchanged and in order, and the server knows the client by its key."""
+    channel = await open_writing(await link.dialler().dial())
+    source = random.Random(1)
+    sent = hashlib.sha256()
+    for _ in range(60):
+        data = source.randbytes(source.choice([1, 100, 65_535, 65_536, 262_144, 1_048_576, 3_000_000]))
+        sent.update(data)
+        await channel.send(Blocks(data))
+    await channel.close()
+    await wait_for(lambda: link.node.reception.sessions == 0)
+    received = hashlib.sha256(b"".join(m.frames for m in link.node.received if isinstance(m, Blocks)))
+    assert received.digest() == sent.digest()
+    assert link.node.served == ["ams1"] and channel.peer == "fra1" and link.node.reports == []
+
+
+async def test_channels_share_one_connection(link: Link) -> None:
+    """One connection carries all channels of a dialler, and one bandwidth limit holds for all of them."""
+    dialler = link.dialler()
+    channels = await asyncio.gather(*(dialler.dial() for _ in range(3)))
+    assert len(link.listener.doors) == 1
+    assert channels[0]._bandwidth is channels[1]._bandwidth is channels[2]._bandwidth
+    await channels[0].close()
+    await open_writing(channels[1])
+    assert channels[1].error is None
+
+
+async def test_authenticated_encryption_without_compression(link: Link) -> None:
+    """The fastest AEAD cipher is chosen, and nothing is compressed twice."""
+    dialler = link.dialler()
+    await dialler.dial()
+    assert dialler._caller
+    info = dialler._caller.line.connection.get_extra_info
+    assert (info("send_cipher"), info("send_compression")) == ("aes128-gcm@openssh.com", "none")
+
+
+async def test_the_environment_has_no_influence(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither ~/.ssh/config nor keys, known hosts or an agent of the account are looked at."""
+    home = link.directory / "home" / ".ssh"
+    home.mkdir(parents=True)
+    (home / "config").write_text("Host *\n  ProxyCommand false\n  User nobody\n  HostKeyAlgorithms ssh-rsa\n")
+    (home / "known_hosts").write_text(f"* {link.node.clients[0].key}\n")
+    generate_key(home / "id_ed25519", "other")
+    monkeypatch.setenv("HOME", str(home.parent))
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(home / "no-agent"))
+    await (await link.dialler().dial()).close()
+
+
+async def test_a_new_authorisation_needs_no_restart(link: Link) -> None:
+    """Who is let in is asked at each authentication."""
+    other = link.directory / "other"
+    line = generate_key(other, "lon1")
+    with pytest.raises(RefusedError):
+        await link.dialler(key=other).dial()
+    link.node.clients.append(ClientConfig("lon1", f"{line} a comment"))
+    await link.dialler(key=other).dial()
+    await wait_for(lambda: link.node.served == ["lon1"])
+
+
+async def test_a_withdrawn_authorisation_opens_no_more_sessions(link: Link) -> None:
+    """Also on a connection that stands."""
+    dialler = link.dialler()
+    await dialler.dial()
+    link.node.clients.clear()
+    with pytest.raises(RefusedError):
+        await dialler.dial()
+
+
+# ------------------------------------------------------------------------------------------------------- wrong keys
+
+
+async def test_an_unknown_client_key_is_refused(link: Link) -> None:
+    """The client is told which key and what to run; the server reports the same fingerprint."""
+    other = link.directory / "other"
+    shown = fingerprint(generate_key(other, "lon1"))
+    with pytest.raises(RefusedError) as caught:
+        await link.dialler(key=other).dial()
+    assert shown in str(caught.value) and "replicad authorize" in str(caught.value)
+    assert shown in str(link.node.reports[0]) and link.node.served == []
+
+
+async def test_a_wrong_host_key_is_refused(link: Link) -> None:
+    """The error names the expected and the seen fingerprint, and nothing was sent to the impostor."""
+    expected = generate_key(link.directory / "other", "other")
+    with pytest.raises(RefusedError) as caught:
+        await link.dialler(host_key=expected).dial()
+    assert fingerprint(expected) in str(caught.value) and fingerprint(link.replica.key) in str(caught.value)
+    assert link.node.served == [] and link.node.reports == []
+
+
+async def test_a_stolen_public_key_is_no_key(link: Link) -> None:
+    """Offering an authorised public key and signing with another one lets nobody in."""
+    mine = asyncssh.generate_private_key("ssh-ed25519")
+    theirs = asyncssh.import_public_key(link.node.clients[0].key)
+
+    thief = load_keypairs([mine])[0]
+    thief.public_data = theirs.public_data
+    with pytest.raises(asyncssh.PermissionDenied):
+        await asyncssh.connect("127.0.0.1", link.listener.port, known_hosts=None, client_keys=[thief], config=None)
+    assert link.node.served == []
+
+
+# ------------------------------------------------------------------------------------- nothing else is offered
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("ssh", ("127.0.0.1", "id")),
+        ("ssh", ("-T", "127.0.0.1")),
+        ("ssh", ("-tt", "127.0.0.1")),
+        ("ssh", ("-s", "127.0.0.1", "sftp")),
+        ("ssh", ("-W", "127.0.0.1:22", "127.0.0.1")),
+        ("ssh", ("-N", "-R", "0:127.0.0.1:22", "127.0.0.1")),
+        ("ssh", ("-N", "-R", "/tmp/replicad-test.sock:127.0.0.1:22", "127.0.0.1")),
+        ("sftp", ("127.0.0.1",)),
+    ],
+    ids=["exec", "shell", "pty", "sftp-subsystem", "forward", "remote-forward", "unix-forward", "sftp"],
+)
+async def test_openssh_s_client_gets_nothing_but_the_subsystem(
+    link: Link, program: str, arguments: tuple[str, ...]
+) -> None:
+    """With an authorised key: no command, shell, terminal, file transfer or forwarding."""
+    status, said = await link.openssh(program, *arguments)
+    assert status not in (0, None)
+    assert "uid=" not in said and "Permission denied" not in said
+    assert link.node.served == [] and not Path("/tmp/replicad-test.sock").exists()
+
+
+async def test_openssh_s_client_reaches_the_subsystem(link: Link) -> None:
+    """The counter-check: the same client, key and options do reach what is offered."""
+    status, said = await link.openssh("ssh", "-s", "127.0.0.1", "replicad")
+    assert status != 0 or said
+    await wait_for(lambda: link.node.reports)
+    assert "ams1" in str(link.node.reports[0])
+
+
+async def test_requests_beside_the_subsystem_are_refused(link: Link) -> None:
+    """Terminals, variables, agents, displays and tunnels: each is asked for by an authenticated client and refused."""
+    async with asyncssh.connect(
+        "127.0.0.1", link.listener.port, known_hosts=None, client_keys=[str(link.client_key)], config=None
+    ) as connection:
+        for attempt in (
+            lambda: connection.create_session(asyncssh.SSHClientSession, subsystem="replicad", request_pty="force"),
+            lambda: connection.open_unix_connection("/run/x.sock"),
+            lambda: connection.open_connection("127.0.0.1", 22),
+            lambda: connection.open_tun(0),
+            lambda: connection.open_tap(0),
+            lambda: connection.run("true"),
+        ):
+            with pytest.raises(asyncssh.ChannelOpenError):
+                await attempt()
+        await connection.create_session(asyncssh.SSHClientSession, subsystem="replicad", env={"LD_PRELOAD": "/x"})
+        carriers = [carrier for door in link.listener.doors for carrier in door.line.carriers]
+        assert [carrier._ssh.get_environment() for carrier in carriers] == [{}]
+
+
+async def test_passwords_and_empty_authentication_are_not_offered(link: Link) -> None:
+    """Public key is the only method there is."""
+    methods = await asyncssh.get_server_auth_methods("127.0.0.1", link.listener.port)
+    assert methods == ["publickey"]
+
+
+# ------------------------------------------------------------------------------------------------------------ limits
+
+
+async def is_cut(reader: asyncio.StreamReader) -> bool:
+    try:
+        async with asyncio.timeout(5):
+            return await reader.read(1) == b""
+    except ConnectionError:
+        return True
+
+
+async def test_a_flood_of_unauthenticated_connections_is_bounded(link: Link) -> None:
+    """Per address and in all; those let in before stay, and when they go an honest client is let in again."""
+    per_address, total = ssh.MAX_UNAUTHENTICATED_PER_ADDRESS, ssh.MAX_UNAUTHENTICATED
+    streams = [await link.raw() for _ in range(per_address)]
+    await wait_for(lambda: link.listener.unauthenticated.total() == per_address)
+    reader, writer = await link.raw()
+    assert await is_cut(reader)
+    writer.close()
+    for host in range(2, 1 + total // per_address):
+        streams += [await link.raw(f"127.0.0.{host}") for _ in range(per_address)]
+    await wait_for(lambda: link.listener.unauthenticated.total() == total)
+    reader, writer = await link.raw("127.0.0.99")
+    assert await is_cut(reader)
+    writer.close()
+    assert [await reader.read(4) for reader, _ in streams] == [b"SSH-"] * total
+    for _, writer in streams:
+        writer.close()
+    await wait_for(lambda: not link.listener.unauthenticated)
+    await link.dialler().dial()
+    assert not link.listener.unauthenticated
+
+
+async def test_a_connection_that_never_authenticates_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The login timeout frees its place."""
+    monkeypatch.setattr(ssh, "LOGIN_S", 0.05)
+    link = Link(tmp_path)
+    await link.start()
+    reader, writer = await link.raw()
+    await reader.readline()
+    await wait_for(lambda: not link.listener.doors)
+    writer.close()
+    await link.close()
+
+
+async def test_channels_and_connections_of_one_client_are_bounded(link: Link) -> None:
+    """One more is refused, and the others live on."""
+    dialler = link.dialler()
+    channels = [await dialler.dial() for _ in range(ssh.MAX_CHANNELS)]
+    with pytest.raises(RefusedError, match="no session is offered"):
+        await dialler.dial()
+    others = [link.dialler() for _ in range(ssh.MAX_CONNECTIONS_PER_CLIENT)]
+    for other in others[:-1]:
+        await other.dial()
+    with pytest.raises((LinkError, RefusedError)):
+        await others[-1].dial()
+    assert all(channel.error is None for channel in channels)
+
+
+async def test_a_channel_that_asks_for_nothing_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An authenticated client cannot hold a place without a session."""
+    monkeypatch.setattr(ssh, "GREETING_S", 0.05)
+    link = Link(tmp_path)
+    await link.start()
+    connection = await asyncssh.connect(
+        "127.0.0.1", link.listener.port, known_hosts=None, client_keys=[str(link.client_key)], config=None
+    )
+    channel = asyncssh.SSHClientChannel(connection, asyncio.get_running_loop(), "strict", None, "strict", 65536, 32768)
+    await channel._open(b"session")
+    await asyncio.wait_for(connection.wait_closed(), 5)
+    await link.close()
+
+
+async def test_a_receiver_that_does_not_take_stops_the_sender(link: Link) -> None:
+    """What one channel holds is bounded by its window, its queue and small buffers, at both ends together."""
+    channel = await open_writing(await link.dialler().dial(), "idle")
+    sent = 0
+
+    async def flood() -> None:
+        nonlocal sent
+        while True:
+            await channel.send(Blocks(bytes(MEBIBYTE)))
+            sent += 1
+
+    flooding = asyncio.create_task(flood())
+    await wait_for(lambda: not channel._writable.is_set() and channel._stream._full)  # type: ignore[attr-defined]
+    assert WINDOW_BYTES <= sent * MEBIBYTE <= WINDOW_BYTES + QUEUE_BYTES + ssh.UNSENT_BYTES + 3 * MEBIBYTE
+    flooding.cancel()
+
+
+async def test_a_peer_with_a_huge_window_that_reads_nothing_fills_no_memory(link: Link) -> None:
+    """Its window allows a gigabyte; what is buffered for it stays within the socket and a message."""
+
+    class Hoarder(asyncssh.SSHClientSession[bytes]):
+        def data_received(self, data: bytes, datatype: int | None) -> None: ...
+
+    async with asyncssh.connect(
+        "127.0.0.1", link.listener.port, known_hosts=None, client_keys=[str(link.client_key)], config=None
+    ) as connection:
+        stream, _ = await connection.create_session(
+            Hoarder, subsystem="replicad", encoding=None, window=1024**3, max_pktsize=65536
+        )
+        stream.write(bytes(ssh_hello()))
+        await wait_for(lambda: link.node.channels)
+        connection._transport.pause_reading()  # type: ignore[union-attr]
+        stream.write(bytes(ssh_open_read("source")))
+        channel = link.node.channels[0]
+        await wait_for(lambda: not channel._writable.is_set() and channel.sent_bytes > MEBIBYTE)
+        before = channel.sent_bytes
+        for _ in range(200):
+            await asyncio.sleep(0)
+        (door,) = link.listener.doors
+        assert door.line.connection._transport.get_write_buffer_size() <= 2 * MEBIBYTE
+        assert channel.sent_bytes == before
+        connection._transport.resume_reading()  # type: ignore[union-attr]
+        await wait_for(lambda: channel.sent_bytes > before + 8 * MEBIBYTE)
+
+
+def ssh_hello() -> bytearray:
+    from replicad.link.frames import pack
+    from replicad.link.messages import PROTOCOL, Hello
+
+    return pack(Hello(PROTOCOL, "test"))
+
+
+def ssh_open_read(dataset: str) -> bytearray:
+    from replicad.link.frames import pack
+
+    return pack(OpenRead(dataset))
+
+
+# ----------------------------------------------------------------------------------------------------------- endings
+
+
+async def test_a_half_open_connection_is_noticed_at_both_ends(link: Link) -> None:
+    """When nothing passes and nobody is told, both ends find out by the keep-alive, and dialling works again."""
+    relay = Relay(("127.0.0.1", link.listener.port))
+    await relay.start()
+    dialler = link.dialler(port=relay.port)
+    channel = await open_writing(await dialler.dial())
+    relay.black_hole()
+    with pytest.raises(LinkError, match="silent"):
+        await asyncio.wait_for(channel.receive(), 5)
+    await wait_for(lambda: any("silent" in str(report) for report in link.node.reports))
+    await wait_for(lambda: not link.listener.doors)
+    relay.cut()
+    relay.restore()
+    await open_writing(await dialler.dial())
+    await relay.close()
+
+
+async def test_a_cut_connection_ends_all_its_channels(link: Link) -> None:
+    """Each channel raises LinkError, and the next dial makes a new connection."""
+    relay = Relay(("127.0.0.1", link.listener.port))
+    await relay.start()
+    dialler = link.dialler(port=relay.port)
+    channels = [await dialler.dial() for _ in range(2)]
+    relay.cut()
+    for channel in channels:
+        with pytest.raises(LinkError, match="fra1"):
+            await asyncio.wait_for(channel.receive(), 5)
+    assert (await dialler.dial()).error is None
+    await relay.close()
+
+
+async def test_a_listener_that_closes_ends_its_clients(link: Link) -> None:
+    """The client is told that the daemon stops, and afterwards the address refuses."""
+    channel = await open_writing(await link.dialler().dial())
+    await link.node.reception.close()
+    await link.listener.close()
+    assert type(await channel.receive()).__name__ == "Refuse"
+    with pytest.raises(LinkError, match="cannot connect"):
+        await link.dialler().dial()
+
+
+async def answering(answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> asyncio.Server:
+    return await asyncio.start_server(answer, "127.0.0.1", 0)
+
+
+async def test_a_host_that_does_not_answer_is_given_up(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is accepted and then silent ends in LinkError after a bounded time."""
+    monkeypatch.setattr(ssh, "CONNECT_S", 0.05)
+    writers = []
+
+    async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await reader.read()
+
+    server = await answering(silence)
+    with pytest.raises(LinkError, match=r"fra1.*no answer"):
+        await link.dialler(port=server.sockets[0].getsockname()[1]).dial()
+    for writer in writers:
+        writer.close()
+    server.close()
+
+
+@pytest.mark.parametrize("banner", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-1.5-old\r\n", os.urandom(4000), b""])
+async def test_what_is_no_ssh_server_is_an_error_of_ours(link: Link, banner: bytes) -> None:
+    """No exception of the SSH library gets out, whatever answers."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(banner)
+        writer.close()
+
+    server = await answering(answer)
+    with pytest.raises((LinkError, RefusedError), match="fra1"):
+        await link.dialler(port=server.sockets[0].getsockname()[1]).dial()
+    server.close()
+
+
+async def test_garbage_at_the_listener_harms_nobody(link: Link) -> None:
+    """Random bytes instead of SSH end that connection alone."""
+    channel = await open_writing(await link.dialler().dial())
+    source = random.Random(3)
+    for size in (1, 100, 100_000):
+        reader, writer = await link.raw()
+        writer.write(b"SSH-2.0-x\r\n" + source.randbytes(size))
+        writer.write_eof()
+        while not await is_cut(reader):
+            pass
+        writer.close()
+    assert channel.error is None
+    assert isinstance(channel, Channel)
+
+
+async def test_a_taken_address_is_said(link: Link) -> None:
+    """Listening where another program listens names the address."""
+    with pytest.raises(LinkError, match=f"127.0.0.1:{link.listener.port}.*cannot listen"):
+        await listen(f"127.0.0.1:{link.listener.port}", link.host_key, link.node.reception)
