@@ -135,7 +135,7 @@ class Daemon:
         self._clients = Clients(config)
         await self._apply_replica_side(config, old)
         await self._apply_datasets(config)
-        await self._apply_http(config)
+        await self._apply_http(config, old)
         self._status.node = config.node.name
 
     async def _apply_replica_side(self, config: Config, old: Config) -> None:
@@ -161,14 +161,12 @@ class Daemon:
                 self._datasets[name] = part
                 part.start()
 
-    async def _apply_http(self, config: Config) -> None:
-        if self._http and self._http_address == config.node.http:
-            return
-        if self._http:
-            await self._http.stop()
-        self._http_address = config.node.http
-        self._http = HttpServer(self, address=config.node.http, state=config.node.state, clock=self._clock)
-        await self._http.start()
+    async def _apply_http(self, config: Config, old: Config) -> None:
+        if self._http is None:
+            self._http = HttpServer(self, address=config.node.http, state=config.node.state, clock=self._clock)
+            await self._http.start()
+        elif config.node.http != old.node.http:
+            await self._http.move(config.node.http)
         self._status.http = self._http.address
 
     # living and stopping

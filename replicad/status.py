@@ -48,6 +48,8 @@ class DatasetStatus(msgspec.Struct):
     sent_bytes: int = 0
     """Bytes of frames and records given to the link since the daemon started."""
     read_bytes: int = 0
+    copied_files: int = 0
+    """Files read and recorded since the daemon started."""
     last_snapshot: int = 0
     last_snapshot_ns: int = 0
     """Creation time of the last acknowledged snapshot."""

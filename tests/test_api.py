@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit_daemon import FakeDaemon, Served, a_dataset, a_node, a_store, troubles
 
+from kit_daemon import FakeDaemon, Served, a_dataset, a_node, a_store, troubles
 from replicad.http import api
 from replicad.http.api import Client
 from replicad.http.contract import Freed, SyncRequest, has_served, parse_served_untrusted, status_query
@@ -221,7 +221,9 @@ def test_long_state_paths_work(tmp_path: Path) -> None:
     assert list(state.iterdir()) == []
 
 
-@given(st.lists(st.builds(SyncRequest, st.text("ab/ü.-", min_size=1), st.text("cd.-", min_size=1), st.integers(0, 2**60))))
+@given(
+    st.lists(st.builds(SyncRequest, st.text("ab/ü.-", min_size=1), st.text("cd.-", min_size=1), st.integers(0, 2**60)))
+)
 def test_questions_survive_the_wire(requests: list[SyncRequest]) -> None:
     """What is waited for is read back as it was written."""
     texts = [value for key, value in status_query(requests, 1.0) if key == "served"]

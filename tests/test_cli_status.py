@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_job, a_node, a_store, troubles
 
+from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_job, a_node, a_store, troubles
 from replicad.cli import output
 from replicad.cli.app import main
 from replicad.cli.status import COLUMNS, exit_code, render
@@ -166,13 +166,14 @@ def test_watch_shows_it_again_and_outlives_a_daemon(
 ) -> None:
     """--watch goes on when the daemon goes away, until Ctrl-C."""
     served = Served(FakeDaemon(a_node(a_dataset())), tmp_path)
-    rounds = iter([lambda: None, lambda: served.__exit__(None, None, None)])
+    rounds = iter(["again", "stop"])
 
     def next_round(seconds: float) -> None:
-        try:
-            next(rounds)()
-        except StopIteration:
-            raise KeyboardInterrupt from None
+        match next(rounds, "leave"):
+            case "stop":
+                served.__exit__()
+            case "leave":
+                raise KeyboardInterrupt
 
     monkeypatch.setattr("replicad.cli.status.time.sleep", next_round)
     served.__enter__()
@@ -184,7 +185,12 @@ def test_watch_shows_it_again_and_outlives_a_daemon(
 @given(
     st.builds(
         lambda *fields: a_dataset(
-            reason=fields[0], held=fields[1], state=fields[2], unread=fields[3], pending_bytes=fields[4], total_bytes=fields[5]
+            reason=fields[0],
+            held=fields[1],
+            state=fields[2],
+            unread=fields[3],
+            pending_bytes=fields[4],
+            total_bytes=fields[5],
         ),
         st.text(max_size=300),
         st.booleans(),
@@ -231,13 +237,13 @@ def test_sync_wait_ends_with_the_pass(tmp_path: Path, typed: Typed) -> None:
     daemon = FakeDaemon(a_node(www, lon))
     with Served(daemon, tmp_path) as served:
         daemon.on_sync = lambda: served.later(
-            0.02, lambda: daemon.serve(www, last_snapshot=42, total_files=3, sent_bytes=www.sent_bytes + 2048)
+            0.02, lambda: daemon.serve(www, last_snapshot=42, copied_files=3, sent_bytes=www.sent_bytes + 2048)
         )
         served.later(0.04, lambda: daemon.serve(lon))
         code, out, err = typed("sync", "www", "--wait", "--config", served.config())
     assert (code, err) == (0, "")
     first, second = out.splitlines()
-    assert re.fullmatch(r"www -> fra1: complete: snapshot 42, 3 files, 2\.0 KiB sent, 0\.\ds", first)
+    assert re.fullmatch(r"www -> fra1: complete: snapshot 42, 3 files, 2\.0 KiB sent, [\dms. ]+", first)
     assert second.startswith("www -> lon1: complete: snapshot 41, 0 files, 0 B sent")
 
 
@@ -327,19 +333,23 @@ def test_sync_without_datasets_is_a_usage_error(tmp_path: Path, typed: Typed) ->
 
 
 def test_a_bar_is_shown_on_a_terminal(tmp_path: Path) -> None:
-    """A pass that takes longer than half a second shows a bar on a terminal; the result alone is on stdout."""
+    """A pass that does not end at once shows a bar on a terminal; the result alone is on stdout."""
     line = a_dataset(state="copying", total_bytes=100 * 1024**2, pending_bytes=75 * 1024**2)
     daemon = FakeDaemon(a_node(line))
     with Served(daemon, tmp_path) as served:
-        daemon.on_sync = lambda: served.later(0.9, lambda: daemon.serve(line, pending_bytes=0))
-        code, out, terminal = _type_at_terminal("sync", "--wait", "--config", str(served.config()))
+
+        def finish() -> None:
+            served.later(0, lambda: daemon.serve(line, pending_bytes=0))
+
+        words = ("sync", "--wait", "--config", str(served.config()))
+        code, out, terminal = _type_at_terminal(finish, "25.0/100.0", *words)
     assert code == 0
     assert out.startswith("www -> fra1: complete:") and "\x1b" not in out
     assert "sync www" in terminal and "25.0/100.0" in terminal and "copying" in terminal
 
 
-def _type_at_terminal(*words: str) -> tuple[int, str, str]:
-    """Exit code, stdout (a pipe) and what appeared on the terminal that is stderr."""
+def _type_at_terminal(seen: Callable[[], None], text: str, *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout (a pipe) and what the terminal that is stderr shows; calls `seen` once `text` is there."""
     ours, theirs = os.openpty()
     code = "import sys; from replicad.cli.app import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
@@ -350,6 +360,8 @@ def _type_at_terminal(*words: str) -> tuple[int, str, str]:
     shown = bytearray()
     try:
         while data := os.read(ours, 65536):
+            if text.encode() not in shown and text.encode() in shown + data:
+                seen()
             shown += data
     except OSError:  # EIO: the other end is closed
         pass
@@ -362,7 +374,7 @@ def _type_at_terminal(*words: str) -> tuple[int, str, str]:
 
 
 def _awaited(timeout_s: float | None = None) -> Awaited:
-    return Awaited(SyncRequest("www", "fra1", 1), sent_before=0, began_s=0.0, timeout_s=timeout_s)
+    return Awaited(SyncRequest("www", "fra1", 1), sent_before=0, copied_before=0, began_s=0.0, timeout_s=timeout_s)
 
 
 def _judgement(wait: Awaited, *looks: tuple[float, DatasetStatus]) -> list[str]:
@@ -396,8 +408,17 @@ def test_a_hold_that_is_judged_again_is_waited_for() -> None:
 
 
 def test_a_pass_that_ended_held_is_held() -> None:
-    """A pass that a guard ended counts as held, not as incomplete."""
-    assert _judgement(_awaited(), (0.0, a_dataset(pass_served=1, pass_ok=False, held=True))) == ["held"]
+    """A pass that a guard ended counts as held, whatever the pass before it was."""
+    for before in (True, False):
+        assert _judgement(_awaited(), (0.0, a_dataset(pass_served=1, pass_ok=before, held=True))) == ["held"]
+
+
+def test_a_pass_that_never_began_is_not_complete() -> None:
+    """An attempt that failed before its pass, such as one that was refused, does not count as the last good pass."""
+    refused = a_dataset(pass_served=1, pass_ok=True, state="waiting", last_error="refused: no right to www")
+    wait = _awaited()
+    assert _judgement(wait, (0.0, refused)) == ["incomplete"]
+    assert wait.outcome().reason == "refused: no right to www"
 
 
 def test_a_timeout_longer_than_a_minute_is_kept() -> None:
@@ -407,9 +428,10 @@ def test_a_timeout_longer_than_a_minute_is_kept() -> None:
 
 
 def test_sync_loads_nothing_heavy() -> None:
-    """`replicad sync` imports no event loop, HTTP library, SSH, progress bar or hash."""
-    heavy = ("aiohttp", "asyncio", "http.client", "asyncssh", "rich", "prometheus_client", "blake3", "structlog", "tomlkit")
-    code = f"import sys, replicad.cli.app, replicad.cli.sync, replicad.config; print([m for m in {heavy!r} if m in sys.modules])"
+    """`replicad sync` imports no event loop, HTTP library, SSH, progress bar or logging."""
+    heavy = ("aiohttp", "asyncio", "http.client", "asyncssh", "rich", "prometheus_client", "structlog", "tomlkit")
+    modules = "replicad.cli.app, replicad.cli.sync, replicad.config"
+    code = f"import sys, {modules}; print([name for name in {heavy!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

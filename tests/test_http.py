@@ -11,8 +11,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from kit_daemon import FakeDaemon, Served, a_dataset, a_job, a_node
 
+from kit_daemon import FakeDaemon, Served, a_dataset, a_job, a_node
 from replicad.http.server import MAX_CONNECTIONS, HttpServer, ailments
 from replicad.model.errors import LockedError, ReplicadError
 from replicad.system.clock import Clock
@@ -113,15 +113,24 @@ def test_rubbish_is_refused(tmp_path: Path) -> None:
 def test_connections_are_bounded(tmp_path: Path) -> None:
     """Beyond its limit a connection is hung up on; when others end there is room again."""
     with Served(FakeDaemon(a_node()), tmp_path) as served:
-        host, port = served.address.split(":")
-        idle = [socket.create_connection((host, int(port)), timeout=10) for _ in range(2 * MAX_CONNECTIONS)]
+        kept = [_kept_open(served.address) for _ in range(MAX_CONNECTIONS)]
         try:
+            host, port = served.address.split(":")
             with socket.create_connection((host, int(port)), timeout=10) as one_more:
                 assert one_more.recv(1) == b""
         finally:
-            for stream in idle:
+            for stream in kept:
                 stream.close()
         _until_answered(served.address)
+
+
+def _kept_open(address: str) -> socket.socket:
+    """A connection that was answered and stays open for the next request."""
+    host, port = address.split(":")
+    stream = socket.create_connection((host, int(port)), timeout=10)
+    stream.sendall(b"GET /healthz HTTP/1.1\r\nHost: replicad\r\n\r\n")
+    assert stream.recv(1000).startswith(b"HTTP/1.1 200")
+    return stream
 
 
 def _until_answered(address: str) -> None:
@@ -159,6 +168,33 @@ async def test_an_address_in_use_is_named(tmp_path: Path) -> None:
             await server.start()
     assert address in str(caught.value) and "node.http" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_moving_keeps_the_control_socket(tmp_path: Path) -> None:
+    """A changed address is answered at once, the old one no more, and the control socket stays as it is."""
+    server = HttpServer(FakeDaemon(a_node()), address="127.0.0.1:0", state=tmp_path, clock=Clock())
+    await server.start()
+    old, control = server.address, (tmp_path / "control.sock").stat()
+    await server.move("[::1]:0")
+    assert server.address.startswith("[::1]:")
+    assert (await asyncio.to_thread(get, server.address, "/healthz"))[0] == 200
+    with pytest.raises(urllib.error.URLError):
+        await asyncio.to_thread(get, old, "/healthz")
+    assert (tmp_path / "control.sock").stat() == control
+    await server.move("")
+    assert server.address == ""
+    await server.stop()
+
+
+async def test_moving_to_an_address_in_use_changes_nothing(tmp_path: Path) -> None:
+    """When the new address cannot be had, the old one goes on answering."""
+    server = HttpServer(FakeDaemon(a_node()), address="127.0.0.1:0", state=tmp_path, clock=Clock())
+    await server.start()
+    await server.move(server.address)
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(LockedError):
+        await server.move(f"127.0.0.1:{other.getsockname()[1]}")
+    assert (await asyncio.to_thread(get, server.address, "/healthz"))[0] == 200
+    await server.stop()
 
 
 async def test_a_missing_state_directory_is_named(tmp_path: Path) -> None:

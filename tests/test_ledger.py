@@ -162,6 +162,14 @@ def test_standing_moves_only_when_the_replica_acknowledges(ledger: Ledger) -> No
     assert (after.covered, after.head) == (8, head)
 
 
+def test_a_number_is_never_taken_twice(ledger: Ledger) -> None:
+    """Rows written after a pass without changes lie above what any replica has been told to cover."""
+    first = ledger.take_seq()
+    second = ledger.take_seq()
+    ledger.record_entries([file_row(b"a", 1, second + 5)])
+    assert first < second < second + 5 < ledger.take_seq()
+
+
 def test_the_plan_comes_back_in_order_and_by_phase(ledger: Ledger) -> None:
     """Steps are taken by phase and number, a bounded number at a time."""
     ledger.plan()

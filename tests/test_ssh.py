@@ -19,6 +19,7 @@ from asyncssh.public_key import load_keypairs
 from kit_link import WINDOW_BYTES, Node, Relay, open_writing, wait_for
 from replicad.config import ClientConfig, ReplicaConfig
 from replicad.link import ssh
+from replicad.link.carrier import UNSENT_BYTES
 from replicad.link.channel import QUEUE_BYTES, Channel
 from replicad.link.messages import Blocks, OpenRead
 from replicad.link.ssh import Dialler, Listener, generate_key, listen, public_key
@@ -246,7 +247,7 @@ async def test_a_stolen_public_key_is_no_key(link: Link) -> None:
     thief.public_data = theirs.public_data
     with pytest.raises(asyncssh.PermissionDenied):
         await asyncssh.connect("127.0.0.1", link.listener.port, known_hosts=None, client_keys=[thief], config=None)
-    assert link.node.served == []
+    assert link.node.served == [] and link.node.reports == []  # the key that was offered is an authorised one
 
 
 # ------------------------------------------------------------------------------------- nothing else is offered
@@ -355,8 +356,10 @@ async def test_a_connection_that_never_authenticates_is_cut(tmp_path: Path, monk
     await link.close()
 
 
-async def test_channels_and_connections_of_one_client_are_bounded(link: Link) -> None:
+async def test_channels_and_connections_of_one_client_are_bounded(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """One more is refused, and the others live on."""
+    monkeypatch.setattr(ssh, "MAX_CHANNELS", 4)
+    monkeypatch.setattr(ssh, "MAX_CONNECTIONS_PER_CLIENT", 4)
     dialler = link.dialler()
     channels = [await dialler.dial() for _ in range(ssh.MAX_CHANNELS)]
     with pytest.raises(RefusedError, match="no session is offered"):
@@ -396,7 +399,7 @@ async def test_a_receiver_that_does_not_take_stops_the_sender(link: Link) -> Non
 
     flooding = asyncio.create_task(flood())
     await wait_for(lambda: not channel._writable.is_set() and channel._stream._full)  # type: ignore[attr-defined]
-    assert WINDOW_BYTES <= sent * MEBIBYTE <= WINDOW_BYTES + QUEUE_BYTES + ssh.UNSENT_BYTES + 3 * MEBIBYTE
+    assert WINDOW_BYTES <= sent * MEBIBYTE <= WINDOW_BYTES + QUEUE_BYTES + UNSENT_BYTES + 3 * MEBIBYTE
     flooding.cancel()
 
 
@@ -461,6 +464,34 @@ async def test_a_half_open_connection_is_noticed_at_both_ends(link: Link) -> Non
     await relay.close()
 
 
+async def test_a_slow_line_is_not_a_dead_one(link: Link) -> None:
+    """Where one packet takes longer than three keep-alives, the bytes of it count as heard at both ends."""
+    relay = Relay(("127.0.0.1", link.listener.port))
+    await relay.start()
+    channel = await open_writing(await link.dialler(port=relay.port).dial())
+    relay.bandwidth_bytes = 300_000
+    await channel.send(Blocks(bytes(3 * ssh.PACKET_BYTES)))
+    await wait_for(lambda: link.node.received)
+    assert channel.error is None and link.node.reports == []
+    await relay.close()
+
+
+async def test_a_half_open_connection_without_channels_is_noticed(link: Link) -> None:
+    """It frees its place at the server, and the client's next dial does not wait for it."""
+    relay = Relay(("127.0.0.1", link.listener.port))
+    await relay.start()
+    dialler = link.dialler(port=relay.port)
+    await (await dialler.dial()).close()
+    relay.black_hole()
+    assert dialler._caller
+    connection = dialler._caller.line.connection
+    await wait_for(lambda: connection.is_closed() and not link.listener.doors)
+    relay.cut()
+    relay.restore()
+    assert (await dialler.dial()).error is None
+    await relay.close()
+
+
 async def test_a_cut_connection_ends_all_its_channels(link: Link) -> None:
     """Each channel raises LinkError, and the next dial makes a new connection."""
     relay = Relay(("127.0.0.1", link.listener.port))
@@ -506,7 +537,9 @@ async def test_a_host_that_does_not_answer_is_given_up(link: Link, monkeypatch: 
     server.close()
 
 
-@pytest.mark.parametrize("banner", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-1.5-old\r\n", os.urandom(4000), b""])
+@pytest.mark.parametrize(
+    "banner", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-1.5-old\r\n", b"SSH-2.0-\xff\xfe\r\n", os.urandom(4000), b""]
+)
 async def test_what_is_no_ssh_server_is_an_error_of_ours(link: Link, banner: bytes) -> None:
     """No exception of the SSH library gets out, whatever answers."""
 

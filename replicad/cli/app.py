@@ -41,7 +41,7 @@ class Verb:
 
 
 VERBS = (
-    Verb("init", "replicad.cli.setup", "init", "Write a configuration and a key; print the line for the other side."),
+    Verb("init", "replicad.cli.setup", "init", "Write configuration and key; print the other side's line."),
     Verb("authorize", "replicad.cli.setup", "authorize", "Let a primary store its datasets on this replica."),
     Verb("check-config", "replicad.cli.setup", "check_config", "Show every problem in the configuration at once."),
     Verb("run", "replicad.cli.run", "run", "Run the daemon in the foreground."),
@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.error(error)
         return error.exit_code
     except typer.TyperException as error:
-        output.note(f"replicad: {error.format_message()}")
+        text = error.format_message()
+        # A verb whose own verb is missing comes with its whole help.
+        output.note(text if text.startswith("Usage:") else f"replicad: {text}")
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED

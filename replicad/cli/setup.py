@@ -79,7 +79,7 @@ def init_primary(
     http: HttpOption = None,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Make this node a primary: its datasets are copied to the replicas.
+    """Make this node a primary: it copies datasets to replicas.
 
     Prints the line for `replicad authorize` on each replica. Refuses a configuration that has a dataset already; adds
     to one that `init replica` wrote.
@@ -97,7 +97,7 @@ def init_primary(
 
 
 def authorize(
-    line: Annotated[str, typer.Argument(help="The line that `init primary` printed.")],
+    line: Annotated[str, typer.Argument(metavar="LINE", help="The line that `init primary` printed.")],
     dataset: Annotated[
         list[str] | None, typer.Option(help="Allow this dataset only. Repeatable.", show_default="those in the line")
     ] = None,

@@ -174,8 +174,8 @@ def _backlog(line: DatasetStatus, rate: float) -> str:
 
 
 def _snapshot(number: int, created_ns: int, now_ns: int) -> str:
-    if not number:
-        return "none yet"
+    if not number or not created_ns:
+        return str(number or "none yet")
     from replicad.model.when import show_time
 
     return f"{number} of {show_time(created_ns)}, {_age(created_ns, now_ns)}"
@@ -225,4 +225,3 @@ def _wrapped(first: str, text: str, later: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-

@@ -109,6 +109,7 @@ class Awaited:
 
     request: SyncRequest
     sent_before: int
+    copied_before: int
     began_s: float
     timeout_s: float | None
     result: str = ""
@@ -126,7 +127,7 @@ class Awaited:
 
     def _judged(self, line: DatasetStatus, now_s: float) -> str:
         if line.pass_served >= self.request.number:
-            return "complete" if line.pass_ok else "held" if line.held else "incomplete"
+            return "held" if line.held else "complete" if line.pass_ok and not line.last_error else "incomplete"
         if self._lasts("held", line.held and line.state == "held", now_s) >= HELD_S:
             return "held"
         stuck_s = self._lasts("stuck", not line.link_up or line.state == "waiting", now_s)
@@ -160,7 +161,7 @@ class Awaited:
             result=self.result,
             reason="" if self.result == "complete" else self._reason(line),
             snapshot=line.last_snapshot,
-            files=line.total_files,
+            files=max(0, line.copied_files - self.copied_before),
             sent_bytes=max(0, line.sent_bytes - self.sent_before),
             seconds=round(self.ended_s - self.began_s, 3),
             unread=line.unread,
@@ -172,15 +173,15 @@ class Awaited:
             return f"{line.unread:,} entries could not be copied; the replica keeps what it had of them"
         if self.result == "late":
             return f"not done in time ({line.state}); the daemon goes on with it"
-        return line.reason or line.last_error or f"no more is known; it is {line.state}"
+        return line.reason or line.last_error or f"the daemon gives no reason (state {line.state})"
 
 
 def _wait(
     client: Client, before: NodeStatus, requests: Sequence[SyncRequest], timeout_s: float | None
 ) -> list[Outcome]:
     began_s = time.monotonic()
-    sent = {(line.dataset, line.replica): line.sent_bytes for line in before.datasets}
-    watches = [Awaited(r, sent.get((r.dataset, r.replica), 0), began_s, timeout_s) for r in requests]
+    sent = {(line.dataset, line.replica): (line.sent_bytes, line.copied_files) for line in before.datasets}
+    watches = [Awaited(r, *sent.get((r.dataset, r.replica), (0, 0)), began_s, timeout_s) for r in requests]
     running = _ask(client, before, watches, BAR_AFTER_S)
     if running and sys.stderr.isatty():
         _wait_with_bar(client, before, watches)

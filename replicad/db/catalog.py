@@ -11,9 +11,9 @@ connections (db/listing.py) see nothing of it before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -56,6 +56,9 @@ MIGRATIONS = (
 
 ROOT = 1
 """Id of the dataset's root directory; its own entry stands in it with an empty name."""
+LOOKUP_ROWS = 128
+"""Rows looked up with one statement: a hundred statements of their own would each take and give up a read lock."""
+LOOKUP_MARKS = ",".join("?" * LOOKUP_ROWS)
 CACHED_DIRECTORIES = 8192
 """Directory ids kept in memory: a walk writes a directory's entries together."""
 
@@ -116,13 +119,18 @@ class Catalog:
         return (meta["store"], meta["client"], meta["dataset"]) if "store" in meta else None
 
     def set_owner(self, store: bytes, client: str, dataset: str) -> None:
-        """Say once whose catalog it is."""
+        """Say once, durably, whose catalog it is."""
+        self._db.execute("PRAGMA synchronous = full")
         with self._db.transaction():
             self._set_meta(store=store, client=client, dataset=dataset)
+        self._db.execute("PRAGMA synchronous = normal")
 
     def known(self, ids: Sequence[bytes]) -> set[bytes]:
         """Which of these blocks are in the store."""
-        return {id_ for (id_,) in self._db.each("SELECT id FROM block WHERE id = ?", [(id_,) for id_ in ids])}
+        found: set[bytes] = set()
+        for group in lookup_groups(ids):
+            found.update(row[0] for row in self._db.all(f"SELECT id FROM block WHERE id IN ({LOOKUP_MARKS})", group))
+        return found
 
     def add_blocks(self, places: Sequence[BlockPlace]) -> None:
         """Index blocks; a later frame of the same block takes the place of an earlier one."""
@@ -139,6 +147,9 @@ class Catalog:
         for op in ops:
             if isinstance(op, Map):
                 assert current is not None and current.file == op.file, "map without its put"
+                if op.zeros and batch.blocks:  # zeros end what was listed before them
+                    self._write(batch)
+                    batch = _Batch()
                 batch.add_map(op)
                 continue
             if not batch.has_room_for(op):
@@ -268,6 +279,16 @@ class Catalog:
         self._db.executemany(
             "UPDATE file_block SET died = ? WHERE file = ? AND number = ? AND died IS NULL AND born < ?", replaced
         )
+
+
+Key = TypeVar("Key", bytes, int)
+
+
+def lookup_groups(keys: Sequence[Key]) -> Iterator[list[Key]]:
+    """`keys` in groups of exactly LOOKUP_ROWS, the last filled up with its first: one prepared statement for all."""
+    for start in range(0, len(keys), LOOKUP_ROWS):
+        group = list(keys[start : start + LOOKUP_ROWS])
+        yield group + group[:1] * (LOOKUP_ROWS - len(group))
 
 
 class _Batch:

@@ -163,13 +163,6 @@ class Database:
         except apsw.Error as error:
             raise self._mapped(error) from error
 
-    def each(self, sql: str, rows: Iterable[Sequence[Value]]) -> list[Row]:
-        """The result rows of one statement that is run for each row of values; for results known to be small."""
-        try:
-            return list(self._connection.executemany(sql, rows))
-        except apsw.Error as error:
-            raise self._mapped(error) from error
-
     def all(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
         """All result rows; for results known to be small."""
         try:

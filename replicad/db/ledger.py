@@ -323,6 +323,12 @@ class Ledger:
         """Whether a replica that has everything up to `covered` may lack entries recorded here."""
         return self.stamped() > covered or self.get("unsettled") is not None
 
+    def take_seq(self) -> int:
+        """A number for rows written from now on, above every number that a row or a replica's `covered` may have."""
+        seq = max(self.stamped(), int(self.get("seq") or 0)) + 1
+        self.put("seq", seq)
+        return seq
+
     def totals(self) -> Totals:
         """Entries and bytes of the dataset as recorded."""
         row = self._db.one("SELECT count(*), coalesce(sum(size), 0) FROM entry WHERE file > 0")

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import groupby
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from replicad.db.catalog import MIGRATIONS, ROOT, BlockPlace, Extra
+from replicad.db.catalog import LOOKUP_MARKS, MIGRATIONS, ROOT, BlockPlace, Extra, lookup_groups
 from replicad.db.database import Database, Row
 from replicad.model.block import block_count
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Meta, Op, Put
@@ -70,8 +70,11 @@ class Listing:
 
     def places(self, ids: Sequence[bytes]) -> dict[bytes, BlockPlace]:
         """Where these blocks are; those that are not in the store are left out."""
-        rows = self._db.each("SELECT * FROM block WHERE id = ?", [(id_,) for id_ in ids])
-        return {row[0]: BlockPlace(*row) for row in rows}
+        found: dict[bytes, BlockPlace] = {}
+        for group in lookup_groups(ids):
+            rows = self._db.all(f"SELECT * FROM block WHERE id IN ({LOOKUP_MARKS})", group)
+            found.update((row[0], BlockPlace(*row)) for row in rows)
+        return found
 
     def damage(self) -> list[tuple[int, int, int, str]]:
         """(segment, offset, length, reason) of all damage that the writer found."""
@@ -161,17 +164,17 @@ class Listing:
 
     def _inline(self, puts: list[Put], ordinal: int) -> dict[int, list[Row]]:
         """(file, number, id) of the blocks of those files that list them in their `Put`, by file."""
-        wanted: dict[int, int] = {}
-        for put in puts:
-            count = block_count_of(put)
-            if 0 < count <= INLINE_BLOCKS:
-                wanted[put.file] = max(count, wanted.get(put.file, 0))
-        rows = self._db.each(
-            "SELECT file, number, id FROM file_block WHERE file = ? AND number < ?"
-            " AND born <= ? AND (died IS NULL OR died > ?) ORDER BY number",
-            [(file, count, ordinal, ordinal) for file, count in wanted.items()],
-        )
-        return {file: list(found) for file, found in groupby(rows, _first)}
+        files = list({put.file for put in puts if 0 < block_count_of(put) <= INLINE_BLOCKS})
+        found: dict[int, list[Row]] = {}
+        for group in lookup_groups(files):
+            rows = self._db.all(
+                f"SELECT file, number, id FROM file_block WHERE file IN ({LOOKUP_MARKS}) AND number < ?"
+                " AND born <= ? AND (died IS NULL OR died > ?) ORDER BY file, number",
+                (*group, INLINE_BLOCKS, ordinal, ordinal),
+            )
+            for row in rows:
+                found.setdefault(row[0], []).append(row)
+        return found
 
     def _maps(self, put: Put, ordinal: int) -> Iterator[Map]:
         after, end = -1, block_count_of(put)
@@ -204,7 +207,6 @@ class _Node(NamedTuple):
 
 
 _path = attrgetter("path")
-_first = itemgetter(0)
 _extra_decoder = msgspec.msgpack.Decoder(Extra)
 _NO_EXTRA = Extra()
 _KINDS = {int(kind): kind for kind in Kind}

@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -71,8 +72,9 @@ class HttpServer:
         self._daemon, self._clock = daemon, clock
         self._wanted, self._control = address, state / CONTROL_SOCKET
         self._exposition = Exposition(daemon.status)
-        self._runners: list[web.AppRunner] = []
-        self._listeners: list[asyncio.Server] = []
+        self._over_tcp: _Listening | None = None
+        self._over_socket: _Listening | None = None
+        self._reload_task: asyncio.Future[list[str]] | None = None
         self._stopping = False
         self.address = ""
         """Where /metrics is, ADDR:PORT; "" until `start` and when there is no TCP listener."""
@@ -80,54 +82,64 @@ class HttpServer:
     async def start(self) -> None:
         """Listen. Raises LockedError (address in use) or ReplicadError; then nothing is left listening."""
         try:
-            if self._wanted:
-                await self._start_tcp()
+            await self._start_tcp(self._wanted)
             await self._start_control()
         except BaseException:
             await self.stop()
             raise
 
+    async def move(self, address: str) -> None:
+        """Answer at another TCP address from now on; the control socket is not touched. Raises LockedError when that
+        address cannot be had; then the old one is in force."""
+        old = self._wanted
+        await self._stop_tcp()
+        try:
+            await self._start_tcp(address)
+        except LockedError:
+            await self._start_tcp(old)
+            raise
+
     async def stop(self) -> None:
         """Stop listening and end what is under way, waits at once. Does nothing when it never started."""
         self._stopping = True
-        for listener in self._listeners:
-            listener.close()
-        for runner in self._runners:
-            await runner.cleanup()
-        if self._listeners and self._control.is_socket():
-            self._control.unlink()
-        self._listeners, self._runners, self.address = [], [], ""
+        await self._stop_tcp()
+        if self._over_socket:
+            await self._over_socket.stop()
+            self._over_socket = None
+            self._control.unlink(missing_ok=True)
 
-    async def _start_tcp(self) -> None:
-        host, port = split_address(self._wanted)  # the configuration has been checked
-        server = await self._serve(
+    async def _start_tcp(self, address: str) -> None:
+        self._wanted = address
+        if not address:
+            return
+        host, port = split_address(address)  # the configuration has been checked
+        runner = await _set_up(
             {("GET", "/"): self._index, ("GET", "/metrics"): self._metrics, ("GET", "/healthz"): self._health}
         )
+        answer = _server_of(runner)
 
         def accept() -> asyncio.Protocol:
-            return _Refusal() if len(server.connections) >= MAX_CONNECTIONS else server()
+            return _Refusal() if len(answer.connections) >= MAX_CONNECTIONS else answer()
 
         try:
             listener = await asyncio.get_running_loop().create_server(accept, host or None, port, backlog=BACKLOG)
         except OSError as error:
+            await runner.cleanup()
             raise LockedError(
                 f"cannot listen for /metrics: {error.strerror or error}",
-                where=self._wanted,
+                where=address,
                 hint="another process has this port? choose one with node.http",
             ) from error
-        self._listeners.append(listener)
+        self._over_tcp = _Listening(listener, runner)
         bound = listener.sockets[0].getsockname()
         self.address = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
 
+    async def _stop_tcp(self) -> None:
+        if self._over_tcp:
+            await self._over_tcp.stop()
+        self._over_tcp, self.address = None, ""
+
     async def _start_control(self) -> None:
-        server = await self._serve(
-            {
-                ("GET", "/status"): self._status,
-                ("POST", "/sync"): self._sync,
-                ("POST", "/release"): self._release,
-                ("POST", "/reload"): self._reload,
-            }
-        )
         try:
             listening = _bind_private(self._control)
         except OSError as error:
@@ -136,29 +148,18 @@ class HttpServer:
                 where=str(self._control),
                 hint="the state directory must exist and belong to the daemon's user",
             ) from error
-        self._listeners.append(
-            await asyncio.get_running_loop().create_unix_server(server, sock=listening, backlog=BACKLOG)
+        runner = await _set_up(
+            {
+                ("GET", "/status"): self._status,
+                ("POST", "/sync"): self._sync,
+                ("POST", "/release"): self._release,
+                ("POST", "/reload"): self._reload,
+            }
         )
-
-    async def _serve(self, routes: dict[tuple[str, str], Handler]) -> web.Server:
-        app = web.Application(middlewares=[_refuse_in_json])
-        for (verb, path), handler in routes.items():
-            app.router.add_route(verb, path, handler)
-        runner = web.AppRunner(
-            app,
-            handle_signals=False,
-            access_log=None,
-            handler_cancellation=True,
-            keepalive_timeout=IDLE_S,
-            lingering_time=LINGER_S,
-            shutdown_timeout=STOP_S,
-            max_line_size=MAX_HEADER_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
+        listener = await asyncio.get_running_loop().create_unix_server(
+            _server_of(runner), sock=listening, backlog=BACKLOG
         )
-        await runner.setup()
-        self._runners.append(runner)
-        assert runner.server is not None
-        return runner.server
+        self._over_socket = _Listening(listener, runner)
 
     async def _index(self, request: web.Request) -> web.Response:
         status = self._daemon.status()
@@ -200,7 +201,10 @@ class HttpServer:
         return _json(Released(held))
 
     async def _reload(self, request: web.Request) -> web.Response:
-        return _json(Reloaded(await self._daemon.reload()))
+        self._reload_task = asyncio.ensure_future(self._daemon.reload())
+        return _json(
+            Reloaded(await asyncio.shield(self._reload_task))
+        )  # who asked may go away; half a reload may not be
 
     def _check_dataset(self, dataset: str) -> None:
         known = sorted({line.dataset for line in self._daemon.status().datasets})
@@ -215,6 +219,42 @@ def ailments(status: NodeStatus) -> list[str]:
     if not status.jobs:
         return ["no job has started"]
     return [f"job {job.name} {problem}" for job in status.jobs if (problem := job_problem(job))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Listening:
+    """A listener and what answers its connections."""
+
+    listener: asyncio.Server
+    runner: web.AppRunner
+
+    async def stop(self) -> None:
+        self.listener.close()
+        await self.runner.cleanup()
+
+
+async def _set_up(routes: dict[tuple[str, str], Handler]) -> web.AppRunner:
+    app = web.Application(middlewares=[_refuse_in_json])
+    for (verb, path), handler in routes.items():
+        app.router.add_route(verb, path, handler)
+    runner = web.AppRunner(
+        app,
+        handle_signals=False,
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=IDLE_S,
+        lingering_time=LINGER_S,
+        shutdown_timeout=STOP_S,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+    )
+    await runner.setup()
+    return runner
+
+
+def _server_of(runner: web.AppRunner) -> web.Server:
+    assert runner.server is not None, "a runner has a server once it is set up"
+    return runner.server
 
 
 class _Refusal(asyncio.Protocol):

@@ -28,6 +28,8 @@ SILENT_KEEPALIVES = 3
 """One Ping or its Pong may be late or lost with a dying route; three in a row are no accident."""
 BEAT_S = 1.0
 """A side that is sent to speaks at least this often, so that the peer needs no Pong through a full line."""
+BULK_BYTES = 1024
+"""So many bytes at once are data that deserves a sign of life; signs of life themselves are far smaller."""
 QUEUE_BYTES = 4 * 1024**2
 """Received and not yet taken by the room above; reading stops above this and goes on below half of it. More lies in
 the stream's own window, so this only has to bridge a few turns of the event loop."""
@@ -177,6 +179,12 @@ class Channel:
             self._fail(PeerError(error.what, where=self.peer))
             return
         if self._splitter.pending_bytes or any(not isinstance(item.message, _KEEPALIVE) for item in framed):
+            self._beat()
+
+    def heard(self, size: int) -> None:
+        """`size` bytes came from the peer's host; they may be a part of something that is not complete yet."""
+        self._heard_s = self._loop.time()
+        if size >= BULK_BYTES:
             self._beat()
 
     def pause_writing(self) -> None:

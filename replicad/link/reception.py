@@ -76,6 +76,12 @@ class Reception:
         self._turned_away.add(task)
         task.add_done_callback(self._turned_away.discard)
 
+    async def recheck(self) -> None:
+        """End the sessions of clients that are no longer configured; for a changed configuration."""
+        farewell = Refuse("right", "this client is no longer authorised")
+        unknown = [channel for channel in self._sessions.values() if not self.client_named(channel.peer)]
+        await asyncio.gather(*(refuse(channel, farewell) for channel in unknown))
+
     async def close(self) -> None:
         """Take no more sessions and end those under way: each client is told that the daemon stops."""
         self._stopping = True

@@ -3,19 +3,14 @@
 Both sides pin the other's key; nothing else is ever asked: no known_hosts, no agent, no ~/.ssh/config, no password,
 no certificate. The listener offers one subsystem and refuses the rest. A `Dialler` shares one connection between
 the channels to one replica. asyncssh's exceptions become ours in one table, `_MAPPED`.
-
-asyncssh takes the peer's channel window as the only bound of what it buffers. A `_Line` adds the missing one: it
-listens to the TCP transport's own pause and resume, so that a full socket stops every channel on the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import stat
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +18,10 @@ import asyncssh
 
 from replicad.config import ReplicaConfig
 from replicad.link.bandwidth import Bandwidth
+from replicad.link.carrier import Carrier, Line, show_reason
 from replicad.link.channel import GREETING_S, Channel, greet
 from replicad.link.reception import Reception
-from replicad.link.session import Role, show_text
+from replicad.link.session import Role
 from replicad.model.errors import ConfigError, LinkError, Problem, RefusedError, ReplicadError, UsageError
 from replicad.model.pairing import fingerprint, split_address
 from replicad.system.disk import Disk
@@ -33,16 +29,17 @@ from replicad.system.disk import Disk
 SUBSYSTEM = "replicad"
 STDIO_COMMAND = "replicad stdio"
 """What is asked of an OpenSSH server; its forced command decides what really runs."""
-PACKET_BYTES = 131072
-"""Largest SSH packet: 64 to 128 KiB were measured to be fastest, 256 KiB and more are slower than the default 32."""
-UNSENT_BYTES = 256 * 1024
-"""What a channel buffers beyond the peer's window before `send` waits: bridges a turn of the event loop."""
+PACKET_BYTES = 128 * 1024
+"""Largest SSH packet: 128 KiB was measured to be fastest, 64 KiB close to it, 256 KiB and more slower than 32."""
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
 """Authenticated ciphers only, the fastest on hardware with AES first."""
 REKEY_BYTES = 16 * 1024**3
 """New keys stall the line for two round trips; AES-GCM allows 64 GiB (RFC 4344's 2**32 blocks)."""
 CONNECT_S = 20.0
 """TCP connection, key exchange and authentication together."""
+IDLE_KEEPALIVES = 3
+"""SSH's own keep-alive, for connections without channels: it asks after this many of the channels' keep-alives and
+gives up after as many unanswered questions, so that it never comes before theirs, which knows more."""
 LOGIN_S = 15.0
 """How long a client may take to authenticate; a honest one needs three round trips."""
 MAX_UNAUTHENTICATED = 32
@@ -50,16 +47,10 @@ MAX_UNAUTHENTICATED_PER_ADDRESS = 8
 """Connections that have not yet shown a key: bounded so that a flood costs little, and per address so that one host
 cannot shut out the others."""
 MAX_CONNECTIONS = 128
-MAX_CONNECTIONS_PER_CLIENT = 8
-"""One is the rule; some may linger until the keep-alive finds them dead."""
-MAX_CHANNELS = 8
-"""Channels in one connection; a session each."""
-MAX_SAID_BYTES = 2048
-"""Of what a remote command says on its standard error, the end is kept for the error message."""
-NOTSENT_BYTES = 512 * 1024
-"""What the kernel may hold of a connection and not have sent: keeps replies and signs of life from waiting behind
-megabytes on a slow line, and is enough to keep a fast one busy."""
-_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; Python names it on macOS only
+MAX_CONNECTIONS_PER_CLIENT = 16
+"""A primary needs one and a restore one more; some may linger until the keep-alive finds them dead."""
+MAX_CHANNELS = 64
+"""Channels in one connection, a session each: one for each dataset, and restores."""
 _USER = "replicad"
 _MAX_KEY_FILE_BYTES = 64 * 1024
 
@@ -115,113 +106,13 @@ def _public_line(key: asyncssh.SSHKey) -> str:
     return " ".join(key.export_public_key().decode().split()[:2])
 
 
-# ---------------------------------------------------------------------------------------------------------- streams
+# --------------------------------------------------------------------------------------------------------- carriers
 
 
-class _Line:
-    """One SSH connection: the back-pressure of its TCP transport, for all channels on it."""
-
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        self.full = False
-        self.carriers: set[_Carrier] = set()
-        connection.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
-        self.connection.pause_writing = self._pause  # asyncssh's own methods do nothing
-        self.connection.resume_writing = self._resume
-
-    def _pause(self) -> None:
-        self.full = True
-        self._tell()
-
-    def _resume(self) -> None:
-        self.full = False
-        self._tell()
-
-    def _tell(self) -> None:
-        for carrier in tuple(self.carriers):
-            carrier.update()
-
-
-class _Carrier:
-    """The Stream of one channel, and what asyncssh calls a session."""
-
-    def __init__(self, line: _Line) -> None:
-        self.line = line
-        line.carriers.add(self)
-        self.channel: Channel | None = None
-        self._ssh: Any = None
-        self._full = self._told_full = False
-        self._said = b""
-        self._status: int | None = None
-
-    # What asyncssh calls.
-
-    def connection_made(self, chan: Any) -> None:
-        self._ssh = chan
-        chan.set_write_buffer_limits(UNSENT_BYTES)
-
-    def data_received(self, data: bytes, datatype: int | None) -> None:
-        if datatype is not None:
-            self._said = (self._said + data)[-MAX_SAID_BYTES:]
-        elif self.channel:
-            self.channel.data_received(data)
-
-    def exit_status_received(self, status: int) -> None:
-        self._status = status
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.line.carriers.discard(self)
-        if self.channel:
-            self.channel.connection_lost(self._ending(exc))
-
-    def pause_writing(self) -> None:
-        self._full = True
-        self.update()
-
-    def resume_writing(self) -> None:
-        self._full = False
-        self.update()
-
-    def update(self) -> None:
-        """Tell the channel when either buffer has filled, or both have room again."""
-        full = self._full or self.line.full
-        if self.channel and full != self._told_full:
-            self._told_full = full
-            (self.channel.pause_writing if full else self.channel.resume_writing)()
-
-    # The Stream.
-
-    def write(self, data: bytes | bytearray) -> None:
-        with suppress(OSError):  # it has ended; connection_lost follows or has been
-            self._ssh.write(data)
-
-    def pause_reading(self) -> None:
-        self._ssh.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._ssh.resume_reading()
-
-    def close(self) -> None:
-        self._ssh.close()
-
-    def abort(self) -> None:
-        """Cut the whole connection: a peer that is silent on one channel is silent on all."""
-        self.line.connection.abort()
-
-    def _ending(self, exc: Exception | None) -> str:
-        if self._status is not None:
-            said = show_text(" ".join(self._said.decode(errors="replace").split()))
-            return f"the remote command ended with status {self._status}: {said or 'it said nothing'}"
-        return f"connection lost: {_reason(exc)}" if exc else ""
-
-
-class _ClientCarrier(_Carrier, asyncssh.SSHClientSession[bytes]):
+class _ClientCarrier(Carrier, asyncssh.SSHClientSession[bytes]):
     """At the side that dialled."""
 
-    def __init__(self, line: _Line, replica: ReplicaConfig, bandwidth: Bandwidth) -> None:
+    def __init__(self, line: Line, replica: ReplicaConfig, bandwidth: Bandwidth) -> None:
         super().__init__(line)
         self._replica, self._bandwidth = replica, bandwidth
 
@@ -233,7 +124,7 @@ class _ClientCarrier(_Carrier, asyncssh.SSHClientSession[bytes]):
         self.update()
 
 
-class _ServerCarrier(_Carrier, asyncssh.SSHServerSession[bytes]):
+class _ServerCarrier(Carrier, asyncssh.SSHServerSession[bytes]):
     """At the side that listens: a channel comes to life when the subsystem is asked for, and only then."""
 
     def __init__(self, door: _Door) -> None:
@@ -283,9 +174,10 @@ class Listener:
         return self._acceptor.get_port()
 
     async def close(self) -> None:
-        """Stop listening and cut all connections; close the reception first, so that clients are told why."""
+        """Stop listening, end the reception's sessions, cut all connections."""
         assert self._acceptor
         self._acceptor.close()
+        await self.reception.close()
         connections = [door.line.connection for door in self.doors]
         for connection in connections:
             connection.abort()
@@ -300,6 +192,7 @@ class Listener:
             server_host_keys=[key],
             window=self.reception.house.window_bytes,
             login_timeout=LOGIN_S,
+            keepalive_interval=IDLE_KEEPALIVES * self.reception.house.keepalive_s,
             **_SERVER_OPTIONS,
             **_COMMON_OPTIONS,
         )
@@ -329,7 +222,7 @@ async def listen(address: str, key: Path, reception: Reception) -> Listener:
 class _Door(asyncssh.SSHServer):
     """One connection to the listener. Everything that asyncssh would ask it and that is not here, it refuses."""
 
-    line: _Line
+    line: Line
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -343,7 +236,7 @@ class _Door(asyncssh.SSHServer):
         self._shown: set[str] = set()
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        self.line = _Line(conn)
+        self.line = Line(conn)
         self._address = str(conn.get_extra_info("peername", ("", 0))[0])
         problem = self._listener.admits(self._address)
         self._listener.doors.add(self)
@@ -412,7 +305,6 @@ class Dialler:
         self.replica, self._key_path, self._software = replica, key, software
         self._bandwidth = Bandwidth(replica.bandwidth_bytes)
         self._caller: _Caller | None = None
-        self._offered = ""
         self._connecting = asyncio.Lock()
 
     async def dial(self) -> Channel:
@@ -426,9 +318,13 @@ class Dialler:
                 async with self._connecting:
                     caller = await self._connected()
                 channel = await self._open(caller)
-        except (OSError, asyncssh.Error) as error:
+        except ReplicadError:
+            raise
+        except (
+            Exception
+        ) as error:  # what the peer's bytes do to the SSH library is the peer's fault, whatever it raises
             self._drop_unless_in_use()
-            raise self._mapped(error) from None
+            raise self._mapped(error) from error
         try:
             await greet(channel, self._software)
         except asyncio.CancelledError:
@@ -458,7 +354,6 @@ class Dialler:
         key = _load(self._key_path)
         pinned = asyncssh.import_public_key(self.replica.key)
         caller = _Caller()
-        self._offered = fingerprint(_public_line(key))
         try:
             await asyncssh.connect(
                 host,
@@ -468,11 +363,14 @@ class Dialler:
                 client_keys=[key],
                 username=self.replica.user if self.replica.via == "openssh" else _USER,
                 login_timeout=CONNECT_S,
+                keepalive_interval=IDLE_KEEPALIVES * self.replica.keepalive_s,
                 **_CLIENT_OPTIONS,
                 **_COMMON_OPTIONS,
             )
         except asyncssh.HostKeyNotVerifiable:
             raise self._wrong_host_key(caller.seen) from None
+        except asyncssh.PermissionDenied:
+            raise self._not_authorised(key) from None
         return caller
 
     async def _open(self, caller: _Caller) -> Channel:
@@ -495,23 +393,30 @@ class Dialler:
             hint="another host answers at this address, or the replica has a new key; if so, pair again",
         )
 
+    def _not_authorised(self, key: asyncssh.SSHKey) -> RefusedError:
+        return RefusedError(
+            f"this node's key {fingerprint(_public_line(key))} is not authorised there",
+            where=f"{self.replica.name} ({self.replica.address})",
+            hint=_AUTHORIZE[self.replica.via].format(user=self.replica.user),
+        )
+
     def _mapped(self, error: Exception) -> ReplicadError:
         _, ours, text, hint = next(row for row in _MAPPED if isinstance(error, row[0]))
         where = f"{self.replica.name} ({self.replica.address})"
-        return ours(text.format(reason=_reason(error), key=self._offered), where=where, hint=hint)
+        return ours(text.format(kind=type(error).__name__, reason=show_reason(error)), where=where, hint=hint)
 
 
 class _Caller(asyncssh.SSHClient):
     """The client's end of one connection."""
 
-    line: _Line
+    line: Line
 
     def __init__(self) -> None:
         self.seen = ""
         """Fingerprint of a host key that is not the pinned one."""
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
-        self.line = _Line(conn)
+        self.line = Line(conn)
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         """Asked about keys other than the pinned one only."""
@@ -519,14 +424,14 @@ class _Caller(asyncssh.SSHClient):
         return False
 
 
-def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return show_text(" ".join((text or type(error).__name__).split())[:MAX_SAID_BYTES])
-
-
-_AUTHORIZE = "on the replica, run `replicad authorize` with the line that `replicad init primary` printed here"
+_AUTHORIZE = {
+    "replicad": "on the replica, run `replicad authorize` with the line that `replicad init primary` printed here; "
+    'when an OpenSSH server answers at this address, set via = "openssh"',
+    "openssh": "on the replica, `replicad authorize` it and add it to the authorized_keys of user {user} with "
+    'restrict,command="replicad stdio --client NAME"',
+}
+"""What to do about a key that is not authorised, by the kind of door."""
 _MAPPED: tuple[tuple[type[Exception], type[ReplicadError], str, str], ...] = (
-    (asyncssh.PermissionDenied, RefusedError, "this node's key {key} is not authorised there", _AUTHORIZE),
     (asyncssh.KeyExchangeFailed, RefusedError, "no common ground with the SSH server: {reason}",
      "is this a replicad listener, or an OpenSSH server with an Ed25519 host key?"),
     (asyncssh.ProtocolNotSupported, RefusedError, "what answers is no SSH server: {reason}", "check the address"),
@@ -535,16 +440,18 @@ _MAPPED: tuple[tuple[type[Exception], type[ReplicadError], str, str], ...] = (
     (asyncssh.Error, LinkError, "{reason}", ""),
     (TimeoutError, LinkError, f"no answer within {CONNECT_S:.0f} s", ""),
     (OSError, LinkError, "cannot connect: {reason}", ""),
+    (Exception, LinkError, "the SSH handshake failed: {kind}: {reason}", "is this a replicad listener?"),
 )  # fmt: skip
-"""asyncssh's or the system's exception, ours, what to say, what to do; the first that fits."""
+"""asyncssh's, the system's or any other exception; ours; what to say; what to do. The first that fits."""
 
+# Everything that asyncssh would otherwise take from its defaults, the account or the environment is said here.
 _COMMON_OPTIONS: dict[str, Any] = {
     "config": None,
     "encryption_algs": CIPHERS,
     "compression_algs": None,
     "rekey_bytes": REKEY_BYTES,
     "rekey_seconds": 0,
-    "keepalive_interval": 0,  # the channel's own keep-alive sees more: the room behind the connection
+    "keepalive_count_max": IDLE_KEEPALIVES,
     "tcp_keepalive": True,
     "x509_trusted_certs": None,
     "gss_kex": False,
@@ -578,4 +485,3 @@ _CLIENT_OPTIONS: dict[str, Any] = {
     "request_pty": False,
     "proxy_command": None,
 }
-"""Everything that asyncssh would otherwise take from the environment is said here."""

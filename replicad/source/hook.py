@@ -69,10 +69,12 @@ async def _start(argv: Sequence[str], environment: Mapping[str, str], tail: _Tai
 async def _end(process: asyncio.subprocess.Process, grace_s: float) -> None:
     """End the whole process group, politely first."""
     _signal_group(process.pid, signal.SIGTERM)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(grace_s):
-            await process.wait()
-    _signal_group(process.pid, signal.SIGKILL)  # whoever of the group is left
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await process.wait()
+    finally:
+        _signal_group(process.pid, signal.SIGKILL)  # whoever of the group is left
     await process.wait()
 
 

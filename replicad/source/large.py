@@ -42,6 +42,8 @@ from replicad.system.direct import (
 
 SLAB_BYTES = BUFFER_BYTES
 """Bytes that one call reads."""
+SPAN_BLOCKS = MAP_BLOCKS
+"""Blocks that one call covers, holes included: a caller may look up all of them, and none is left out."""
 
 
 class Slab(msgspec.Struct, frozen=True):
@@ -50,7 +52,7 @@ class Slab(msgspec.Struct, frozen=True):
     blocks: list[Block]
     """Those that are neither all-zero nor known to be the same."""
     zeros: list[tuple[int, int]]
-    """Runs (first index, count) of all-zero blocks; a hole is one run, however long."""
+    """Runs (first index, count) of all-zero blocks, holes among them."""
     same: int
     """Blocks left out because they have the id that the caller knows."""
     read_bytes: int
@@ -75,7 +77,8 @@ class LargeRead:
         self.size = status.st_size
         """Bytes it has; fewer than the stamp says once reading showed that it shrank."""
         self.upcoming = range(0)
-        """Indexes of the blocks that the next `read` covers, holes among them: those whose ids it is worth knowing."""
+        """Indexes of the blocks that the next `read` covers, holes included, SPAN_BLOCKS at most; empty at the end.
+        Each block of the file is in exactly one of these ranges."""
         self._root, self._fd, self._access = root, fd, access
         self._sparse = bool(self.description.flags)
         self._direct: DirectReader | None = None
@@ -141,11 +144,12 @@ class LargeRead:
         return after
 
     def _make_plan(self) -> None:
-        """Choose what the next `read` covers: data for one buffer, with the holes around it."""
+        """Choose what the next `read` covers: data for one buffer, with the holes before, between and behind."""
         self._plan = plan = []
-        room, end = SLAB_BYTES // self.block_bytes, block_count(self.size, self.block_bytes)
-        first_data = -1
-        while self._next < end and room and (first_data < 0 or self._next - first_data < MAP_BLOCKS):
+        first = self._next
+        end = min(block_count(self.size, self.block_bytes), first + SPAN_BLOCKS)
+        room = SLAB_BYTES // self.block_bytes
+        while self._next < end and room:
             data, data_end = self._extent(self._next, end)
             if data > self._next:
                 plan.append(_Run(self._next, data - self._next, True))
@@ -153,8 +157,7 @@ class LargeRead:
             if self._next > data:
                 plan.append(_Run(data, self._next - data, False))
                 room -= self._next - data
-                first_data = data if first_data < 0 else first_data
-        self.upcoming = range(first_data, self._next) if first_data >= 0 else range(0)
+        self.upcoming = range(first, self._next)
 
     def _extent(self, first: int, end: int) -> tuple[int, int]:
         """First block at or behind `first` that holds data, and the end of that data: blocks; (end, end) if none."""

@@ -15,13 +15,26 @@ from collections.abc import Sequence
 import msgspec
 
 from replicad.model.entry import SPARSE, Kind, Meta, Stamp
-from replicad.source.root import NAME_ENCODING, NAME_ERRORS, Root, Trail, Trouble, lstat_at, split, trouble
+from replicad.source.root import (
+    NAME_ENCODING,
+    NAME_ERRORS,
+    Root,
+    Trail,
+    Trouble,
+    let_settle,
+    lstat_at,
+    split,
+    trouble,
+)
+from replicad.system.clock import Clock
 
 TRIES = 3
 """How often an entry is described anew when it changes meanwhile; after that its old stamp makes the next walk find
 it changed again."""
 _STATUS_BLOCK_BYTES = 512
 """Unit of st_blocks, whatever the file system's own block size."""
+
+_REAL_CLOCK = Clock()
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
@@ -41,7 +54,7 @@ class Description(msgspec.Struct, frozen=True):
 
 
 class Described(msgspec.Struct, frozen=True):
-    """An entry that is no regular file (those are described while they are read)."""
+    """An entry of any kind, unread. (What is read is described along with it.)"""
 
     path: bytes
     stamp: Stamp
@@ -50,24 +63,24 @@ class Described(msgspec.Struct, frozen=True):
     description: Description
 
 
-def describe(root: Root, paths: Sequence[bytes]) -> list[Described | Trouble]:
-    """Describe entries that are no regular files, in one call for many (at most a few hundred); the same order.
-
-    An entry that has become a regular file is a `Trouble` that says it vanished.
-    """
+def describe(root: Root, paths: Sequence[bytes], *, clock: Clock = _REAL_CLOCK) -> list[Described | Trouble]:
+    """Describe entries of any kind without reading content, in one call for many (at most a few hundred); the results
+    in the order of `paths`. Raises nothing for an entry's sake."""
     with Trail(root) as trail:
-        return [_describe(root, trail, path) for path in paths]
+        return [_describe(root, trail, path, clock) for path in paths]
 
 
-def _describe(root: Root, trail: Trail, path: bytes) -> Described | Trouble:
+def _describe(root: Root, trail: Trail, path: bytes, clock: Clock) -> Described | Trouble:
     above, name = split(path)
     try:
         directory = trail.enter(above)
         status = lstat_at(directory, name)
+        if let_settle(status, clock):
+            status = lstat_at(directory, name)
         for _ in range(TRIES):
             stamp = root.stamp(status, directory)
-            if stamp.kind in (Kind.FILE, 0):
-                return Trouble(path, "was replaced during the pass", vanished=True)
+            if not stamp.kind:
+                return Trouble(path, "is of a kind that cannot be replicated")
             described = Described(path, stamp, status.st_nlink, _description(directory, name, stamp, status))
             status = lstat_at(directory, name)
             if root.stamp(status, directory) == stamp:
@@ -83,6 +96,7 @@ def _description(directory: int, name: bytes, stamp: Stamp, status: os.stat_resu
     is_device = stamp.kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE)
     return Description(
         Meta(stamp.mode, stamp.uid, stamp.gid, stamp.mtime_ns, xattrs),
+        flags=_flags(stamp, status),
         target=os.readlink(name, dir_fd=directory) if stamp.kind == Kind.SYMLINK else b"",
         device=status.st_rdev if is_device else 0,
         troubles=troubles,
@@ -92,10 +106,13 @@ def _description(directory: int, name: bytes, stamp: Stamp, status: os.stat_resu
 def describe_open_file(fd: int, stamp: Stamp, status: os.stat_result) -> Description:
     """Describe a regular file that is open."""
     xattrs, troubles = read_xattrs(fd)
-    sparse = status.st_blocks * _STATUS_BLOCK_BYTES < status.st_size
-    return Description(
-        Meta(stamp.mode, stamp.uid, stamp.gid, stamp.mtime_ns, xattrs), SPARSE if sparse else 0, troubles=troubles
-    )
+    meta = Meta(stamp.mode, stamp.uid, stamp.gid, stamp.mtime_ns, xattrs)
+    return Description(meta, _flags(stamp, status), troubles=troubles)
+
+
+def _flags(stamp: Stamp, status: os.stat_result) -> int:
+    is_sparse = stamp.kind == Kind.FILE and status.st_blocks * _STATUS_BLOCK_BYTES < status.st_size
+    return SPARSE if is_sparse else 0
 
 
 def read_xattrs(of: int | bytes) -> tuple[Xattrs, tuple[str, ...]]:

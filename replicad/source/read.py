@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ import msgspec
 from replicad.model.block import BlockId, Checksum, block_count, block_id, checksum, is_zero
 from replicad.model.entry import Stamp
 from replicad.source.meta import Description, describe_open_file
-from replicad.source.root import Root, Trail, Trouble, is_regular, split, trouble
+from replicad.source.root import Root, Trail, Trouble, is_regular, let_settle, split, trouble
 from replicad.system.clock import Clock
 from replicad.system.direct import (
     DirectReader,
@@ -38,9 +37,6 @@ READ_TRIES = 3
 AHEAD_FILES = 128
 """Small files held open while the kernel fetches them side by side: enough to fill a disk's queue, which makes cold
 files several times faster, and few beside the usual limit of 1024 descriptors."""
-SETTLE_NS = 20_000_000
-"""Two ticks of the slowest kernel clock (100 Hz) that stamps files: a change within the same tick as the last one
-leaves all times as they are."""
 
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -234,10 +230,7 @@ def _read_whole(fd: int, size: int, access: Access) -> bytes:
 def settled_status(fd: int, clock: Clock) -> os.stat_result:
     """Status of an open file, taken when its last change is old enough for the next one to show in its times."""
     status = os.fstat(fd)
-    if 0 <= clock.now_ns() - status.st_ctime_ns < SETTLE_NS:
-        time.sleep(SETTLE_NS / 1e9)
-        status = os.fstat(fd)
-    return status
+    return os.fstat(fd) if let_settle(status, clock) else status
 
 
 def replaced(path: bytes) -> Trouble:

@@ -11,9 +11,11 @@ longer than the kernel's 4096 bytes are no special case.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
+import time
 from types import TracebackType
 from typing import NamedTuple
 
@@ -21,10 +23,14 @@ import msgspec
 
 from replicad.model.entry import Kind, Stamp, show_path
 from replicad.model.errors import SourceError
+from replicad.system.clock import Clock
 
 MAX_OPEN = 64
 """Directories that a trail keeps open, far below the usual limit of 1024 descriptors; deeper ones are opened anew."""
 
+SETTLE_NS = 20_000_000
+"""Two ticks of the slowest kernel clock (100 Hz) that stamps files: a change within the same tick as the last one
+leaves all times as they are."""
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOW_63_BITS = 2**63 - 1
 """The ledger's integers are signed; half of a file system's id tells it from the others as well."""
@@ -187,11 +193,25 @@ def lstat_at(directory: int, name: bytes) -> os.stat_result:
     return os.stat(name, dir_fd=directory, follow_symlinks=False) if name else os.fstat(directory)
 
 
+def let_settle(status: os.stat_result, clock: Clock) -> bool:
+    """Wait, if the entry changed just now, until its next change would show in its times; whether that was needed, so
+    that its status has to be looked at anew."""
+    if not 0 <= clock.now_ns() - status.st_ctime_ns < SETTLE_NS:
+        return False
+    time.sleep(SETTLE_NS / 1e9)
+    return True
+
+
 def trouble(path: bytes, doing: str, error: OSError) -> Trouble:
     """The trouble that `error` amounts to; `doing` says what failed, as in "cannot be read"."""
-    gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
-    return Trouble(path, "vanished during the pass" if gone else f"{doing}: {error.strerror}", vanished=gone)
+    if error.errno in _REPLACED:
+        return Trouble(path, "was removed or replaced during the pass", vanished=True)
+    return Trouble(path, f"{doing}: {error.strerror}")
 
+
+_REPLACED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+"""What an open without following symlinks says of a path that is something else than a moment ago: nothing, no
+directory, a symlink, a socket."""
 
 NAME_ENCODING = sys.getfilesystemencoding()
 NAME_ERRORS = sys.getfilesystemencodeerrors()

@@ -233,9 +233,8 @@ class _Walk:
             while self._compare(place, listing, diff):
                 yield diff
                 diff = DirectoryDiff(place.path)
-        if place.sound:
-            prefix = place.prefix
-            diff.gone += [Gone(prefix + name, Stamp._make(stamp)) for name, stamp in place.left.items()]
+        if place.sound and place.left:
+            self._not_met(place, diff)
         yield diff
 
     def _compare(self, place: _Place, listing: Iterator[os.DirEntry[str]], diff: DirectoryDiff) -> bool:
@@ -258,7 +257,8 @@ class _Walk:
                 mode = status.st_mode
                 kind = KIND_OF[mode >> 12]
                 if excluded and excluded(prefix + name, kind == _DIRECTORY):
-                    continue  # stays in `left`: gone, if it was known
+                    self._add_gone(diff, prefix + name, pop(name, None))
+                    continue
                 stamp = (
                     kind, mode & 0o7777, status.st_uid, status.st_gid,
                     label if status.st_dev == device else self._label(place, name, status),
@@ -280,6 +280,28 @@ class _Walk:
             self._not_listed(place, diff, error)
         diff.unchanged, diff.unchanged_bytes = unchanged, unchanged_bytes
         return full
+
+    def _not_met(self, place: _Place, diff: DirectoryDiff) -> None:
+        """What is known and was not listed is gone, unless a look at it and a second listing say otherwise: a listing
+        may pass over an entry that is renamed meanwhile. (A file system that ignores case finds names it never lists.)
+        """
+        present = {name for name in place.left if _exists(place.fd, name)}
+        if present:
+            try:
+                present &= {name.encode(NAME_ENCODING, NAME_ERRORS) for name in os.listdir(place.fd)}
+            except OSError as error:
+                self._not_listed(place, diff, error)
+                return
+        for name, stamp in place.left.items():
+            if name in present:
+                diff.troubles.append(Trouble(place.prefix + name, "was renamed during the pass", vanished=True))
+            else:
+                self._add_gone(diff, place.prefix + name, stamp)
+
+    @staticmethod
+    def _add_gone(diff: DirectoryDiff, path: bytes, before: tuple[int, ...] | None) -> None:
+        if before:
+            diff.gone.append(Gone(path, Stamp._make(before)))
 
     def _differs(
         self, diff: DirectoryDiff, path: bytes, stamp: Sequence[int], status: os.stat_result,
@@ -332,6 +354,16 @@ class _Walk:
 
 
 _FILE, _DIRECTORY = Kind.FILE.value, Kind.DIRECTORY.value
+
+
+def _exists(directory: int, name: bytes) -> bool:
+    try:
+        lstat_at(directory, name)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # something is there that cannot be looked at
+    return True
 
 
 def _unfit(path: bytes, kind: int) -> str:

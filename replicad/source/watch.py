@@ -27,8 +27,10 @@ RETRY_S = 60.0
 """Pause before a watch that failed is set up again, which takes some 2 s for each 100,000 directories."""
 CHECK_S = 1.0
 """A quiet watch looks this often whether it still watches the right directory."""
-PROBE_CHECKS = 60
-"""Every so many checks it also tries whether new directories can still be watched."""
+PROBE_TURNS = 60
+"""After so many batches and checks it also tries, once it is quiet, whether new directories can still be watched."""
+PROBE_TURNS_BUSY = 10 * PROBE_TURNS
+"""After so many without a quiet moment it tries all the same, though the probe takes a watch that may be the last."""
 MAX_STEP_S = 0.1
 """Changes are handed over after this long without another one; also how fast the watch stops."""
 
@@ -97,7 +99,7 @@ class Watch:
         path = os.fsdecode(self._root)
         path.encode()  # watchfiles takes text alone
         step_s = min(MAX_STEP_S, self._debounce_s / 2)
-        watched, checks = _identity(self._root), 0
+        watched, turns = _identity(self._root), 0
         batches = self._kernel(
             path,
             watch_filter=None,
@@ -109,24 +111,25 @@ class Watch:
             recursive=True,
             ignore_permission_denied=ignore_unreadable,
         )
-        async with aclosing(batches):
-            async for changes in batches:
-                if checks % PROBE_CHECKS == 0:
+        async with aclosing(_ungrouped(batches)) as ungrouped:
+            async for changes in ungrouped:
+                turns += 1
+                if self.state != "on" or turns >= (PROBE_TURNS_BUSY if changes else PROBE_TURNS):
                     self._probe(path)
+                    turns = 0
                 if self.state != "on":  # whatever happened before the watch was complete is unknown
                     self.state = "on"
                     self._hint_everything()
                 self._collect(path, changes)
-                if not changes:
-                    checks += 1
-                    if _identity(self._root) != watched:
-                        return
+                if not changes and _identity(self._root) != watched:
+                    return
 
     def _collect(self, root: str, changes: Changes) -> None:
+        prefix = root.rstrip("/") + "/"
         for _, path in changes:
             if self._hints is None:
                 return
-            directory = self._directory_of(os.path.relpath(path, root))
+            directory = self._directory_of(path.removeprefix(prefix) if path != root else "")
             if directory is None:
                 continue
             if "\ufffd" in directory:  # a name that could not be told: it may stand for another one
@@ -139,9 +142,7 @@ class Watch:
 
     def _directory_of(self, path: str) -> str | None:
         """The directory whose walk shows a change at `path`; None when the path is excluded."""
-        if path == ".":
-            return ""
-        if self._excluded:
+        if self._excluded and path:
             name = os.fsencode(path)
             # Nobody says whether it is, or was, a directory.
             if self._excluded(name, False) and self._excluded(name, True):
@@ -152,6 +153,16 @@ class Watch:
     def _hint_everything(self) -> None:
         self._hints = None
         self._news.set()
+
+
+async def _ungrouped(batches: AsyncGenerator[Changes, None]) -> AsyncGenerator[Changes, None]:
+    """The same batches; what is raised comes without the group that watchfiles' task group puts around it."""
+    try:
+        async with aclosing(batches):
+            async for changes in batches:
+                yield changes
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
 
 
 def _explain(error: Exception) -> str:

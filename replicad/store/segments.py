@@ -40,7 +40,7 @@ from replicad.store.format import (
     parse_header_untrusted,
     split_frames,
 )
-from replicad.system.disk import ALIGN_BYTES, READ_BUFFER_BYTES, Appender, Disk, Reader
+from replicad.system.disk import ALIGN_BYTES, READ_BUFFER_BYTES, Appender, Disk, Reader, align_down
 
 OPEN_SEGMENTS = 16
 """Segment files that one reader keeps open."""
@@ -94,6 +94,7 @@ class SegmentWriter:
     def __init__(self, appender: Appender, at: Position) -> None:
         self._appender = appender
         self._number, self._frames, self._digest = at.segment, at.frames, at.digest
+        self._padded = at.offset % SYNC_BYTES == 0
 
     @classmethod
     def create(cls, disk: Disk, directory: Path, header: SegmentHeader) -> SegmentWriter:
@@ -120,6 +121,7 @@ class SegmentWriter:
     def append(self, data: bytes | memoryview, checksums: Iterable[bytes]) -> int:
         """Add whole frames, whose checksums are given in order; the offset of the first."""
         offset = self._appender.position
+        self._padded = False
         self._appender.append(data)
         for frame_checksum in checksums:
             self._digest = advance_digest(self._digest, frame_checksum)
@@ -148,7 +150,9 @@ class SegmentWriter:
         self._appender.close()
 
     def _pad(self, time_ns: int) -> None:
-        self._append_encoded(encode_pad(self._appender.position, time_ns))
+        if not self._padded:
+            self._append_encoded(encode_pad(self._appender.position, time_ns))
+            self._padded = True
 
     def _append_encoded(self, frame: bytes) -> None:
         self.append(frame, [split_frames(frame)[0].checksum])
@@ -318,12 +322,12 @@ class SegmentScan:
             return self._patchwork(at, size)
 
     def _patchwork(self, at: int, size: int) -> memoryview:
-        """What of the range can be read, sector by sector; zeros stand for the rest and fail every checksum."""
+        """What of the range can be read, page by page; zeros stand for the rest and fail every checksum."""
         found = bytearray(size)
-        for offset in range(0, size, ALIGN_BYTES):
-            count = min(ALIGN_BYTES, size - offset)
+        for page in range(align_down(at), at + size, ALIGN_BYTES):
+            start, end = max(at, page), min(at + size, page + ALIGN_BYTES)
             try:
-                found[offset : offset + count] = self._reader.read_at(at + offset, count)
+                found[start - at : end - at] = self._reader.read_at(start, end - start)
             except ReplicadError:
                 continue  # judged by the caller: the frames in there are damaged
         return memoryview(found)

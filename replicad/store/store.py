@@ -39,10 +39,15 @@ class Owner:
 
 def store_path(root: Path, client: str, dataset: str) -> Path:
     """Directory of one dataset below the replica's store directory. Raises PeerError for names that are none."""
-    for what, name in (("client", client), ("dataset", dataset)):
-        if not _NAME.fullmatch(name):
-            raise PeerError(f"{what} name {name[:80]!r} is not allowed", hint=f"names match {NAME_PATTERN}")
+    check_names(client, dataset)
     return root / client / dataset
+
+
+def check_names(client: str | None, dataset: str | None) -> None:
+    """Raises PeerError when one of the names that are given may not become a directory name."""
+    for what, name in (("client", client), ("dataset", dataset)):
+        if name is not None and not _NAME.fullmatch(name):
+            raise PeerError(f"{what} name {name[:80]!r} is not allowed", hint=f"names match {NAME_PATTERN}")
 
 
 class Store:

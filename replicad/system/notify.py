@@ -18,7 +18,7 @@ class Notifier:
     """The channel to the service manager. Build one, in the process that systemd started."""
 
     def __init__(self) -> None:
-        self._systemd = SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+        self._managed = bool(os.environ.get("NOTIFY_SOCKET"))
         self.watchdog_s = _watchdog_s()
         """Seconds between two calls of `watchdog` that systemd wants; 0.0 when it wants none."""
 
@@ -43,9 +43,13 @@ class Notifier:
         self._send("WATCHDOG=1")
 
     def _send(self, *assignments: str) -> None:
-        if self._systemd:
-            # sdnotify encodes as Latin-1; this way the bytes on the socket are UTF-8, as systemd wants them.
-            self._systemd.notify("\n".join(assignments).encode().decode("latin-1"))
+        if not self._managed:
+            return
+        systemd = SystemdNotifier()  # a socket for each of these rare messages: there is none to leak
+        # sdnotify encodes as Latin-1; this way the bytes on the socket are UTF-8, as systemd wants them.
+        systemd.notify("\n".join(assignments).encode().decode("latin-1"))
+        if systemd.socket:
+            systemd.socket.close()
 
 
 def _watchdog_s() -> float:

@@ -31,7 +31,7 @@ from replicad.model.glob import compile_globs
 from replicad.model.snapshot import Commit, Head, decode_commit, records_digest
 from replicad.store.format import HEADER_BYTES, Frame, FrameError, FrameType, parse_frame, plain_payload, split_frames
 from replicad.store.segments import Damage, SegmentFiles, Torn, segment_numbers
-from replicad.store.store import Owner, Store
+from replicad.store.store import Owner, Store, check_names
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.work.replay import Replay
@@ -86,18 +86,19 @@ class Archive:
         """Open a store directory, replaying what its catalog does not know yet.
 
         `create` makes one when there is none, for `client` and `dataset`; without names any owner is accepted.
-        Raises UsageError (no store there), LockedError, BookDamagedError (rebuild it), StoreDamagedError (it is
-        another dataset's), DiskFullError, ReplicadError.
+        Raises PeerError (names that are none), UsageError (no store there), LockedError, BookDamagedError (rebuild
+        it), StoreDamagedError (it is another dataset's), DiskFullError, ReplicadError.
         """
         self_test()
         disk = disk or Disk()
+        check_names(client, dataset)
         if create:
             disk.make_directory(directory / "segments")
         elif not (directory / "segments").is_dir():
             raise UsageError("is no store of a dataset", where=str(directory))
         lock = Lock(directory / "lock")
         try:
-            catalog = _open_catalog(directory, client, dataset, create)
+            catalog = _open_catalog(directory, client, dataset, disk if create else None)
             try:
                 owner = _owner(catalog, directory, client, dataset)
                 store = Store(directory, owner, disk=disk, reserve_bytes=reserve_bytes, clock_ns=clock_ns)
@@ -116,6 +117,8 @@ class Archive:
         try:
             if not self._broken:
                 self._store.flush()
+        except ReplicadError:
+            pass  # only unsealed bytes are lost, and nobody was promised those
         finally:
             self._store.drop_writer()
             self._files.close()
@@ -251,7 +254,7 @@ class Archive:
 
     def _check_usable(self) -> None:
         if self._broken:
-            raise StoreDamagedError("an earlier error has to be dealt with", hint="abort the session, or reopen the store")
+            raise ReplicadError("an earlier error left this store in need of abort", where=str(self._store.directory))
 
     def _remember(self, names: set[bytes]) -> None:
         if len(self._recent) + len(names) > RECENT_BLOCKS:
@@ -284,7 +287,11 @@ class Archive:
                 _check_numbers(op)
             else:
                 current = None
-            if not isinstance(op, Drop) and op.ids:
+            if isinstance(op, Drop):
+                continue
+            if len(op.ids) == ID_BYTES:
+                named.add(op.ids)
+            elif op.ids:
                 named.update(_split_ids(op.ids))
         named -= self._recent
         missing = named - self._catalog.known(list(named)) if named else named
@@ -300,7 +307,8 @@ class Archive:
         if commit.parent != head.digest:
             text = f"the snapshot that was sent does not follow snapshot {head.number}, the last one here"
             raise DivergedError(text, hint="compare the heads of both sides: replicad status")
-        if commit.number <= head.number or max(commit.number, commit.created_ns, commit.entries, commit.size) > _INT64:
+        numbers = (commit.number, commit.created_ns, commit.entries, commit.size, commit.unread)
+        if commit.number <= head.number or max(numbers) > _INT64:
             raise PeerError(f"sent snapshot {commit.number} after snapshot {head.number}")
         if commit.records != len(self._records) or commit.records_digest != records_digest(self._records):
             raise PeerError("sent a commit that does not cover the records sent before it")
@@ -324,8 +332,11 @@ class _Breaking:
 class ArchiveReader:
     """Reads one dataset's store. One thread at a time; any number of readers beside one writer."""
 
-    def __init__(self, directory: Path, disk: Disk | None = None, *, mend: bool = False) -> None:
-        """`mend`: when no daemon works on the store, first replay what its catalog does not know yet.
+    def __init__(
+        self, directory: Path, disk: Disk | None = None, *, mend: bool = False, catalog: Path | None = None
+    ) -> None:
+        """`mend`: when no daemon works on the store, first replay what its catalog does not know yet. `catalog`: one
+        that was rebuilt elsewhere, for a store that cannot be written.
 
         Raises UsageError (no store there), BookDamagedError (rebuild it), ReplicadError.
         """
@@ -337,9 +348,10 @@ class ArchiveReader:
                 Archive.open(directory, disk=disk).close()
             except LockedError:
                 pass  # the daemon that holds it keeps the catalog true
-        if not _catalog_path(directory).exists():
+        path = catalog or catalog_path(directory)
+        if not path.exists():
             raise _no_catalog(directory)
-        self._listing = Listing(_catalog_path(directory))
+        self._listing = Listing(path)
         self._files = SegmentFiles(directory, disk or Disk())
 
     def close(self) -> None:
@@ -400,55 +412,52 @@ class ArchiveReader:
         if run:
             yield from self._read(run)
 
-    def _read(self, run: list[BlockPlace]) -> Iterator[bytes | Lost]:
+    def _read(self, run: list[BlockPlace]) -> list[bytes | Lost]:
         """Frames that lie near one another, in ascending order, with one read."""
-        start, end = run[0].offset, _end(run[-1])
+        start = run[0].offset
         try:
-            view = self._files.read(run[0].segment, start, end - start)
+            view = self._files.read(run[0].segment, start, _end(run[-1]) - start)
         except (FileNotFoundError, ReplicadError) as error:
-            yield from self._read_one_by_one(run, str(error))
-            return
+            if len(run) > 1:  # one bad sector must not take its neighbours along
+                return [answer for place in run for answer in self._read([place])]
+            return [Lost(run[0].id, f"segment {run[0].segment} cannot be read: {error}")]
+        found: list[bytes | Lost] = []
         good: list[memoryview] = []
         for place in run:
             problem = _frame_problem(view, place, start)
-            if problem:
-                if good:
-                    yield b"".join(good)
-                    good = []
-                yield Lost(place.id, problem)
-            else:
+            if not problem:
                 good.append(view[place.offset - start : _end(place) - start])
-        if good:
-            yield b"".join(good)
-
-    def _read_one_by_one(self, run: list[BlockPlace], reason: str) -> Iterator[bytes | Lost]:
-        """After a failed read: one bad sector must not take its neighbours along."""
-        if len(run) == 1:
-            yield Lost(run[0].id, f"segment {run[0].segment} cannot be read: {reason}")
-            return
-        for place in run:
-            yield from self._read([place])
+                continue
+            found.append(b"".join(good))
+            found.append(Lost(place.id, problem))
+            good = []
+        found.append(b"".join(good))
+        return [answer for answer in found if answer]
 
 
-def _catalog_path(directory: Path) -> Path:
+def catalog_path(directory: Path) -> Path:
+    """Where a store's catalog is."""
     return directory / "catalog.db"
 
 
 def _no_catalog(directory: Path) -> BookDamagedError:
-    return BookDamagedError("there is no catalog", where=str(_catalog_path(directory)), hint="make it: replicad rebuild")
+    return BookDamagedError("there is no catalog", where=str(catalog_path(directory)), hint="make it: replicad rebuild")
 
 
-def _open_catalog(directory: Path, client: str | None, dataset: str | None, create: bool) -> Catalog:
-    """The catalog; a new one only where there are no segments that it would have to know."""
-    path = _catalog_path(directory)
-    if not path.exists() and (not create or segment_numbers(directory)):
+def _open_catalog(directory: Path, client: str | None, dataset: str | None, maker: Disk | None) -> Catalog:
+    """The catalog. With `maker` a new one is made, but only where there are no segments that it would have to know.
+
+    A new one is durable at once: after a power cut an old state of it is enough to replay from, none is not."""
+    path = catalog_path(directory)
+    if not path.exists() and (not maker or segment_numbers(directory)):
         raise _no_catalog(directory)
     catalog = Catalog(path)
     if catalog.owner is None:
-        if not (client and dataset) or segment_numbers(directory):
+        if not (maker and client and dataset) or segment_numbers(directory):
             catalog.close()
             raise BookDamagedError("says not whose it is", where=str(path), hint="rebuild it: replicad rebuild")
         catalog.set_owner(os.urandom(16), client, dataset)
+        maker.sync_directory(directory)
     return catalog
 
 
@@ -488,8 +497,8 @@ def _split_ids(ids: bytes) -> list[bytes]:
 
 def _check_numbers(put: Put) -> None:
     meta = put.meta
-    numbers = (meta.mode, meta.uid, meta.gid, put.size, put.file, put.block_bytes, put.flags, put.device)
-    if min(numbers) < 0 or max(numbers[:-1]) > _INT64 or abs(meta.mtime_ns) > _INT64:
+    every = meta.mode | meta.uid | meta.gid | put.size | put.file | put.block_bytes | put.flags
+    if not 0 <= every <= _INT64 or put.device < 0 or abs(meta.mtime_ns) > _INT64:  # `|` keeps any sign and any bit
         raise PeerError("sent an entry with a number that is out of range")
 
 

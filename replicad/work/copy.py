@@ -85,10 +85,10 @@ class Pass:
         ledger = self._dataset.ledger
         await self._dataset.in_ledger(self._dataset.check_root, root.identity)
         standing = await self._dataset.in_ledger(ledger.standing, self._replica)
-        stamped = await self._dataset.in_ledger(ledger.stamped)
+        seq = await self._dataset.in_ledger(ledger.take_seq)
         self._root = root
         self._outcome.head = standing.head
-        self._recorder = Recorder(ledger, standing.covered, stamped + 1)
+        self._recorder = Recorder(ledger, standing.covered, seq)
         self._known = KnownEntries(self._dataset, self._recorder, self._shipping, root, self._outcome, self._pool)
 
     async def _catch_up(self) -> None:
@@ -204,7 +204,8 @@ class Pass:
                 good.append((step, read))
         if good:
             await self._shipping.ship(await self._dataset.in_ledger(self._recorder.small, good))
-            self._status.read_bytes += sum(read.stamp.size for _, read in good)
+            self._status.read_bytes += sum(read.size for _, read in good)
+            self._status.copied_files += len(good)
 
     def _accepted(self, path: bytes, *, moved: bool) -> bool:
         """Whether a file is recorded though it kept changing; the policy decides."""
@@ -269,6 +270,7 @@ class Pass:
             flags = description.flags | (FUZZY if after != large.stamp else 0)
             put = Put(step.path, Kind.FILE, description.meta, large.size, file, block_bytes, flags)
             await in_ledger(recorder.end_large, put, large.stamp)
+            self._status.copied_files += 1
             await self._ship_after(put)
 
     async def _ship_after(self, put: Put) -> None:
@@ -358,7 +360,6 @@ class Pass:
 
         self._outcome.head = await self._shipping.seal(build, before)
         await dataset.in_ledger(self._acked, complete)
-        self._recorder.advance()
         self._status.last_snapshot = self._outcome.head.number
         self._status.last_snapshot_ns = self._started_ns
         self._status.entries, self._status.size = totals.entries, totals.size
@@ -369,6 +370,7 @@ class Pass:
         ledger.forget_drops(self._dataset.replicas)
         ledger.put(f"complete:{self._replica}", int(complete))
         ledger.put(f"sealed_ns:{self._replica}", self._started_ns)
+        self._recorder.advance()
 
     def _done(self, step: Step, counted: int) -> None:
         """One planned file needs no more reading; `counted` of its bytes were already taken off the backlog."""

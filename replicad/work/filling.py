@@ -2,7 +2,7 @@
 
 A new file grows under its temporary name, and goes on where an interrupted restore left it. An existing one is
 compared block by block (BLAKE3); when it differs it is copied, corrected and renamed into place, or, when large,
-corrected in place. The modification time is set last, and only when every byte is proven, so a file that looks
+corrected in place (`Way` has all ways). The modification time is set last, and only when every byte is proven, so a file that looks
 finished is finished.
 
 **Owns** the bytes of the file. **Never** writes a byte that `open_block` has not proven. Blocks may arrive in several
@@ -65,6 +65,7 @@ class Way(Enum):
     """How a file comes to be what it should be."""
 
     NEW = "nothing is there; written under the temporary name"
+    AT_ONCE = "nothing is there; written under its own name in one go, in a directory that nobody else may enter yet"
     RESUMED = "an interrupted restore left a part under the temporary name"
     KEPT = "a file is there, and no difference was found so far"
     COPIED = "a file is there and differs; its copy is corrected under the temporary name"
@@ -201,13 +202,13 @@ class Filling:
 
     def write(self, blocks: Sequence[tuple[int, Buffer | Lost]], tally: Tally) -> None:
         """Write proven blocks (ascending by index) and note the lost ones. Raises DiskFullError."""
+        with self._lock:
+            only = self._sealed and self._parts == 1  # the usual case of a small file: opened once
         try:
             if not self._failed:
-                with self._writing() as fd:
+                with self._writing(only=only) as fd:
                     self._take(fd, blocks, tally)
-                    with self._lock:
-                        only = self._sealed and self._parts == 1
-                    if only:  # the usual case of a small file: opened once
+                    if only:
                         self._conclude(tally)
         except UNUSABLE as error:
             self._note_failure(error)
@@ -300,10 +301,12 @@ class Filling:
             self.way = Way.COPIED
 
     @contextmanager
-    def _writing(self) -> Iterator[int]:
-        """The descriptor to write to, for a while; several threads may have it."""
+    def _writing(self, *, only: bool = False) -> Iterator[int]:
+        """The descriptor to write to, for a while; several threads may have it. `only`: nobody will need it again."""
         with self._lock:
             if self._fd < 0:
+                if only and self.way is Way.NEW and self._made is None and self._site.target.is_fresh(self._directory):
+                    self.way, self._temporary = Way.AT_ONCE, self._name
                 self._fd = self._open_to_write()
             self._writers += 1
         try:
@@ -462,10 +465,10 @@ class Filling:
             self._dress(self._source, tally)
             self._count(tally)
         else:
-            with self._writing() as fd:
+            with self._writing(only=True) as fd:
                 self._set_length(fd)
                 self._dress(fd, tally)
-            if self.way is not Way.PATCHED:
+            if self.way not in (Way.PATCHED, Way.AT_ONCE):
                 with self._site.target.directory(self._directory) as parent:
                     self._site.target.disk.rename_at(self._temporary, self._name, parent)
             self._count(tally)
@@ -484,7 +487,7 @@ class Filling:
         return False
 
     def _set_length(self, fd: int) -> None:
-        if self.way is not Way.NEW or self.direct or self._zeros or self._lost:
+        if self.way not in (Way.NEW, Way.AT_ONCE) or self.direct or self._zeros or self._lost:
             os.ftruncate(fd, self.put.size)
         if self._zeros and not self.put.flags & SPARSE and self.put.size:
             _allocate(fd, self.put.size)

@@ -26,11 +26,19 @@ class Outcome:
     named: list[Named] = field(default_factory=list)
     """The first MAX_NAMED of the unread."""
 
+    _places: set[bytes] = field(default_factory=set)
+
     def trouble(self, path: bytes, reason: str) -> None:
         """Count one path."""
         self.unread += 1
         if len(self.named) < MAX_NAMED:
             self.named.append(Named(show_path(path), reason))
+            self._places.update((path, path.rpartition(b"/")[0]))
+
+    @property
+    def again(self) -> frozenset[bytes] | None:
+        """Directories to be walked again so that the unread are found again; None: there are too many to name."""
+        return frozenset(self._places) if self.unread <= len(self.named) else None
 
     def unreadable(self, trouble: Trouble) -> None:
         """Count what the source could not give. A path that is gone by now is no trouble: the next walk drops it."""

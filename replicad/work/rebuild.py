@@ -1,19 +1,131 @@
 """Rebuild: make a catalog from the segments alone.
 
-**Owns** the exchange of the catalog: the new one is complete and durable before it takes the old one's place, and
-the old one is kept beside it.
+**Owns** the exchange of the catalog: the new one is complete and durable before it takes the place of the old one,
+which is kept beside it. With a target elsewhere nothing in the store is written, so that a store on a read-only
+medium can be restored from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from replicad.db.catalog import Catalog
+from replicad.model.block import self_test
 from replicad.model.errors import StoreDamagedError, UsageError
 from replicad.model.position import Position
 from replicad.model.snapshot import Head
-from replicad.store.format import Frame
 from replicad.store.segments import Damage, SegmentFiles, SegmentScan, Torn, segment_numbers
 from replicad.store.store import Owner, Store
+from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
+from replicad.work.archive import catalog_path
 from replicad.work.replay import Progress, Replay
+
+_SIDE_FILES = ("-wal", "-shm")
+"""What SQLite keeps beside a database; it belongs to that file alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a rebuild found."""
+
+    catalog: Path
+    head: Head
+    damage: list[Damage]
+    torn: Torn | None
+    kept: Path | None
+    """Where the old catalog is now, if there was one."""
+
+
+def rebuild_catalog(
+    directory: Path, *, into: Path | None = None, disk: Disk | None = None, progress: Progress | None = None
+) -> Rebuilt:
+    """Read all segments of a store and write its catalog anew, or a catalog at `into`.
+
+    Raises UsageError (no segments), LockedError, StoreDamagedError (no segment says whose it is), DiskFullError.
+    """
+    self_test()
+    if not segment_numbers(directory):
+        raise UsageError("holds no segments to rebuild a catalog from", where=str(directory))
+    disk = disk or Disk()
+    target = into or directory / "catalog.new"
+    with _alone(directory, needed=into is None):
+        _remove(target)
+        rebuilt = _fill(directory, target, disk, readonly=into is not None, progress=progress)
+        if into is not None:
+            return rebuilt
+        disk.sync_file(target)
+        final = catalog_path(directory)
+        kept = _set_aside(final, disk)
+        disk.rename_durable(target, final)
+        return Rebuilt(final, rebuilt.head, rebuilt.damage, rebuilt.torn, kept)
+
+
+def _fill(directory: Path, target: Path, disk: Disk, *, readonly: bool, progress: Progress | None) -> Rebuilt:
+    owner = _owner_of(directory, disk)
+    store = Store(directory, owner, disk=disk, reserve_bytes=0, clock_ns=Clock().now_ns)
+    files = SegmentFiles(directory, disk)
+    catalog = Catalog(target)
+    try:
+        catalog.set_owner(owner.store, owner.client, owner.dataset)
+        replay = Replay(store, catalog, files, progress, readonly)
+        replay.run()
+        return Rebuilt(target, catalog.head, [Damage(*found) for found in catalog.damage()], replay.torn, None)
+    finally:
+        files.close()
+        catalog.close()
+
+
+def _owner_of(directory: Path, disk: Disk) -> Owner:
+    """Whose store it is, by the first segment that can tell."""
+    for number in segment_numbers(directory):
+        with _scanned(directory, number, disk) as scan:
+            next(iter(scan), None)
+            if scan.header is not None:
+                return Owner(scan.header.store, scan.header.client, scan.header.dataset)
+    raise StoreDamagedError("no segment says whose it is", where=str(directory), hint="restore the segment files first")
+
+
+@contextmanager
+def _scanned(directory: Path, number: int, disk: Disk) -> Iterator[SegmentScan]:
+    store = Store(directory, Owner(b"", "", ""), disk=disk, reserve_bytes=0, clock_ns=Clock().now_ns)
+    scan = store.scan(Position(number), last=True)
+    try:
+        yield scan
+    finally:
+        scan.close()
+
+
+@contextmanager
+def _alone(directory: Path, *, needed: bool) -> Iterator[None]:
+    if not needed:
+        yield
+        return
+    lock = Lock(directory / "lock")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _set_aside(path: Path, disk: Disk) -> Path | None:
+    """Move the old catalog and what belongs to it out of the way; its files before it, so that no stale log is ever
+    beside the new one."""
+    if not path.exists():
+        _remove(path)
+        return None
+    kept = path.with_name(path.name + ".old")
+    _remove(kept)
+    for suffix in (*_SIDE_FILES, ""):
+        if (side := path.with_name(path.name + suffix)).exists():
+            disk.rename_durable(side, kept.with_name(kept.name + suffix))
+    return kept
+
+
+def _remove(path: Path) -> None:
+    """Remove what an earlier rebuild left."""
+    for suffix in (*_SIDE_FILES, ""):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)

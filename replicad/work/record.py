@@ -46,7 +46,7 @@ class Recorder:
 
     def advance(self) -> None:
         """All that was written so far is in the replica's history."""
-        self.covered, self.seq = self.seq, self.seq + 1
+        self.covered, self.seq = self.seq, self.ledger.take_seq()
 
     def small(self, reads: Sequence[tuple[Step, FileRead]]) -> Unit:
         """Record files that were read whole; the unit that brings them to the replica."""

@@ -52,6 +52,8 @@ class Replay:
     catalog: Catalog
     files: SegmentFiles
     progress: Progress | None = None
+    readonly: bool = False
+    """Leave the segments as they are: a torn end is not cut."""
     torn: Torn | None = None
     """What was cut off the end of the last segment."""
     _records: list[_RecordPlace] = field(default_factory=list)
@@ -67,7 +69,7 @@ class Replay:
         start = self.catalog.checkpoint
         numbers = [number for number in segment_numbers(self.store.directory) if number >= start.segment]
         self._check_present(start, numbers)
-        if numbers:
+        if numbers and not self.readonly:
             self.store.secure(numbers[0])  # a commit found is acknowledged: it must be on the medium, whoever wrote it
         end = start
         for number in numbers:
@@ -100,7 +102,8 @@ class Replay:
                 self._note(found)
             else:
                 self.torn = found
-                self.store.cut(found)
+                if not self.readonly:
+                    self.store.cut(found)
         self._settle()
         self._index()
         scan.close()
@@ -146,7 +149,7 @@ class Replay:
             return f"commit of snapshot {commit.number} stands behind that of {head.number}"
         if not chained:
             claimed, lost = [place for place in self._records if place.certain], lost + 1
-            text = f"a commit between snapshots {head.number} and {commit.number} is lost; its entries count for the latter"
+            text = f"a commit between snapshots {head.number} and {commit.number} is lost; its entries count for this"
             self._note(Damage(scan.position.segment, frame.offset, 0, text))
         elif lost:
             text = f"part of the record of snapshot {commit.number} is lost; the entries in it stand as before"

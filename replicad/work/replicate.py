@@ -17,9 +17,11 @@ from replicad.model.snapshot import Head
 from replicad.source.hook import run_hook
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
+from replicad.work.adopt import adopt
 from replicad.work.copy import Pass
 from replicad.work.dataset import Dataset
 from replicad.work.outcome import Outcome
+from replicad.work.read_remote import RemoteReader
 from replicad.work.shipping import Shipping
 
 SEALS_IN_RPO = 2
@@ -41,6 +43,8 @@ class Replication:
         self._hints = dataset.hints()
         self._shipping: Shipping | None = None
         self._walked_s = float("-inf")
+        self._again: frozenset[bytes] | None = frozenset()
+        """Directories that the next pass looks at again because something in them could not be copied; None: all."""
         self._asked = asyncio.Event()
         status.rpo_s = dataset.config.rpo_s
 
@@ -88,10 +92,12 @@ class Replication:
         try:
             await self._pass(everything=requested > self._status.pass_served)
         except HeldError as error:
-            self._show("held", str(error), held=True)
+            self._show("held", error.what, held=True)
+            self._status.pass_ok = False
             self._served(requested)
         except ReplicadError as error:
             self._show("waiting", str(error))
+            self._status.pass_ok = False
             self._status.last_error = str(error)
             if not isinstance(error, LinkError):
                 self._served(requested)
@@ -104,15 +110,15 @@ class Replication:
             shipping = await self._session()
             served = self._status.pass_requested
             hints = self._hints.take()
-            full = everything or hints is None or not self._trusts_watch() or self._until_walk_s() <= 0
+            full = everything or not self._trusts_watch() or self._until_walk_s() <= 0
+            full = full or hints is None or self._again is None
             self._status.pass_started_ns = started_ns = self._clock.now_ns()
             started_s = self._clock.monotonic_s()
             try:
-                outcome = await self._hooked(shipping, None if full else hints)
+                outcome = await self._hooked(shipping, None if full or hints is None else hints | self._again)
             except BaseException:
                 self._hints.add(None if full else hints)  # whatever was not copied is still to be looked at
                 self._status.pass_number += 1
-                self._status.pass_ok = False
                 raise
             if full:
                 self._walked_s = started_s
@@ -129,7 +135,9 @@ class Replication:
                 await run_hook(config.hook_pre, timeout_s=config.hook_timeout_s, environment=environment)
                 only = None  # a hook may rewrite anything; its changes belong to this pass
             one = Pass(self._dataset, self._replica, shipping, self._status, self._pool, self._clock)
-            return await one.run(only, seal_always=await self._seal_is_due())
+            outcome = await one.run(only, seal_always=await self._seal_is_due())
+            self._again = outcome.again
+            return outcome
         finally:
             if config.hook_post:
                 self._status.state = "hook"
@@ -171,23 +179,29 @@ class Replication:
         shipping = Shipping(channel, self._pool, self._dataset.config.compression, self._count_sent)
         try:
             head = await shipping.open(self._dataset.config.name)
-            await self._dataset.in_ledger(self._reconcile, head)
+            await self._reconcile(head)
         except BaseException:
             await shipping.close()
             raise
         self._status.link_up = True
         return shipping
 
-    def _reconcile(self, head: Head) -> None:
+    async def _reconcile(self, head: Head) -> None:
         """Make the ledger's idea of the replica agree with the replica's own head. Raises HeldError."""
         dataset, ledger = self._dataset, self._dataset.ledger
-        standing = ledger.standing(self._replica)
-        if head == standing.sent and head != standing.head:
-            ledger.set_acked(self._replica)  # the commit arrived, its acknowledgement did not
-        elif head != standing.head:
-            if not ledger.get("released"):
-                raise dataset.held_error(_diverged(standing.head, head, self._replica))
-            ledger.restart(self._replica, head)
+        standing = await dataset.in_ledger(ledger.standing, self._replica)
+        if head == standing.head:
+            return
+        if head == standing.sent:
+            await dataset.in_ledger(ledger.set_acked, self._replica)  # it arrived, its acknowledgement did not
+            return
+        if not await dataset.in_ledger(ledger.get, "released"):
+            raise dataset.held_error(_diverged(standing.head, head, self._replica))
+        reader = await RemoteReader.open(await self._dial(), dataset.config.name)
+        try:
+            await adopt(dataset, self._replica, head, reader)
+        finally:
+            await reader.close()
 
     def _count_sent(self, size: int) -> None:
         self._status.sent_bytes += size

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +26,7 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.account import Account, Finding, Tally
 from replicad.work.closing import Closing
-from replicad.work.filling import Site
+from replicad.work.filling import Filling, Site, Wanted
 from replicad.work.planner import Parcel, Planner, Rules
 from replicad.work.reader import Answer, Reader, open_block
 from replicad.work.remembered import Remembered
@@ -37,10 +38,11 @@ what has arrived and is being written counts as well."""
 IN_FLIGHT_PARCELS = 32
 """Parcels under way: where files are tiny, a parcel is full of blocks long before it is full of bytes."""
 MAX_THREADS = 4
-"""Writing threads: more only queue up behind one disk and the interpreter's lock."""
+"""Threads that compare, prove and write: more would only queue up behind one disk and the interpreter's lock."""
 
 Result = TypeVar("Result")
-_END = object()
+Step = Parcel | None
+"""What one step of the planner or of the closing yields."""
 
 
 def ignore(finding: Finding) -> None:
@@ -65,15 +67,13 @@ class Restore:
     ) -> None:
         """`line` is one of the reader's snapshots, `globs` restricts it to paths (model/glob.py); `heard` is told each
         finding as it is made, on the event loop."""
-        self._reader, self._line, self._path, self._globs, self._heard = reader, line, target, globs, heard
+        self._reader, self._line, self._path, self._globs, self._heard = reader, line, target, tuple(globs), heard
         self._rules = rules or Rules(partial=bool(globs))
-        assert self._rules.partial == bool(globs)
+        assert self._rules.partial == bool(globs), "a restore of some paths is a partial one"
         self._clock, self._disk = clock or Clock(), disk or Disk()
-        self._in_flight = 0
-        self._parcels = 0
         self._room = asyncio.Condition()
+        self._in_flight = self._parcels = 0
         self._flawed: list[tuple[int, int]] = []
-        self._pool = ThreadPoolExecutor(min(MAX_THREADS, (os.cpu_count() or 1) + 1), "restore")
         self.account = Account(
             dataset=dataset,
             source=reader.name,
@@ -88,40 +88,128 @@ class Restore:
         """Restore everything that can be had. May be called once.
 
         Raises UsageError and LockedError before anything is changed; DiskFullError, LinkError, PeerError or another
-        ReplicadError when it cannot go on. Everything done so far stays, and the next run goes on from it.
+        ReplicadError when it cannot go on. What was done so far stays, and the next run goes on from it.
         """
-        started_s = self._clock.monotonic_s()
+        account, started_s = self.account, self._clock.monotonic_s()
         try:
-            async with self._opened() as (planner, closing, target):
+            with ExitStack() as stack:  # closed from the last to the first: no thread works any more when files close
+                target = Target(self._path, self._disk, dry=self._rules.dry_run)
+                stack.callback(target.close)
+                self._remembered = Remembered()
+                stack.callback(self._remembered.close)
+                site = Site(target, self._clock.now_ns())
+                planner = Planner(site, self._remembered, self._rules)
+                stack.callback(planner.close)
+                self._pool = ThreadPoolExecutor(min(MAX_THREADS, (os.cpu_count() or 1) + 1), "restore")
+                stack.callback(self._pool.shutdown, cancel_futures=True)
                 await self._fill(planner)
-                await self._drive(closing.steps, parcels=False)
+                await self._drive(Closing(site, self._remembered, self._rules).steps, None)
                 await self._in_thread(target.sync)
-            self.account.finished = True
+            account.finished = True
         finally:
-            account = self.account
             account.duration_s = self._clock.monotonic_s() - started_s
             account.rate_bytes_s = account.restored_bytes / account.duration_s if account.duration_s > 0 else 0.0
         return account
 
-    @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[tuple[Planner, Closing, Target]]:
-        """Everything that has to be closed again; no thread works any more when it is."""
+    # the pipeline
+
+    async def _fill(self, planner: Planner) -> None:
+        """Plan, fetch and write until all files are in place. Raises the error that matters most."""
         try:
-            target = Target(self._path, self._disk, dry=self._rules.dry_run)
-            try:
-                self._remembered = Remembered()
-                try:
-                    site = Site(target, self._clock.now_ns())
-                    planner = Planner(site, self._remembered, self._rules)
-                    try:
-                        yield planner, Closing(site, self._remembered, self._rules), target
-                    finally:
-                        self._pool.shutdown(cancel_futures=True)
-                        planner.close()
-                finally:
-                    self._remembered.close()
-            finally:
-                target.close()
-        finally:
-            self._pool.shutdown()
-'''
+            async with asyncio.TaskGroup() as deliveries:
+                async for ops in self._reader.record(self._line.number, self._globs):
+                    await self._drive(partial(planner.feed, ops), deliveries)
+                await self._drive(planner.end, deliveries)
+        except BaseExceptionGroup as group:
+            raise _gravest(group) from group
+
+    async def _drive(self, begin: Callable[[Tally], Iterator[Step]], deliveries: asyncio.TaskGroup | None) -> None:
+        """Take steps in a thread until there are none left; send off the parcels that they give."""
+        tally = Tally()
+        steps = begin(tally)
+        while True:
+            ended, parcel = await self._in_thread(lambda: self._step(steps))
+            self._add(tally)
+            tally.clear()
+            if ended:
+                return
+            if parcel is not None:
+                assert deliveries is not None
+                await self._take_room(parcel)
+                deliveries.create_task(self._deliver(parcel))
+
+    def _step(self, steps: Iterator[Step]) -> tuple[bool, Step]:
+        """One step; whether it was beyond the last, and the parcel that it gave. In a thread."""
+        if self._flawed:
+            flawed, self._flawed = self._flawed, []
+            self._remembered.add_flawed(flawed)
+        for parcel in steps:
+            return False, parcel
+        return True, None
+
+    async def _deliver(self, parcel: Parcel) -> None:
+        """Fetch the blocks of a parcel, write them, make room."""
+        answers: list[Answer] = []
+        async for run in self._reader.fetch(b"".join(parcel.lengths)):
+            answers.extend(run)
+        if len(answers) != len(parcel.lengths):
+            raise PeerError(f"answered {len(parcel.lengths)} blocks with {len(answers)}", where=self._reader.name)
+        self._add(await self._in_thread(lambda: _write(parcel, answers)))
+        async with self._room:
+            self._in_flight -= parcel.size
+            self._parcels -= 1
+            self._room.notify_all()
+
+    async def _take_room(self, parcel: Parcel) -> None:
+        async with self._room:
+            await self._room.wait_for(
+                lambda: self._parcels < IN_FLIGHT_PARCELS and self._in_flight + parcel.size <= IN_FLIGHT_BYTES
+            )
+            self._in_flight += parcel.size
+            self._parcels += 1
+
+    def _add(self, tally: Tally) -> None:
+        self._flawed.extend(tally.flawed)
+        self.account.add(tally, self._heard)
+
+    async def _in_thread(self, call: Callable[[], Result]) -> Result:
+        """Run a call in a thread. A thread cannot be interrupted: when cancelled, this waits for the call to end."""
+        future = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            if not future.cancelled():
+                future.exception()  # what it came to does not matter any more
+            raise
+
+
+def _write(parcel: Parcel, answers: Sequence[Answer]) -> Tally:
+    """Prove the blocks of a parcel and write them to their files. In a thread."""
+    tally = Tally()
+    proven: dict[bytes, Buffer | Lost] = {}
+    for (name, length), answer in zip(parcel.lengths.items(), answers, strict=True):
+        proven[name] = open_block(answer, name, length)
+        if not isinstance(answer, Lost):
+            tally.blocks += 1
+            tally.stored_bytes += answer.stored
+    for part in parcel.parts:
+        part.filling.write([(wanted.block, _fitting(part.filling, wanted, proven)) for wanted in part.blocks], tally)
+    return tally
+
+
+def _fitting(filling: Filling, wanted: Wanted, proven: dict[bytes, Buffer | Lost]) -> Buffer | Lost:
+    """A proven block, when it has the length that this file's record asks for."""
+    data, length = proven[wanted.id], filling.block_length(wanted.block)
+    if isinstance(data, Lost) or len(data) == length:
+        return data
+    return Lost(wanted.id, f"the block has {len(data)} bytes where the record needs {length}")
+
+
+def _gravest(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of several failures at once the one that tells most: a defect of ours, a full disk, any other error."""
+
+    def rank(error: BaseException) -> tuple[bool, bool]:
+        return isinstance(error, ReplicadError), not isinstance(error, DiskFullError)
+
+    return min(group.exceptions, key=rank)

@@ -1,3 +1,167 @@
+"""Serve: the replica's side of a reading session.
+
+The listing of a snapshot and the blocks asked for are sent at the same time, blocks in the order asked. What a client
+can make this side hold is bounded whatever it asks: one run of frames, one batch of operations, and MAX_FETCHES
+unanswered Fetch messages, behind which nothing more is read from it; what it does not take off the line stops the
+reading of the disk. **Never** changes anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from replicad.link.channel import Channel
+from replicad.link.messages import (
+    MAX_CREDIT_BYTES,
+    Blocks,
+    Bye,
+    Credit,
+    Fetch,
+    Listing,
+    ListSnapshots,
+    Lost,
+    Message,
+    Opened,
+    Read,
+    Refuse,
+    Snapshots,
+)
+from replicad.model.entry import encode_ops
+from replicad.model.errors import (
+    BookDamagedError,
+    LinkError,
+    PeerError,
+    ReplicadError,
+    StoreDamagedError,
+    UsageError,
+)
+from replicad.model.snapshot import Head
+from replicad.system.disk import Disk
+from replicad.work.read_local import LocalReader, Stored
+
+MAX_FETCHES = 64
+"""Fetch messages waiting for their answers (8 MiB of ids at most). A restore has half as many under way."""
+LINES_PER_MESSAGE = 1000
+"""Snapshots in one message: well below the limit for messages without frames."""
+
+
 class Serving:
-    def __init__(self, channel, directory): pass
-    async def run(self): pass
+    """One reading session on one store, to be run when OpenRead was received and the right to read was checked."""
+
+    def __init__(self, channel: Channel, directory: Path, disk: Disk | None = None) -> None:
+        self._channel, self._directory, self._disk = channel, directory, disk
+        self._fetches: asyncio.Queue[bytes] = asyncio.Queue(MAX_FETCHES)
+        self._credit = 0
+        self._granted = asyncio.Event()
+        self._listing: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve until the client says Bye. Tells the client why when it is our side that ends it.
+
+        Raises LinkError when the link ends, PeerError when the client breaks the protocol, UsageError when it asks for
+        what is not there, BookDamagedError or StoreDamagedError when the store cannot be read.
+        """
+        try:
+            reader = await LocalReader.open(self._directory, disk=self._disk)
+            try:
+                await self._serve(reader)
+            finally:
+                await reader.close()
+        except ReplicadError as error:
+            if not isinstance(error, LinkError):
+                await self._refuse(error)
+            raise
+
+    async def _serve(self, reader: LocalReader) -> None:
+        lines = await reader.snapshots()
+        await self._channel.send(Opened(Head(lines[-1].number, lines[-1].digest) if lines else Head(), 0))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                answering = tasks.create_task(self._answer_fetches(reader))
+                while await self._take(await self._channel.receive(), reader, tasks):
+                    pass
+                answering.cancel()
+                if self._listing:
+                    self._listing.cancel()
+        except BaseExceptionGroup as group:  # one of them failed and the others were cancelled
+            raise group.exceptions[0] from None
+
+    async def _take(self, message: Message, reader: LocalReader, tasks: asyncio.TaskGroup) -> bool:
+        """Handle one message; whether the session goes on."""
+        match message:
+            case Fetch():
+                await self._fetches.put(message.ids)
+            case Credit():
+                self._grant(message.size)
+            case Read():
+                if self._listing and not self._listing.done():
+                    raise PeerError("asked for a second listing while the first is under way")
+                self._credit = 0
+                self._grant(message.credit)
+                self._listing = tasks.create_task(self._list(reader, message))
+            case ListSnapshots():
+                await self._list_snapshots(reader)
+            case Bye():
+                return False
+            case _:
+                raise PeerError(f"sent {type(message).__name__} in a reading session")
+        return True
+
+    def _grant(self, size: int) -> None:
+        self._credit += size
+        if self._credit > MAX_CREDIT_BYTES:
+            raise PeerError(f"granted more than {MAX_CREDIT_BYTES} bytes of credit")
+        self._granted.set()
+
+    async def _list_snapshots(self, reader: LocalReader) -> None:
+        lines = await reader.snapshots()
+        while len(lines) > LINES_PER_MESSAGE:
+            await self._channel.send(Snapshots(lines[:LINES_PER_MESSAGE], True))
+            lines = lines[LINES_PER_MESSAGE:]
+        await self._channel.send(Snapshots(lines, False))
+
+    async def _list(self, reader: LocalReader, asked: Read) -> None:
+        """Send the operations of a snapshot as far as the credit goes. A batch may overdraw it once."""
+        async for ops in reader.record(asked.snapshot, asked.globs):
+            while self._credit <= 0:
+                self._granted.clear()
+                await self._granted.wait()
+            data = encode_ops(ops)
+            self._credit -= len(data)
+            await self._channel.send(Listing(data, True))
+        await self._channel.send(Listing(encode_ops([]), False))
+
+    async def _answer_fetches(self, reader: LocalReader) -> None:
+        while True:
+            ids = await self._fetches.get()
+            async for run in reader.fetch_stored(ids):
+                await self._send_run(run)
+
+    async def _send_run(self, run: list[Stored]) -> None:
+        """Send frames together, lost blocks in between in their place."""
+        frames: list[bytes] = []
+        for item in run:
+            if not isinstance(item, Lost):
+                frames.append(item)
+                continue
+            if frames:
+                await self._channel.send(Blocks(b"".join(frames)))
+                frames = []
+            await self._channel.send(item)
+        if frames:
+            await self._channel.send(Blocks(b"".join(frames)))
+
+    async def _refuse(self, error: ReplicadError) -> None:
+        try:
+            await self._channel.send(Refuse(_REFUSALS.get(type(error), "invalid"), error.what))
+        except LinkError:
+            pass  # nobody is left to be told; the error itself is raised
+
+
+_REFUSALS: dict[type[ReplicadError], str] = {
+    PeerError: "invalid",
+    UsageError: "unknown",
+    BookDamagedError: "damaged",
+    StoreDamagedError: "damaged",
+}

@@ -1,0 +1,138 @@
+"""Carrier: a Stream over one channel of an SSH connection. Knows asyncssh's callbacks and not asyncssh itself.
+
+asyncssh takes the peer's channel window as the only bound of what it buffers, and the window is the peer's to choose.
+A `Line` adds the missing one: it listens to the TCP transport's own pause and resume, so that a full socket stops
+every channel on the connection. It also hears each byte as it arrives: on a slow line the packet that it belongs to
+may take longer than a keep-alive.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import Any
+
+from replicad.link.channel import Channel
+from replicad.link.session import show_text
+
+UNSENT_BYTES = 256 * 1024
+"""What a channel buffers beyond the peer's window before `send` waits: bridges a turn of the event loop."""
+NOTSENT_BYTES = 512 * 1024
+"""What the kernel may hold of a connection and not have sent: keeps replies and signs of life from waiting behind
+megabytes on a slow line, and is enough to keep a fast one busy."""
+MAX_SAID_BYTES = 2048
+"""Of what a remote command says on its standard error, the end is kept for the error message."""
+
+
+class Line:
+    """One SSH connection: the back-pressure of its TCP transport, for all channels on it."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.full = False
+        self.carriers: set[Carrier] = set()
+        connection.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
+        self.connection.pause_writing = self._pause  # asyncssh's own methods do nothing
+        self.connection.resume_writing = self._resume
+        self._take = connection.data_received
+        self.connection.data_received = self._received
+
+    def _pause(self) -> None:
+        self.full = True
+        self._tell()
+
+    def _resume(self) -> None:
+        self.full = False
+        self._tell()
+
+    def _received(self, data: bytes) -> None:
+        for carrier in tuple(self.carriers):
+            if carrier.channel:
+                carrier.channel.heard(len(data))
+        self._take(data)
+
+    def _tell(self) -> None:
+        for carrier in tuple(self.carriers):
+            carrier.update()
+
+
+class Carrier:
+    """The Stream of one channel, and what asyncssh calls a session."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        line.carriers.add(self)
+        self.channel: Channel | None = None
+        self._ssh: Any = None
+        self._full = self._told_full = False
+        self._said = b""
+        self._status: int | None = None
+
+    # What asyncssh calls.
+
+    def connection_made(self, chan: Any) -> None:
+        self._ssh = chan
+        chan.set_write_buffer_limits(UNSENT_BYTES)
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        if datatype is not None:
+            self._said = (self._said + data)[-MAX_SAID_BYTES:]
+        elif self.channel:
+            self.channel.data_received(data)
+
+    def exit_status_received(self, status: int) -> None:
+        self._status = status
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.line.carriers.discard(self)
+        if self.channel:
+            self.channel.connection_lost(self._ending(exc))
+
+    def pause_writing(self) -> None:
+        self._full = True
+        self.update()
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self.update()
+
+    def update(self) -> None:
+        """Tell the channel when either buffer has filled, or both have room again."""
+        full = self._full or self.line.full
+        if self.channel and full != self._told_full:
+            self._told_full = full
+            (self.channel.pause_writing if full else self.channel.resume_writing)()
+
+    # The Stream.
+
+    def write(self, data: bytes | bytearray) -> None:
+        with suppress(OSError):  # it has ended; connection_lost follows or has been
+            self._ssh.write(data)
+
+    def pause_reading(self) -> None:
+        self._ssh.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._ssh.resume_reading()
+
+    def close(self) -> None:
+        self._ssh.close()
+
+    def abort(self) -> None:
+        """Cut the whole connection: a peer that is silent on one channel is silent on all."""
+        self.line.connection.abort()
+
+    def _ending(self, exc: Exception | None) -> str:
+        if self._status is not None:
+            said = show_text(" ".join(self._said.decode(errors="replace").split()))
+            return f"the remote command ended with status {self._status}: {said or 'it said nothing'}"
+        return f"connection lost: {show_reason(exc)}" if exc else ""
+
+
+def show_reason(error: Exception) -> str:
+    """Why a connection failed or ended, in one line that is safe to print."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return show_text(" ".join((text or type(error).__name__).split())[:MAX_SAID_BYTES])

@@ -1,0 +1,100 @@
+"""LocalReader: a `Reader` over an archive in this process.
+
+**Owns** one thread, in which everything is asked of the archive: questions are answered in the order they come, and
+the event loop never waits for a disk. Each hop into the thread brings back about RUN_BYTES, whatever was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from replicad.link.messages import Lost, SnapshotLine
+from replicad.model.entry import Op
+from replicad.model.errors import LinkError, ReplicadError
+from replicad.store.format import split_frames
+from replicad.system.disk import Disk
+from replicad.work.archive import ArchiveReader
+from replicad.work.reader import Answer
+
+RUN_BYTES = 1024 * 1024
+"""Frames read in one hop into the thread: large enough that the hop costs nothing, small enough to be held often."""
+
+Result = TypeVar("Result")
+Stored = bytes | Lost
+"""Whole frames as they are stored, or why the next block cannot be had."""
+
+
+class LocalReader:
+    """Reads one dataset's store in this process; keeps the contract of `Reader`."""
+
+    def __init__(self, archive: ArchiveReader, name: str) -> None:
+        """Takes the archive over and closes it. `name` is for messages."""
+        self.name = name
+        self._archive = archive
+        self._thread = ThreadPoolExecutor(1, "reader")
+        self._turn = asyncio.Lock()
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls, directory: Path, name: str = "", *, disk: Disk | None = None, mend: bool = False
+    ) -> LocalReader:
+        """The reader of a store directory; the arguments are those of `ArchiveReader`, and so are the errors."""
+        archive = await asyncio.to_thread(lambda: ArchiveReader(directory, disk, mend=mend))
+        return cls(archive, name or str(directory))
+
+    async def snapshots(self) -> list[SnapshotLine]:
+        """See `Reader`."""
+        return await self._ask(self._archive.snapshots)
+
+    async def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Op]]:
+        """See `Reader`."""
+        batches = await self._ask(lambda: self._archive.record(snapshot, globs))
+        while (batch := await self._ask(lambda: next(batches, None))) is not None:
+            yield batch
+
+    async def fetch(self, ids: bytes) -> AsyncIterator[list[Answer]]:
+        """See `Reader`."""
+        async for run in self.fetch_stored(ids):
+            answers: list[Answer] = []
+            for item in run:
+                answers.extend([item] if isinstance(item, Lost) else split_frames(item))
+            yield answers
+
+    async def fetch_stored(self, ids: bytes) -> AsyncIterator[list[Stored]]:
+        """As `fetch`, with the frames as stored, not taken apart."""
+        async with self._turn:  # the archive reads one fetch after the other
+            found = await self._ask(lambda: self._archive.fetch(ids))
+            while run := await self._ask(lambda: _take(found)):
+                yield run
+
+    async def close(self) -> None:
+        """See `Reader`."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._archive.close)
+            self._thread.shutdown()
+
+    async def _ask(self, question: Callable[[], Result]) -> Result:
+        if self._closed:
+            raise LinkError("the reader was closed", where=self.name)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, question)
+        except OSError as error:
+            raise ReplicadError(f"cannot be read: {error.strerror}", where=self.name) from error
+
+
+def _take(found: Iterator[Stored]) -> list[Stored]:
+    """The next items, about RUN_BYTES of them; none at the end."""
+    run: list[Stored] = []
+    size = 0
+    for item in found:
+        run.append(item)
+        size += len(item.reason if isinstance(item, Lost) else item)
+        if size >= RUN_BYTES:
+            break
+    return run

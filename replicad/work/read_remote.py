@@ -1,0 +1,243 @@
+"""RemoteReader: a `Reader` over a channel, the client's side of a reading session.
+
+Questions are sent at once and answered in order, so any number may be under way and a round trip is paid once. One
+task listens; it never waits for whoever asked. That is safe because nothing comes that was not asked for: blocks are
+bounded by what the caller has asked for, operations by the credit given.
+**Never** trusts the replica: an answer nobody asked for, in another order or of another block is a PeerError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+from replicad.link.channel import Channel
+from replicad.link.messages import (
+    MAX_OFFER,
+    Blocks,
+    Bye,
+    Credit,
+    Fetch,
+    Listing,
+    ListSnapshots,
+    Lost,
+    Message,
+    Opened,
+    OpenRead,
+    Read,
+    Refuse,
+    SnapshotLine,
+    Snapshots,
+)
+from replicad.link.session import refused, show_text
+from replicad.model.block import ID_BYTES
+from replicad.model.entry import Op, decode_ops
+from replicad.model.errors import LinkError, PeerError, ReplicadError, StoreDamagedError, UsageError
+from replicad.model.glob import compile_globs
+from replicad.store.format import FrameError, FrameType, split_frames
+from replicad.work.reader import Answer, split_ids
+
+LISTING_CREDIT_BYTES = 4 * 1024 * 1024
+"""Operations the replica may send ahead: a tree of small files needs 15 MB of them a second at 1 Gbit/s, and they have
+to last for a round trip."""
+MAX_SNAPSHOTS = 1_000_000
+"""One every five minutes for nine years; a peer that lists more is not listing snapshots."""
+
+
+class _Asked:
+    """A fetch under way."""
+
+    __slots__ = ("answers", "at", "dropped", "names")
+
+    def __init__(self, names: list[bytes]) -> None:
+        self.names = names
+        self.at = 0
+        self.answers: asyncio.Queue[list[Answer] | ReplicadError] = asyncio.Queue()
+        self.dropped = False
+        """Whoever asked has gone; what comes is thrown away."""
+
+    @property
+    def left(self) -> int:
+        """Answers still to come."""
+        return len(self.names) - self.at
+
+
+class RemoteReader:
+    """Reads one dataset of a replica; keeps the contract of `Reader`."""
+
+    def __init__(self, channel: Channel, opened: Opened) -> None:
+        """Use `open`."""
+        self.name = channel.peer
+        self.head = opened.head
+        """The last snapshot when the session began."""
+        self._channel = channel
+        self._asking = asyncio.Lock()
+        self._asked: deque[_Asked] = deque()
+        self._listing: asyncio.Queue[Listing | ReplicadError] | None = None
+        self._listed: asyncio.Queue[Snapshots | ReplicadError] | None = None
+        self._failure: ReplicadError | None = None
+        self._listener = asyncio.create_task(self._listen())
+
+    @classmethod
+    async def open(cls, channel: Channel, dataset: str) -> RemoteReader:
+        """Begin a reading session on a greeted channel, which is then the reader's.
+
+        Raises UsageError (no such dataset), RefusedError (no right), LinkError, PeerError; the channel is then closed.
+        """
+        try:
+            await channel.send(OpenRead(dataset))
+            answer = await channel.receive()
+            if isinstance(answer, Opened):
+                return cls(channel, answer)
+            raise _no(answer, channel.peer)
+        except BaseException:
+            await channel.close()
+            raise
+
+    async def snapshots(self) -> list[SnapshotLine]:
+        """See `Reader`."""
+        assert self._listed is None, "snapshots are already being listed"
+        self._listed = asyncio.Queue()
+        try:
+            await self._say(ListSnapshots())
+            lines: list[SnapshotLine] = []
+            while True:
+                answer = await self._listed.get()
+                if isinstance(answer, ReplicadError):
+                    raise copy.copy(answer)
+                lines.extend(answer.lines)
+                if len(lines) > MAX_SNAPSHOTS:
+                    raise self._fail(PeerError(f"lists more than {MAX_SNAPSHOTS} snapshots", where=self.name))
+                if not answer.more:
+                    return lines
+        finally:
+            self._listed = None
+
+    async def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Op]]:
+        """See `Reader`."""
+        assert self._listing is None, "another record is under way, or was left before its end"
+        try:
+            compile_globs(globs)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        self._listing = asyncio.Queue()
+        await self._say(Read(snapshot, list(globs), LISTING_CREDIT_BYTES))
+        while True:
+            answer = await self._listing.get()
+            if isinstance(answer, ReplicadError):
+                raise copy.copy(answer)
+            ops = self._operations(answer.ops)
+            if ops:
+                yield ops
+            if not answer.more:
+                self._listing = None
+                return
+            await self._say(Credit(len(answer.ops)))
+
+    async def fetch(self, ids: bytes) -> AsyncIterator[list[Answer]]:
+        """See `Reader`."""
+        asked = _Asked(split_ids(ids))
+        assert 0 < len(asked.names) <= MAX_OFFER and not len(ids) % ID_BYTES
+        async with self._asking:  # in the order of the answers
+            self._asked.append(asked)
+            await self._say(Fetch(ids))
+        try:
+            left = len(asked.names)
+            while left:
+                answers = await asked.answers.get()
+                if isinstance(answers, ReplicadError):
+                    raise copy.copy(answers)
+                left -= len(answers)
+                yield answers
+        finally:
+            asked.dropped = True
+
+    async def close(self) -> None:
+        """See `Reader`."""
+        self._listener.cancel()
+        await asyncio.gather(self._listener, return_exceptions=True)
+        self._fail(LinkError("the reader was closed", where=self.name))
+        await self._channel.close()
+
+    async def _say(self, message: Message) -> None:
+        if self._failure:
+            raise copy.copy(self._failure)
+        await self._channel.send(message)
+
+    def _operations(self, data: bytes) -> list[Op]:
+        try:
+            return decode_ops(data)
+        except ValueError as error:
+            raise self._fail(PeerError(f"sent operations that are none: {error}", where=self.name)) from None
+
+    async def _listen(self) -> None:
+        """Take in what the replica says and hand it to whoever asked."""
+        try:
+            while True:
+                self._hear(await self._channel.receive())
+        except ReplicadError as error:
+            self._fail(error)
+
+    def _hear(self, message: Message) -> None:
+        match message:
+            case Blocks():
+                self._answer(self._frames(message.frames))
+            case Lost():
+                self._answer([Lost(message.id, show_text(message.reason))])
+            case Listing() if self._listing is not None:
+                self._listing.put_nowait(message)
+            case Snapshots() if self._listed is not None:
+                self._listed.put_nowait(message)
+            case _:
+                raise _no(message, self.name)
+
+    def _frames(self, data: bytes) -> list[Answer]:
+        try:
+            return list(split_frames(data))
+        except FrameError as error:
+            raise PeerError(f"sent a block that is none: {error}", where=self.name) from None
+
+    def _answer(self, answers: list[Answer]) -> None:
+        """Hand answers to those who asked, in order."""
+        while answers:
+            if not self._asked:
+                raise PeerError("sent a block that nobody asked for", where=self.name)
+            asked = self._asked[0]
+            mine, answers = answers[: asked.left], answers[asked.left :]
+            for answer, name in zip(mine, asked.names[asked.at :], strict=False):
+                if answer.id != name or not (isinstance(answer, Lost) or answer.type == FrameType.BLOCK):
+                    raise PeerError("sent another block than the next one asked for", where=self.name)
+            asked.at += len(mine)
+            if not asked.left:
+                self._asked.popleft()
+            if not asked.dropped:
+                asked.answers.put_nowait(mine)
+
+    def _fail(self, error: ReplicadError) -> ReplicadError:
+        """Nothing more will come: tell everyone who waits. The first reason is the one that counts."""
+        if self._failure is None:
+            self._failure = error
+            for asked in self._asked:
+                asked.answers.put_nowait(error)
+            for queue in (self._listing, self._listed):
+                if queue is not None:
+                    queue.put_nowait(error)
+        return error
+
+
+def _no(message: Message, peer: str) -> ReplicadError:
+    """What a message that is no answer means."""
+    match message:
+        case Refuse("unknown", text):
+            return UsageError(show_text(text), where=peer)
+        case Refuse("damaged", text):
+            return StoreDamagedError(show_text(text), where=peer, hint="look at the store there: replicad status")
+        case Refuse("busy" | "stopping", text):
+            return LinkError(show_text(text), where=peer)
+        case Refuse():
+            return refused(message, peer)
+        case Bye(reason):
+            return LinkError(f"ended the session: {show_text(reason)}", where=peer)
+    return PeerError(f"sent {type(message).__name__}, which nobody asked for", where=peer)

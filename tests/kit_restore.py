@@ -1,0 +1,206 @@
+"""Kit for restores: a tree put straight into an archive, without a daemon, a ledger or a link.
+
+`archive_tree` does in a few plain lines what source, replication and receipt do together: it lists a tree, cuts its
+files, and hands blocks, records and a commit to an `Archive`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from replicad.link.messages import SnapshotLine
+from replicad.model.block import block_count, block_id, block_size_for, is_zero
+from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, SPARSE, Kind, Map, Meta, Op, Put, encode_ops
+from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
+from replicad.source.meta import read_xattrs
+from replicad.store.format import FrameType, encode_frame, encode_plain
+from replicad.system.compress import compress
+from replicad.work.archive import Archive
+
+DATASET, CLIENT = "www", "ams1"
+KINDS = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFIFO: Kind.FIFO,
+    stat.S_IFCHR: Kind.CHARACTER_DEVICE,
+    stat.S_IFBLK: Kind.BLOCK_DEVICE,
+    stat.S_IFSOCK: Kind.SOCKET,
+}
+
+
+def meta(mode: int = 0o644, mtime_ns: int = 1_600_000_000_123_456_789, **more: object) -> Meta:
+    """Metadata of this process's own user."""
+    return Meta(mode, os.geteuid(), os.getegid(), mtime_ns, **more)  # type: ignore[arg-type]
+
+
+class Writer:
+    """Puts snapshots into the archive at `directory` (created when missing)."""
+
+    def __init__(self, directory: Path, *, level: int = 1) -> None:
+        self.archive = Archive.open(directory, client=CLIENT, dataset=DATASET, create=True)
+        self._level = level
+        self._file = 1_000_000
+        self._records: list[bytes] = []
+        self._ops: list[Op] = []
+        self.entries = self.size = 0
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.archive.close()
+
+    def put(self, path: bytes, content: bytes | None = None, **fields: object) -> Put:
+        """Add one entry by hand: a file with `content`, or what `fields` of a `Put` say (a directory by default)."""
+        if content is None:
+            values: dict[str, object] = {"kind": Kind.DIRECTORY, "meta": meta(0o755), **fields}
+            op = Put(path, **values)  # type: ignore[arg-type]
+            self.add(op)
+            return op
+        self._file += 1
+        values = {"meta": meta(), "file": self._file, "block_bytes": 65536, **fields}
+        op = Put(path, Kind.FILE, size=len(content), **values)  # type: ignore[arg-type]
+        size = op.block_bytes
+        self.file(op, (content[at : at + size] for at in range(0, len(content), size)))
+        return op
+
+    def file(self, put: Put, blocks: Iterable[bytes]) -> None:
+        """Add a file with its blocks."""
+        listed: list[tuple[int, bytes]] = []
+        frames: list[bytes] = []
+        waiting = 0
+        for index, data in enumerate(blocks):
+            if is_zero(data):
+                continue
+            name = block_id(data)
+            listed.append((index, name))
+            if any(self.archive.needed(name)):
+                codec, stored = compress(data, self._level)
+                frames.append(encode_frame(FrameType.BLOCK, data, name, stored, codec))
+                waiting += len(data)
+            if waiting > 1 << 20:
+                self.archive.add_blocks(b"".join(frames))
+                frames, waiting = [], 0
+        if frames:
+            self.archive.add_blocks(b"".join(frames))
+        for op in _operations(put, listed):
+            self.add(op)
+
+    def add(self, op: Op) -> None:
+        """Add an operation as it is."""
+        self._ops.append(op)
+        if isinstance(op, Put):
+            self.entries += 1
+            self.size += op.size
+        if len(self._ops) >= 500:
+            self._flush()
+
+    def seal(self, number: int = 1, created_ns: int = 1_700_000_000_000_000_000, *, complete: bool = True) -> Head:
+        """Make it a snapshot."""
+        self._flush()
+        commit = Commit(
+            number, created_ns, complete, self.archive.head.digest, len(self._records), records_digest(self._records),
+            self.entries, self.size,
+        )  # fmt: skip
+        head = self.archive.seal(encode_plain(FrameType.COMMIT, encode_commit(commit)))
+        self._records.clear()
+        return head
+
+    def tree(self, root: Path) -> None:
+        """Add everything below `root`."""
+        inodes: dict[tuple[int, int], Put] = {}
+        top = os.fsencode(root)
+        self._entry(b"", os.stat(top), os.open(top, os.O_RDONLY), b".", inodes)
+        for directory, directories, files, here in os.fwalk(top, follow_symlinks=False):
+            prefix = directory[len(top) :].lstrip(b"/")
+            directories.sort()
+            for name in sorted(directories + files):
+                path = b"/".join(part for part in (prefix, name) if part)
+                self._entry(path, os.lstat(name, dir_fd=here), os.dup(here), name, inodes)
+
+    def _entry(self, path: bytes, status: os.stat_result, here: int, name: bytes, inodes: dict[tuple[int, int], Put]) -> None:
+        kind = KINDS[stat.S_IFMT(status.st_mode)]
+        xattrs, _ = read_xattrs(b"/proc/self/fd/%d/%s" % (here, name))
+        described = Meta(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, xattrs)
+        try:
+            if kind is not Kind.FILE:
+                target = os.readlink(name, dir_fd=here) if kind is Kind.SYMLINK else b""
+                device = status.st_rdev if kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE) else 0
+                self.add(Put(path, kind, described, target=target, device=device))
+                return
+            twin = inodes.get((status.st_dev, status.st_ino))
+            if twin:
+                self.add(Put(path, kind, described, twin.size, twin.file, twin.block_bytes, twin.flags))
+                return
+            self._file += 1
+            flags = SPARSE if status.st_blocks * 512 < status.st_size else 0
+            put = Put(path, kind, described, status.st_size, self._file, block_size_for(status.st_size), flags)
+            if status.st_nlink > 1:
+                inodes[status.st_dev, status.st_ino] = put
+            with open(os.open(name, os.O_RDONLY, dir_fd=here), "rb") as source:
+                self.file(put, iter(lambda: source.read(put.block_bytes), b""))
+        finally:
+            os.close(here)
+
+    def _flush(self) -> None:
+        if self._ops:
+            plain = encode_ops(self._ops)
+            name = block_id(plain)
+            codec, stored = compress(plain, 3)
+            self.archive.add_record(encode_frame(FrameType.RECORD, plain, name, stored, codec))
+            self._records.append(name)
+            self._ops.clear()
+
+
+def _operations(put: Put, listed: Sequence[tuple[int, bytes]]) -> Iterator[Op]:
+    if len(listed) <= INLINE_BLOCKS:
+        fields = {name: getattr(put, name) for name in put.__struct_fields__}
+        yield Put(**{**fields, "blocks": tuple(i for i, _ in listed), "ids": b"".join(name for _, name in listed)})
+        return
+    yield put
+    for at in range(0, len(listed), MAP_BLOCKS):
+        some = listed[at : at + MAP_BLOCKS]
+        yield Map(put.file, tuple(i for i, _ in some), b"".join(name for _, name in some))
+
+
+def archive_tree(directory: Path, root: Path, number: int = 1) -> Head:
+    """The tree `root` as snapshot `number` of the archive at `directory`, which must hold no other tree yet."""
+    with Writer(directory) as writer:
+        writer.tree(root)
+        return writer.seal(number)
+
+
+def differences(one: Path, other: Path) -> str:
+    """What rsync would have to change to make `other` like `one`: an independent comparison of everything."""
+    command = ["rsync", "-aHAXn", "--checksum", "--itemize-changes", "--delete", f"{one}/", f"{other}/"]
+    done = subprocess.run(command, capture_output=True, check=False, text=True, errors="replace")
+    return done.stdout + done.stderr
+
+
+def damage_block(directory: Path, name: bytes) -> None:
+    """Flip one bit of the stored payload of a block, behind the archive's back."""
+    for segment in sorted((directory / "segments").iterdir()):
+        data = segment.read_bytes()
+        at = data.find(name)
+        if at >= 0:
+            position = at + len(name) + 10
+            with open(segment, "r+b") as file:
+                file.seek(position)
+                file.write(bytes([data[position] ^ 1]))
+            return
+    raise AssertionError("the block is not in the store")
+
+
+def line_of(number: int = 1) -> SnapshotLine:
+    """A snapshot line for readers that are not asked."""
+    return SnapshotLine(number, 1_700_000_000_000_000_000, 0, True, 0, 0, 0, bytes(32))
+
+
+def blocks_of(data: bytes, block_bytes: int = 65536) -> int:
+    """How many blocks `data` has."""
+    return block_count(len(data), block_bytes)

@@ -1,0 +1,200 @@
+"""The metrics: names that are API, values that alerts can rely on, and a real Prometheus that reads them."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_job, a_node, a_store
+from replicad.http.metrics import FAMILIES, Exposition
+from replicad.status import NodeStatus
+
+DOCS = Path(__file__).parents[1] / "docs" / "METRICS.md"
+CONTRACT = {
+    "replicad_build_info", "replicad_link_up", "replicad_dataset_lag_seconds", "replicad_pending_bytes",
+    "replicad_pending_files", "replicad_last_snapshot_timestamp_seconds", "replicad_sent_bytes_total", "replicad_held",
+    "replicad_store_free_bytes", "replicad_watch_degraded", "replicad_job_failures_total",
+    "replicad_job_last_success_timestamp_seconds",
+}  # fmt: skip
+"""Names that others rely on."""
+LABELS = {"node", "version", "dataset", "replica", "client", "job"}
+
+
+def values(node: NodeStatus) -> dict[str, float]:
+    """Every sample of the exposition by its name and labels."""
+    lines = Exposition(lambda: node).render().decode().splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    return {name: float(value) for name, value in pairs}
+
+
+def full_node() -> NodeStatus:
+    """A node with a part of every kind."""
+    return a_node(a_dataset(), a_dataset("db", "lon1"), a_store(), a_job(), a_job("scan", failures=3))
+
+
+def test_the_contract_is_kept() -> None:
+    """Every promised name is there."""
+    assert {family.name for family in FAMILIES} >= CONTRACT
+
+
+def test_the_docs_name_exactly_what_is_exposed() -> None:
+    """docs/METRICS.md has one row for each metric, with its type and labels, and none more."""
+    rows = re.findall(r"^\| `(replicad_\w+)` \| (\w+) \| ([\w, ]*)\|", DOCS.read_text(), re.MULTILINE)
+    documented = {name: (kind, labels.strip()) for name, kind, labels in rows}
+    exposed = {f.name: ("counter" if f.is_counter else "gauge", ", ".join(f.labels)) for f in FAMILIES}
+    assert documented == exposed
+
+
+def test_names_and_labels_are_bounded_and_unique() -> None:
+    """No metric has a label that could grow with the data, and no name is used twice."""
+    assert {label for family in FAMILIES for label in family.labels} <= LABELS
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+
+
+def test_values_follow_the_status() -> None:
+    """Every number is the status's own, in base units."""
+    line = a_dataset(
+        held=True, unread=4, fuzzy=5, rotten=6, pending_bytes=7, pending_files=8, watch="degraded: limit reached"
+    )
+    store = a_store(damaged=9, state="full")
+    node = a_node(line, store, a_job("scan", failures=3, running=False), sessions=2, config_error="line 3")
+    found = values(node)
+    www, kept = '{dataset="www",replica="fra1"}', '{client="ams1",dataset="www"}'
+    expected = {
+        'replicad_build_info{node="ams1",version="0.1.0"}': 1,
+        "replicad_config_refused": 1,
+        "replicad_sessions": 2,
+        f"replicad_link_up{www}": 1,
+        f"replicad_dataset_lag_seconds{www}": 60,
+        f"replicad_rpo_seconds{www}": 300,
+        f"replicad_last_complete_timestamp_seconds{www}": 1_799_999_940,
+        f"replicad_last_snapshot_timestamp_seconds{www}": 1_799_999_940,
+        f"replicad_held{www}": 1,
+        f"replicad_unread_entries{www}": 4,
+        f"replicad_fuzzy_files{www}": 5,
+        f"replicad_rotten_blocks{www}": 6,
+        f"replicad_pending_bytes{www}": 7,
+        f"replicad_pending_files{www}": 8,
+        f"replicad_watch_degraded{www}": 1,
+        f"replicad_sent_bytes_total{www}": 5_000_000,
+        f"replicad_read_bytes_total{www}": 6_000_000,
+        f"replicad_passes_total{www}": 7,
+        f"replicad_dataset_entries{www}": 1234,
+        f"replicad_dataset_bytes{www}": 3 * 1024**3,
+        "replicad_store_free_bytes": 100 * 1024**3,
+        "replicad_store_reserve_bytes": 1024**3,
+        f"replicad_store_last_received_timestamp_seconds{kept}": 1_799_999_941,
+        f"replicad_store_last_snapshot_timestamp_seconds{kept}": 1_799_999_940,
+        f"replicad_store_damaged_frames{kept}": 9,
+        f"replicad_store_full{kept}": 1,
+        f"replicad_store_entries{kept}": 1234,
+        f"replicad_store_dataset_bytes{kept}": 3 * 1024**3,
+        f"replicad_store_stored_bytes{kept}": 4 * 1024**3,
+        f"replicad_store_received_bytes_total{kept}": 5_000_000,
+        'replicad_job_running{job="scan"}': 0,
+        'replicad_job_failures_total{job="scan"}': 3,
+        'replicad_job_last_success_timestamp_seconds{job="scan"}': 1_799_999_940,
+    }
+    assert {name: value for name, value in found.items() if name.startswith("replicad_")} == expected
+
+
+def test_never_is_alertable() -> None:
+    """What never happened has the timestamp 0 and an infinite lag, never no value."""
+    found = values(a_node(a_dataset(last_complete_ns=0, last_snapshot_ns=0), a_job("scan", last_success_ns=0)))
+    assert found['replicad_dataset_lag_seconds{dataset="www",replica="fra1"}'] == float("inf")
+    assert found['replicad_last_complete_timestamp_seconds{dataset="www",replica="fra1"}'] == 0
+    assert found['replicad_last_snapshot_timestamp_seconds{dataset="www",replica="fra1"}'] == 0
+    assert found['replicad_job_last_success_timestamp_seconds{job="scan"}'] == 0
+
+
+def test_a_clock_that_went_back_gives_no_negative_lag() -> None:
+    """After a jump of the clock the lag is 0, not negative."""
+    found = values(a_node(a_dataset(last_complete_ns=NOW_NS + 3600 * S)))
+    assert found['replicad_dataset_lag_seconds{dataset="www",replica="fra1"}'] == 0
+
+
+def test_a_node_without_a_store_has_no_room_to_run_out() -> None:
+    """Free bytes are absent where there is no store, so that no alert on low values fires."""
+    assert not [name for name in values(a_node(a_dataset())) if name.startswith("replicad_store_")]
+
+
+def test_the_process_speaks_too() -> None:
+    """Memory and descriptors of the daemon come with its own metrics."""
+    assert values(a_node())["process_resident_memory_bytes"] > 1024**2
+
+
+def test_promtool_finds_nothing_to_complain_about() -> None:
+    """The exposition passes Prometheus's own linter."""
+    text = Exposition(full_node).render()
+    result = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=20)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
+    """Prometheus takes the daemon for a healthy target and answers queries with the daemon's values and labels."""
+    (tmp_path / "state").mkdir()
+    node = full_node()
+    node.datasets[0].pending_bytes = 4711
+    with Served(FakeDaemon(node), tmp_path / "state") as served, _prometheus(tmp_path, served.address) as api:
+        _until(lambda: [t["health"] for t in api("targets")["activeTargets"]] == ["up"])
+        query = 'replicad_pending_bytes{dataset="www"}'
+        [sample] = _until(lambda: api("query", query=query)["result"])
+        assert sample["value"][1] == "4711"
+        [lag] = api("query", query='replicad_dataset_lag_seconds{dataset="www"} < +Inf')["result"]
+        assert lag["value"][1] == "60"
+        [failures] = api("query", query='replicad_job_failures_total{exported_job="scan"}')["result"]
+        assert (failures["metric"]["job"], failures["value"][1]) == ("replicad", "3")
+
+
+@contextmanager
+def _prometheus(directory: Path, target: str) -> Iterator[Any]:
+    """A Prometheus of our own that scrapes `target`; yields a function that asks its HTTP API."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    config = directory / "prometheus.yml"
+    config.write_text(
+        "global: {scrape_interval: 1s}\n"
+        f"scrape_configs: [{{job_name: replicad, static_configs: [{{targets: ['{target}']}}]}}]\n"
+    )
+
+    def ask(what: str, **query: str) -> Any:
+        url = f"http://{address}/api/v1/{what}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    command = [
+        "prometheus",
+        f"--config.file={config}",
+        f"--storage.tsdb.path={directory / 'data'}",
+        f"--web.listen-address={address}",
+        "--log.level=error",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield ask
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _until(found: Any) -> Any:
+    """What `found` gives as soon as it gives something; a Prometheus that has just started refuses connections."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            if value := found():
+                return value
+        except (urllib.error.URLError, ConnectionError):
+            pass  # not listening yet
+        time.sleep(0.05)
+    raise AssertionError("Prometheus did not get there in 30 s")

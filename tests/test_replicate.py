@@ -1,0 +1,581 @@
+"""Replication of a real tree into a real store, over a link in memory: what arrives, what travels, what never does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
+from kit_tree import build_tree, is_root
+
+from replicad.model.errors import HeldError, LinkError, ReplicadError
+from replicad.source import read as source_read
+from replicad.work import copy as work_copy
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "www"
+    path.mkdir()
+    return path
+
+
+def sent_during(made: Rig, before: int) -> int:
+    return made.status["fra1"].sent_bytes - before
+
+
+async def test_every_entry_type_and_all_metadata_arrive(tmp_path: Path, root: Path) -> None:
+    """A tree with every kind of entry, odd names, links, holes and attributes is on the replica exactly as it is."""
+    build_tree(root)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        status = await primary.sync(fra1)
+        assert (status.unread, [t.path for t in status.troubles]) == (0, [])
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_an_unchanged_tree_sends_nothing(tmp_path: Path, root: Path) -> None:
+    """The second pass finds nothing and makes no snapshot, since the first is fresh and complete."""
+    build_tree(root)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        before = (await primary.sync(fra1)).sent_bytes
+        status = await primary.sync(fra1)
+        assert sent_during(primary, before) == 0
+        assert status.last_snapshot == 1
+        assert status.pass_ok
+
+
+async def test_only_the_changed_blocks_of_a_big_file_travel(tmp_path: Path, root: Path) -> None:
+    """Three changed places in 8 MiB cost three blocks, and the old snapshot still shows the old bytes."""
+    (root / "big").write_bytes(random.Random(1).randbytes(8 * MIB))
+    old = copied(root)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        before = (await primary.sync(fra1)).sent_bytes
+        with (root / "big").open("r+b") as file:
+            for place in (0, 3 * MIB + 5, 8 * MIB - 1):
+                file.seek(place)
+                file.write(b"!")
+        await primary.sync(fra1)
+        assert 3 * 65536 < sent_during(primary, before) < 4 * 65536
+        assert differences(describe_snapshot(fra1.archive, 1), old) == []
+        assert differences(describe_snapshot(fra1.archive, 2), copied(root)) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, MIB, MIB + 1, 5 * MIB + 3])
+async def test_a_file_that_grows_and_shrinks_is_right_at_every_snapshot(tmp_path: Path, root: Path, size: int) -> None:
+    """Whatever sizes a file passes through, zeroed stretches included, each snapshot shows its own."""
+    source = random.Random(size)
+    path = root / "f"
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        trees = []
+        for step, now in enumerate((size, 3 * size, size // 2, 2 * MIB, 2 * MIB, 100)):
+            content = bytearray(source.randbytes(now))
+            if step == 4:
+                content[65536 : 65536 * 9] = bytes(65536 * 8)
+            with path.open("r+b" if step else "w+b") as file:
+                file.write(content)
+                file.truncate(now)
+            await primary.sync(fra1)
+            trees.append(copied(root))
+        for number, tree in enumerate(trees, 1):
+            assert differences(describe_snapshot(fra1.archive, number), tree) == []
+
+
+async def test_renaming_a_directory_costs_no_data(tmp_path: Path, root: Path) -> None:
+    """A renamed directory is told in names alone, and what was under the old name is gone from the new snapshot only."""
+    source = random.Random(2)
+    (root / "d").mkdir()
+    for number in range(300):
+        (root / "d" / f"{number}").write_bytes(source.randbytes(20_000))
+    old = copied(root)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        before = (await primary.sync(fra1)).sent_bytes
+        (root / "d").rename(root / "e")
+        await primary.sync(fra1)
+        assert sent_during(primary, before) < 60_000
+        assert differences(describe_snapshot(fra1.archive, 1), old) == []
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_a_copied_or_renamed_file_costs_no_data(tmp_path: Path, root: Path) -> None:
+    """Blocks that the replica has under any name are not sent again."""
+    data = random.Random(3).randbytes(3 * MIB)
+    (root / "a").write_bytes(data)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        before = (await primary.sync(fra1)).sent_bytes
+        (root / "a").rename(root / "b")
+        (root / "copy").write_bytes(data)
+        await primary.sync(fra1)
+        assert sent_during(primary, before) < 20_000
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_hard_links_stay_links_however_they_come_and_go(tmp_path: Path, root: Path) -> None:
+    """Links made, broken, rewritten in place and removed in later passes are links, or not, in each snapshot."""
+    big = random.Random(4).randbytes(2 * MIB)
+    (root / "small").write_bytes(b"one")
+    (root / "large").write_bytes(big)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        trees = []
+
+        async def keep() -> None:
+            await primary.sync(fra1)
+            trees.append(copied(root))
+
+        await keep()
+        os.link(root / "small", root / "a-small")
+        os.link(root / "large", root / "z-large")
+        await keep()
+        with (root / "z-large").open("r+b") as file:
+            file.write(b"changed through the other name")
+        await keep()
+        (root / "new").write_bytes(b"not linked any more")
+        (root / "new").rename(root / "a-small")
+        (root / "large").unlink()
+        await keep()
+        for number, tree in enumerate(trees, 1):
+            assert differences(describe_snapshot(fra1.archive, number), tree) == []
+
+
+async def test_kinds_may_change_places(tmp_path: Path, root: Path) -> None:
+    """A directory that becomes a file, a file that becomes a symlink, and back again."""
+    async with rig(tmp_path, root, max_change=1.0) as primary, replica(tmp_path / "store") as fra1:
+        (root / "x").mkdir()
+        (root / "x" / "deep").mkdir()
+        (root / "x" / "deep" / "f").write_text("f")
+        (root / "y").write_text("y")
+        await primary.sync(fra1)
+        shutil.rmtree(root / "x")
+        (root / "x").write_text("now a file")
+        (root / "y").unlink()
+        (root / "y").mkdir()
+        (root / "y" / "inside").write_text("i")
+        await primary.sync(fra1)
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+        (root / "x").unlink()
+        (root / "x").symlink_to("y")
+        shutil.rmtree(root / "y")
+        await primary.sync(fra1)
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_random_edits_arrive_exactly_pass_after_pass(tmp_path: Path, root: Path, seed: int) -> None:
+    """Whatever happens to a tree between passes, every snapshot shows the tree of its pass, restarts included."""
+    source = random.Random(seed)
+    async with rig(tmp_path, root, max_change=1.0) as primary, replica(tmp_path / "store") as fra1:
+        trees = []
+        for _ in range(8):
+            for _ in range(source.randrange(1, 12)):
+                _edit(source, root)
+            (root / "stamp").write_text(str(source.random()))
+            await primary.sync(fra1)
+            trees.append(copied(root))
+            if source.random() < 0.3:
+                await primary.reopen()
+        assert [line.number for line in snapshots(fra1.archive)] == list(range(1, 9))
+        for number, tree in enumerate(trees, 1):
+            assert differences(describe_snapshot(fra1.archive, number), tree) == []
+
+
+def _edit(source: random.Random, root: Path) -> None:
+    """One random change somewhere below `root`."""
+    everything = sorted(p for p in root.rglob("*"))
+    directories = [root, *(p for p in everything if p.is_dir() and not p.is_symlink())]
+    files = [p for p in everything if p.is_file() and not p.is_symlink()]
+    fresh = source.choice(directories) / f"n{source.randrange(10**6)}"
+    match source.randrange(9):
+        case 0 | 1:
+            fresh.write_bytes(source.randbytes(source.choice([0, 10, 70_000, 1_500_000])))
+        case 2:
+            fresh.mkdir()
+        case 3 if files:
+            path = source.choice(files)
+            with path.open("r+b") as file:
+                file.seek(source.randrange(path.stat().st_size + 100_000))
+                file.write(source.choice([source.randbytes(100), bytes(200_000)]))
+        case 4 if files:
+            os.truncate(source.choice(files), source.randrange(300_000))
+        case 5 if files:
+            os.link(source.choice(files), fresh)
+        case 6 if everything:
+            path = source.choice(everything)
+            if path not in fresh.parents:
+                path.rename(fresh)
+        case 7 if everything:
+            path = source.choice(everything)
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        case 8 if everything:
+            source.choice(everything).chmod(source.choice([0o600, 0o755]), follow_symlinks=True)
+
+
+@pytest.mark.parametrize("after_messages", [1, 3, 6, 10, 15, 25, 30])
+async def test_a_cut_link_is_resumed_without_sending_acknowledged_blocks_again(
+    tmp_path: Path, root: Path, after_messages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut the link after some messages, wherever that is: the next passes complete the copy, and no block that the
+    replica has stored travels twice."""
+    source = random.Random(5)
+    for number in range(200):
+        (root / f"{number}").write_bytes(source.randbytes(30_000))
+    (root / "big").write_bytes(source.randbytes(12 * MIB))
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        sent = 0
+        original = work_copy.Shipping._send
+
+        async def cutting(self: object, message: object, size: int) -> None:
+            nonlocal sent
+            sent += 1
+            if sent == after_messages:
+                fra1.cut()
+            await original(self, message, size)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(work_copy.Shipping, "_send", cutting)
+        with pytest.raises(LinkError):
+            await primary.sync(fra1)
+        await primary.reopen()
+        status = await primary.sync(fra1)
+        assert status.pass_ok
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+        stored = sum(p.stat().st_size for p in (fra1.archive / "segments").iterdir())
+        assert stored < 1.1 * 18 * MIB
+
+
+async def test_an_acknowledgement_that_was_lost_is_understood_afterwards(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replica has the commit, the primary never heard: the next session finds out and nothing is sent again."""
+    (root / "a").write_bytes(b"a" * 100_000)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        original = primary.dataset.ledger.set_acked
+        monkeypatch.setattr(primary.dataset.ledger, "set_acked", _raise_link_error)
+        with pytest.raises(LinkError):
+            await primary.sync(fra1)
+        monkeypatch.setattr(primary.dataset.ledger, "set_acked", original)
+        await primary.close_jobs()
+        before = primary.status["fra1"].sent_bytes
+        assert (await primary.sync(fra1)).pass_ok
+        assert sent_during(primary, before) < 1000
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+def _raise_link_error(*_: object) -> None:
+    raise LinkError("cut right behind the acknowledgement")
+
+
+async def test_a_second_replica_gets_everything_from_the_ledger(tmp_path: Path, root: Path) -> None:
+    """A replica that joins late, or was away for some passes, catches up and holds the same tree."""
+    build_tree(root)
+    (root / "big").write_bytes(random.Random(6).randbytes(9 * MIB))
+    async with (
+        rig(tmp_path, root, ("fra1", "par1")) as primary,
+        replica(tmp_path / "store1") as fra1,
+        replica(tmp_path / "store2") as par1,
+    ):
+        await primary.sync(fra1)
+        (root / "later").write_text("later")
+        (root / "big").unlink()
+        await primary.sync(fra1)
+        await primary.sync(par1, "par1")
+        assert differences(describe_snapshot(par1.archive), copied(root)) == []
+        shutil.rmtree(root / "dir", ignore_errors=True)
+        (root / "later").write_text("even later")
+        await primary.sync(fra1)
+        await primary.sync(par1, "par1")
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+        assert differences(describe_snapshot(par1.archive), copied(root)) == []
+
+
+async def test_rot_is_never_sent_by_a_catch_up(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block whose bytes changed under an unchanged identity is counted and not sent; everything else arrives."""
+    source = random.Random(7)
+    (root / "rotten").write_bytes(source.randbytes(3 * 65536))
+    (root / "sound").write_bytes(source.randbytes(3 * 65536))
+    async with (
+        rig(tmp_path, root, ("fra1", "par1")) as primary,
+        replica(tmp_path / "store1") as fra1,
+        replica(tmp_path / "store2") as par1,
+    ):
+        await primary.sync(fra1)
+        monkeypatch.setattr(source_read.Access, "read", _rotten_read(source_read.Access.read, root / "rotten"))
+        status = await primary.sync(par1, "par1")
+        assert (status.rotten, status.unread, status.pass_ok) == (1, 1, False)
+        assert status.troubles[0].path == "rotten"
+        there = describe_snapshot(par1.archive)
+        assert b"rotten" not in there
+        assert there[b"sound"] == copied(root)[b"sound"]
+        assert not snapshots(par1.archive)[-1].complete
+        monkeypatch.undo()
+        status = await primary.sync(par1, "par1")
+        assert (status.rotten, status.unread, status.pass_ok) == (0, 0, True)
+        assert differences(describe_snapshot(par1.archive), copied(root)) == []
+
+
+def _rotten_read(read: object, path: Path) -> object:
+    """Reads of `path` give one flipped bit in the second block, as a failing disk would."""
+
+    def rotten(self: object, fd: int, size: int, offset: int) -> bytes:
+        data: bytes = read(self, fd, size, offset)  # type: ignore[operator]
+        place = 65536 + 100 - offset
+        if os.readlink(f"/proc/self/fd/{fd}") == str(path) and 0 <= place < len(data):
+            return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+        return data
+
+    return rotten
+
+
+async def test_a_rotten_block_that_another_file_has_too_comes_from_there(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sound twin of a rotten block is sent, and only the file with the rotten one stays behind."""
+    data = random.Random(8).randbytes(3 * 65536)
+    (root / "rotten").write_bytes(data)
+    (root / "twin").write_bytes(data)
+    async with (
+        rig(tmp_path, root, ("fra1", "par1")) as primary,
+        replica(tmp_path / "store1") as fra1,
+        replica(tmp_path / "store2") as par1,
+    ):
+        await primary.sync(fra1)
+        monkeypatch.setattr(source_read.Access, "read", _rotten_read(source_read.Access.read, root / "rotten"))
+        status = await primary.sync(par1, "par1")
+        assert [t.path for t in status.troubles] == ["rotten"]
+        assert describe_snapshot(par1.archive)[b"twin"] == copied(root)[b"twin"]
+
+
+async def test_a_mass_deletion_is_held_until_it_is_released(tmp_path: Path, root: Path) -> None:
+    """More than the configured share of drops sends nothing at all; a release lets it through."""
+    for number in range(100):
+        (root / f"{number}").write_text(str(number))
+    full = copied(root)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        for number in range(80):
+            (root / f"{number}").unlink()
+        status = await primary.sync(fra1)
+        assert (status.state, status.held) == ("held", True)
+        assert "80 entries would be dropped" in status.reason
+        assert differences(describe_snapshot(fra1.archive), full) == []
+        await primary.reopen()
+        assert (await primary.sync(fra1)).held, "a restart does not forget it"
+        await primary.dataset.in_ledger(primary.dataset.release)
+        assert not (await primary.sync(fra1)).held
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_a_mass_rewrite_is_held(tmp_path: Path, root: Path) -> None:
+    """Encrypting most files looks like this, and is not replicated over the good state by itself."""
+    for number in range(60):
+        (root / f"{number}").write_text(str(number))
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        for number in range(60):
+            (root / f"{number}").write_bytes(os.urandom(50))
+        assert (await primary.sync(fra1)).held
+
+
+async def test_a_root_that_is_another_directory_is_held(tmp_path: Path, root: Path) -> None:
+    """An unmounted dataset is an empty directory with another identity: nothing is dropped on the replica."""
+    (root / "a").write_text("a")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        root.rename(tmp_path / "mounted elsewhere")
+        root.mkdir()
+        status = await primary.sync(fra1)
+        assert status.held
+        assert "not mounted" in status.reason
+        root.rmdir()
+        (tmp_path / "mounted elsewhere").rename(root)
+        status = await primary.sync(fra1)
+        assert not status.held, "it goes on by itself when the root is back"
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_a_missing_root_is_an_error_and_drops_nothing(tmp_path: Path, root: Path) -> None:
+    """Without a root the pass fails with its path, and the replica keeps what it has."""
+    (root / "a").write_text("a")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        before = copied(root)
+        shutil.rmtree(root)
+        with pytest.raises(ReplicadError, match=str(root)):
+            await primary.sync(fra1)
+        assert differences(describe_snapshot(fra1.archive), before) == []
+
+
+@pytest.mark.skipif(not is_root(), reason="needs root to take a right away from somebody else")
+async def test_what_cannot_be_read_is_counted_named_and_kept(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unreadable file keeps its last version on the replica; the pass says so and the snapshot is not complete."""
+    (root / "a").write_text("old")
+    (root / "b").write_text("b")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        (root / "a").write_text("new")
+        (root / "b").write_text("newer")
+        original = source_read.open_file
+
+        def refusing(trail: object, path: bytes) -> int:
+            if path == b"a":
+                raise PermissionError(13, "Permission denied")
+            return original(trail, path)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(source_read, "open_file", refusing)
+        status = await primary.sync(fra1)
+        assert (status.unread, status.pass_ok) == (1, False)
+        assert (status.troubles[0].path, "ermission" in status.troubles[0].reason) == ("a", True)
+        there = describe_snapshot(fra1.archive)
+        assert (there[b"a"]["content"], there[b"b"]["content"]) == (b"old", b"newer")
+        line = snapshots(fra1.archive)[-1]
+        assert (line.complete, line.unread) == (False, 1)
+        monkeypatch.undo()
+        assert (await primary.sync(fra1)).pass_ok
+        assert snapshots(fra1.archive)[-1].complete
+
+
+async def test_a_lost_store_is_held_and_copied_anew_after_a_release(tmp_path: Path, root: Path) -> None:
+    """A replica without its history is not taken for an empty one silently; a release makes a new first copy."""
+    (root / "a").write_bytes(random.Random(9).randbytes(300_000))
+    async with rig(tmp_path, root) as primary:
+        async with replica(tmp_path / "store") as fra1:
+            await primary.sync(fra1)
+            await primary.close_jobs()
+        async with replica(tmp_path / "empty") as fra1:
+            status = await primary.sync(fra1)
+            assert status.held
+            assert "lost or replaced" in status.reason
+            await primary.dataset.in_ledger(primary.dataset.release)
+            assert (await primary.sync(fra1)).pass_ok
+            assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_a_lost_ledger_is_held_and_goes_on_after_a_release(tmp_path: Path, root: Path) -> None:
+    """A new ledger against a replica with history: after a release the new snapshot shows exactly the tree, nothing
+    that was deleted meanwhile, and the old snapshots are still there."""
+    for number in range(30):
+        (root / f"{number}").write_bytes(random.Random(number).randbytes(70_000))
+    old = copied(root)
+    async with replica(tmp_path / "store") as fra1:
+        async with rig(tmp_path / "first", root) as primary:
+            before = (await primary.sync(fra1)).sent_bytes
+        (root / "3").unlink()
+        with (root / "4").open("r+b") as file:
+            file.write(bytes(66_000))
+        async with rig(tmp_path / "second", root) as primary:
+            status = await primary.sync(fra1)
+            assert status.held
+            assert "ledger was lost" in status.reason
+            await primary.dataset.in_ledger(primary.dataset.release)
+            status = await primary.sync(fra1)
+            assert status.pass_ok
+            assert status.sent_bytes < before / 10, "the blocks are there already"
+            assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+            assert differences(describe_snapshot(fra1.archive, 1), old) == []
+
+
+async def test_a_failing_hook_stops_the_pass_and_the_post_hook_runs_anyway(tmp_path: Path, root: Path) -> None:
+    """Nothing is copied without the pre hook's work; whatever it left open is closed by the post hook."""
+    (root / "a").write_text("a")
+    post = tmp_path / "post ran"
+    hooks = {"hook_pre": ("false",), "hook_post": ("touch", str(post))}
+    async with rig(tmp_path, root, **hooks) as primary, replica(tmp_path / "store") as fra1:
+        with pytest.raises(ReplicadError, match="false"):
+            await primary.sync(fra1)
+        assert post.exists()
+        assert not fra1.archive.exists() or not snapshots(fra1.archive)
+
+
+async def test_a_hook_prepares_what_the_pass_copies(tmp_path: Path, root: Path) -> None:
+    """What the pre hook writes into the dataset is in the snapshot of that pass."""
+    (root / "live").write_text("live")
+    hooks = {"hook_pre": ("cp", str(root / "live"), str(root / "dump"))}
+    async with rig(tmp_path, root, **hooks) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        assert describe_snapshot(fra1.archive)[b"dump"]["content"] == b"live"
+
+
+async def test_a_long_pass_is_restorable_as_it_progresses(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that goes on for long seals partial snapshots; each of them shows whole files only."""
+    source = random.Random(10)
+    for number in range(40):
+        (root / f"{number:02d}").write_bytes(source.randbytes(2 * MIB))
+    monkeypatch.setattr(work_copy, "CHECKPOINT_BYTES", 8 * MIB)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        lines = snapshots(fra1.archive)
+        assert len(lines) > 5
+        assert [line.complete for line in lines] == [False] * (len(lines) - 1) + [True]
+        tree = copied(root)
+        for line in lines:
+            for path, described in describe_snapshot(fra1.archive, line.number).items():
+                if path:
+                    assert described == tree[path]
+        assert differences(describe_snapshot(fra1.archive), tree) == []
+
+
+async def test_excluded_paths_stay_at_home(tmp_path: Path, root: Path) -> None:
+    """Patterns in gitignore syntax keep files out, and drop them when they are added later."""
+    (root / "keep").write_text("k")
+    (root / "a.tmp").write_text("t")
+    async with rig(tmp_path, root, exclude=("*.tmp",)) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        assert set(describe_snapshot(fra1.archive)) == {b"", b"keep"}
+
+
+@pytest.mark.parametrize("policy", ["fuzzy", "skip"])
+@pytest.mark.parametrize("size", [1000, 3 * MIB])
+async def test_a_file_that_never_holds_still_follows_the_policy(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, policy: str, size: int
+) -> None:
+    """Fuzzy records it, flagged and counted; skip leaves it out, named. Either way it is right once it holds still."""
+    (root / "log").write_bytes(b"x" * size)
+    (root / "other").write_text("o")
+
+    def write_more(self: object, path: bytes) -> None:
+        if path == b"log":
+            with (root / "log").open("ab") as file:
+                file.write(b"more")
+
+    monkeypatch.setattr(source_read.Access, "before_second_look", write_more)
+    async with rig(tmp_path, root, on_change=policy) as primary, replica(tmp_path / "store") as fra1:
+        status = await primary.sync(fra1)
+        if policy == "fuzzy":
+            assert (status.fuzzy, status.unread) == (1, 0)
+            assert b"log" in describe_snapshot(fra1.archive)
+        else:
+            assert (status.fuzzy, status.unread, status.troubles[0].path) == (0, 1, "log")
+            assert b"log" not in describe_snapshot(fra1.archive)
+        monkeypatch.undo()
+        status = await primary.sync(fra1)
+        assert (status.fuzzy, status.unread) == (0, 0)
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_a_held_dataset_says_so_in_the_right_type(tmp_path: Path, root: Path) -> None:
+    """HeldError is a finding (exit code 1) that nobody retries by itself."""
+    async with rig(tmp_path, root) as primary:
+        error = primary.dataset.held_error("because")
+        assert isinstance(error, HeldError)
+        assert (error.exit_code, error.retry) == (1, False)
+
+
+async def test_two_sessions_of_one_client_do_not_write_at_once(tmp_path: Path, root: Path) -> None:
+    """A client that dials again takes over: the first session is ended and its pass fails, nothing is mixed."""
+    (root / "a").write_text("a")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        first = primary.jobs.pop("fra1")
+        assert (await primary.sync(fra1)).pass_ok
+        (root / "a").write_text("b")
+        await asyncio.wait_for(first._shipping.ended(), 10)  # type: ignore[union-attr]
+        assert (await primary.sync(fra1)).pass_ok
+        await first.close()
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
