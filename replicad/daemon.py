@@ -30,6 +30,7 @@ from replicad.model.errors import ConfigError, LinkError, ReplicadError, UsageEr
 from replicad.status import DatasetStatus, JobStatus, NodeStatus
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
+from replicad.system.heap import keep_freed_memory
 from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
 from replicad.work.dataset import Dataset
@@ -54,6 +55,7 @@ class Daemon:
         self._pool = ThreadPoolExecutor(config.node.threads, "work")
         self._replica: ReplicaSide | None = None
         self._datasets: dict[str, Protected] = {}
+        self._diallers: dict[ReplicaConfig, Dialler] = {}
         self._http: HttpServer | None = None
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -140,7 +142,8 @@ class Daemon:
 
     async def _apply_replica_side(self, config: Config, old: Config) -> None:
         same = self._replica and config.listen == old.listen and config.node.key == old.node.key
-        if same and config.node.name == old.node.name:
+        if self._replica and same and config.node.name == old.node.name:
+            await self._replica.reception.recheck()
             return
         if self._replica:
             await self._replica.close()
@@ -151,13 +154,19 @@ class Daemon:
             self._status.listen = await self._replica.start()
 
     async def _apply_datasets(self, config: Config) -> None:
+        key = config.node.key
         wanted = {dataset.name: (dataset, config.replicas_of(dataset)) for dataset in config.datasets}
         for name, part in list(self._datasets.items()):
             if (part.config, part.replicas) != wanted.get(name):
                 await self._datasets.pop(name).close()
+        for replica in set(self._diallers) - set(config.replicas):
+            await self._diallers.pop(replica).close()
+        for replica in config.replicas:
+            self._diallers.setdefault(replica, Dialler(replica, key, SOFTWARE))
         for name, (dataset, replicas) in wanted.items():
             if name not in self._datasets:
-                part = Protected(config, dataset, replicas, self._pool, self._clock)
+                diallers = [self._diallers[replica] for replica in replicas]
+                part = Protected(config, dataset, diallers, self._pool, self._clock)
                 self._datasets[name] = part
                 part.start()
 
@@ -199,6 +208,8 @@ class Daemon:
         """Primary first, so that what it has under way can still be acknowledged or is cut cleanly."""
         for part in self._datasets.values():
             await part.close()
+        for dialler in self._diallers.values():
+            await dialler.close()
         if self._replica:
             await self._replica.close()
         if self._http:
@@ -300,7 +311,6 @@ class _Loop:
 
     job: Replication
     runner: Runner
-    dialler: Dialler
 
 
 class Protected:
@@ -310,20 +320,19 @@ class Protected:
         self,
         config: Config,
         dataset: DatasetConfig,
-        replicas: Sequence[ReplicaConfig],
+        diallers: Sequence[Dialler],
         pool: ThreadPoolExecutor,
         clock: Clock,
     ) -> None:
-        self.config, self.replicas = dataset, tuple(replicas)
-        self.statuses = [DatasetStatus(dataset.name, replica.name) for replica in replicas]
+        self.config, self.replicas = dataset, tuple(dialler.replica for dialler in diallers)
+        self.statuses = [DatasetStatus(dataset.name, replica.name) for replica in self.replicas]
         self.jobs: list[JobStatus] = []
-        self._dataset = Dataset(dataset, tuple(replica.name for replica in replicas), config.node.state)
+        self._dataset = Dataset(dataset, tuple(replica.name for replica in self.replicas), config.node.state)
         self._loops: list[_Loop] = []
-        for replica, status in zip(replicas, self.statuses, strict=True):
-            dialler = Dialler(replica, config.node.key, SOFTWARE)
-            job = Replication(self._dataset, replica.name, dialler.dial, status, pool, clock)
+        for dialler, status in zip(diallers, self.statuses, strict=True):
+            job = Replication(self._dataset, dialler.replica.name, dialler.dial, status, pool, clock)
             self.jobs.append(JobStatus(job.name))
-            self._loops.append(_Loop(job, Runner(job, self.jobs[-1], clock, _report_failure), dialler))
+            self._loops.append(_Loop(job, Runner(job, self.jobs[-1], clock, _report_failure)))
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -351,10 +360,10 @@ class Protected:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for loop in self._loops:
             await loop.job.close()
-            await loop.dialler.close()
         await self._dataset.close()
 
     async def _release(self) -> None:
+        await self._dataset.open()
         await self._dataset.in_ledger(self._dataset.release)
         for loop in self._loops:
             loop.job.wake()
@@ -373,6 +382,7 @@ def run(config_file: Path) -> None:
     """Load the configuration and run the daemon in this process until it is told to stop."""
     config = load(config_file)
     configure(config.node.log_level, config.node.log_format)
+    keep_freed_memory()
     asyncio.run(_main(config))
 
 

@@ -6,20 +6,32 @@ files, and hands blocks, records and a commit to an `Archive`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from replicad.link.messages import SnapshotLine
-from replicad.model.block import block_count, block_id, block_size_for, is_zero
+from kit_link import Pair
+from replicad.link.channel import admit, greet
+from replicad.link.messages import Lost, OpenRead, SnapshotLine
+from replicad.model.block import block_id, block_size_for, is_zero
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, SPARSE, Kind, Map, Meta, Op, Put, encode_ops
+from replicad.model.errors import LinkError
 from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
+from replicad.model.when import choose_snapshot
 from replicad.source.meta import read_xattrs
-from replicad.store.format import FrameType, encode_frame, encode_plain
+from replicad.store.format import FrameType, encode_frame, encode_plain, split_frames
 from replicad.system.compress import compress
+from replicad.work.account import Account
 from replicad.work.archive import Archive
+from replicad.work.read_local import LocalReader
+from replicad.work.read_remote import RemoteReader
+from replicad.work.reader import Answer, split_ids
+from replicad.work.restore import Restore
+from replicad.work.serve import Serving
 
 DATASET, CLIENT = "www", "ams1"
 KINDS = {
@@ -123,7 +135,9 @@ class Writer:
                 path = b"/".join(part for part in (prefix, name) if part)
                 self._entry(path, os.lstat(name, dir_fd=here), os.dup(here), name, inodes)
 
-    def _entry(self, path: bytes, status: os.stat_result, here: int, name: bytes, inodes: dict[tuple[int, int], Put]) -> None:
+    def _entry(
+        self, path: bytes, status: os.stat_result, here: int, name: bytes, inodes: dict[tuple[int, int], Put]
+    ) -> None:
         kind = KINDS[stat.S_IFMT(status.st_mode)]
         xattrs, _ = read_xattrs(b"/proc/self/fd/%d/%s" % (here, name))
         described = Meta(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, xattrs)
@@ -196,11 +210,130 @@ def damage_block(directory: Path, name: bytes) -> None:
     raise AssertionError("the block is not in the store")
 
 
-def line_of(number: int = 1) -> SnapshotLine:
-    """A snapshot line for readers that are not asked."""
-    return SnapshotLine(number, 1_700_000_000_000_000_000, 0, True, 0, 0, 0, bytes(32))
+@asynccontextmanager
+async def greeted_pair() -> AsyncIterator[Pair]:
+    """A pair of channels in memory that have greeted each other."""
+    pair = Pair()
+    admitting = asyncio.create_task(admit(pair.server, "test", "fra1"))
+    await greet(pair.client, "test")
+    await admitting
+    try:
+        yield pair
+    finally:
+        await pair.close()
 
 
-def blocks_of(data: bytes, block_bytes: int = 65536) -> int:
-    """How many blocks `data` has."""
-    return block_count(len(data), block_bytes)
+@asynccontextmanager
+async def served_pair(directory: Path) -> AsyncIterator[tuple[Pair, asyncio.Task[None]]]:
+    """A greeted pair whose server serves one reading session on a store, and the task that does so."""
+
+    async def serve(pair: Pair) -> None:
+        assert isinstance(await pair.server.receive(), OpenRead)
+        await Serving(pair.server, directory).run()
+
+    async with greeted_pair() as pair:
+        serving = asyncio.create_task(serve(pair))
+        try:
+            yield pair, serving
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+
+@asynccontextmanager
+async def reading_pair(
+    directory: Path, dataset: str = DATASET
+) -> AsyncIterator[tuple[RemoteReader, Pair, asyncio.Task[None]]]:
+    """A remote reader over a pair of channels in memory, the pair, and the task that serves the other end."""
+    async with served_pair(directory) as (pair, serving):
+        reader = await RemoteReader.open(pair.client, dataset)
+        try:
+            yield reader, pair, serving
+        finally:
+            await reader.close()
+
+
+async def restore(directory: Path, target: Path, **options: object) -> Account:
+    """Restore the last snapshot of the archive at `directory` in this process."""
+    reader = await LocalReader.open(directory)
+    try:
+        line, _ = choose_snapshot(await reader.snapshots(), str(options.pop("when", "latest")))
+        return await Restore(reader, line, target, dataset=DATASET, **options).run()  # type: ignore[arg-type]
+    finally:
+        await reader.close()
+
+
+class ScriptedReader:
+    """A reader that says what a test wants said, hostile or not; keeps an eye on how it is used."""
+
+    def __init__(self, ops: Sequence[Op] = (), blocks: Iterable[bytes] = ()) -> None:
+        self.name = "script"
+        self.ops = list(ops)
+        self.blocks = {block_id(data): data for data in blocks}
+        self.sizes = {name: len(data) for name, data in self.blocks.items()}
+        self.open = self.most_open = self.asked = self.most_bytes = 0
+        self.fail_after = -1
+        """Raise LinkError once this many blocks were given; never when negative."""
+        self.wait_for_open = 0
+        """Answer nothing before this many fetches are under way."""
+        self._gate = asyncio.Event()
+        self._bytes = 0
+
+    def file(self, path: bytes, content: bytes, **fields: object) -> None:
+        """Add a file and its blocks."""
+        number = len(self.ops) + 1
+        values: dict[str, object] = {"meta": meta(), "file": number, "block_bytes": 4096, **fields}
+        size = int(values["block_bytes"])  # type: ignore[call-overload]
+        pieces = [content[at : at + size] for at in range(0, len(content), size)]
+        kept = [(index, data) for index, data in enumerate(pieces) if not is_zero(data)]
+        self.blocks.update((block_id(data), data) for _, data in kept)
+        self.sizes.update((block_id(data), len(data)) for _, data in kept)
+        put = Put(path, Kind.FILE, size=len(content), **values)  # type: ignore[arg-type]
+        self.ops.extend(_operations(put, [(index, block_id(data)) for index, data in kept]))
+
+    def directory(self, path: bytes, **fields: object) -> None:
+        """Add a directory."""
+        self.ops.append(Put(path, **{"kind": Kind.DIRECTORY, "meta": meta(0o755), **fields}))  # type: ignore[arg-type]
+
+    async def snapshots(self) -> list[SnapshotLine]:
+        size = sum(op.size for op in self.ops if isinstance(op, Put))
+        return [SnapshotLine(1, 1_700_000_000_000_000_000, 0, True, len(self.ops), size, 0, bytes(32))]
+
+    async def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Op]]:
+        for at in range(0, len(self.ops), 100):
+            await asyncio.sleep(0)
+            yield self.ops[at : at + 100]
+
+    async def fetch(self, ids: bytes) -> AsyncIterator[list[Answer]]:
+        names = split_ids(ids)
+        wanted = sum(self.sizes.get(name, 0) for name in names)
+        self.open += 1
+        self._bytes += wanted
+        self.most_open, self.most_bytes = max(self.most_open, self.open), max(self.most_bytes, self._bytes)
+        try:
+            if self.open >= self.wait_for_open:
+                self._gate.set()
+            await asyncio.wait_for(self._gate.wait(), 10)
+            for name in names:
+                if self.asked == self.fail_after:
+                    raise LinkError("the line was cut", where=self.name)
+                self.asked += 1
+                yield [self.answer(name)]
+        finally:
+            self.open -= 1
+            self._bytes -= wanted
+
+    def answer(self, name: bytes) -> Answer:
+        """The answer for one block."""
+        if name not in self.blocks:
+            return Lost(name, "gone")
+        return split_frames(encode_frame(FrameType.BLOCK, self.blocks[name], name))[0]
+
+    async def close(self) -> None:
+        pass
+
+
+async def restore_script(reader: ScriptedReader, target: Path, **options: object) -> Account:
+    """Restore what a scripted reader says."""
+    [line] = await reader.snapshots()
+    return await Restore(reader, line, target, dataset=DATASET, **options).run()  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from replicad.model.block import Buffer, block_count, block_id
 from replicad.model.entry import Drop, Kind, Map, Meta, Op, Put, encode_ops
+from replicad.model.errors import ReplicadError
 from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
 from replicad.store.format import FrameType, encode_frame, encode_plain, plain_payload, split_frames
 from replicad.store.segments import segment_path
@@ -97,8 +98,6 @@ class _FaultyReader(Reader):
 
     def read_at(self, offset: int, size: int) -> memoryview:
         if any(offset // PAGE <= page <= (offset + size - 1) // PAGE for page in self._bad):
-            from replicad.model.errors import ReplicadError
-
             raise ReplicadError("error while reading: Input/output error", where=str(self.path))
         return super().read_at(offset, size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit_store import FaultyDisk
+from replicad.model.block import Buffer
 from replicad.model.errors import DiskFullError, LockedError, ReplicadError
-from replicad.system import disk as module
 from replicad.system.disk import ALIGN_BYTES, AlignedBuffer, Disk, Lock, align_down, align_up, read_at, set_direct
 
 MEMORY = Path("/dev/shm")
@@ -108,8 +109,8 @@ def test_a_file_system_that_refuses_the_transfer(tmp_path: Path, monkeypatch: py
     """Some file systems take the O_DIRECT flag and refuse the transfer: reads and writes go on without it."""
 
     class Picky(Disk):
-        def pwrite(self, fd: int, data: module.Buffer, offset: int) -> int:
-            if module.fcntl.fcntl(fd, module.fcntl.F_GETFL) & os.O_DIRECT:
+        def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
+            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
                 raise OSError(errno.EINVAL, "Invalid argument")
             return super().pwrite(fd, data, offset)
 
@@ -122,7 +123,7 @@ def test_a_file_system_that_refuses_the_transfer(tmp_path: Path, monkeypatch: py
     real = os.preadv
 
     def picky(fd: int, buffers: list[memoryview], offset: int) -> int:
-        if module.fcntl.fcntl(fd, module.fcntl.F_GETFL) & os.O_DIRECT:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
             raise OSError(errno.EINVAL, "Invalid argument")
         return real(fd, buffers, offset)
 

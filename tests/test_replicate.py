@@ -252,6 +252,7 @@ async def test_an_acknowledgement_that_was_lost_is_understood_afterwards(
     """The replica has the commit, the primary never heard: the next session finds out and nothing is sent again."""
     (root / "a").write_bytes(b"a" * 100_000)
     async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.dataset.open()
         original = primary.dataset.ledger.set_acked
         monkeypatch.setattr(primary.dataset.ledger, "set_acked", _raise_link_error)
         with pytest.raises(LinkError):
@@ -498,6 +499,23 @@ async def test_a_hook_prepares_what_the_pass_copies(tmp_path: Path, root: Path) 
     async with rig(tmp_path, root, **hooks) as primary, replica(tmp_path / "store") as fra1:
         await primary.sync(fra1)
         assert describe_snapshot(fra1.archive)[b"dump"]["content"] == b"live"
+
+
+@pytest.mark.parametrize(("hook", "woken"), [((), True), (("true",), False)])
+async def test_changes_alone_cause_no_pass_where_a_pre_hook_runs(
+    tmp_path: Path, root: Path, hook: tuple[str, ...], woken: bool
+) -> None:
+    """A pre hook may write into the dataset; if that were a reason for a pass, each pass would cause the next one."""
+    async with rig(tmp_path, root, hook_pre=hook) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        job = primary.jobs["fra1"]
+        job._hints.add(frozenset({b""}))
+        waiting = asyncio.create_task(job.wait())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert waiting.done() == woken
+        job.request()
+        await waiting
 
 
 async def test_a_long_pass_is_restorable_as_it_progresses(

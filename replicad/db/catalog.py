@@ -324,13 +324,13 @@ class _Batch:
             )
         )  # fmt: skip
         if op.kind is Kind.FILE:
-            self.files.add(op.file)
             self.top_file = max(self.top_file, op.file)
             self.ends.append((op.file, block_count(op.size, op.block_bytes)))
             self.add_map(op)
 
     def add_map(self, op: Put | Map) -> None:
         file, ids = op.file, op.ids
+        self.files.add(file)
         if len(ids) == ID_BYTES:
             self.blocks.append((file, op.blocks[0], ids))
         elif ids:

@@ -32,6 +32,8 @@ BUSY_MS = 30_000
 _RESERVED_BYTES = 8
 """What cksumvfs needs at the end of each page; it verifies databases with exactly this reservation."""
 
+REBUILD = "rebuild it: replicad rebuild"
+
 _loading = threading.Lock()
 _loaded = False
 
@@ -48,14 +50,14 @@ def _load_checksums() -> None:
 class Database:
     """One connection to one page-checksummed SQLite file."""
 
-    def __init__(self, path: Path, migrations: Sequence[str], *, readonly: bool = False) -> None:
+    def __init__(self, path: Path, migrations: Sequence[str], *, readonly: bool = False, remedy: str = REBUILD) -> None:
         """Open `path`, creating it when absent, and bring its schema to version `len(migrations)`.
 
         `migrations[i]` is the SQL script from version i to i+1. With `readonly` the file must exist and have the
-        current version. Raises BookDamagedError, DiskFullError, LockedError, ReplicadError (newer version).
+        current version. `remedy` tells the operator what to do about damage. Raises BookDamagedError, DiskFullError, LockedError, ReplicadError (newer version).
         """
         _load_checksums()
-        self.path = path
+        self.path, self._remedy = path, remedy
         try:
             self._connection = self._open(path, readonly)
             self._migrate(migrations, readonly)
@@ -77,7 +79,7 @@ class Database:
         connection.execute("PRAGMA synchronous = normal")
         connection.execute("PRAGMA temp_store = file")
         if str(connection.execute("PRAGMA checksum_verification").get) != "1":
-            raise BookDamagedError("pages carry no checksums", where=str(path), hint="rebuild it with replicad rebuild")
+            raise BookDamagedError("pages carry no checksums", where=str(path), hint=self._remedy)
         return connection
 
     @staticmethod
@@ -198,10 +200,10 @@ class Database:
         """apsw's errors as ours: the one table."""
         where, code = str(self.path), getattr(error, "extendedresult", 0)
         if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
-            return BookDamagedError(f"database is damaged: {error}", where=where, hint="rebuild it: replicad rebuild")
+            return BookDamagedError(f"database is damaged: {error}", where=where, hint=self._remedy)
         if code == apsw.SQLITE_IOERR_DATA:
             return BookDamagedError(
-                "a page fails its checksum", where=where, hint="rebuild it: replicad rebuild"
+                "a page fails its checksum", where=where, hint=self._remedy
             )
         if isinstance(error, apsw.FullError):
             return DiskFullError("no room left for the book", where=where, hint="free space on this file system")

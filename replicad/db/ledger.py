@@ -30,6 +30,9 @@ UNSETTLED = 2**62
 ZERO = b""
 """The id of a block that is all-zero now and was not always."""
 
+REMEDY = "move the file away and type replicad release DATASET: the replica has the record, nothing is sent twice"
+"""What to do about a damaged ledger."""
+
 _MIGRATIONS = (
     """
     CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -176,7 +179,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         """Open or create. Raises BookDamagedError, DiskFullError, LockedError."""
-        self._db = Database(path, _MIGRATIONS)
+        self._db = Database(path, _MIGRATIONS, remedy=REMEDY)
         self._directories: dict[bytes, int] = {}
 
     def close(self) -> None:

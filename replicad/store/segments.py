@@ -3,7 +3,7 @@
 Owns the judgement of what is found in a segment: whole frames, *damage* (a value: bytes that are no valid frame
 where one must be) and a *torn* end (a write that a crash cut short). A scan never stops at damage: it goes on at
 the next valid frame. A frame found by searching may lie inside the payload of a damaged one (a backup of a store
-holds such payloads), so it counts as uncertain until the scan passes a pad again; see docs/FORMATS.md.
+holds such payloads), so it is uncertain unless the frames from there on lead to a pad of ours; see docs/FORMATS.md.
 
 Never writes into bytes that were written before.
 """
@@ -206,6 +206,9 @@ class SegmentScan:
                         return
                     break
                 yield from self._take(frame)
+                if frame.type == FrameType.PAD and not self.certain:
+                    self.certain = frame.end % SYNC_BYTES == 0 or self._leads_to_pad(frame.end)
+                    break  # the check may have used the window
         if not (self._last or self.sealed or self.damaged):
             yield self._damage(self._size, 0, "ends without a seal")
 
@@ -226,8 +229,6 @@ class SegmentScan:
             self._digest = self.header.previous
         if problem:
             yield self._damage(frame.offset, frame.end - frame.offset, problem)
-        if frame.type == FrameType.PAD and frame.end % SYNC_BYTES == 0:
-            self.certain = True
         self._at = frame.end
         self._frames += 1
         self._digest = advance_digest(self._digest, frame.checksum)
@@ -296,12 +297,30 @@ class SegmentScan:
                 if budget > 0 or (at + place) % SYNC_BYTES == 0:
                     try:
                         budget -= parse_header_untrusted(data, place).stored
-                        return parse_frame(data, place, at).offset, False
+                        found = parse_frame(data, place, at).offset
+                        return found, self._leads_to_pad(found)
                     except FrameError:
                         pass  # these four bytes begin no frame; the next ones may
                 place = data.find(MAGIC, place + 1)
             at += place if place > 0 else len(data) if whole else len(data) - len(MAGIC) + 1
         return self._size, True
+
+    def _leads_to_pad(self, at: int) -> bool:
+        """Whether whole frames go on from here to a pad that ends where only ours end.
+
+        Frames inside a payload lead to a pad of their own, which does not, or break off where the payload ends."""
+        while at < self._size:
+            base, view = at, self._window(at)
+            try:
+                while at < base + len(view):
+                    frame = parse_frame(view, at - base, base)
+                    at = frame.end
+                    if frame.type in (FrameType.PAD, FrameType.HEADER):
+                        return frame.type == FrameType.PAD and at % SYNC_BYTES == 0
+            except FrameError:
+                if at == base or base + len(view) == self._size:
+                    return False
+        return False
 
     def _is_torn(self, start: int) -> bool:
         """Whether what begins at `start`, and no valid frame follows, is a write that did not complete: cut short by

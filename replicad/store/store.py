@@ -87,14 +87,20 @@ class Store:
         self.drop_writer()
         self._end = end
 
-    def append(self, data: bytes | memoryview, checksums: Iterable[bytes], *, spare: bool = False) -> tuple[int, int]:
+    def check_room(self, size: int) -> None:
+        """Raises DiskFullError when appending `size` bytes would touch the reserve. A commit need not ask: refusing
+        it would free nothing."""
+        left = self.free_bytes() - size
+        if left < 0:
+            text = f"only {left + size + self._reserve_bytes} bytes are free and {self._reserve_bytes} are the reserve"
+            hint = "free or add space, or lower listen.reserve"
+            raise DiskFullError(text, where=str(self.directory), hint=hint)
+
+    def append(self, data: bytes | memoryview, checksums: Iterable[bytes]) -> tuple[int, int]:
         """Add whole frames whose checksums are given; segment and offset of the first.
 
-        `spare` frames may use the reserve (a commit frees nothing when refused). Raises DiskFullError, with nothing
-        appended when the reserve would be touched, ReplicadError.
+        Raises DiskFullError, ReplicadError; then nothing is known of what follows the last sync.
         """
-        if not spare:
-            self._check_room(len(data))
         writer = self._writer_with_room()
         segment = writer.position.segment
         return segment, writer.append(data, checksums)
@@ -125,13 +131,6 @@ class Store:
     def free_bytes(self) -> int:
         """Bytes that intake may still use before it reaches the reserve; negative below it."""
         return self._disk.free_bytes(self.directory) - self._reserve_bytes
-
-    def _check_room(self, size: int) -> None:
-        left = self.free_bytes() - size
-        if left < 0:
-            text = f"only {left + size + self._reserve_bytes} bytes are free and {self._reserve_bytes} are the reserve"
-            hint = "free or add space, or lower listen.reserve"
-            raise DiskFullError(text, where=str(self.directory), hint=hint)
 
     def _writer_with_room(self) -> SegmentWriter:
         writer = self._writer

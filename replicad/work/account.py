@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Literal
 
 import msgspec
@@ -57,6 +58,17 @@ _PREFIXES: dict[Sort, str] = {
 }
 
 
+class Fate(IntEnum):
+    """What became of a file, where that is not simply "it is there"."""
+
+    INCOMPLETE = 0
+    """Ranges of it are lost."""
+    FAILED = 1
+    """It was not restored."""
+    REPLACED = 2
+    """Dry run: a new file would take its name, so its other names would have to follow."""
+
+
 class Tally:
     """What one piece of work came to."""
 
@@ -66,8 +78,8 @@ class Tally:
         "extra",
         "extra_removed",
         "failed",
+        "fates",
         "findings",
-        "flawed",
         "restored",
         "restored_bytes",
         "right_bytes",
@@ -86,8 +98,8 @@ class Tally:
         self.restored_bytes = self.right_bytes = self.damaged_bytes = self.blocks = self.stored_bytes = 0
         self.extra = self.extra_removed = 0
         self.findings: list[Finding] = []
-        self.flawed: list[tuple[int, int]] = []
-        """(file number, 1 when it failed as a whole, 0 when only ranges of it are lost)."""
+        self.fates: list[tuple[int, Fate]] = []
+        """By file number: what the file's other names have to know."""
 
     def note(self, sort: Sort, path: bytes, reason: str, first: int = 0, size: int = 0) -> None:
         """Add a finding."""
@@ -98,7 +110,7 @@ class Tally:
         self.failed[label] += 1
         self.note("failed", path, reason)
         if file:
-            self.flawed.append((file, 1))
+            self.fates.append((file, Fate.FAILED))
 
 
 class Account(msgspec.Struct):
@@ -172,7 +184,7 @@ class Account(msgspec.Struct):
         self.damaged_bytes += tally.damaged_bytes
         self.blocks_fetched += tally.blocks
         self.stored_bytes += tally.stored_bytes
-        self.damaged_files += sum(1 for _, failed in tally.flawed if not failed)
+        self.damaged_files += sum(1 for _, fate in tally.fates if fate is Fate.INCOMPLETE)
         self.extra += tally.extra
         self.extra_removed += tally.extra_removed
         for finding in tally.findings:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from replicad.db.catalog import BlockPlace, Catalog
@@ -55,8 +56,9 @@ def _wall_clock_ns() -> int:
 class Archive:
     """The writer. One thread at a time, not necessarily the same one.
 
-    After an error other than PeerError or DivergedError the archive takes nothing but `abort` (which looks what is
-    on the disk and makes the archive usable again) or `close`.
+    PeerError, DivergedError and a DiskFullError that speaks of the reserve leave everything as it was. After any
+    other error the archive takes nothing but `abort` (which looks what is on the disk and makes the archive usable
+    again) or `close`.
     """
 
     def __init__(self, lock: Lock, store: Store, catalog: Catalog, disk: Disk) -> None:
@@ -96,21 +98,18 @@ class Archive:
             disk.make_directory(directory / "segments")
         elif not (directory / "segments").is_dir():
             raise UsageError("is no store of a dataset", where=str(directory))
-        lock = Lock(directory / "lock")
-        try:
+        with ExitStack() as undo:
+            lock = Lock(directory / "lock")
+            undo.callback(lock.release)
             catalog = _open_catalog(directory, client, dataset, disk if create else None)
-            try:
-                owner = _owner(catalog, directory, client, dataset)
-                store = Store(directory, owner, disk=disk, reserve_bytes=reserve_bytes, clock_ns=clock_ns)
-                archive = cls(lock, store, catalog, disk)
-                archive._replay()
-                return archive
-            except BaseException:
-                catalog.close()
-                raise
-        except BaseException:
-            lock.release()
-            raise
+            undo.callback(catalog.close)
+            owner = _owner(catalog, directory, client, dataset)
+            store = Store(directory, owner, disk=disk, reserve_bytes=reserve_bytes, clock_ns=clock_ns)
+            archive = cls(lock, store, catalog, disk)
+            undo.callback(archive._files.close)
+            archive._replay()
+            undo.pop_all()
+        return archive
 
     def close(self) -> None:
         """Give up what was not sealed (its blocks are found again at the next open) and let others in."""
@@ -183,6 +182,7 @@ class Archive:
         data, found = self._new_ones(frames, found)
         if not found:
             return
+        self._store.check_room(len(data))
         with _Breaking(self):
             segment, offset = self._store.append(data, [frame.checksum for frame in found])
             self._catalog.add_blocks(
@@ -204,6 +204,7 @@ class Archive:
         except ValueError as error:
             raise PeerError(f"sent a record that is none: {error}") from None
         self._check_ops(ops)
+        self._store.check_room(len(frame))
         with _Breaking(self):
             self._store.append(frame, [found.checksum])
             self._current = self._catalog.apply(ops, self._current)
@@ -219,7 +220,7 @@ class Archive:
         found = _single(frame, FrameType.COMMIT)
         commit = self._checked_commit(found)
         with _Breaking(self):
-            self._store.append(frame, [found.checksum], spare=True)
+            self._store.append(frame, [found.checksum])
             received_ns = self._store.sync()
             self._catalog.commit(commit, found.id, received_ns=received_ns, checkpoint=self._store.position)
         self._records.clear()

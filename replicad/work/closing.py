@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 
 from replicad.model.entry import Put, show_path
-from replicad.work.account import LINKS, Tally
+from replicad.work.account import LINKS, Fate, Tally
 from replicad.work.attributes import UNUSABLE, attributes_differ, reason_of, set_attributes
 from replicad.work.filling import Site
 from replicad.work.planner import Rules
@@ -49,18 +49,18 @@ class Closing:
 
     def _link(self, path: bytes, file: int, tally: Tally) -> None:
         """Make `path` one more name of a restored file."""
-        first, flaw = self._remembered.first_path(file), self._remembered.flaw(file)
+        first, fate = self._remembered.first_path(file), self._remembered.fate(file)
         assert first is not None
-        if flaw == 1:
+        if fate is Fate.FAILED:
             tally.fail(LINKS, path, f"it is another name of {show_path(first)}, which was not restored")
             return
         try:
-            is_new = self._make_link(first, path)
+            is_new = self._make_link(first, path) or fate is Fate.REPLACED
         except UNUSABLE as error:
             tally.fail(LINKS, path, reason_of(error))
             return
         (tally.restored if is_new else tally.unchanged)[LINKS] += 1
-        if flaw == 0:
+        if fate is Fate.INCOMPLETE:
             tally.note("damaged", path, f"it is another name of {show_path(first)}")
 
     def _make_link(self, first: bytes, path: bytes) -> bool:

@@ -11,6 +11,7 @@ Reading runs one batch ahead of recording, recording ahead of the link; each sta
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -40,6 +41,8 @@ BATCH_FILES = 256
 """Small files read in one call of a worker thread: a hop costs more than a file."""
 BATCH_BYTES = 2 * 1024 * 1024
 """Bytes of small files in one batch; a few batches are under way at once."""
+AHEAD_BATCHES = 3
+"""Batches that are read while an earlier one is recorded and sent: a cold disk answers several at once."""
 PLAN_STEPS = 2048
 """Steps of the plan taken from the ledger at once."""
 CHECKPOINT_BYTES = 4 * 1024**3
@@ -133,23 +136,24 @@ class Pass:
     # copying
 
     async def _copy(self) -> None:
-        """Read ahead in one task, record and ship in this one."""
-        work: asyncio.Queue[Work | None] = asyncio.Queue(1)
-        ahead = asyncio.create_task(self._read_ahead(work))
+        """Read some batches ahead, record and ship them in the plan's order."""
+        ahead: deque[asyncio.Task[Work]] = deque()
         try:
-            while todo := await _next(work, ahead):
-                await todo()
-                await self._checkpoint()
-            await ahead
+            for phase in PHASES:
+                async for action, steps in self._planned(phase):
+                    ahead.append(asyncio.create_task(self._prepared(action, steps)))
+                    if len(ahead) > AHEAD_BATCHES:
+                        await self._do(await ahead.popleft())
+            while ahead:
+                await self._do(await ahead.popleft())
         finally:
-            ahead.cancel()
-            await asyncio.gather(ahead, return_exceptions=True)
+            for task in ahead:
+                task.cancel()
+            await asyncio.gather(*ahead, return_exceptions=True)
 
-    async def _read_ahead(self, work: asyncio.Queue[Work | None]) -> None:
-        for phase in PHASES:
-            async for action, steps in self._planned(phase):
-                await work.put(await self._prepared(action, steps))
-        await work.put(None)
+    async def _do(self, work: Work) -> None:
+        await work()
+        await self._checkpoint()
 
     async def _prepared(self, action: Action, steps: list[Step]) -> Work:
         """What remains to be done about these steps, once what can be read ahead was read."""
@@ -158,7 +162,7 @@ class Pass:
                 return partial(self._large, steps[0])
             return partial(self._small, await self._read_small(steps))
         if action is Action.DESCRIBE:
-            return partial(self._described, await self._in_pool(describe, self._root, [step.path for step in steps]))
+            return partial(self._described, await self._describe(steps))
         return partial(self._same if action is Action.SAME else self._dropped, steps)
 
     async def _planned(self, phase: int) -> AsyncIterator[tuple[Action, list[Step]]]:
@@ -234,7 +238,7 @@ class Pass:
 
     async def _linked(self, step: Step) -> bool:
         """Whether this large file is another name of one recorded with exactly this identity; ships it then."""
-        (described,) = await self._in_pool(describe, self._root, [step.path])
+        (described,) = await self._describe([step])
         if isinstance(described, Trouble):
             return False
         known = await self._dataset.in_ledger(self._recorder.same, step.path, described.stamp)
@@ -287,7 +291,7 @@ class Pass:
 
     async def _same(self, steps: Sequence[Step]) -> None:
         """Ship new names of recorded files; a file that was rewritten since the survey is read like any other."""
-        described = await self._in_pool(describe, self._root, [step.path for step in steps])
+        described = await self._describe(steps)
         found = await self._dataset.in_ledger(self._same_or_none, steps, described)
         await self._known.ship([(step.path, known) for step, known in found if known])
         for step, known in found:
@@ -377,6 +381,9 @@ class Pass:
         self._status.pending_files = max(0, self._status.pending_files - 1)
         self._status.pending_bytes = max(0, self._status.pending_bytes - max(0, step.size - counted))
 
+    async def _describe(self, steps: Sequence[Step]) -> list[Described | Trouble]:
+        return await self._in_pool(describe, self._root, [step.path for step in steps], clock=self._clock)
+
     async def _in_pool(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args, **kwargs))
 
@@ -395,17 +402,3 @@ def batches(steps: Sequence[Step]) -> list[list[Step]]:
             found.append([step])
             size = step.size
     return found
-
-
-async def _next(queue: asyncio.Queue[Work | None], producer: asyncio.Task[None]) -> Work | None:
-    """The next item; raises what the producer raised if it failed instead of producing."""
-    getting = asyncio.ensure_future(queue.get())
-    try:
-        await asyncio.wait((getting, producer), return_when=asyncio.FIRST_COMPLETED)
-        if producer.done() and not getting.done() and producer.exception() is None:
-            return await getting
-        if not getting.done():
-            await producer
-        return getting.result()
-    finally:
-        getting.cancel()

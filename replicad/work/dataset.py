@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 
 from replicad.config import DatasetConfig
 from replicad.db.ledger import Ledger
-from replicad.model.errors import HeldError
+from replicad.model.errors import BookDamagedError, HeldError
 from replicad.source.exclude import Excluded
 from replicad.source.root import RootIdentity
 from replicad.source.watch import Watch
@@ -56,7 +56,7 @@ class Dataset:
     """One dataset on its primary."""
 
     def __init__(self, config: DatasetConfig, replicas: tuple[str, ...], state: Path) -> None:
-        """Open the ledger below `state`. Raises BookDamagedError, DiskFullError, LockedError."""
+        """The ledger lies below `state`; it is opened when it is first needed."""
         self.config, self.replicas = config, replicas
         self.root = os.fsencode(config.path)
         self.excluded = Excluded(config.exclude)
@@ -65,16 +65,38 @@ class Dataset:
         """Set when long work in threads should end early."""
         self.watch = Watch(self.root, self.excluded, config.debounce_s) if config.watch else None
         self._hints: list[Hints] = []
-        directory = state / "ledger"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._executor = ThreadPoolExecutor(1, f"ledger-{config.name}")
-        self.ledger = Ledger(directory / f"{config.name}.db")
+        self._path = state / "ledger" / f"{config.name}.db"
+        self._ledger: Ledger | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger; `open` comes first."""
+        assert self._ledger is not None
+        return self._ledger
+
+    async def open(self) -> None:
+        """Open the ledger unless it is. Raises BookDamagedError, DiskFullError."""
+        await self._in_thread(self._open)
 
     async def close(self) -> None:
         """Let the thread finish its work, then close the ledger."""
         self.stopping.set()
-        await asyncio.get_running_loop().run_in_executor(self._executor, self.ledger.close)
+        await self._in_thread(self._close)
         self._executor.shutdown()
+
+    def _open(self) -> None:
+        if self._ledger is None:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._ledger = Ledger(self._path)
+
+    def _close(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     async def in_ledger(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
         """Run `work` in the ledger's thread as one transaction."""
@@ -89,13 +111,16 @@ class Dataset:
             self.ledger.begin(durable=durable)
             try:
                 result = work()
+                self.ledger.commit()
+            except BookDamagedError:
+                self._close()  # so that the next pass opens what an operator has put in its place
+                raise
             except BaseException:
                 self.ledger.rollback()
                 raise
-            self.ledger.commit()
             return result
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
+        return await self._in_thread(transaction)
 
     def hints(self) -> Hints:
         """A new collector of the watch's hints, for one replica's job."""

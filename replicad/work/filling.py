@@ -2,8 +2,8 @@
 
 A new file grows under its temporary name, and goes on where an interrupted restore left it. An existing one is
 compared block by block (BLAKE3); when it differs it is copied, corrected and renamed into place, or, when large,
-corrected in place (`Way` has all ways). The modification time is set last, and only when every byte is proven, so a file that looks
-finished is finished.
+corrected in place (`Way` has all ways). The modification time is set last, and only when every byte is proven, so a
+file that looks finished is finished.
 
 **Owns** the bytes of the file. **Never** writes a byte that `open_block` has not proven. Blocks may arrive in several
 threads; whoever brings the last one finishes the file.
@@ -26,7 +26,7 @@ from replicad.model.block import Buffer, block_count, block_id, is_zero
 from replicad.model.entry import SPARSE, Put
 from replicad.model.errors import DiskFullError
 from replicad.system.disk import ALIGN_BYTES, AlignedBuffer, align_up, read_at, set_direct
-from replicad.work.account import FILES, Tally
+from replicad.work.account import FILES, Fate, Tally
 from replicad.work.attributes import UNUSABLE, attributes_differ, reason_of, set_attributes
 from replicad.work.target import Target, split, temporary_name
 
@@ -460,6 +460,8 @@ class Filling:
         if self.way is Way.KEPT and self._is_right():
             tally.unchanged[FILES] += 1
         elif self._site.target.dry:
+            if self._there is not None and self.way not in (Way.KEPT, Way.PATCHED):
+                tally.fates.append((self.put.file, Fate.REPLACED))
             self._count(tally)
         elif self.way is Way.KEPT:
             self._dress(self._source, tally)
@@ -509,7 +511,7 @@ class Filling:
         left = "left as it was" if self._old else "left as zeros"
         for first, size, reason in lost:
             tally.note("damaged", self.put.path, f"{reason} ({left})", first, size)
-        tally.flawed.append((self.put.file, 0))
+        tally.fates.append((self.put.file, Fate.INCOMPLETE))
 
     def _remove_temporary(self) -> None:
         if self._made is None or self.way is Way.PATCHED:

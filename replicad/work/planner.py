@@ -238,7 +238,7 @@ class Planner:
                 return None
             return self._open_filling(put)
         except UNUSABLE as error:
-            tally.fail(FILES, put.path, reason_of(error), put.file)
+            tally.fail(FILES, put.path, reason_of(error), put.file if put.file <= MAX_FILE_NUMBER else 0)
             return None
 
     def _open_filling(self, put: Put) -> Filling:

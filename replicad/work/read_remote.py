@@ -77,6 +77,8 @@ class RemoteReader:
         self._asked: deque[_Asked] = deque()
         self._listing: asyncio.Queue[Listing | ReplicadError] | None = None
         self._listed: asyncio.Queue[Snapshots | ReplicadError] | None = None
+        self._expects: set[type[Listing] | type[Snapshots]] = set()
+        """Answers in several messages of which the last has not come yet."""
         self._failure: ReplicadError | None = None
         self._listener = asyncio.create_task(self._listen())
 
@@ -101,6 +103,7 @@ class RemoteReader:
         assert self._listed is None, "snapshots are already being listed"
         self._listed = asyncio.Queue()
         try:
+            self._expects.add(Snapshots)
             await self._say(ListSnapshots())
             lines: list[SnapshotLine] = []
             while True:
@@ -123,6 +126,7 @@ class RemoteReader:
         except ValueError as error:
             raise UsageError(str(error)) from None
         self._listing = asyncio.Queue()
+        self._expects.add(Listing)
         await self._say(Read(snapshot, list(globs), LISTING_CREDIT_BYTES))
         while True:
             answer = await self._listing.get()
@@ -186,12 +190,19 @@ class RemoteReader:
                 self._answer(self._frames(message.frames))
             case Lost():
                 self._answer([Lost(message.id, show_text(message.reason))])
-            case Listing() if self._listing is not None:
+            case Listing() if self._listing is not None and Listing in self._expects:
                 self._listing.put_nowait(message)
-            case Snapshots() if self._listed is not None:
-                self._listed.put_nowait(message)
+                self._note_end(message)
+            case Snapshots() if Snapshots in self._expects:
+                if self._listed is not None:
+                    self._listed.put_nowait(message)
+                self._note_end(message)
             case _:
                 raise _no(message, self.name)
+
+    def _note_end(self, message: Listing | Snapshots) -> None:
+        if not message.more:
+            self._expects.discard(type(message))
 
     def _frames(self, data: bytes) -> list[Answer]:
         try:

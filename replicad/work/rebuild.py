@@ -7,6 +7,7 @@ medium can be restored from.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,18 +15,18 @@ from pathlib import Path
 
 from replicad.db.catalog import Catalog
 from replicad.model.block import self_test
-from replicad.model.errors import StoreDamagedError, UsageError
+from replicad.model.errors import UsageError
 from replicad.model.position import Position
 from replicad.model.snapshot import Head
 from replicad.store.segments import Damage, SegmentFiles, SegmentScan, Torn, segment_numbers
-from replicad.store.store import Owner, Store
+from replicad.store.store import Owner, Store, check_names
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.work.archive import catalog_path
 from replicad.work.replay import Progress, Replay
 
-_SIDE_FILES = ("-wal", "-shm")
-"""What SQLite keeps beside a database; it belongs to that file alone."""
+_LOG, _INDEX = "-wal", "-shm"
+"""What SQLite keeps beside a database. The log is part of it, the index of the log is made anew when it is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def rebuild_catalog(
 ) -> Rebuilt:
     """Read all segments of a store and write its catalog anew, or a catalog at `into`.
 
-    Raises UsageError (no segments), LockedError, StoreDamagedError (no segment says whose it is), DiskFullError.
+    Raises UsageError (no segments), LockedError, PeerError (nothing says whose they are), DiskFullError.
     """
     self_test()
     if not segment_numbers(directory):
@@ -80,13 +81,15 @@ def _fill(directory: Path, target: Path, disk: Disk, *, readonly: bool, progress
 
 
 def _owner_of(directory: Path, disk: Disk) -> Owner:
-    """Whose store it is, by the first segment that can tell."""
+    """Whose store it is, by the first segment that can tell; by the names of its directories when none can."""
     for number in segment_numbers(directory):
         with _scanned(directory, number, disk) as scan:
             next(iter(scan), None)
             if scan.header is not None:
                 return Owner(scan.header.store, scan.header.client, scan.header.dataset)
-    raise StoreDamagedError("no segment says whose it is", where=str(directory), hint="restore the segment files first")
+    names = directory.absolute().parts[-2:]
+    check_names(*names)
+    return Owner(os.urandom(16), *names)
 
 
 @contextmanager
@@ -119,7 +122,8 @@ def _set_aside(path: Path, disk: Disk) -> Path | None:
         return None
     kept = path.with_name(path.name + ".old")
     _remove(kept)
-    for suffix in (*_SIDE_FILES, ""):
+    path.with_name(path.name + _INDEX).unlink(missing_ok=True)
+    for suffix in (_LOG, ""):
         if (side := path.with_name(path.name + suffix)).exists():
             disk.rename_durable(side, kept.with_name(kept.name + suffix))
     return kept
@@ -127,5 +131,5 @@ def _set_aside(path: Path, disk: Disk) -> Path | None:
 
 def _remove(path: Path) -> None:
     """Remove what an earlier rebuild left."""
-    for suffix in (*_SIDE_FILES, ""):
+    for suffix in (_LOG, _INDEX, ""):
         path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -16,7 +16,9 @@ from typing import TypeVar
 from replicad.link.channel import Channel
 from replicad.link.messages import Acked, Blocks, Bye, Credit, Message, Need, Offer, Opened, Record, Refuse, Seal
 from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, ReplicadError, StoreDamagedError
+from replicad.model.snapshot import Commit, decode_commit
 from replicad.status import StoreStatus
+from replicad.store.format import parse_frame, plain_payload
 from replicad.system.clock import Clock
 from replicad.work.archive import Archive
 
@@ -61,13 +63,19 @@ class Receiving:
             case Seal():
                 head = await self._in_thread(lambda: self._archive.seal(message.frame))
                 await self._channel.send(Acked(head))
-                self._status.last_snapshot = head.number
-                self._status.received_ns = self._clock.now_ns()
+                await self._show(decode_commit(bytes(plain_payload(parse_frame(message.frame, 0)))))
             case Bye():
                 return False
             case _:
                 raise PeerError(f"sent {type(message).__name__} in a writing session")
         return True
+
+    async def _show(self, commit: Commit) -> None:
+        status = self._status
+        status.last_snapshot, status.last_snapshot_ns = commit.number, commit.created_ns
+        status.entries, status.size = commit.entries, commit.size
+        status.received_ns = self._clock.now_ns()
+        status.stored_bytes = await self._in_thread(lambda: self._archive.stored_bytes)
 
     async def _credit(self, size: int) -> None:
         self._status.received_bytes += size

@@ -8,11 +8,12 @@ For one thread at a time.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from replicad.db.database import Database
 from replicad.model.entry import Op, Put, decode_ops, encode_ops
+from replicad.work.account import Fate
 
 PAGE_ROWS = 1000
 """Rows taken at a time when walking through what was remembered."""
@@ -26,7 +27,7 @@ CREATE TABLE link (number INTEGER PRIMARY KEY, path BLOB NOT NULL, file INTEGER 
 CREATE TABLE directory (number INTEGER PRIMARY KEY, put BLOB NOT NULL, existed INTEGER NOT NULL);
 CREATE TABLE belongs (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE inode (device INTEGER, inode INTEGER, file INTEGER NOT NULL, PRIMARY KEY (device, inode)) WITHOUT ROWID;
-CREATE TABLE flawed (file INTEGER PRIMARY KEY, failed INTEGER NOT NULL);
+CREATE TABLE fate (file INTEGER PRIMARY KEY, fate INTEGER NOT NULL);
 """
 
 
@@ -91,14 +92,14 @@ class Remembered:
             self._book.execute("INSERT INTO inode VALUES (?, ?, ?)", (*key, file))
         return holder in (None, file)
 
-    def add_flawed(self, files: list[tuple[int, int]]) -> None:
-        """(file, 1 when it failed, 0 when it is incomplete)."""
-        self._book.executemany("INSERT OR REPLACE INTO flawed VALUES (?, ?)", files)
+    def add_fates(self, files: Sequence[tuple[int, Fate]]) -> None:
+        """What became of these files."""
+        self._book.executemany("INSERT OR REPLACE INTO fate VALUES (?, ?)", files)
 
-    def flaw(self, file: int) -> int | None:
-        """1 when the file failed, 0 when it is incomplete, None when it is whole."""
-        failed: int | None = self._book.value("SELECT failed FROM flawed WHERE file = ?", (file,))
-        return failed
+    def fate(self, file: int) -> Fate | None:
+        """What became of a file; None when it is simply there."""
+        found = self._book.value("SELECT fate FROM fate WHERE file = ?", (file,))
+        return None if found is None else Fate(found)
 
     def links(self) -> Iterator[tuple[bytes, int]]:
         """(path, file) of all further paths, in the order of the record."""

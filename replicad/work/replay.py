@@ -31,7 +31,6 @@ class _RecordPlace:
     offset: int
     size: int
     id: bytes
-    certain: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class Replay:
         self._check_present(start, numbers)
         if numbers and not self.readonly:
             self.store.secure(numbers[0])  # a commit found is acknowledged: it must be on the medium, whoever wrote it
-        end = start
+        end = start if start.segment in numbers or not start.offset else Position(start.segment + 1)
         for number in numbers:
             begin = start if number == start.segment else self._begin_of(number, end)
             end = self._segment(begin, last=number == numbers[-1])
@@ -93,23 +92,29 @@ class Replay:
                 self._note(Damage(number, 0, 0, "segment file is missing"))
 
     def _segment(self, begin: Position, *, last: bool) -> Position:
+        """Replay one segment from `begin` on; where the next frames belong."""
         scan = self.store.scan(begin, last=last)
-        self._check_length(scan, begin)
-        for found in scan:
-            if isinstance(found, Frame):
-                self._frame(found, scan)
-            elif isinstance(found, Damage):
-                self._note(found)
-            else:
-                self.torn = found
-                if not self.readonly:
-                    self.store.cut(found)
+        try:
+            self._check_length(scan, begin)
+            for found in scan:
+                if isinstance(found, Frame):
+                    self._frame(found, scan)
+                elif isinstance(found, Damage):
+                    self._note(found)
+                else:
+                    self._tear(found)
+        finally:
+            scan.close()
         self._settle()
         self._index()
-        scan.close()
-        if scan.sealed and not scan.damaged:
-            return Position(begin.segment + 1, digest=scan.sealed.digest)
-        return Position(begin.segment + 1) if scan.damaged else scan.position
+        if scan.damaged:
+            return Position(begin.segment + 1)
+        return Position(begin.segment + 1, digest=scan.sealed.digest) if scan.sealed else scan.position
+
+    def _tear(self, torn: Torn) -> None:
+        self.torn = torn
+        if not self.readonly:
+            self.store.cut(torn)
 
     def _check_length(self, scan: SegmentScan, begin: Position) -> None:
         missing = begin.offset - scan.size
@@ -126,10 +131,9 @@ class Replay:
                 self._blocks.append(BlockPlace(frame.id, segment, frame.offset, frame.stored, frame.plain))
                 if len(self._blocks) >= BATCH_BLOCKS:
                     self._index()
-        elif frame.type == FrameType.RECORD:
-            size = frame.end - frame.offset
-            self._records.append(_RecordPlace(segment, frame.offset, size, frame.id, scan.certain))
-        elif frame.type == FrameType.COMMIT:
+        elif frame.type == FrameType.RECORD and scan.certain:
+            self._records.append(_RecordPlace(segment, frame.offset, frame.end - frame.offset, frame.id))
+        elif frame.type == FrameType.COMMIT and scan.certain:
             problem = self._commit(frame, scan)
             if problem:
                 self._note(Damage(segment, frame.offset, frame.end - frame.offset, problem))
@@ -142,13 +146,10 @@ class Replay:
             return f"commit: {error}"
         head = self.catalog.head
         claimed, lost = self._claimed(commit)
-        chained = commit.parent == head.digest
-        if not scan.certain and (lost or not chained):
-            return ""  # some other store's commit inside a damaged frame's payload
         if commit.number <= head.number:
             return f"commit of snapshot {commit.number} stands behind that of {head.number}"
-        if not chained:
-            claimed, lost = [place for place in self._records if place.certain], lost + 1
+        if commit.parent != head.digest:
+            claimed, lost = list(self._records), lost + 1
             text = f"a commit between snapshots {head.number} and {commit.number} is lost; its entries count for this"
             self._note(Damage(scan.position.segment, frame.offset, 0, text))
         elif lost:
@@ -176,8 +177,7 @@ class Replay:
         last = self._records[-commit.records :] if commit.records else []
         if records_digest(place.id for place in last) == commit.records_digest and len(last) == commit.records:
             return last, 0
-        certain = [place for place in self._records if place.certain][-commit.records :]
-        return certain, max(1, commit.records - len(certain))
+        return last, max(1, commit.records - len(last))
 
     def _apply(self, places: list[_RecordPlace]) -> int:
         """Apply records; how many of them cannot be read any more."""

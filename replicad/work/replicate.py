@@ -1,8 +1,9 @@
 """Replicate: the loop that keeps one dataset's copy on one replica up to date.
 
 **Owns** the session with the replica (kept open between passes) and the decision when a pass is due: at a request,
-when the watch saw a change, and often enough that there is a snapshot every `rpo` at the latest. A full walk is
-due every `walk_every`, and always on request; in between a pass walks only what the watch hinted at.
+when the watch saw a change (not where a pre hook runs), and often enough that there is a snapshot every `rpo` at the
+latest. A full walk is due every `walk_every`, and always on request; in between a pass walks only what the watch
+hinted at.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Replication:
         """Until a request, a hint, or the next time that something is due."""
         due_s = min(self._dataset.config.rpo_s / SEALS_IN_RPO, self._until_walk_s())
         asked = asyncio.ensure_future(self._asked.wait())
-        hinted = asyncio.ensure_future(self._hints.changed.wait())
+        hinted = asyncio.ensure_future(asyncio.Event().wait() if self._has_hook else self._hints.changed.wait())
         lost = asyncio.ensure_future(self._shipping.ended() if self._shipping else asyncio.Event().wait())
         timer = asyncio.ensure_future(self._clock.sleep(max(SHORTEST_PAUSE_S, due_s)))
         waits = (asked, hinted, lost, timer)
@@ -105,22 +106,25 @@ class Replication:
 
     async def _pass(self, *, everything: bool) -> None:
         async with self._dataset.turn:
+            await self._dataset.open()
+            if not self._status.last_snapshot:
+                await self._dataset.in_ledger(self._remember)
             if reason := await self._dataset.in_ledger(self._dataset.held):
                 raise self._dataset.held_error(reason)
             shipping = await self._session()
             served = self._status.pass_requested
             hints = self._hints.take()
             full = everything or not self._trusts_watch() or self._until_walk_s() <= 0
-            full = full or hints is None or self._again is None
+            only = None if full or hints is None or self._again is None else hints | self._again
             self._status.pass_started_ns = started_ns = self._clock.now_ns()
             started_s = self._clock.monotonic_s()
             try:
-                outcome = await self._hooked(shipping, None if full or hints is None else hints | self._again)
+                outcome = await self._hooked(shipping, only)
             except BaseException:
-                self._hints.add(None if full else hints)  # whatever was not copied is still to be looked at
+                self._hints.add(only)  # whatever was not copied is still to be looked at
                 self._status.pass_number += 1
                 raise
-            if full:
+            if only is None:
                 self._walked_s = started_s
             self._ended(outcome, started_ns, served)
 
@@ -193,7 +197,7 @@ class Replication:
         if head == standing.head:
             return
         if head == standing.sent:
-            await dataset.in_ledger(ledger.set_acked, self._replica)  # it arrived, its acknowledgement did not
+            await dataset.in_ledger(self._arrived)
             return
         if not await dataset.in_ledger(ledger.get, "released"):
             raise dataset.held_error(_diverged(standing.head, head, self._replica))
@@ -203,10 +207,34 @@ class Replication:
         finally:
             await reader.close()
 
+    # inside `in_ledger`
+
+    def _arrived(self) -> None:
+        """What was sent last arrived, its acknowledgement did not. Whether it was complete is not known any more, so
+        the next pass makes a snapshot whatever it finds."""
+        self._dataset.ledger.set_acked(self._replica)
+        self._dataset.ledger.put(f"complete:{self._replica}", None)
+        self._remember()
+
+    def _remember(self) -> None:
+        """What the ledger knows from before the daemon started, into the status."""
+        ledger, status = self._dataset.ledger, self._status
+        totals = ledger.totals()
+        status.entries, status.size = totals.entries, totals.size
+        status.last_snapshot = ledger.standing(self._replica).head.number
+        status.last_snapshot_ns = int(ledger.get(f"sealed_ns:{self._replica}") or 0)
+        if ledger.get(f"complete:{self._replica}"):
+            status.last_complete_ns = max(status.last_complete_ns, status.last_snapshot_ns)
+
     def _count_sent(self, size: int) -> None:
         self._status.sent_bytes += size
 
     # small things
+
+    @property
+    def _has_hook(self) -> bool:
+        """A pre hook may well write into the dataset; if changes caused passes, each pass would cause the next one."""
+        return bool(self._dataset.config.hook_pre)
 
     def _trusts_watch(self) -> bool:
         watch = self._dataset.watch

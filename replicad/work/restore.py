@@ -24,7 +24,7 @@ from replicad.model.errors import DiskFullError, PeerError, ReplicadError
 from replicad.model.when import show_time
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
-from replicad.work.account import Account, Finding, Tally
+from replicad.work.account import Account, Fate, Finding, Tally
 from replicad.work.closing import Closing
 from replicad.work.filling import Filling, Site, Wanted
 from replicad.work.planner import Parcel, Planner, Rules
@@ -73,7 +73,7 @@ class Restore:
         self._clock, self._disk = clock or Clock(), disk or Disk()
         self._room = asyncio.Condition()
         self._in_flight = self._parcels = 0
-        self._flawed: list[tuple[int, int]] = []
+        self._fates: list[tuple[int, Fate]] = []
         self.account = Account(
             dataset=dataset,
             source=reader.name,
@@ -140,9 +140,9 @@ class Restore:
 
     def _step(self, steps: Iterator[Step]) -> tuple[bool, Step]:
         """One step; whether it was beyond the last, and the parcel that it gave. In a thread."""
-        if self._flawed:
-            flawed, self._flawed = self._flawed, []
-            self._remembered.add_flawed(flawed)
+        if self._fates:
+            fates, self._fates = self._fates, []
+            self._remembered.add_fates(fates)
         for parcel in steps:
             return False, parcel
         return True, None
@@ -169,7 +169,7 @@ class Restore:
             self._parcels += 1
 
     def _add(self, tally: Tally) -> None:
-        self._flawed.extend(tally.flawed)
+        self._fates.extend(tally.fates)
         self.account.add(tally, self._heard)
 
     async def _in_thread(self, call: Callable[[], Result]) -> Result:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ from replicad.link.channel import Channel
 from replicad.link.messages import OpenRead, OpenWrite, Refuse
 from replicad.model.errors import BookDamagedError, PeerError, RefusedError, ReplicadError, StoreDamagedError
 from replicad.status import StoreStatus
+from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
-from replicad.work.archive import Archive
+from replicad.work.archive import Archive, ArchiveReader
 from replicad.work.receive import Receiving
 from replicad.work.serve import Serving
 
@@ -151,10 +152,22 @@ class Shelves:
             shelf.status.state, shelf.status.reason = "damaged", str(error)
             raise
         shelf.status.state, shelf.status.reason = "idle", ""
-        shelf.status.damaged = len(shelf.archive.damage)
+        await _in_thread(shelf, partial(_describe, shelf, self._directory(key)))
 
     def _directory(self, key: Key) -> Path:
-        return self._config.store / key[0] / key[1]
+        """Where the store is. Raises PeerError for a name that may not become a path."""
+        return store_path(self._config.store, *key)
+
+
+def _describe(shelf: _Shelf, directory: Path) -> None:
+    """What the store holds, into its status."""
+    assert shelf.archive is not None
+    status = shelf.status
+    status.damaged, status.stored_bytes = len(shelf.archive.damage), shelf.archive.stored_bytes
+    with closing(ArchiveReader(directory)) as reader:
+        for line in reader.snapshots()[-1:]:
+            status.last_snapshot, status.last_snapshot_ns = line.number, line.created_ns
+            status.received_ns, status.entries, status.size = line.received_ns, line.entries, line.size
 
 
 async def _in_thread(shelf: _Shelf, work: Callable[[], Result]) -> Result:
