@@ -156,19 +156,24 @@ class Daemon:
     async def _apply_datasets(self, config: Config) -> None:
         key = config.node.key
         wanted = {dataset.name: (dataset, config.replicas_of(dataset)) for dataset in config.datasets}
-        for name, part in list(self._datasets.items()):
-            if (part.config, part.replicas) != wanted.get(name):
-                await self._datasets.pop(name).close()
+        before = {name: p for name, p in self._datasets.items() if (p.config, p.replicas) != wanted.get(name)}
+        for part in before.values():
+            await part.close()
         for replica in set(self._diallers) - set(config.replicas):
             await self._diallers.pop(replica).close()
         for replica in config.replicas:
             self._diallers.setdefault(replica, Dialler(replica, key, SOFTWARE))
+        parts = {}
         for name, (dataset, replicas) in wanted.items():
-            if name not in self._datasets:
-                diallers = [self._diallers[replica] for replica in replicas]
-                part = Protected(config, dataset, diallers, self._pool, self._clock)
-                self._datasets[name] = part
-                part.start()
+            if name in self._datasets and name not in before:
+                parts[name] = self._datasets[name]
+                continue
+            diallers = [self._diallers[replica] for replica in replicas]
+            parts[name] = Protected(config, dataset, diallers, self._pool, self._clock)
+            if name in before:
+                parts[name].take_over(before[name])
+            parts[name].start()
+        self._datasets = parts
 
     async def _apply_http(self, config: Config, old: Config) -> None:
         if self._http is None:
@@ -340,6 +345,13 @@ class Protected:
         self._tasks = [asyncio.create_task(loop.runner.run()) for loop in self._loops]
         self._tasks.append(asyncio.create_task(self._dataset.watch_forever()))
 
+    def take_over(self, before: Protected) -> None:
+        """Go on in place of a part that was configured otherwise: who waits for a pass of that one gets one of this."""
+        asked = {status.replica: status for status in before.statuses}
+        for status in self.statuses:
+            if old := asked.get(status.replica):
+                status.pass_requested, status.pass_served = old.pass_requested, old.pass_served
+
     def request(self) -> list[SyncRequest]:
         """Ask for a pass to every replica."""
         requests = []
@@ -388,4 +400,3 @@ def run(config_file: Path) -> None:
 
 async def _main(config: Config) -> None:
     await Daemon(config).run(Notifier())
-

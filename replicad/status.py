@@ -25,9 +25,10 @@ class DatasetStatus(msgspec.Struct):
     dataset: str
     replica: str
     state: str = "starting"
-    """starting, idle, hook, survey, copying, catching-up, committing, held, waiting (for link or retry), stopped."""
+    """starting, idle, hook, survey, copying, catching-up, committing, held, waiting (for the link), failed (refused by
+    the replica, or something is wrong here; tried again by itself), stopped."""
     reason: str = ""
-    """Why it is held or waiting, in words, with what to do."""
+    """Why it is held, waiting or failed, in words, with what to do."""
     rpo_s: float = 0.0
     """The configured objective for the lag, seconds; 0 when unknown."""
     held: bool = False
@@ -198,7 +199,7 @@ def _dataset_findings(line: DatasetStatus, now_ns: int) -> list[Finding]:
     if line.unread:
         text = f"{line.unread} entries could not be copied; the replica keeps what it had of them"
         add("unread", text, f"make them readable for the daemon, then: replicad sync {line.dataset} --wait")
-    elif line.last_error and line.link_up and not line.pass_ok and not line.held:
+    elif line.state == "failed" or (line.last_error and line.link_up and not line.pass_ok and not line.held):
         add("failed", f"the last pass failed: {line.last_error}", f"replicad sync {line.dataset} --wait")
     if is_late(line, now_ns):
         text = f"the replica is {lag_s(line, now_ns):.0f} s behind, the objective is {line.rpo_s:.0f} s"

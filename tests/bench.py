@@ -24,8 +24,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
 from kit_pair import Pair, free_port, make_pair, replicad, running, wait_until
 
 GIB = 1024**3
@@ -117,8 +115,8 @@ class Rsync:
         port = free_port()
         (directory / "authorized").write_text((directory / "user.pub").read_text())
         (directory / "config").write_text(
-            f"Port {port}\nListenAddress 127.0.0.1\nHostKey {directory}/host\nAuthorizedKeysFile {directory}/authorized\n"
-            f"StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nCiphers aes128-gcm@openssh.com\n"
+            f"Port {port}\nListenAddress 127.0.0.1\nHostKey {directory}/host\n"
+            f"AuthorizedKeysFile {directory}/authorized\nStrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nCiphers aes128-gcm@openssh.com\n"
         )
         Path("/run/sshd").mkdir(exist_ok=True)
         daemon = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", directory / "config"], stderr=subprocess.DEVNULL)
@@ -205,7 +203,8 @@ class Bench:
 
     def initial_small(self) -> Result:
         """initial copy, 100,000 files of 1-16 KiB"""
-        return self._initial("initial_small", lambda root: small_files(root, int(100_000 * self.scale)), ("", "--fsync"))
+        count = int(100_000 * self.scale)
+        return self._initial("initial_small", lambda root: small_files(root, count), ("", "--fsync"))
 
     def unchanged(self) -> Result:
         """nothing changed, 100,000 files"""

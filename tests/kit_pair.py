@@ -34,7 +34,8 @@ def replicad(*words: object, code: int | None = 0, timeout: float = 300.0) -> su
     done = subprocess.run(
         [*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=timeout, check=False
     )
-    assert code is None or done.returncode == code, f"{words} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
+    said = f"{words} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
+    assert code is None or done.returncode == code, said
     return done
 
 
@@ -81,6 +82,11 @@ class Node:
     def status(self) -> NodeStatus:
         """What it says of itself."""
         return Client(self.state).status()
+
+    def hang_up(self) -> None:
+        """Have it read its configuration again."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
 
     def stop(self) -> int:
         """Ask it to end; its exit code."""

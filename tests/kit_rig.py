@@ -1,4 +1,4 @@
-"""A whole replication in one process: a real tree, a real ledger, a real store, and a link in memory that can be cut."""
+"""A whole replication in one process: a real tree, ledger and store, and a link in memory that can be cut."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from kit_link import Pair
 from kit_store import read_tree
 from kit_tree import Described, describe_tree
-
 from replicad.config import ClientConfig, DatasetConfig, ListenConfig
 from replicad.link.channel import Channel, admit, greet
 from replicad.link.messages import SnapshotLine

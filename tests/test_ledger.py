@@ -81,7 +81,7 @@ def test_a_replica_lacks_what_is_newer_than_it_has_and_what_is_unsettled(ledger:
 
 
 def test_something_is_lacking_until_everything_stamped_is_covered(ledger: Ledger) -> None:
-    """A crash between recording and acknowledging shows as stamped > covered; an unsettled entry shows at any number."""
+    """A crash before the acknowledgement shows as stamped > covered; an unsettled entry shows at any number."""
     assert not ledger.lacks_something(0)
     ledger.record_entries([file_row(b"a", 1, 4)])
     assert ledger.lacks_something(3)

@@ -6,13 +6,16 @@ import asyncio
 import os
 import random
 import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_tree import build_tree, is_root
-
-from replicad.model.errors import HeldError, LinkError, ReplicadError
+from replicad.link.channel import Channel
+from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
 from replicad.source import read as source_read
 from replicad.work import copy as work_copy
 
@@ -87,7 +90,7 @@ async def test_a_file_that_grows_and_shrinks_is_right_at_every_snapshot(tmp_path
 
 
 async def test_renaming_a_directory_costs_no_data(tmp_path: Path, root: Path) -> None:
-    """A renamed directory is told in names alone, and what was under the old name is gone from the new snapshot only."""
+    """A renamed directory is told in names alone; what was under the old name is gone from the new snapshot only."""
     source = random.Random(2)
     (root / "d").mkdir()
     for number in range(300):
@@ -501,6 +504,27 @@ async def test_a_hook_prepares_what_the_pass_copies(tmp_path: Path, root: Path) 
         assert describe_snapshot(fra1.archive)[b"dump"]["content"] == b"live"
 
 
+async def test_a_request_that_comes_while_a_pass_begins_is_not_served_by_hints_alone(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for a pass gets all that was written before, also when a pass was about to begin already."""
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        job, dial, status = primary.jobs["fra1"], fra1.dial, primary.status["fra1"]
+        primary.dataset.watch = SimpleNamespace(state="on")  # type: ignore[assignment]  # one that saw nothing yet
+        await job.close()
+
+        async def dial_and_ask() -> Channel:
+            (root / "late").write_text("written before the request")
+            job.request()
+            return await dial()
+
+        monkeypatch.setattr(fra1, "dial", dial_and_ask)
+        await job.step()
+        assert status.pass_served == status.pass_requested
+        assert b"late" in describe_snapshot(fra1.archive)
+
+
 @pytest.mark.parametrize(("hook", "woken"), [((), True), (("true",), False)])
 async def test_changes_alone_cause_no_pass_where_a_pre_hook_runs(
     tmp_path: Path, root: Path, hook: tuple[str, ...], woken: bool
@@ -596,4 +620,42 @@ async def test_two_sessions_of_one_client_do_not_write_at_once(tmp_path: Path, r
         await asyncio.wait_for(first._shipping.ended(), 10)  # type: ignore[union-attr]
         assert (await primary.sync(fra1)).pass_ok
         await first.close()
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+@pytest.mark.parametrize("place", ["start", "middle", "end"])
+@pytest.mark.parametrize("size", [MIB, 6 * MIB + 5])
+async def test_a_punched_hole_is_a_hole_on_the_replica(tmp_path: Path, root: Path, place: str, size: int) -> None:
+    """A hole made in a recorded file shows as zeros in the next snapshot and as the old bytes in the one before."""
+    path = root / "image"
+    path.write_bytes(random.Random(11).randbytes(size))
+    offset = {"start": 0, "middle": 5 * 65536, "end": size // 65536 * 65536 - 3 * 65536}[place]
+    old = copied(root)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        before = (await primary.sync(fra1)).sent_bytes
+        subprocess.run(["fallocate", "-p", "-o", str(offset), "-l", str(3 * 65536), path], check=True)
+        await primary.sync(fra1)
+        assert sent_during(primary, before) < 20_000
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+        assert differences(describe_snapshot(fra1.archive, 1), old) == []
+
+
+async def test_a_damaged_ledger_is_named_and_mended_by_moving_it_away(tmp_path: Path, root: Path) -> None:
+    """The error says what to do; doing it literally goes on without sending anything twice."""
+    for number in range(50):
+        (root / f"{number}").write_bytes(random.Random(number).randbytes(70_000))
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        before = (await primary.sync(fra1)).sent_bytes
+        await primary.reopen()
+        book = tmp_path / "state" / "ledger" / "www.db"
+        data = bytearray(book.read_bytes())
+        data[len(data) // 2] ^= 1
+        book.write_bytes(data)
+        with pytest.raises(BookDamagedError, match="move the file away and type replicad release"):
+            await primary.sync(fra1)
+        book.rename(tmp_path / "bad.db")
+        assert (await primary.sync(fra1)).held
+        await primary.dataset.in_ledger(primary.dataset.release)
+        assert (await primary.sync(fra1)).pass_ok
+        assert sent_during(primary, before) < 100_000
         assert differences(describe_snapshot(fra1.archive), copied(root)) == []

@@ -58,7 +58,7 @@ def _configured(config: Path) -> Path:
 
     listen = load(config, check_files=False).listen
     if listen is None:
-        raise UsageError("has no [listen] table, so there is no store here", where=str(config), hint="name one: --store")
+        raise UsageError("has no [listen] table: there is no store here", where=str(config), hint="name one: --store")
     return listen.store
 
 

@@ -153,7 +153,7 @@ def _store(store: StoreStatus, now_ns: int) -> Iterator[str]:
 
 
 def _state(line: DatasetStatus) -> str:
-    if line.held or line.rotten or line.unread:
+    if line.held or line.rotten or line.unread or line.state == "failed":
         return output.mark(line.state, "bad")
     unsure = line.state == "waiting" or not line.link_up
     return output.mark(line.state if line.link_up else f"{line.state}, not connected", "warn" if unsure else "ok")

@@ -28,8 +28,8 @@ class NodeConfig:
     log_level: str = "info"
     log_format: str = "text"
     """"text" or "json"."""
-    threads: int = 2
-    """Worker threads for disk and hashing work."""
+    threads: int = 4
+    """Worker threads for disk and hashing work; most of it waits or runs outside the interpreter lock."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,8 @@ class Database:
         """Open `path`, creating it when absent, and bring its schema to version `len(migrations)`.
 
         `migrations[i]` is the SQL script from version i to i+1. With `readonly` the file must exist and have the
-        current version. `remedy` tells the operator what to do about damage. Raises BookDamagedError, DiskFullError, LockedError, ReplicadError (newer version).
+        current version. `remedy` tells the operator what to do about damage. Raises BookDamagedError, DiskFullError,
+        LockedError, ReplicadError (newer version).
         """
         _load_checksums()
         self.path, self._remedy = path, remedy
@@ -202,9 +203,7 @@ class Database:
         if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
             return BookDamagedError(f"database is damaged: {error}", where=where, hint=self._remedy)
         if code == apsw.SQLITE_IOERR_DATA:
-            return BookDamagedError(
-                "a page fails its checksum", where=where, hint=self._remedy
-            )
+            return BookDamagedError("a page fails its checksum", where=where, hint=self._remedy)
         if isinstance(error, apsw.FullError):
             return DiskFullError("no room left for the book", where=where, hint="free space on this file system")
         if isinstance(error, (apsw.BusyError, apsw.LockedError)):

@@ -197,15 +197,16 @@ class Pass:
     async def _small(self, reads: Sequence[tuple[Step, FileRead | Outgrown | Trouble]]) -> None:
         good: list[tuple[Step, FileRead]] = []
         for step, read in reads:
-            if isinstance(read, Outgrown):
+            if isinstance(read, FileRead):
+                if not read.moved or self._accepted(step.path, moved=True):
+                    self._outcome.attributes(read.path, read.description.troubles)
+                    good.append((step, read))
+            elif isinstance(read, Outgrown):
                 await self._large(step)
                 continue
-            self._done(step, 0)
-            if isinstance(read, Trouble):
+            else:
                 self._outcome.unreadable(read)
-            elif self._accepted(step.path, moved=read.moved):
-                self._outcome.attributes(read.path, read.description.troubles)
-                good.append((step, read))
+            self._done(step, 0)
         if good:
             await self._shipping.ship(await self._dataset.in_ledger(self._recorder.small, good))
             self._status.read_bytes += sum(read.size for _, read in good)

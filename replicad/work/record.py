@@ -58,15 +58,35 @@ class Recorder:
         replaced: list[tuple[int, int]] = []
         fresh = self.ledger.next_file(len(reads))
         for number, (step, read) in enumerate(reads, fresh):
-            put, listed = self._one_small(step, read, number, linked, rows, replaced)
+            if step.known or read.links > 1:
+                put, listed = self._one_small(step, read, number, linked, rows, replaced)
+                ops.extend(operations(put, listed))
+                wanted = set(listed.ids)
+                data.update((block.id, block.data) for block in read.blocks if block.id in wanted)
+            else:
+                put = self._new_small(read, number, rows, data, ops)
             entries.append(EntryRow(put, read.stamp, self.seq))
-            ops.extend(operations(put, listed))
-            wanted = set(listed.ids)
-            data.update((block.id, block.data) for block in read.blocks if block.id in wanted)
         self.ledger.record_entries(entries)
         self.ledger.record_blocks(rows)
         self.ledger.forget_unnamed(replaced)
         return _loaded_unit(data, ops)
+
+    def _new_small(
+        self, read: FileRead, file: int, rows: list[BlockRow], data: dict[bytes, bytes], ops: list[Op]
+    ) -> Put:
+        """The short way for a file that is new and has one name: everything of it is lacking."""
+        blocks, seq = read.blocks, self.seq
+        for block in blocks:
+            rows.append(BlockRow(file, block.index, block.id, block.checksum, seq))
+            data[block.id] = block.data
+        flags = read.description.flags | FUZZY if read.moved else read.description.flags
+        put = Put(read.path, Kind.FILE, read.description.meta, read.size, file, read.block_bytes, flags)
+        if len(blocks) == 1:
+            block = blocks[0]
+            ops.append(replace(put, blocks=(block.index,), ids=block.id))
+        else:
+            ops.extend(operations(put, Listed([block.index for block in blocks], [block.id for block in blocks])))
+        return put
 
     def _one_small(
         self,
@@ -78,7 +98,7 @@ class Recorder:
         replaced: list[tuple[int, int]],
     ) -> tuple[Put, Listed]:
         key = (read.stamp.device, read.stamp.inode)
-        if step.links > 1 and (twin := linked.get(key) or self._twin(read.path, read.stamp)):
+        if read.links > 1 and (twin := linked.get(key) or self._twin(read.path, read.stamp)):
             return replace(twin, path=read.path), Listed()
         known = self.ledger.known(read.path) if step.known else None
         file, existing = fresh, {}
@@ -92,7 +112,7 @@ class Recorder:
         listed = self._compare(file, existing, read.blocks, read.zeros, self.seq, rows)
         if existing:
             self.ledger.cut(file, block_count(read.size, read.block_bytes))
-        if step.links > 1:
+        if read.links > 1:
             linked[key] = put
         return put, listed
 

@@ -91,20 +91,20 @@ class Replication:
         requested = self._status.pass_requested
         self._asked.clear()
         try:
-            await self._pass(everything=requested > self._status.pass_served)
+            await self._pass()
         except HeldError as error:
             self._show("held", error.what, held=True)
             self._status.pass_ok = False
             self._served(requested)
         except ReplicadError as error:
-            self._show("waiting", str(error))
+            self._show("waiting" if isinstance(error, LinkError) else "failed", str(error))
             self._status.pass_ok = False
             self._status.last_error = str(error)
             if not isinstance(error, LinkError):
                 self._served(requested)
             raise
 
-    async def _pass(self, *, everything: bool) -> None:
+    async def _pass(self) -> None:
         async with self._dataset.turn:
             await self._dataset.open()
             if not self._status.last_snapshot:
@@ -112,15 +112,17 @@ class Replication:
             if reason := await self._dataset.in_ledger(self._dataset.held):
                 raise self._dataset.held_error(reason)
             shipping = await self._session()
-            served = self._status.pass_requested
+            served = self._status.pass_requested  # with what came while this pass waited: it is promised a full walk
             hints = self._hints.take()
-            full = everything or not self._trusts_watch() or self._until_walk_s() <= 0
+            full = served > self._status.pass_served or not self._trusts_watch() or self._until_walk_s() <= 0
             only = None if full or hints is None or self._again is None else hints | self._again
             self._status.pass_started_ns = started_ns = self._clock.now_ns()
             started_s = self._clock.monotonic_s()
             try:
                 outcome = await self._hooked(shipping, only)
-            except BaseException:
+            except BaseException as error:
+                if not isinstance(error, HeldError):
+                    await self.close()  # what was shipped and not sealed must not get into the next pass's snapshot
                 self._hints.add(only)  # whatever was not copied is still to be looked at
                 self._status.pass_number += 1
                 raise
@@ -178,7 +180,8 @@ class Replication:
         return self._shipping
 
     async def _open(self) -> Shipping:
-        self._status.state, self._status.reason = "waiting", f"connecting to {self._replica}"
+        if self._status.state != "failed":  # what failed is shown until it goes well
+            self._status.state, self._status.reason = "waiting", f"connecting to {self._replica}"
         channel = await self._dial()
         shipping = Shipping(channel, self._pool, self._dataset.config.compression, self._count_sent)
         try:
@@ -255,9 +258,14 @@ class Replication:
 def _diverged(ours: Head, theirs: Head, replica: str) -> str:
     """Why the two histories do not fit, in words."""
     if not theirs.number:
-        return f"replica {replica} has no history, the ledger says snapshot {ours.number}: its store was lost or replaced"
+        return (
+            f"replica {replica} has no history, the ledger says snapshot {ours.number}: its store was lost or replaced"
+        )
     if not ours.number:
-        return f"replica {replica} holds snapshot {theirs.number}, this ledger knows of none: the ledger was lost or is new"
+        return (
+            f"replica {replica} holds snapshot {theirs.number}, this ledger knows of none:"
+            " the ledger was lost or is new"
+        )
     return (
         f"replica {replica} is at snapshot {theirs.number} ({theirs.digest.hex()[:12]}), the ledger says"
         f" {ours.number} ({ours.digest.hex()[:12]}): the two do not share one history"

@@ -100,6 +100,7 @@ class _Planner:
         self._ledger = ledger
         self._steps: list[Step] = []
         self._number = 0
+        self._has_files = ledger.has_files()
 
     def take(self, diff: DirectoryDiff) -> None:
         survey = self.survey
@@ -134,7 +135,7 @@ class _Planner:
             return
         rewritten = found.known is not None and _written(found.known, stamp)
         in_place = found.known is not None and found.known.inode == stamp.inode
-        if not in_place and survey.known and self._ledger.same_content(stamp):
+        if self._has_files and not in_place and self._ledger.same_content(stamp):
             survey.moved += found.known is None
             self._add(PUTS, Action.SAME, found.path, found=found)
         else:

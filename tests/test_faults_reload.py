@@ -1,0 +1,161 @@
+"""Two real daemons that are reloaded and stopped: what can change changes, what cannot says so, nothing gets lost."""
+
+from __future__ import annotations
+
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit_faults import MIB, archive_of, ask, assert_quiet, configure, during, served, synced, tree_at, tree_now
+from kit_pair import COMMAND, Pair, make_pair, replicad, running, wait_until
+from kit_rig import differences
+
+STOP_S = 20.0
+"""What a daemon may take to end, whatever it does."""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "www"
+    path.mkdir()
+    (path / "file").write_text("file")
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path: Path, root: Path) -> Iterator[Pair]:
+    made = make_pair(tmp_path / "pair", root, dataset_options="watch = false\nmax_change = 1.0")
+    with running(made):
+        yield made
+
+
+def _add_dataset(pair: Pair, name: str, path: Path) -> None:
+    path.mkdir()
+    (path / "inside").write_text(name)
+    text = f'\n[[dataset]]\nname = "{name}"\npath = "{path}"\nwatch = false\n'
+    pair.primary.config.write_text(pair.primary.config.read_text() + text)
+
+
+def test_a_dataset_is_added_and_taken_out_by_a_reload(pair: Pair, tmp_path: Path, root: Path) -> None:
+    """After SIGHUP a new dataset is copied, the others run on as they were, and one that is gone stops."""
+    configure(pair.replica, "client", datasets=[])
+    synced(pair)
+    number = pair.line.pass_number
+    text = pair.primary.config.read_text()
+    _add_dataset(pair, "more", tmp_path / "more")
+    pair.primary.hang_up()
+    wait_until(lambda: [s.dataset for s in pair.primary.status().datasets if s.pass_ok] == ["www", "more"], "added")
+    assert pair.line.pass_number == number
+    more = archive_of(pair).with_name("more")
+    assert differences(tree_at(more), tree_now(tmp_path / "more")) == []
+    pair.primary.config.write_text(text)
+    pair.primary.hang_up()
+    wait_until(lambda: [s.dataset for s in pair.primary.status().datasets] == ["www"], "taken out")
+    assert synced(pair).pass_number == number + 1
+    assert_quiet(pair.primary, pair.replica)
+
+
+@pytest.mark.parametrize(
+    "broken", ["not toml at all [", '\n[nonsense]\nx = 1\n', '\n[[dataset]]\nname = "www"\npath = "/nowhere"\n']
+)
+def test_an_invalid_configuration_leaves_the_old_one_in_force(pair: Pair, root: Path, broken: str) -> None:
+    """Status and log say what is wrong with the file, replication goes on, and a mended file clears it."""
+    synced(pair)
+    text = pair.primary.config.read_text()
+    pair.primary.config.write_text(text + broken)
+    pair.primary.hang_up()
+    wait_until(lambda: pair.primary.status().config_error, "it is refused")
+    assert "configuration refused" in pair.primary.log.read_text()
+    shown = replicad("status", "--json", "--config", _valid(pair, text), code=1).stdout
+    assert '"kind": "config"' in shown or '"kind":"config"' in shown
+    (root / "new").write_text("new")
+    assert synced(pair).last_snapshot == 2
+    pair.primary.config.write_text(text)
+    pair.primary.hang_up()
+    wait_until(lambda: not pair.primary.status().config_error, "it is in force")
+    assert_quiet(pair.primary, pair.replica)
+
+
+def _valid(pair: Pair, text: str) -> Path:
+    """A configuration file that the command line can read meanwhile."""
+    path = pair.primary.config.with_name("valid.toml")
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(("table", "key"), [("listen", "address"), ("node", "http")])
+def test_an_address_that_is_taken_leaves_the_old_one_in_force(pair: Pair, root: Path, table: str, key: str) -> None:
+    """A reload that cannot have an address is refused as a whole: the old listener goes on, sessions come again."""
+    synced(pair)
+    text = pair.replica.config.read_text()
+    before = pair.replica.status()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        configure(pair.replica, table, **{key: f"127.0.0.1:{taken.getsockname()[1]}"})
+        if table == "node":
+            configure(pair.replica, "listen", max_sessions=63)
+        pair.replica.hang_up()
+        wait_until(lambda: pair.replica.status().config_error, "it is refused")
+    assert pair.replica.status().listen == before.listen
+    (root / "new").write_text("new")
+    during(pair, lambda line: line.state == "idle" or not line.link_up, "the session's end has been noticed")
+    line = served(pair)
+    assert line.pass_ok or served(pair).pass_ok, line
+    assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
+    pair.replica.config.write_text(text)
+    pair.replica.hang_up()
+    wait_until(lambda: not pair.replica.status().config_error, "the old file is in force again")
+    assert synced(pair)
+    assert_quiet(pair.primary, pair.replica)
+
+
+def test_who_waits_for_a_pass_gets_one_across_a_reload(pair: Pair, root: Path) -> None:
+    """A reload that changes the dataset amid `sync --wait` begins its pass anew; the waiting command ends well."""
+    source = random.Random(1)
+    for number in range(12):
+        (root / f"{number}").write_bytes(source.randbytes(MIB))
+    configure(pair.primary, "replica", bandwidth="6MiB")
+    pair.primary.hang_up()
+    during(pair, lambda line: line.sent_bytes > 2 * MIB, "the pass has begun")
+    words = [*COMMAND, "sync", "www", "--wait", "--config", str(pair.primary.config)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as waiting:
+        during(pair, lambda line: line.pass_requested > 0, "it is asked for")
+        configure(pair.primary, "dataset", rpo="77s")
+        configure(pair.primary, "replica", bandwidth=0)
+        pair.primary.hang_up()
+        during(pair, lambda line: line.rpo_s == 77, "the reload is done")
+        output = waiting.communicate(timeout=30)[0]
+        assert waiting.returncode == 0, output
+    assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
+    assert_quiet(pair.primary, pair.replica)
+
+
+@pytest.mark.parametrize("side", ["primary", "replica"])
+def test_a_stop_amid_a_pass_is_orderly_and_the_pass_goes_on_later(pair: Pair, root: Path, side: str) -> None:
+    """SIGTERM ends either daemon in time with exit code 0; after its start the rest is sent, and only the rest."""
+    source = random.Random(2)
+    for number in range(16):
+        (root / f"{number}").write_bytes(source.randbytes(MIB))
+    (root / "large").write_bytes(source.randbytes(16 * MIB))
+    configure(pair.primary, "replica", bandwidth="10MiB")
+    pair.primary.hang_up()
+    ask(pair)
+    during(pair, lambda line: line.sent_bytes > 12 * MIB, "the pass has begun")
+    node = getattr(pair, side)
+    began = time.monotonic()
+    assert node.stop() == 0
+    assert time.monotonic() - began < STOP_S
+    configure(pair.primary, "replica", bandwidth=0)
+    node.start()
+    if side == "replica":
+        pair.primary.hang_up()
+    synced(pair)
+    assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
+    assert sum(p.stat().st_size for p in (archive_of(pair) / "segments").iterdir()) < 34 * MIB
+    assert "stopping" in node.log.read_text()
+    assert_quiet(pair.primary, pair.replica)
