@@ -14,20 +14,22 @@ import asyncio
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import aiofiles
 
 from replicad import __version__
 from replicad.config import ClientConfig, Config, DatasetConfig, ReplicaConfig, load
 from replicad.http.contract import SyncRequest
 from replicad.http.server import HttpServer
 from replicad.link.reception import House, Reception
-from replicad.link.ssh import Dialler, listen
+from replicad.link.ssh import Dialler, Listener, listen
 from replicad.link.unix import SOCKET_NAME, serve_unix
 from replicad.model.block import self_test
 from replicad.model.errors import ConfigError, LinkError, ReplicadError, UsageError
-from replicad.status import DatasetStatus, JobStatus, NodeStatus
+from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, encode
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.system.heap import keep_freed_memory
@@ -41,8 +43,8 @@ from replicad.work.shelves import Shelves
 log = logger("daemon")
 
 SOFTWARE = f"replicad {__version__}"
-STOP_S = 20.0
-"""How long jobs may take to end when the daemon stops; what is unfinished then goes on after the next start."""
+REMEMBER_S = 30.0
+"""How often the status is written down for `replicad status` of a dead daemon; an idle disk may sleep in between."""
 
 
 class Daemon:
@@ -57,6 +59,7 @@ class Daemon:
         self._datasets: dict[str, Protected] = {}
         self._diallers: dict[ReplicaConfig, Dialler] = {}
         self._http: HttpServer | None = None
+        self._http_wanted = ""
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
 
@@ -116,7 +119,7 @@ class Daemon:
                 config = await asyncio.to_thread(load, self._config.file)
                 if config.node.state != self._config.node.state:
                     raise UsageError("the state directory cannot change while the daemon runs", hint="restart it")
-                await self._apply(config)
+                await self._replace(config)
             except ConfigError as error:
                 return self._refused([str(problem) for problem in error.problems])
             except ReplicadError as error:
@@ -131,27 +134,41 @@ class Daemon:
 
     # building
 
+    async def _replace(self, config: Config) -> None:
+        """Put `config` in force; when it cannot be (an address in use), what was before is put in force again."""
+        old = self._config
+        try:
+            await self._apply(config)
+        except ReplicadError:
+            await self._apply(old)
+            raise
+        configure(config.node.log_level, config.node.log_format)
+
     async def _apply(self, config: Config) -> None:
-        """Make what runs agree with `config`; parts that are configured as before are left alone."""
-        old, self._config = self._config, config
-        self._clients = Clients(config)
-        await self._apply_replica_side(config, old)
+        """Make what runs agree with `config`; parts that are configured as before are left alone. The datasets, which
+        cannot refuse, come last."""
+        self._config, self._clients = config, Clients(config)
+        await self._apply_replica_side(config)
+        await self._apply_http(config)
         await self._apply_datasets(config)
-        await self._apply_http(config, old)
         self._status.node = config.node.name
 
-    async def _apply_replica_side(self, config: Config, old: Config) -> None:
-        same = self._replica and config.listen == old.listen and config.node.key == old.node.key
-        if self._replica and same and config.node.name == old.node.name:
-            await self._replica.reception.recheck()
+    async def _apply_replica_side(self, config: Config) -> None:
+        if self._replica and self._replica.fits(config):
+            await self._replica.recheck()
             return
         if self._replica:
             await self._replica.close()
             self._replica = None
         self._status.listen = ""
         if config.listen:
-            self._replica = ReplicaSide(self, config, self._disk, self._clock)
-            self._status.listen = await self._replica.start()
+            side = ReplicaSide(self, config, self._disk, self._clock)
+            try:
+                self._status.listen = await side.start()
+            except BaseException:
+                await side.close()
+                raise
+            self._replica = side
 
     async def _apply_datasets(self, config: Config) -> None:
         key = config.node.key
@@ -175,24 +192,40 @@ class Daemon:
             parts[name].start()
         self._datasets = parts
 
-    async def _apply_http(self, config: Config, old: Config) -> None:
+    async def _apply_http(self, config: Config) -> None:
+        address = config.node.http
         if self._http is None:
-            self._http = HttpServer(self, address=config.node.http, state=config.node.state, clock=self._clock)
+            self._http = HttpServer(self, address=address, state=config.node.state, clock=self._clock)
             await self._http.start()
-        elif config.node.http != old.node.http:
-            await self._http.move(config.node.http)
-        self._status.http = self._http.address
+        elif address != self._http_wanted:
+            await self._http.move(address)
+        self._http_wanted, self._status.http = address, self._http.address
 
     # living and stopping
 
     async def _live(self, notifier: Notifier) -> None:
-        """Feed the service manager's watchdog until told to stop."""
-        every = notifier.watchdog_s or None
+        """Feed the service manager's watchdog and write the status down now and then, until told to stop."""
+        every = min(notifier.watchdog_s or REMEMBER_S, REMEMBER_S)
+        remembered_s = float("-inf")
         while not self._stop.is_set():
-            try:
+            notifier.watchdog()
+            if self._clock.monotonic_s() - remembered_s >= REMEMBER_S:
+                await self._remember()
+                remembered_s = self._clock.monotonic_s()
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), every)
-            except TimeoutError:
-                notifier.watchdog()
+        await self._remember()
+
+    async def _remember(self) -> None:
+        """Write the status down. That the disk has no room for it is shown by the jobs that need the room."""
+        path = self._config.node.state / LAST_STATUS
+        fresh = path.with_suffix(".new")
+        try:
+            async with aiofiles.open(fresh, "wb") as file:
+                await file.write(encode(self.status()))
+            await asyncio.to_thread(self._disk.rename_durable, fresh, path)
+        except (OSError, ReplicadError) as error:
+            log.warning("the status could not be written down", file=path, reason=str(error))
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -280,7 +313,17 @@ class ReplicaSide:
         )
         self.reception = Reception(house)
         self.jobs: list[JobStatus] = [JobStatus("receive", running=False)]
+        self._listener: Listener | None = None
         self._stack = AsyncExitStack()
+
+    def fits(self, config: Config) -> bool:
+        """Whether this is what `config` asks for."""
+        node = self._node
+        return self.config == config.listen and (node.name, node.key) == (config.node.name, config.node.key)
+
+    async def recheck(self) -> None:
+        """End the sessions of clients that may not connect any more."""
+        await (self._listener or self.reception).recheck()
 
     async def start(self) -> str:
         """Open all stores and doors; the listener's address, "" without one."""
@@ -292,9 +335,9 @@ class ReplicaSide:
         self._stack.push_async_callback(unix.close)
         address = ""
         if self.config.address:
-            listener = await listen(self.config.address, self._node.key, self.reception)
-            self._stack.push_async_callback(listener.close)
-            address = f"{self.config.address.rpartition(':')[0]}:{listener.port}"
+            self._listener = await listen(self.config.address, self._node.key, self.reception)
+            self._stack.push_async_callback(self._listener.close)
+            address = f"{self.config.address.rpartition(':')[0]}:{self._listener.port}"
         self.jobs[0].running = True
         return address
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+LAST_STATUS = "last-status.json"
+"""File in the state directory with what the daemon said last: shown when it cannot be asked."""
 MAX_NAMED = 100
 """Paths that are named one by one in a list of what could not be copied; the counters count all."""
 

@@ -28,9 +28,8 @@ from kit_pair import Pair, free_port, make_pair, replicad, running, wait_until
 
 GIB = 1024**3
 MIB = 1024**2
-ROUND_TRIP_S = 0.1
-LINE_BYTES_S = 125_000_000
-"""The slow line: 100 ms round trip, 1 Gbit/s."""
+ROUND_TRIP_MS, LINE_MBIT = 100, 1000
+"""The long line, made by a relay in user space."""
 
 
 @dataclass
@@ -114,10 +113,18 @@ class Rsync:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], check=True)
         port = free_port()
         (directory / "authorized").write_text((directory / "user.pub").read_text())
-        (directory / "config").write_text(
-            f"Port {port}\nListenAddress 127.0.0.1\nHostKey {directory}/host\n"
-            f"AuthorizedKeysFile {directory}/authorized\nStrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nCiphers aes128-gcm@openssh.com\n"
-        )
+        settings = {
+            "Port": port,
+            "ListenAddress": "127.0.0.1",
+            "HostKey": directory / "host",
+            "AuthorizedKeysFile": directory / "authorized",
+            "StrictModes": "no",
+            "UsePAM": "no",
+            "PidFile": "none",
+            "PermitRootLogin": "yes",
+            "Ciphers": "aes128-gcm@openssh.com",
+        }
+        (directory / "config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
         Path("/run/sshd").mkdir(exist_ok=True)
         daemon = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", directory / "config"], stderr=subprocess.DEVNULL)
         stack.callback(daemon.wait)
@@ -338,7 +345,8 @@ class Bench:
 
         def start(port: int) -> int:
             entry = free_port()
-            words = ["--listen", str(entry), "--to", str(port), "--rtt", str(ROUND_TRIP_S), "--rate", str(LINE_BYTES_S)]
+            words = [f"127.0.0.1:{port}", "--listen", str(entry)]
+            words += ["--round-trip-ms", str(ROUND_TRIP_MS), "--bandwidth-mbit", str(LINE_MBIT)]
             relay = subprocess.Popen([sys.executable, str(Path(__file__).with_name("kit_link.py")), *words])
             stack.callback(relay.wait)
             stack.callback(relay.terminate)

@@ -57,12 +57,14 @@ class Node:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    prefix: list[str] = field(default_factory=list)
+    """What stands before the command, such as setpriv."""
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "run", "--config", str(self.config)],
+                [*self.prefix, *COMMAND, "run", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
                 env=os.environ | self.environment,

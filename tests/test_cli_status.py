@@ -20,7 +20,7 @@ from replicad.cli.app import main
 from replicad.cli.status import COLUMNS, exit_code, render
 from replicad.cli.sync import HELD_S, OUT_OF_REACH_S, STALLED_S, Awaited
 from replicad.http.contract import SyncRequest
-from replicad.status import DatasetStatus, NodeStatus, StoreStatus, findings
+from replicad.status import LAST_STATUS, DatasetStatus, NodeStatus, StoreStatus, encode, findings
 
 Typed = Callable[..., tuple[int, str, str]]
 
@@ -445,3 +445,16 @@ def test_release_lets_a_dataset_go_on(tmp_path: Path, typed: Typed) -> None:
     assert first == (0, "www -> fra1: released; it was held: 61 % gone\n", "watch it: replicad sync www --wait\n")
     assert second == (0, "www: was not held, nothing to release\n", "")
     assert json.loads(as_json[1]) == {"released": []}
+
+
+def test_a_dead_daemon_is_quoted(tmp_path: Path, typed: Typed) -> None:
+    """Without a daemon the last words it wrote down are shown with their time, and the exit code is still 3."""
+    daemon = FakeDaemon(a_node(a_dataset()))
+    with Served(daemon, tmp_path) as served:
+        config = served.config()
+    (tmp_path / LAST_STATUS).write_bytes(encode(daemon.status()))
+    code, out, err = typed("status", "--config", config)
+    assert code == 3
+    assert re.search(r"does not answer\. At \d{4}-\d\d-\d\dT[\d:]+Z it said:", out)
+    assert "  www -> fra1" in out
+    assert "systemctl start replicad" in err

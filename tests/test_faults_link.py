@@ -52,6 +52,7 @@ from replicad.model.entry import Drop, Kind, Map, Meta, Op, Put, encode_ops
 from replicad.model.errors import LinkError, ReplicadError
 from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
 from replicad.status import findings
+from replicad.work.shelves import MAX_UNNAMED
 from replicad.store.format import FrameType, encode_frame, encode_plain
 
 OPTIONS = 'watch = false\nmax_change = 1.0'
@@ -528,6 +529,11 @@ async def test_a_hostile_peer_changes_nothing(pair: Pair, root: Path) -> None:
             assert len(snapshots(archive_of(pair))) == 1, hostility.__name__
             status = await asyncio.to_thread(pair.replica.status)
             assert [store.dataset for store in status.stores] == ["www"], hostility.__name__
+        for number in range(40):
+            peer = Hostile(await dialler.dial())
+            await peer.say((OpenWrite if number % 2 else OpenRead)(f"{'../' * number}.x"))
+            word = await _until_it_is_over(peer.channel)
+            assert isinstance(word, Refuse) and "not allowed" in word.text, word
         for path in BAD_PATHS:
             for op in (bad_put(path), Put(path, Kind.DIRECTORY, META), Put(path, Kind.SYMLINK, META, target=b"t"), Drop(path)):
                 peer = await Hostile(await dialler.dial()).open()
@@ -554,6 +560,25 @@ async def test_a_hostile_peer_changes_nothing(pair: Pair, root: Path) -> None:
 
 def _record_id(op: Op) -> bytes:
     return block_id(encode_ops([op]))
+
+
+async def test_a_client_makes_no_stores_without_end(pair: Pair) -> None:
+    """A client whose datasets are not named in the configuration may have a hundred; the next one is refused."""
+    configure(pair.replica, "client", datasets=[])
+    pair.replica.start()
+    config = load(pair.primary.config)
+    dialler = Dialler(config.replicas[0], config.node.key, "hostile")
+    try:
+        for number in range(MAX_UNNAMED + 1):
+            peer = Hostile(await dialler.dial())
+            await peer.channel.send(OpenWrite(f"n{number}"))
+            assert isinstance(await peer.channel.receive(), Refuse if number == MAX_UNNAMED else Opened)
+            await peer.channel.close()
+    finally:
+        await dialler.close()
+    assert len(pair.replica.status().stores) == MAX_UNNAMED
+    pair.stop()
+    assert_quiet(pair.replica)
 
 
 async def test_a_flood_of_blocks_beyond_all_credit_stays_bounded(pair: Pair, root: Path) -> None:

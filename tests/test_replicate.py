@@ -525,6 +525,26 @@ async def test_a_request_that_comes_while_a_pass_begins_is_not_served_by_hints_a
         assert b"late" in describe_snapshot(fra1.archive)
 
 
+@pytest.mark.parametrize("size", [1_000, 5 * MIB])
+async def test_a_hard_linked_file_changes_under_every_name_at_once(tmp_path: Path, root: Path, size: int) -> None:
+    """The kernel tells of the one name that a file was written under; the snapshot shows it whole under the others."""
+    source = random.Random(21)
+    for directory in ("a", "b"):
+        (root / directory).mkdir()
+    (root / "a" / "one").write_bytes(source.randbytes(size))
+    os.link(root / "a" / "one", root / "b" / "two")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        primary.dataset.watch = SimpleNamespace(state="on")  # type: ignore[assignment]  # one that sees all we hint at
+        for change in (lambda file: file.write(source.randbytes(70_000)), lambda file: file.truncate(size // 2)):
+            with (root / "a" / "one").open("ab") as file:
+                change(file)
+            (root / "a" / "one").chmod(0o600)
+            primary.jobs["fra1"]._hints.add(frozenset({b"a"}))
+            await primary.jobs["fra1"].step()
+            assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
 @pytest.mark.parametrize(("hook", "woken"), [((), True), (("true",), False)])
 async def test_changes_alone_cause_no_pass_where_a_pre_hook_runs(
     tmp_path: Path, root: Path, hook: tuple[str, ...], woken: bool

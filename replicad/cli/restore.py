@@ -19,7 +19,7 @@ import typer
 
 from replicad.cli import output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
-from replicad.model.errors import ConfigError, ReplicadError, UsageError
+from replicad.model.errors import ConfigError, LockedError, ReplicadError, UsageError
 from replicad.model.when import LATEST, choose_snapshot, show_time
 
 if TYPE_CHECKING:  # slow to import, and needed when a verb runs only
@@ -108,6 +108,8 @@ def restore(
             running = Restore(reader, chosen, target, dataset=dataset, globs=globs, rules=rules, heard=heard)
             try:
                 return await _with_progress(running, 0 if globs else chosen.size, quiet=quiet or json)
+            except (UsageError, LockedError):
+                raise  # nothing was begun, so there is nothing to account for
             except ReplicadError:
                 _print_account(running.account, heard, quiet=quiet, json=json)
                 raise

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -20,7 +21,19 @@ from replicad.cli import output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.http.api import Client
 from replicad.model.errors import LinkError
-from replicad.status import DatasetStatus, Finding, NodeStatus, StoreStatus, findings, is_late, lag_s, printable
+from replicad.status import (
+    LAST_STATUS,
+    DatasetStatus,
+    Finding,
+    NodeStatus,
+    StoreStatus,
+    decode,
+    findings,
+    is_late,
+    lag_s,
+    printable,
+)
+from replicad.system.clock import format_ns
 
 COLUMNS = 80
 LABEL_COLUMNS = 14
@@ -45,10 +58,16 @@ def status(
     """
     from replicad.config import load
 
-    client = Client(load(config, check_files=False).node.state)
+    state = load(config, check_files=False).node.state
+    client = Client(state)
     if watch:
         _watch(client, json)
-    now = client.status()
+    try:
+        now = client.status()
+    except LinkError:
+        if not json:
+            _show_last(state / LAST_STATUS)
+        raise
     found = findings(now)
     if json:
         output.json_document(as_document(now, found))
@@ -56,6 +75,18 @@ def status(
         output.line("\n".join(render(now, found)))
     if code := exit_code(found):
         raise typer.Exit(code)
+
+
+def _show_last(path: Path) -> None:
+    """What a daemon that cannot be asked said last, if it ever wrote that down."""
+    try:
+        last = decode(path.read_bytes())
+    except (OSError, ValueError):
+        return
+    output.line(output.mark(f"The daemon does not answer. At {format_ns(last.now_ns)} it said:", "bad"))
+    output.line()
+    output.line("\n".join(f"  {line}" for line in render(last, findings(last))))
+    output.line()
 
 
 def as_document(now: NodeStatus, found: list[Finding]) -> dict[str, object]:

@@ -268,6 +268,15 @@ class Ledger:
         """Whether any regular file is recorded."""
         return self._db.value("SELECT 1 FROM entry WHERE file > 0 LIMIT 1") is not None
 
+    def names(self, file: int, inode: int) -> list[bytes]:
+        """Every recorded path of the file with this number and inode."""
+        rows = self._db.all(
+            "SELECT d.path, e.name FROM entry e JOIN directory d ON d.id = e.directory"
+            " WHERE e.file > 0 AND e.inode = ? AND e.file = ?",
+            (inode, file),
+        )
+        return [join(directory, name) for directory, name in rows]
+
     def below(self, path: bytes) -> Iterator[bytes]:
         """Every recorded path below `path`, children before parents."""
         low, high = (path + b"/", path + b"0") if path else (b"", b"\xff" * 4096)

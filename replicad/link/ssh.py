@@ -197,6 +197,14 @@ class Listener:
             **_COMMON_OPTIONS,
         )
 
+    async def recheck(self) -> None:
+        """End the sessions of clients that are no longer configured, and cut the connections whose key no longer
+        stands for their client; for a changed configuration."""
+        await self.reception.recheck()
+        for door in tuple(self.doors):
+            if door.client and not door.still_authorised:
+                door.line.connection.abort()
+
     def admits(self, address: str) -> str:
         """Why one more connection from `address` is too many, or ""."""
         if len(self.doors) >= MAX_CONNECTIONS:
@@ -275,10 +283,14 @@ class _Door(asyncssh.SSHServer):
 
     def session_requested(self) -> _ServerCarrier | bool:
         """Asked for each channel: the key must still be authorised then."""
-        still_authorised = bool(self.client) and self._client_of_key() == self.client
-        if len(self.line.carriers) >= MAX_CHANNELS or not still_authorised:
+        if len(self.line.carriers) >= MAX_CHANNELS or not self.still_authorised:
             return False
         return _ServerCarrier(self)
+
+    @property
+    def still_authorised(self) -> bool:
+        """Whether the key that this connection was let in with is, as of now, its client's."""
+        return bool(self.client) and self._client_of_key() == self.client
 
     def _client_of_key(self) -> str:
         return next((client.name for client in self.reception.house.clients() if _same(client.key, self._key)), "")

@@ -274,16 +274,16 @@ class Pass:
             self._outcome.attributes(step.path, description.troubles)
             flags = description.flags | (FUZZY if after != large.stamp else 0)
             put = Put(step.path, Kind.FILE, description.meta, large.size, file, block_bytes, flags)
-            await in_ledger(recorder.end_large, put, large.stamp)
+            puts = await in_ledger(recorder.end_large, put, large.stamp)
             self._status.copied_files += 1
-            await self._ship_after(put)
+            await self._ship_after(puts)
 
-    async def _ship_after(self, put: Put) -> None:
-        """Ship a file's operations behind its blocks, which are on their way."""
+    async def _ship_after(self, puts: Sequence[Put]) -> None:
+        """Ship a file's operations, one entry for each of its names, behind its blocks, which are on their way."""
 
         async def follow(complete: bool) -> AsyncIterator[Sequence[Op]]:
-            yield [put]
-            async for ops in self._known.maps(put.file):
+            yield puts
+            async for ops in self._known.maps(puts[-1].file):
                 yield ops
 
         await self._shipping.ship(Unit(b"", load_nothing, follow, 0))

@@ -61,6 +61,9 @@ class Recorder:
             if step.known or read.links > 1:
                 put, listed = self._one_small(step, read, number, linked, rows, replaced)
                 ops.extend(operations(put, listed))
+                others = self._other_names(put, read.stamp) if step.known else []
+                entries.extend(EntryRow(other, read.stamp, self.seq) for other in others)
+                ops.extend(others)
                 wanted = set(listed.ids)
                 data.update((block.id, block.data) for block in read.blocks if block.id in wanted)
             else:
@@ -115,6 +118,11 @@ class Recorder:
         if read.links > 1:
             linked[key] = put
         return put, listed
+
+    def _other_names(self, put: Put, stamp: Stamp) -> list[Put]:
+        """The file's other recorded names. They change with it in one snapshot: a walk of hinted directories alone sees
+        only the name that it was written under, and blocks belong to all."""
+        return [replace(put, path=path) for path in self.ledger.names(put.file, stamp.inode) if path != put.path]
 
     def _twin(self, path: bytes, stamp: Stamp) -> Put | None:
         known = self.ledger.same_content(stamp)
@@ -195,11 +203,13 @@ class Recorder:
         self.ledger.record_blocks(rows)
         return _loaded_unit({block.id: block.data for block in slab.blocks}, [])
 
-    def end_large(self, put: Put, stamp: Stamp) -> None:
-        """The file was read to its end: its blocks and its entry belong to the snapshot now."""
-        self.ledger.record_entries([EntryRow(put, stamp, self.seq)])
+    def end_large(self, put: Put, stamp: Stamp) -> list[Put]:
+        """The file was read to its end: its blocks and its entries belong to the snapshot now. All its entries."""
+        puts = [*self._other_names(put, stamp), put]
+        self.ledger.record_entries([EntryRow(each, stamp, self.seq) for each in puts])
         self.ledger.cut(put.file, block_count(put.size, put.block_bytes))
         self.ledger.settle(put.file, self.seq)
+        return puts
 
     # everything else
 

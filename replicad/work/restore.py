@@ -20,7 +20,8 @@ from typing import TypeVar
 
 from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.block import Buffer
-from replicad.model.errors import DiskFullError, PeerError, ReplicadError
+from replicad.model.errors import DiskFullError, PeerError, ReplicadError, UsageError
+from replicad.model.glob import compile_globs
 from replicad.model.when import show_time
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
@@ -91,6 +92,10 @@ class Restore:
         ReplicadError when it cannot go on. What was done so far stays, and the next run goes on from it.
         """
         account, started_s = self.account, self._clock.monotonic_s()
+        try:
+            compile_globs(self._globs)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         try:
             with ExitStack() as stack:  # closed from the last to the first: no thread works any more when files close
                 target = Target(self._path, self._disk, dry=self._rules.dry_run)

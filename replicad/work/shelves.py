@@ -28,6 +28,10 @@ from replicad.work.archive import Archive, ArchiveReader
 from replicad.work.receive import Receiving
 from replicad.work.serve import Serving
 
+MAX_UNNAMED = 100
+"""Stores that a client may make whose datasets the configuration does not name: each costs a thread and some open files,
+and a stolen key must not be able to take them all."""
+
 Result = TypeVar("Result")
 Key = tuple[str, str]
 
@@ -95,6 +99,15 @@ class Shelves:
         if config is None or (config.datasets and dataset not in config.datasets):
             text = f"client {client} has no right to dataset {dataset!r}"
             await channel.send(Refuse("right", f"{text}; on the replica: replicad authorize … --dataset {dataset}"))
+            raise RefusedError(text, where=channel.peer)
+        try:
+            fresh = not self._directory((client, dataset)).is_dir()
+        except PeerError as error:
+            await channel.send(Refuse("invalid", error.what))
+            raise
+        if fresh and not config.datasets and sum(key[0] == client for key in self._shelves) >= MAX_UNNAMED:
+            text = f"client {client} has {MAX_UNNAMED} datasets here, the limit for one whose datasets are not named"
+            await channel.send(Refuse("right", f"{text}; on the replica: replicad authorize … --dataset NAME"))
             raise RefusedError(text, where=channel.peer)
         return client, dataset
 
