@@ -18,14 +18,23 @@ from pathlib import Path
 
 import pytest
 
-from kit_pair import Pair, assert_same_tree, make_pair, running, wait_until
+from kit_pair import assert_same_tree, make_pair, running, wait_until
 from kit_tree import is_root
 
 MIB = 1024**2
-TREE_BYTES = 700 * MIB
+TREE_BYTES = 500 * MIB
 """What is taken of /usr/share at most."""
 IMAGE_BYTES = 1024 * MIB
 SYNCS_WHILE_WRITING = 5
+
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Path]:
+    """A directory that is gone afterwards: pytest would keep some gigabytes of the last runs."""
+    yield tmp_path
+    run("rm", "-rf", *tmp_path.iterdir())
+
 
 needs_root = pytest.mark.skipif(not is_root(), reason="NOT TESTED: mounting an image needs root; run the tests as root")
 
@@ -93,34 +102,29 @@ def change_usr_share(tree: Path) -> None:
         file.write(b"seen under every name")
 
 
-def test_a_machine_s_own_tree_comes_back_as_it_was(tmp_path: Path) -> None:
-    """A copy of /usr/share, from the primary and from the store alone; and again, after a month of changes, the
-    last state and the first."""
-    root = tmp_path / "www"
+def test_a_machine_s_own_tree_comes_back_as_it_was(scene: Path) -> None:
+    """A copy of /usr/share, from the primary and from the store alone; and after a month of changes the last state and
+    then the first one, each over what was restored before it."""
+    root, first, restored = scene / "www", scene / "first", scene / "restored"
     copy_of_usr_share(root)
-    pair = make_pair(tmp_path / "pair", root)
+    pair = make_pair(scene / "pair", root)
     with running(pair):
         pair.sync()
-        first = pair.line.last_snapshot
-        pair.restore(tmp_path / "first")
-        assert_same(root, tmp_path / "first")
-    assert_restores_without_a_daemon(pair, root)
+        number = pair.line.last_snapshot
+        pair.restore(first)
+    assert_same(root, first)
+    pair.restore_from_store(restored)
+    assert_same(root, restored)
 
     with running(pair):
         change_usr_share(root)
         before = pair.line.sent_bytes
         pair.sync()
         assert pair.line.sent_bytes - before < allocated(root / "renamed"), "a renamed directory was sent again"
-    assert_restores_without_a_daemon(pair, root)
-    assert_restores_without_a_daemon(pair, tmp_path / "first", "--at", first)
-
-
-def assert_restores_without_a_daemon(pair: Pair, expected: Path, *words: object) -> None:
-    """What the store gives by itself is `expected`."""
-    target = pair.directory / "restored"
-    pair.restore_from_store(target, *words)
-    assert_same(expected, target)
-    shutil.rmtree(target)
+    pair.restore_from_store(restored, "--delete-extra")
+    assert_same(root, restored)
+    pair.restore_from_store(restored, "--delete-extra", "--at", number)
+    assert_same(first, restored)
 
 
 # a disk image
@@ -163,25 +167,25 @@ def use_file_system(top: Path) -> None:
 
 
 @needs_root
-def test_a_disk_image_in_use_sends_little_and_comes_back_whole(tmp_path: Path) -> None:
+def test_a_disk_image_in_use_sends_little_and_comes_back_whole(scene: Path) -> None:
     """1 GiB with a file system in it, mounted and changed between two snapshots: what is sent the second time is what
     was written, and what comes back is the same image, as sparse, with a file system that has no errors."""
-    root = tmp_path / "www"
+    root = scene / "www"
     root.mkdir()
     image = root / "disk.img"
     make_image(image)
     assert allocated(image) < 0.7 * IMAGE_BYTES, "the image is meant to be sparse"
-    pair = make_pair(tmp_path / "pair", root)
+    pair = make_pair(scene / "pair", root)
     with running(pair):
         pair.sync()
         before = pair.line.sent_bytes
-        with mounted(image, tmp_path / "mount") as top:
+        with mounted(image, scene / "mount") as top:
             use_file_system(top)
         pair.sync()
         assert 2 * MIB < pair.line.sent_bytes - before < 0.1 * allocated(image)
-        pair.restore(tmp_path / "restored")
-    assert_same(root, tmp_path / "restored")
-    restored = tmp_path / "restored" / "disk.img"
+        pair.restore(scene / "restored")
+    assert_same(root, scene / "restored")
+    restored = scene / "restored" / "disk.img"
     run("cmp", image, restored)
     run("e2fsck", "-f", "-n", restored)
     assert allocated(restored) == pytest.approx(allocated(image), rel=0.05)
@@ -222,15 +226,15 @@ def row_count(dump: Path) -> int:
         return int(database.execute("SELECT count(*) FROM line").fetchone()[0])
 
 
-def test_a_database_under_writes_is_consistent_in_every_snapshot(tmp_path: Path) -> None:
+def test_a_database_under_writes_is_consistent_in_every_snapshot(scene: Path) -> None:
     """The hook dumps, the live files are left out: each snapshot holds a sound database, none older than the one
     before it."""
-    root = tmp_path / "www"
+    root = scene / "www"
     root.mkdir()
     live, dump = root / "live.db", root / "dump.db"
     hook = f"""["sqlite3", "{live}", ".timeout 30000", ".backup '{dump}'"]"""
     pair = make_pair(
-        tmp_path / "pair", root, dataset_options=f'exclude = ["/live.db*", "/dump.db-*"]\nhook_pre = {hook}'
+        scene / "pair", root, dataset_options=f'exclude = ["/live.db*", "/dump.db-*"]\nhook_pre = {hook}'
     )
     snapshots = []
     with writing(live), running(pair):
@@ -242,7 +246,7 @@ def test_a_database_under_writes_is_consistent_in_every_snapshot(tmp_path: Path)
         assert pair.line.pass_number <= SYNCS_WHILE_WRITING + 1, "the dump must not cause a pass of its own"
     counts = []
     for number in snapshots:
-        target = tmp_path / f"restored {number}"
+        target = scene / f"restored {number}"
         pair.restore_from_store(target, "--at", number)
         assert {path.name for path in target.iterdir()} == {"dump.db"}
         counts.append(row_count(target / "dump.db"))

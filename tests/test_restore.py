@@ -30,7 +30,7 @@ from kit_restore import (
 )
 from kit_tree import as_nobody, build_tree, describe_tree, is_root, make_deep, set_acl
 from replicad.model.block import Buffer, block_id
-from replicad.model.entry import SPARSE, Drop, Kind, Map, Put
+from replicad.model.entry import FUZZY, SPARSE, Drop, Kind, Map, Put
 from replicad.model.errors import DiskFullError, LinkError, LockedError, PeerError, UsageError
 from replicad.system.disk import Disk
 from replicad.work import filling, planner
@@ -125,6 +125,36 @@ async def test_only_what_matches_a_pattern_comes_back_with_its_parents(rich: tup
     found = sorted(os.path.relpath(path, tmp_path / "back") for path in (tmp_path / "back").rglob("*"))
     assert found == ["docs", "docs/short.txt", "mine", "special", "special/fifo"]
     assert account.extra == 0
+
+
+async def test_directories_on_the_way_to_what_is_wanted_stay_as_they_are(
+    rich: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Where they exist: one file brought back into a live tree changes nothing but that file."""
+    back = tmp_path / "back"
+    clean(await restore(rich[1], back))
+    (back / "docs" / "short.txt").unlink()
+    for path in (back / "docs", back):
+        path.chmod(0o711)
+    before = describe_tree(back)
+    account = clean(await restore(rich[1], back, globs=[b"docs/short.txt"]))
+    assert account.restored == {"files": 1} and (back / "docs" / "short.txt").read_bytes() == b"one line\n"
+    after = describe_tree(back)
+    for path in (b"", b"docs"):
+        assert after[path]["mode"] == 0o711
+    del after[b"docs/short.txt"], after[b"docs"], before[b"docs"]
+    assert {path: found for path, found in after.items() if b"hard" not in path} == {
+        path: found for path, found in before.items() if b"hard" not in path
+    }
+
+
+async def test_a_file_that_kept_changing_while_it_was_copied_is_pointed_out(tmp_path: Path) -> None:
+    """Whoever restores has to know that its parts may not fit together."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"database", b"content", flags=FUZZY)
+    account = clean(await restore_script(reader, tmp_path / "back"))
+    assert "database: kept changing while it was copied" in said(account, "notice")[0]
 
 
 async def test_directories_that_the_record_does_not_tell_of_are_made_for_their_entries(tmp_path: Path) -> None:

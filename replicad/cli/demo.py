@@ -26,7 +26,7 @@ import typer
 from replicad.cli import output
 from replicad.http.api import Client
 from replicad.model.entry import show_path
-from replicad.model.errors import LinkError, ReplicadError
+from replicad.model.errors import LinkError, ReplicadError, UsageError
 from replicad.status import NodeStatus
 
 START_S = 60.0
@@ -47,7 +47,7 @@ def demo(
     """
     source = (directory or Path(os.__file__).parent).resolve()
     if not source.is_dir():
-        raise ReplicadError("is no directory", where=str(source), hint="name a directory to protect")
+        raise UsageError("is no directory", where=str(source), hint="name a directory to protect")
     scene = Path(tempfile.mkdtemp(prefix="replicad-demo-"))
     done = False
     try:

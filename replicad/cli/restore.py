@@ -95,7 +95,7 @@ def restore(
     where = Where(dataset, config, replica, line, key, store)
     loaded = _configuration(where)
     check_target(target, loaded, store, in_place=in_place)
-    rules = Rules(delete_extra=delete_extra, dry_run=dry_run, partial=bool(globs))
+    rules = Rules(delete_extra=delete_extra, dry_run=dry_run)
     heard = _Heard()
 
     async def run() -> Account:
@@ -291,6 +291,8 @@ def _lines(account: Account) -> list[tuple[str, str]]:
         lines.append(("damaged", f"{account.damaged_files:,} files: {ranges} could not be proven"))
     if account.metadata_not_set:
         lines.append(("metadata", f"{account.metadata_not_set:,} attributes could not be set"))
+    if account.unread:
+        lines.append(("not copied", f"{account.unread:,} entries could not be read when the snapshot was made"))
     if account.extra:
         lines.append(("extra", f"{account.extra:,} entries that the snapshot does not have, left alone"))
     if account.extra_removed:

@@ -17,6 +17,7 @@ import typer
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption
 from replicad.link.unix import SOCKET_NAME, preface
 from replicad.model.errors import LinkError
+from replicad.system.sockets import socket_address
 
 READ_BYTES = 256 * 1024
 """What one read takes at most: the pipe and the socket hold no more."""
@@ -41,7 +42,8 @@ def run_stdio(config_file: Path, client: str) -> int:
     path = load(config_file, check_files=False).node.state / SOCKET_NAME
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as daemon:
         try:
-            daemon.connect(str(path))
+            with socket_address(path) as address:
+                daemon.connect(address)
             daemon.sendall(preface(client))
         except OSError as error:
             hint = "is the daemon running there?"

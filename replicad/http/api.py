@@ -8,10 +8,8 @@ an answer that says no is a UsageError (exit code 2).
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -29,13 +27,12 @@ from replicad.http.contract import (
 )
 from replicad.model.errors import LinkError, UsageError
 from replicad.status import NodeStatus
+from replicad.system.sockets import socket_address
 
 ANSWER_TIMEOUT_S = 10.0
 """How long the daemon may be silent beyond the wait that was asked of it; its event loop never blocks for a second."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A status of ten thousand datasets with a hundred troubles each stays below this."""
-MAX_SOCKET_PATH_BYTES = 107
-"""Longest path in a unix socket address (sun_path without its NUL)."""
 
 _READ_BYTES = 64 * 1024
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -97,20 +94,6 @@ class Client:
                 return _split_answer(_read_all(stream))
         except OSError as error:
             _raise_out_of_reach(error, self._path)
-
-
-@contextmanager
-def socket_address(path: Path) -> Iterator[str]:
-    """What to bind or connect to for `path`: a longer path than an address holds is reached through its directory's
-    descriptor. Raises OSError when that directory cannot be opened."""
-    if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
-        yield str(path)
-        return
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
 
 
 def _read_all(stream: socket.socket) -> bytes:

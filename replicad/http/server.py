@@ -19,7 +19,6 @@ import msgspec
 from aiohttp import web
 
 from replicad.config.schema import split_address
-from replicad.http.api import socket_address
 from replicad.http.contract import (
     CONTROL_SOCKET,
     MAX_WAIT_S,
@@ -37,6 +36,7 @@ from replicad.http.metrics import CONTENT_TYPE, Exposition
 from replicad.model.errors import LockedError, ReplicadError, UsageError
 from replicad.status import NodeStatus, encode, job_problem
 from replicad.system.clock import Clock
+from replicad.system.sockets import socket_address
 
 MAX_HEADER_BYTES = 16 * 1024
 """Longest request line or header field: a wait for a hundred passes fits."""

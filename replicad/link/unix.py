@@ -17,6 +17,7 @@ from replicad.link.messages import Refuse
 from replicad.link.reception import Reception
 from replicad.link.session import Role, show_text
 from replicad.model.errors import LinkError, LockedError
+from replicad.system.sockets import socket_address
 
 SOCKET_NAME = "link.sock"
 PREFACE_BYTES = 1024
@@ -62,7 +63,8 @@ async def serve_unix(path: Path, reception: Reception) -> UnixListener:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.unlink(missing_ok=True)
-        listener.bind(str(path))
+        with socket_address(path) as address:
+            listener.bind(address)
         path.chmod(0o600)  # before listen: until then nobody can connect
     except OSError as error:
         listener.close()

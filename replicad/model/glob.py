@@ -40,6 +40,11 @@ class Globs:
             raise ValueError(f"{len(patterns)} patterns are more than {MAX_GLOBS}")
         self._patterns = [_elements(pattern) for pattern in patterns]
 
+    @property
+    def everything(self) -> bool:
+        """Whether there is no pattern, so that every path matches."""
+        return not self._patterns
+
     def __call__(self, path: bytes) -> bool:
         """Whether `path`, or a directory above it, matches a pattern."""
         if not self._patterns:
@@ -58,6 +63,10 @@ class Globs:
 def compile_globs(globs: Sequence[bytes]) -> Globs:
     """The patterns as a predicate on paths, with `below` for pruning. Raises ValueError naming the bad pattern."""
     return Globs(globs)
+
+
+EVERYTHING = Globs(())
+"""No restriction."""
 
 
 def _walk(pattern: list[Name | None], names: list[bytes]) -> set[int]:

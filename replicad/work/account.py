@@ -124,6 +124,8 @@ class Account(msgspec.Struct):
     created: str
     """When the snapshot's pass began, RFC 3339."""
     complete_snapshot: bool
+    unread: int = 0
+    """Entries that could not be copied when the snapshot was made: they are as in an earlier one, or not in it."""
     dry_run: bool = False
     """Nothing was written: "restored" means "would be restored"."""
     finished: bool = False

@@ -37,7 +37,7 @@ class Closing:
             self._link(path, file, tally)
             yield from self._pause()
         for put, existed in self._remembered.directories():
-            if existed and not self._rules.partial:
+            if existed and self._rules.wanted.everything:
                 yield from self._tidy(put.path, tally)
             self._dress(put, tally)
             yield from self._pause()

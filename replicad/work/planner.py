@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from replicad.model.block import block_count
-from replicad.model.entry import Kind, Map, Op, Put, show_path
+from replicad.model.entry import FUZZY, Kind, Map, Op, Put, show_path
 from replicad.model.errors import PeerError
+from replicad.model.glob import EVERYTHING, Globs
 from replicad.work.account import DIRECTORIES, FILES, Tally, label_of
 from replicad.work.attributes import UNUSABLE, Ref, attributes_differ, kind_of, opened_path, reason_of, set_attributes
 from replicad.work.filling import Filling, Piece, Site, Wanted
@@ -74,8 +75,8 @@ class Rules:
 
     delete_extra: bool = False
     dry_run: bool = False
-    partial: bool = False
-    """Only some paths of the snapshot are restored, so what else is in the target says nothing."""
+    wanted: Globs = EVERYTHING
+    """Which paths are restored: all, or only some, so that what else is in the target says nothing."""
 
 
 class Planner:
@@ -175,6 +176,8 @@ class Planner:
             if status is not None:
                 self._target.clear(put.path, status, whole=False)
             self._target.make_directory(put.path)
+        if not fresh and not self._rules.wanted(put.path):
+            return  # only on the way to what is wanted: it stays as it is
         self._remembered.add_directory(put, existed=not fresh)
         if fresh or status is None or self._directory_differs(put, status):
             tally.restored[DIRECTORIES] += 1
@@ -231,6 +234,8 @@ class Planner:
         try:
             if not self._enter(put, tally):
                 return None
+            if put.flags & FUZZY:
+                tally.note("notice", put.path, "kept changing while it was copied: its parts may differ in age")
             if put.file > MAX_FILE_NUMBER:
                 raise ValueError(f"its file number {put.file} is out of range")
             if not self._remembered.is_first(put.file, put.path):

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -67,10 +68,12 @@ class Restore:
         heard: Callable[[Finding], None] = ignore,
     ) -> None:
         """`line` is one of the reader's snapshots, `globs` restricts it to paths (model/glob.py); `heard` is told each
-        finding as it is made, on the event loop."""
+        finding as it is made, on the event loop. Raises UsageError for a bad pattern."""
         self._reader, self._line, self._path, self._globs, self._heard = reader, line, target, tuple(globs), heard
-        self._rules = rules or Rules(partial=bool(globs))
-        assert self._rules.partial == bool(globs), "a restore of some paths is a partial one"
+        try:
+            self._rules = replace(rules or Rules(), wanted=compile_globs(globs))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         self._clock, self._disk = clock or Clock(), disk or Disk()
         self._room = asyncio.Condition()
         self._in_flight = self._parcels = 0
@@ -82,6 +85,7 @@ class Restore:
             snapshot=line.number,
             created=show_time(line.created_ns),
             complete_snapshot=line.complete,
+            unread=line.unread,
             dry_run=self._rules.dry_run,
         )
 
@@ -92,10 +96,6 @@ class Restore:
         ReplicadError when it cannot go on. What was done so far stays, and the next run goes on from it.
         """
         account, started_s = self.account, self._clock.monotonic_s()
-        try:
-            compile_globs(self._globs)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
         try:
             with ExitStack() as stack:  # closed from the last to the first: no thread works any more when files close
                 target = Target(self._path, self._disk, dry=self._rules.dry_run)

@@ -1,0 +1,74 @@
+"""`replicad demo`: it plays to its end on real parts and leaves nothing behind, or a running pair when asked to."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from kit_pair import replicad, wait_until
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A small tree to show."""
+    root = tmp_path / "tree"
+    (root / "sub").mkdir(parents=True)
+    (root / "big").write_bytes(os.urandom(3_000_000))
+    for number in range(50):
+        (root / "sub" / f"{number}").write_text(f"file {number}" * 100)
+    (root / "link").symlink_to("sub")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the demo puts its things."""
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    return place
+
+
+def test_the_demo_proves_a_restore_and_cleans_up(tree: Path, scene: Path) -> None:
+    """All six acts are played, little is sent the second time, everything is equal, nothing is left."""
+    said = replicad("demo", tree).stdout
+    assert "all equal" in said
+    assert len(re.findall(r"^\d\. ", said, re.MULTILINE)) == 6
+    assert re.search(r"metrics of ams1: http://127\.0\.0\.1:\d+/metrics", said)
+    assert list(scene.iterdir()) == []
+    assert (tree / "sub").is_dir(), "the tree itself is only read"
+
+
+def test_the_demo_keeps_the_pair_running_when_asked(tree: Path, scene: Path) -> None:
+    """--keep leaves both daemons, and says how to use and how to end them."""
+    said = replicad("demo", tree, "--keep").stdout
+    pids = [int(word) for word in re.findall(r"kill ([\d ]+) &&", said)[0].split()]
+    try:
+        (scene_directory,) = scene.iterdir()
+        status = replicad("status", "--config", scene_directory / "ams1.toml")
+        assert "www -> fra1: idle" in status.stdout
+        assert "snapshot" in replicad("snapshots", "www", "--config", scene_directory / "ams1.toml").stdout.lower()
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not any(_alive(pid) for pid in pids), "both daemons end")
+    shutil.rmtree(scene_directory)
+
+
+def test_the_demo_wants_a_directory(tmp_path: Path) -> None:
+    """Anything else is one clear error and exit code 2."""
+    done = replicad("demo", tmp_path / "nothing", code=2)
+    assert "is no directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,335 @@
+"""Two real daemons that run out of room, or may not read: intake stops with words, nothing acknowledged is lost, and it
+goes on by itself when there is room again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit_faults import (
+    MIB,
+    archive_of,
+    ask,
+    assert_quiet,
+    configure,
+    during,
+    fill,
+    free,
+    needs_root,
+    served,
+    small_disk,
+    synced,
+    tree_at,
+    tree_now,
+)
+from kit_pair import Node, Pair, assert_same_tree, make_pair, replicad, running, wait_until
+from kit_rig import differences, snapshots
+from kit_tree import NOBODY
+
+from replicad.status import findings
+
+OPTIONS = "watch = false\nmax_change = 1.0"
+SLACK = 64 * 1024
+"""A daemon's own small writes (a lock, a page of a book)."""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "www"
+    path.mkdir()
+    return path
+
+
+def fill_tree(directory: Path, seed: int, mib: int) -> None:
+    """Files that do not compress."""
+    directory.mkdir(exist_ok=True)
+    source = random.Random(seed)
+    for number in range(mib):
+        (directory / f"{number:03d}").write_bytes(source.randbytes(MIB))
+
+
+def shown(node: Node, *, code: int) -> str:
+    """What `replicad status` prints, in one line."""
+    return " ".join(replicad("status", "--config", node.config, code=code).stdout.split())
+
+
+def restores(pair: Pair, snapshot: int, tree: Path) -> None:
+    """The snapshot comes back exactly: from the primary and, without any daemon, from the store."""
+    for number, restore in enumerate((pair.restore, pair.restore_from_store)):
+        target = pair.directory / f"restored-{snapshot}-{number}-{random.getrandbits(64):x}"
+        restore(target, "--at", snapshot, "--quiet")
+        assert_same_tree(tree, target)
+
+
+@contextlib.contextmanager
+def store_on(path: Path, root: Path, mib: int, kind: str, reserve: str) -> Iterator[Pair]:
+    """A running pair whose store has a small disk of its own."""
+    pair = make_pair(path / "pair", root, dataset_options=OPTIONS)
+    configure(pair.replica, "listen", reserve=reserve)
+    with small_disk(pair.store, mib, kind), running(pair):
+        yield pair
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_a_full_replica_stops_at_its_reserve_and_goes_on_by_itself(tmp_path: Path, root: Path, kind: str) -> None:
+    """Both sides say that the replica is full and what to do; the reserve stays free, restores work, and once there is
+    room again the copy is completed without a command."""
+    fill_tree(root / "a", 1, 6)
+    with store_on(tmp_path, root, 60, kind, "8MiB") as pair:
+        synced(pair)
+        first = shutil.copytree(root, tmp_path / "first", copy_function=shutil.copy2)
+        filler = fill(pair.store, 24 * MIB)
+        fill_tree(root / "b", 2, 24)
+        assert "full" in pair.sync(code=1).stdout
+        assert free(pair.store) >= 8 * MIB - SLACK
+        there = shown(pair.replica, code=1)
+        assert "intake has stopped" in there and "free space on the store's file system" in there
+        here = shown(pair.primary, code=1)
+        assert "the replica is full" in here and "free or add space on the replica" in here
+        assert "systemctl status" not in here
+        assert [line.number for line in snapshots(archive_of(pair))] == [1]
+        restores(pair, 1, first)
+        filler.unlink()
+        during(pair, lambda line: line.last_snapshot == 2 and line.pass_ok, "it goes on by itself")
+        assert findings(pair.primary.status()) == []
+        assert findings(pair.replica.status()) == []
+        assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
+        restores(pair, 2, root)
+        assert_quiet(pair.primary, pair.replica)
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_a_disk_that_others_fill_to_the_brim_costs_nothing_acknowledged(tmp_path: Path, root: Path, kind: str) -> None:
+    """Not one byte is free, amid a pass and at a restart: the daemon lives, shows it, restores what it has, and goes on
+    when there is room."""
+    fill_tree(root / "a", 3, 4)
+    with store_on(tmp_path, root, 60, kind, "0") as pair:
+        synced(pair)
+        first = tree_now(root)
+        shutil.copytree(root, tmp_path / "first", copy_function=shutil.copy2)
+        filler = fill(pair.store, 6 * MIB)
+        fill_tree(root / "b", 4, 12)
+        assert not served(pair).pass_ok
+        with contextlib.suppress(OSError):
+            with filler.open("ab", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+        assert free(pair.store) < SLACK
+        (root / "c").write_text("c")
+        assert not served(pair).pass_ok
+        assert "full" in shown(pair.primary, code=1)
+        assert "free space" in shown(pair.replica, code=1)
+        assert tree_at(archive_of(pair), 1) == first
+        restores(pair, 1, tmp_path / "first")
+        pair.replica.kill()
+        pair.replica.start()
+        restores(pair, 1, tmp_path / "first")
+        assert pair.replica.stop() == 0
+        pair.replica.start()
+        restores(pair, 1, tmp_path / "first")
+        assert "free space" in shown(pair.replica, code=1)
+        assert not served(pair).pass_ok
+        filler.unlink()
+        during(pair, lambda line: line.pass_ok, "it goes on by itself")
+        assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
+        assert tree_at(archive_of(pair), 1) == first
+        assert findings(pair.replica.status()) == []
+        assert_quiet(pair.primary, pair.replica)
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_a_full_state_directory_is_told_and_survived(tmp_path: Path, root: Path, kind: str) -> None:
+    """The primary's ledger finds no room: the pass fails and says where space is wanted, the daemon lives on, also over
+    a kill, and once there is room the copy is completed and exact."""
+    pair = make_pair(tmp_path / "pair", root, dataset_options=OPTIONS)
+    kept = shutil.copytree(pair.primary.state, tmp_path / "state")
+    fill_tree(root / "a", 5, 2)
+    with small_disk(pair.primary.state, 24, kind):
+        shutil.copytree(kept, pair.primary.state, dirs_exist_ok=True)
+        with running(pair):
+            synced(pair)
+            filler = fill(pair.primary.state)
+            for number in range(4000):
+                (root / f"n{number}").write_text(str(number))
+            line = served(pair)
+            assert not line.pass_ok
+            assert str(pair.primary.state) in line.last_error
+            here = shown(pair.primary, code=1)
+            assert "free space on this file system" in here, here
+            assert len(snapshots(archive_of(pair))) == 1
+            pair.primary.kill()
+            filler.unlink()
+            filler = fill(pair.primary.state, 200 * 1024)
+            pair.primary.start()
+            assert not served(pair).pass_ok
+            filler.unlink()
+            during(pair, lambda line: line.pass_ok, "it goes on by itself")
+            assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
+            assert findings(pair.primary.status()) == []
+            assert_quiet(pair.primary, pair.replica)
+
+
+@needs_root
+def test_a_daemon_that_finds_no_room_at_its_start_says_so_in_one_line(tmp_path: Path, root: Path) -> None:
+    """Without room for a lock or a socket the daemon either runs or ends with one line that names the place."""
+    pair = make_pair(tmp_path / "pair", root, dataset_options=OPTIONS)
+    kept = shutil.copytree(pair.primary.state, tmp_path / "state")
+    with small_disk(pair.primary.state, 2):
+        shutil.copytree(kept, pair.primary.state, dirs_exist_ok=True)
+        fill(pair.primary.state)
+        done = replicad("run", "--config", pair.primary.config, code=3, timeout=30)
+        (line,) = done.stderr.strip().splitlines()
+        assert str(pair.primary.state) in line and "free space" in line
+
+
+# second daemons
+
+
+def test_a_second_daemon_on_the_same_state_is_turned_away(tmp_path: Path, root: Path) -> None:
+    """It ends with exit code 2 and one line that names the first one, which goes on undisturbed."""
+    (root / "a").write_text("a")
+    pair = make_pair(tmp_path / "pair", root, dataset_options=OPTIONS)
+    with running(pair):
+        synced(pair)
+        for node in (pair.primary, pair.replica):
+            done = replicad("run", "--config", node.config, code=2, timeout=30)
+            (line,) = done.stderr.strip().splitlines()
+            assert str(node.process.pid) in line and str(node.state) in line  # type: ignore[union-attr]
+            assert node.status().node
+        (root / "b").write_text("b")
+        assert synced(pair).last_snapshot == 2
+        assert_quiet(pair.primary, pair.replica)
+
+
+def test_a_second_daemon_on_the_same_store_is_turned_away(tmp_path: Path, root: Path) -> None:
+    """Another state and another port, but the same store: exit code 2, one line, and the first one goes on."""
+    (root / "a").write_text("a")
+    pair = make_pair(tmp_path / "pair", root, dataset_options=OPTIONS)
+    with running(pair):
+        synced(pair)
+        other = pair.replica.config.with_name("other.toml")
+        state = tmp_path / "other-state"
+        shutil.copytree(pair.replica.state, state, ignore=shutil.ignore_patterns("*.sock", "lock"))
+        text = pair.replica.config.read_text().replace(str(pair.replica.state), str(state))
+        other.write_text(text.replace(f"127.0.0.1:{pair.port}", "127.0.0.1:0"))
+        done = replicad("run", "--config", other, code=2, timeout=30)
+        (line,) = done.stderr.strip().splitlines()
+        assert str(pair.replica.process.pid) in line and str(pair.store) in line  # type: ignore[union-attr]
+        done = replicad("rebuild", "--config", other, code=2)
+        assert str(pair.replica.process.pid) in done.stderr  # type: ignore[union-attr]
+        (root / "b").write_text("b")
+        assert synced(pair).last_snapshot == 2
+        assert_quiet(pair.primary, pair.replica)
+
+
+# rights
+
+
+def _without_rights(kind: str, pair: Pair, root: Path) -> list[str]:
+    """What to put before the primary's command so that it may not read everything."""
+    if kind == "capabilities":
+        return ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--inh-caps=-all"]
+    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
+    for path in (pair.primary.state.parent, root):
+        subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(path)], check=True)
+    if subprocess.run([*become, sys.executable, "-c", "import replicad"], cwd="/", check=False).returncode:
+        pytest.skip("nobody cannot reach this Python")
+    if subprocess.run([*become, "test", "-r", str(pair.primary.config)], check=False).returncode:
+        pytest.skip("nobody cannot reach the test's directory")
+    return become
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["capabilities", "user"])
+def test_what_may_not_be_read_is_counted_and_named_and_everything_else_is_copied(tmp_path: Path, kind: str) -> None:
+    """A subtree and a file without a right to them: sync exits 1 and names them, so does the status, the snapshot is
+    not complete; what was copied of them before stays, and once they can be read everything is complete."""
+    path = tmp_path
+    while path != path.parent:
+        path.chmod(path.stat().st_mode | 0o011)
+        path = path.parent
+    root = tmp_path / "www"
+    (root / "open").mkdir(parents=True)
+    (root / "closed" / "deep").mkdir(parents=True)
+    for name in ("open/a", "closed/b", "closed/deep/c", "secret"):
+        (root / name).write_text(f"first {name}")
+    pair = make_pair(tmp_path / "pair", root, dataset_options=OPTIONS)
+    pair.primary.prefix = _without_rights(kind, pair, root)
+    with running(pair):
+        synced(pair)
+        for name in ("open/a", "closed/b", "secret", "open/new"):
+            (root / name).write_text(f"second {name}")
+        (root / "closed" / "newer").write_text("newer")
+        for name in ("closed", "secret"):
+            (root / name).chmod(0)
+            os.chown(root / name, 0, 0)
+        done = pair.sync(code=1)
+        assert "could not be copied" in done.stdout and "closed: " in done.stdout and "secret: " in done.stdout
+        here = shown(pair.primary, code=1)
+        assert "closed: " in here and "secret: " in here and "make them readable" in here
+        last = snapshots(archive_of(pair))[-1]
+        assert (last.complete, last.unread) == (False, pair.line.unread)
+        assert pair.line.unread == 2
+        there = tree_at(archive_of(pair))
+        now = tree_now(root)
+        assert there[b"open/a"] == now[b"open/a"] and there[b"open/new"] == now[b"open/new"]
+        assert b"closed/deep/c" in there and b"closed/newer" not in there
+        assert there[b"closed/b"]["size"] == len("first closed/b")
+        assert there[b"secret"]["size"] == len("first secret")
+        for name, mode in (("closed", 0o755), ("secret", 0o644)):
+            (root / name).chmod(mode)
+        assert synced(pair).unread == 0
+        assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
+        assert snapshots(archive_of(pair))[-1].complete
+        assert_quiet(pair.primary, pair.replica)
+
+
+@needs_root
+def test_a_root_that_may_not_be_read_is_no_empty_one(tmp_path: Path, root: Path) -> None:
+    """The pass fails with the path and what to check, and the replica keeps everything."""
+    (root / "a").write_text("a")
+    pair = make_pair(tmp_path / "pair", root, dataset_options=OPTIONS)
+    pair.primary.prefix = _without_rights("capabilities", pair, root)
+    with running(pair):
+        synced(pair)
+        os.chown(root, NOBODY, NOBODY)
+        root.chmod(0o700)
+        line = served(pair)
+        assert not line.pass_ok and str(root) in line.last_error
+        assert "may replicad read it" in shown(pair.primary, code=1)
+        assert b"a" in tree_at(archive_of(pair))
+        root.chmod(0o755)
+        assert synced(pair)
+        assert_quiet(pair.primary, pair.replica)
+
+
+def test_a_root_that_disappears_is_no_empty_one(tmp_path: Path, root: Path) -> None:
+    """Renamed away amid the daemon's life, then replaced by an empty directory, then back: nothing is dropped."""
+    (root / "a").write_text("a")
+    pair = make_pair(tmp_path / "pair", root, dataset_options="max_change = 1.0\ndebounce = '50ms'")
+    with running(pair):
+        synced(pair)
+        before = tree_at(archive_of(pair))
+        root.rename(tmp_path / "elsewhere")
+        assert not served(pair).pass_ok
+        root.mkdir()
+        assert served(pair).held
+        assert "not mounted" in shown(pair.primary, code=1)
+        assert tree_at(archive_of(pair)) == before
+        root.rmdir()
+        (tmp_path / "elsewhere").rename(root)
+        assert synced(pair)
+        wait_until(lambda: not pair.line.held, "it goes on")
+        ask(pair)
+        assert tree_at(archive_of(pair)) == before
+        assert_quiet(pair.primary, pair.replica)
