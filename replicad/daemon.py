@@ -406,7 +406,8 @@ class Protected:
 
     def release(self) -> None:
         """Let the dataset go on."""
-        self._tasks.append(asyncio.create_task(self._release()))
+        if any(status.held for status in self.statuses):
+            self._tasks.append(asyncio.create_task(self._release()))
 
     async def close(self) -> None:
         """Stop the jobs, their sessions and the ledger."""

@@ -145,6 +145,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 LAG_FACTOR = 2.0
 """A lag above this multiple of the objective is a finding: a pass that has just begun ends within the next interval."""
+FREE_SPACE = "free space on the store's file system; intake goes on by itself"
 CRASH_LOOP_FAILURES = 3
 """This many failures in a row, seconds apart, are no accident."""
 
@@ -160,6 +161,10 @@ def findings(status: NodeStatus) -> list[Finding]:
         found += _dataset_findings(line, status.now_ns)
     for store in status.stores:
         found += _store_findings(store)
+    full = any(store.state == "full" for store in status.stores)
+    if 0 <= status.store_free_bytes < status.store_reserve_bytes and not full:
+        text = f"only {status.store_free_bytes} bytes are free, the reserve is {status.store_reserve_bytes}"
+        found.append(Finding("full", "store", f"nothing is taken in: {text}", FREE_SPACE))
     return found
 
 
@@ -219,7 +224,7 @@ def _store_findings(store: StoreStatus) -> list[Finding]:
         found.append(Finding("damaged", where, text, "keep it as it is; what is lost: replicad restore --store …"))
     if store.state == "full":
         text = f"intake has stopped: {store.reason or 'no room beyond the reserve'}"
-        found.append(Finding("full", where, text, "free space on the store's file system; intake goes on by itself"))
+        found.append(Finding("full", where, text, FREE_SPACE))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from kit_pair import COMMAND, Pair, assert_same_tree, free_port, make_pair, repl
 from kit_restore import Writer, archive_tree, damage_block, differences
 from kit_tree import build_tree
 from replicad.model.block import block_id
+from replicad.work.account import Account
 from replicad.work.target import TEMPORARY
 
 
@@ -224,3 +226,11 @@ def test_interrupted_by_a_person_it_says_that_it_goes_on(tmp_path: Path) -> None
     _, said = running.communicate(timeout=30)
     if running.returncode != 0:  # it was still at work, as is to be expected
         assert running.returncode == 130 and "goes on where this one stopped" in said and "Traceback" not in said
+
+
+def test_the_operators_guide_names_every_key_of_the_account_and_every_option() -> None:
+    """What is API is written down."""
+    guide = (Path(__file__).parent.parent / "docs" / "RESTORE.md").read_text()
+    keys = [name for name in Account.__struct_fields__ if f"`{name}`" not in guide]
+    options = re.findall(r"--[a-z-]+", replicad("restore", "--help").stdout)
+    assert not keys and {option for option in options if option not in guide} <= {"--config", "--help"}

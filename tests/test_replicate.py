@@ -18,6 +18,7 @@ from replicad.link.channel import Channel
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
 from replicad.source import read as source_read
 from replicad.work import copy as work_copy
+from replicad.work import known as work_known
 
 MIB = 1024 * 1024
 
@@ -679,3 +680,53 @@ async def test_a_damaged_ledger_is_named_and_mended_by_moving_it_away(tmp_path: 
         assert (await primary.sync(fra1)).pass_ok
         assert sent_during(primary, before) < 100_000
         assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_a_long_catch_up_is_restorable_as_it_progresses_and_starts_over_without_sending_twice(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second replica gets partial snapshots while it catches up; cut in the middle, it still lacks nothing after."""
+    source = random.Random(12)
+    for number in range(60):
+        (root / f"d{number % 6}").mkdir(exist_ok=True)
+        (root / f"d{number % 6}" / f"{number:02d}").write_bytes(source.randbytes(MIB // 2))
+    monkeypatch.setattr(work_copy, "CHECKPOINT_BYTES", 4 * MIB)
+    monkeypatch.setattr(work_known, "LIST_ENTRIES", 5)
+    async with (
+        rig(tmp_path, root, ("fra1", "par1")) as primary,
+        replica(tmp_path / "store1") as fra1,
+        replica(tmp_path / "store2") as par1,
+    ):
+        await primary.sync(fra1)
+        sealed = 0
+        original = work_copy.Shipping.seal
+
+        async def cutting(self: object, *words: object) -> object:
+            nonlocal sealed
+            sealed += 1
+            if sealed == 4:
+                par1.cut()
+            return await original(self, *words)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(work_copy.Shipping, "seal", cutting)
+        with pytest.raises(LinkError):
+            await primary.sync(par1, "par1")
+        assert len(snapshots(par1.archive)) >= 3
+        assert not any(line.complete for line in snapshots(par1.archive))
+        assert (await primary.sync(par1, "par1")).pass_ok
+        assert differences(describe_snapshot(par1.archive), copied(root)) == []
+        stored = sum(p.stat().st_size for p in (par1.archive / "segments").iterdir())
+        assert stored < 1.1 * 30 * MIB
+
+
+async def test_a_pass_without_changes_seals_only_when_the_last_snapshot_is_old(tmp_path: Path, root: Path) -> None:
+    """Within half an rpo nothing new is made; after that the unchanged tree gets a snapshot of its own."""
+    (root / "a").write_text("a")
+    async with rig(tmp_path, root, rpo_s=600.0) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        assert (await primary.sync(fra1)).last_snapshot == 1
+        await primary.dataset.in_ledger(
+            primary.dataset.ledger.put, "sealed_ns:fra1", primary.clock.now_ns() - 301 * 10**9
+        )
+        assert (await primary.sync(fra1)).last_snapshot == 2
+        assert [line.complete for line in snapshots(fra1.archive)] == [True, True]

@@ -857,3 +857,80 @@ def test_a_tree_deeper_than_any_path_can_name_is_removed(tmp_path: Path) -> None
         assert list(target.names(b"")) == []
     finally:
         target.close()
+
+
+class ClosingFails:
+    """os.close as a file system answers that notices write errors late."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+        self._path, self._close = path, os.close
+        monkeypatch.setattr(os, "close", self)
+
+    def __call__(self, fd: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{fd}") if os.path.exists(f"/proc/self/fd/{fd}") else ""
+        writable = bool(name) and "/back/" in name and os.get_inheritable(fd) is False and _is_writable(fd)
+        self._close(fd)
+        if writable and name.endswith(self._path):
+            raise OSError(errno.EIO, "Input/output error")
+
+
+def _is_writable(fd: int) -> bool:
+    flags = Path(f"/proc/self/fdinfo/{fd}").read_text().split("flags:\t")[1].split("\n")[0]
+    return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
+
+
+async def test_an_error_that_comes_with_close_costs_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted as failed, once, and is not there."""
+    (tmp_path / "back").mkdir()
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.directory(b"new")
+    reader.file(b"new/bad", b"content")
+    reader.file(b"new/good", b"content 2")
+    ClosingFails(monkeypatch, "/bad")
+    account = await restore_script(reader, tmp_path / "back")
+    monkeypatch.undo()
+    assert account.failed == {"files": 1} and account.restored["files"] == 1
+    assert os.listdir(tmp_path / "back" / "new") == ["good"]
+
+
+async def test_a_file_that_changes_while_it_is_compared_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else works in the target: what was compared must not be taken for what is there now."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"busy", b"a" * 4096 + b"b" * 4096)
+    reader.file(b"quiet", b"quiet")
+    back = tmp_path / "back"
+    back.mkdir()
+    (back / "busy").write_bytes(b"a" * 4096 + b"?" * 4096)
+    answer = reader.answer
+
+    def meddle(name: bytes) -> object:
+        (back / "busy").write_bytes(b"entirely different")
+        return answer(name)
+
+    reader.answer = meddle  # type: ignore[method-assign, assignment]
+    account = await restore_script(reader, back)
+    assert account.failed == {"files": 1} and "another process" in said(account, "failed")[0]
+    assert (back / "busy").read_bytes() == b"entirely different" and (back / "quiet").read_bytes() == b"quiet"
+    assert sorted(os.listdir(back)) == ["busy", "quiet"]
+
+
+async def test_a_running_program_is_replaced_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses to write to it in place, so a corrected copy takes its name, and it runs on."""
+    monkeypatch.setattr(filling, "IN_PLACE_FROM_BYTES", 1)
+    content = Path(shutil.which("sleep") or "/bin/sleep").read_bytes()
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"program", content + b"and more", meta=meta(0o755))
+    back = tmp_path / "back"
+    back.mkdir()
+    (back / "program").write_bytes(content)
+    (back / "program").chmod(0o755)
+    with subprocess.Popen([back / "program", "30"]) as running:
+        account = clean(await restore_script(reader, back))
+        assert running.poll() is None
+        running.kill()
+    assert account.blocks_fetched < 4 and (back / "program").read_bytes() == content + b"and more"

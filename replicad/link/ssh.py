@@ -466,6 +466,7 @@ _COMMON_OPTIONS: dict[str, Any] = {
     "keepalive_count_max": IDLE_KEEPALIVES,
     "tcp_keepalive": True,
     "x509_trusted_certs": None,
+    "x509_trusted_cert_paths": [],  # else it looks into ~/.ssh, which the daemon's user may not be allowed to enter
     "gss_kex": False,
     "gss_auth": False,
     "password_auth": False,

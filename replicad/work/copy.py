@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from replicad.db.ledger import Action, Known, Step
 from replicad.model.block import block_size_for
@@ -46,11 +46,19 @@ AHEAD_BATCHES = 3
 PLAN_STEPS = 2048
 """Steps of the plan taken from the ledger at once."""
 CHECKPOINT_BYTES = 4 * 1024**3
-"""A long pass is sealed as a partial snapshot after this many sent bytes: restorable as it progresses, and what the
+"""A long pass is sealed as a partial snapshot after this many shipped bytes: restorable as it progresses, and what the
 replica has to replay after a crash stays short."""
 MOVED = "kept changing while it was read; it will be tried again"
 
 Work = Callable[[], Awaitable[None]]
+
+
+class LastSeal(NamedTuple):
+    """The replica's last snapshot, as far as it matters for the next."""
+
+    complete: bool
+    is_old: bool
+    """Whether one is due although nothing changed."""
 
 
 class Pass:
@@ -63,12 +71,12 @@ class Pass:
         self._status, self._pool, self._clock = status, pool, clock
         self._outcome = Outcome()
         self._started_ns = clock.now_ns()
-        self._sealed_s, self._sealed_sent = clock.monotonic_s(), status.sent_bytes
+        self._sealed_s, self._sealed_bytes = clock.monotonic_s(), shipping.shipped_bytes
 
-    async def run(self, only: frozenset[bytes] | None, *, seal_always: bool) -> Outcome:
+    async def run(self, only: frozenset[bytes] | None, last: LastSeal) -> Outcome:
         """Do it; with `only` just these directories are walked. Everything is acknowledged when this returns.
 
-        Without changes a snapshot is made only when `seal_always`. Raises HeldError, SourceError, and whatever ended
+        Without changes a snapshot is made only when the `last` one is old, or not complete and this one is. Raises HeldError, SourceError, and whatever ended
         the session.
         """
         root = await self._in_pool(Root, self._dataset.root)
@@ -79,7 +87,7 @@ class Pass:
             if found.puts or found.drops:
                 self._status.state = "copying"
                 await self._copy()
-            await self._finish(seal_always)
+            await self._finish(last)
         finally:
             await self._in_pool(root.close)
         return self._outcome
@@ -97,7 +105,7 @@ class Pass:
     async def _catch_up(self) -> None:
         if await self._dataset.in_ledger(self._dataset.ledger.lacks_something, self._recorder.covered):
             self._status.state = "catching-up"
-            await self._known.catch_up()
+            await self._known.catch_up(partial(self._checkpoint, self._recorder.covered))
 
     # survey and guard
 
@@ -153,7 +161,7 @@ class Pass:
 
     async def _do(self, work: Work) -> None:
         await work()
-        await self._checkpoint()
+        await self._checkpoint(self._recorder.seq)
 
     async def _prepared(self, action: Action, steps: list[Step]) -> Work:
         """What remains to be done about these steps, once what can be read ahead was read."""
@@ -265,7 +273,7 @@ class Pass:
             done += covered
             self._status.pending_bytes = max(0, self._status.pending_bytes - covered)
             self._status.read_bytes += slab.read_bytes
-            await self._checkpoint()
+            await self._checkpoint(recorder.seq)
         after = await self._in_pool(large.finish)
         self._done(step, done)
         if isinstance(after, Trouble):
@@ -332,25 +340,29 @@ class Pass:
 
     # sealing
 
-    async def _checkpoint(self) -> None:
-        """Seal a partial snapshot when the pass has run, or sent, for long enough."""
+    async def _checkpoint(self, covered: int) -> None:
+        """Seal a partial snapshot when the pass has run, or sent, for long enough.
+
+        `covered` is the number up to which the replica then has everything: in a catch-up nothing more than before.
+        """
         due = self._clock.monotonic_s() - self._sealed_s >= self._dataset.config.rpo_s
-        if not due and self._status.sent_bytes - self._sealed_sent < CHECKPOINT_BYTES:
+        if not due and self._shipping.shipped_bytes - self._sealed_bytes < CHECKPOINT_BYTES:
             return
         await self._shipping.flushed()
         if self._shipping.recorded:
-            await self._seal(complete=False)
-        self._sealed_s, self._sealed_sent = self._clock.monotonic_s(), self._status.sent_bytes
+            await self._seal(complete=False, covered=covered)
+        self._sealed_s, self._sealed_bytes = self._clock.monotonic_s(), self._shipping.shipped_bytes
 
-    async def _finish(self, seal_always: bool) -> None:
+    async def _finish(self, last: LastSeal) -> None:
         await self._shipping.flushed()
-        if self._shipping.recorded or seal_always:
+        complete = self._outcome.unread == 0
+        if self._shipping.recorded or last.is_old or (complete and not last.complete):
             self._status.state = "committing"
-            await self._seal(complete=self._outcome.unread == 0)
+            await self._seal(complete=complete, covered=self._recorder.seq)
         self._status.pending_files = self._status.pending_bytes = 0
 
-    async def _seal(self, *, complete: bool) -> None:
-        dataset, ledger, covered = self._dataset, self._dataset.ledger, self._recorder.seq
+    async def _seal(self, *, complete: bool, covered: int) -> None:
+        dataset, ledger = self._dataset, self._dataset.ledger
         totals = await dataset.in_ledger(ledger.totals)
         parent, unread = self._outcome.head, self._outcome.unread
 
@@ -364,18 +376,19 @@ class Pass:
             await dataset.durably(ledger.set_sent, self._replica, sent, covered)
 
         self._outcome.head = await self._shipping.seal(build, before)
-        await dataset.in_ledger(self._acked, complete)
+        await dataset.in_ledger(self._acked, complete, covered)
         self._status.last_snapshot = self._outcome.head.number
         self._status.last_snapshot_ns = self._started_ns
         self._status.entries, self._status.size = totals.entries, totals.size
 
-    def _acked(self, complete: bool) -> None:
+    def _acked(self, complete: bool, covered: int) -> None:
         ledger = self._dataset.ledger
         ledger.set_acked(self._replica)
         ledger.forget_drops(self._dataset.replicas)
         ledger.put(f"complete:{self._replica}", int(complete))
         ledger.put(f"sealed_ns:{self._replica}", self._started_ns)
-        self._recorder.advance()
+        if covered == self._recorder.seq:
+            self._recorder.advance()
 
     def _done(self, step: Step, counted: int) -> None:
         """One planned file needs no more reading; `counted` of its bytes were already taken off the backlog."""

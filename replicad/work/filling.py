@@ -19,21 +19,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 from replicad.link.messages import Lost
-from replicad.model.block import Buffer, block_count, block_id, is_zero
+from replicad.model.block import Buffer, block_count
 from replicad.model.entry import SPARSE, Put
 from replicad.model.errors import DiskFullError
-from replicad.system.disk import ALIGN_BYTES, AlignedBuffer, align_up, read_at, set_direct
+from replicad.system.disk import ALIGN_BYTES, align_up, read_at, set_direct
 from replicad.work.account import FILES, Fate, Tally
 from replicad.work.attributes import UNUSABLE, attributes_differ, reason_of, set_attributes
+from replicad.work.comparing import SLAB_BYTES, Comparison, Piece, Wanted, block_length, seek_data, thread_buffer
 from replicad.work.target import Target, split, temporary_name
 
 DIRECT_FROM_BYTES = 512 * 1024
 """Files from this size on go past the page cache: filling fresh cache pages costs more than the device."""
-SLAB_BYTES = 2 * 1024 * 1024
-"""Compared or written in one go; what one thread's buffer holds."""
 IN_PLACE_FROM_BYTES = 64 * 1024 * 1024
 """Changed files below this are replaced as a whole, so that no reader sees a mixture; above, the copy would cost more
 time and room than that is worth, and only the differing blocks are written."""
@@ -46,21 +44,6 @@ _WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE = _WRITE | os.O_CREAT | os.O_EXCL
 
 
-class Wanted(NamedTuple):
-    """A block that a file needs."""
-
-    block: int
-    id: bytes
-
-
-class Piece(NamedTuple):
-    """A run of a file's blocks as the record tells it: `first` up to, without, `end`; those not listed are zero."""
-
-    first: int
-    end: int
-    listed: list[Wanted]
-
-
 class Way(Enum):
     """How a file comes to be what it should be."""
 
@@ -70,16 +53,6 @@ class Way(Enum):
     KEPT = "a file is there, and no difference was found so far"
     COPIED = "a file is there and differs; its copy is corrected under the temporary name"
     PATCHED = "a large file is there and differs; it is corrected in place"
-
-
-class _Memory(threading.local):
-    """An aligned buffer for each thread."""
-
-    def __init__(self) -> None:
-        self.buffer = AlignedBuffer(SLAB_BYTES + 2 * ALIGN_BYTES)
-
-
-_memory = _Memory()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +69,7 @@ class Filling:
     compared or written, so that any number of files may be under way."""
 
     __slots__ = (
+        "_comparison",
         "_concluded",
         "_directory",
         "_failed",
@@ -109,7 +83,6 @@ class Filling:
         "_sealed",
         "_separate",
         "_site",
-        "_source",
         "_temporary",
         "_there",
         "_writers",
@@ -130,7 +103,8 @@ class Filling:
         self.right_bytes = self.written_bytes = 0
         self._directory, self._name = split(put.path)
         self._temporary = temporary_name(self._name)
-        self._source = self._fd = -1
+        self._comparison: Comparison | None = None
+        self._fd = -1
         self._made: tuple[int, int] | None = None
         self._lock = threading.Lock()
         self._parts = self._writers = 0
@@ -138,40 +112,37 @@ class Filling:
         self._sealed = self._concluded = self._zeros = self._old = False
         self._lost: list[tuple[int, int, str]] = []
 
-    def block_length(self, index: int) -> int:
-        """Bytes of block `index`; the last may be short."""
-        return min(self.put.block_bytes, self.put.size - index * self.put.block_bytes)
-
     # comparing: the planner's thread
 
     def find_leftover(self) -> None:
         """Where the name is free: look whether an interrupted restore left a part of this file. Raises OSError."""
         if self.way is not Way.NEW or self.put.size <= self.put.block_bytes:
             return
-        with self._site.target.directory(self._directory) as parent:
-            try:
+        try:
+            with self._site.target.directory(self._directory) as parent:
                 status = os.stat(self._temporary, dir_fd=parent, follow_symlinks=False)
-            except FileNotFoundError:
-                return
+        except FileNotFoundError:
+            return
         if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
             self.way, self._there = Way.RESUMED, status
 
     def compare(self, piece: Piece, tally: Tally) -> Iterator[list[Wanted]]:
         """The blocks of a piece that are not right yet, slab by slab. Raises OSError, DiskFullError."""
         self._zeros = self._zeros or len(piece.listed) < piece.end - piece.first
-        if not self._open_source():
+        source = self._source()
+        if source is None:
             yield piece.listed
             return
-        for first, end, wanted in self._slabs(piece):
-            before = self.right_bytes
-            missing, wrong_zeros = self._differing(first, end, wanted)
-            tally.right_bytes += self.right_bytes - before
-            if (missing or wrong_zeros) and self.way is Way.KEPT:
-                self._choose_way(whole=len(missing) == block_count(self.put.size, self.put.block_bytes))
-            if wrong_zeros and not self._site.target.dry:
+        for compared in source.slabs(piece):
+            self.right_bytes += compared.right_bytes
+            tally.right_bytes += compared.right_bytes
+            if (compared.missing or compared.wrong_zeros) and self.way is Way.KEPT:
+                self._choose_way(whole=len(compared.missing) == block_count(self.put.size, self.put.block_bytes))
+            if compared.wrong_zeros and not self._site.target.dry:
+                zeros = [(index, bytes(block_length(self.put, index))) for index in compared.wrong_zeros]
                 with self._writing() as fd:
-                    self._write_blocks(fd, [(index, bytes(self.block_length(index))) for index in wrong_zeros])
-            yield missing
+                    self._write_blocks(fd, zeros)
+            yield compared.missing
 
     def expect(self) -> None:
         """One more part of the file is on its way: `write` will be called for it."""
@@ -183,20 +154,24 @@ class Filling:
         with self._lock:
             self._sealed = True
             last = not self._parts
-        if last:
-            self._finish(tally)
-        self.close_source()
+        try:
+            if last:
+                self._finish(tally)
+        finally:
+            self.close_source()
 
     def fail(self, error: BaseException, tally: Tally) -> None:
         """The planner cannot go on with this file. Raises DiskFullError."""
-        self._note_failure(error)
-        self.seal(tally)
+        try:
+            self._note_failure(error)
+            self.seal(tally)
+        finally:
+            self.close_source()
 
     def close_source(self) -> None:
         """Nothing is to be compared any more."""
-        if self._source >= 0:
-            os.close(self._source)
-            self._source = -1
+        if self._comparison is not None:
+            self._comparison.close()
 
     # writing: any thread
 
@@ -220,20 +195,21 @@ class Filling:
 
     # helpers: comparing
 
-    def _open_source(self) -> bool:
-        """Open the file to compare with, once; whether there is one."""
-        if self.way is Way.NEW or self._source >= 0:
-            return self._source >= 0
+    def _source(self) -> Comparison | None:
+        """The file to compare with, opened at first need; None when there is none."""
+        if self.way is Way.NEW or self._comparison is not None:
+            return self._comparison
         name = self._temporary if self.way is Way.RESUMED else self._name
         try:
-            self._source = self._open(name, _READ)
+            fd = self._open(name, _READ)
         except PermissionError:  # not readable for this user, but perhaps replaceable
             self.way = Way.NEW
-            return False
+            return None
+        self._comparison = Comparison(self.put, fd)
         assert self._there is not None
-        if _identity(os.fstat(self._source)) != _identity(self._there):
+        if _identity(os.fstat(fd)) != _identity(self._there):
             raise OSError(errno.ESTALE, "another process changed the file during the restore")
-        return True
+        return self._comparison
 
     def _open(self, name: bytes, flags: int) -> int:
         with self._site.target.directory(self._directory) as parent:
@@ -241,52 +217,6 @@ class Filling:
         if self.direct:
             set_direct(fd, True)
         return fd
-
-    def _slabs(self, piece: Piece) -> Iterator[tuple[int, int, dict[int, bytes]]]:
-        """(first, end, listed blocks of it) of runs to compare; a run is longer than a slab only where it is a hole."""
-        size = self.put.block_bytes
-        slab = max(1, SLAB_BYTES // size)
-        listed = iter(piece.listed)
-        upcoming = next(listed, None)
-        first = piece.first
-        while first < piece.end:
-            data = _seek_data(self._source, first * size, piece.end * size) // size
-            end = data if data > first else min(first + slab, piece.end)
-            wanted: dict[int, bytes] = {}
-            while upcoming is not None and upcoming.block < end:
-                wanted[upcoming.block] = upcoming.id
-                upcoming = next(listed, None)
-            yield first, end, wanted
-            first = end
-
-    def _differing(self, first: int, end: int, wanted: dict[int, bytes]) -> tuple[list[Wanted], list[int]]:
-        """Of the blocks from `first` to `end`: those listed that are not what they should be, and those that should be
-        zero and are not."""
-        size = self.put.block_bytes
-        if (end - first) * size > max(SLAB_BYTES, size):  # a hole: zero, as all blocks that are not listed should be
-            self.right_bytes += self._length(first, end) - sum(map(self.block_length, wanted))
-            return [Wanted(*item) for item in wanted.items()], []
-        try:
-            view = read_at(self._source, _memory.buffer, first * size, (end - first) * size)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return [Wanted(*item) for item in wanted.items()], [i for i in range(first, end) if i not in wanted]
-        missing, wrong_zeros = [], []
-        for index in range(first, end):
-            length, start = self.block_length(index), (index - first) * size
-            block, expected = view[start : start + length], wanted.get(index)
-            if expected is None and not is_zero(block):
-                wrong_zeros.append(index)
-            elif expected is not None and (len(block) != length or block_id(block) != expected):
-                missing.append(Wanted(index, expected))
-            else:
-                self.right_bytes += length
-        return missing, wrong_zeros
-
-    def _length(self, first: int, end: int) -> int:
-        """Bytes of the blocks from `first` to `end`."""
-        return min(end * self.put.block_bytes, self.put.size) - first * self.put.block_bytes
 
     # helpers: writing
 
@@ -318,6 +248,7 @@ class Filling:
                     self._close()
 
     def _close(self) -> None:
+        """Close the descriptor, if it is open; the lock is held."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -380,11 +311,13 @@ class Filling:
             if _identity(os.fstat(source)) != _identity(self._there):
                 raise OSError(errno.ESTALE, "another process changed the file during the restore")
             position, end = 0, min(self._there.st_size, self.put.size)
-            while (position := _seek_data(source, position, end)) < end:
+            while (position := seek_data(source, position, end)) < end:
                 position -= position % ALIGN_BYTES
-                size = len(read_at(source, _memory.buffer, position, min(SLAB_BYTES, end - position)))
+                size = len(read_at(source, thread_buffer(), position, min(SLAB_BYTES, end - position)))
+                if not size:
+                    raise OSError(errno.ESTALE, "another process cut the file during the restore")
                 self._write_buffer(fd, size, position)
-                position += max(size, 1)
+                position += size
         finally:
             os.close(source)
 
@@ -394,7 +327,7 @@ class Filling:
         written = sum(len(data) for _, data in good)
         tally.restored_bytes += written
         lost = [
-            (index * self.put.block_bytes, self.block_length(index), data.reason)
+            (index * self.put.block_bytes, block_length(self.put, index), data.reason)
             for index, data in blocks
             if isinstance(data, Lost)
         ]
@@ -408,7 +341,7 @@ class Filling:
             for index, data in blocks:
                 self._pwrite(fd, data, index * self.put.block_bytes)
             return
-        view, start, used = _memory.buffer.view, 0, 0
+        view, start, used = thread_buffer().view, 0, 0
         for index, data in blocks:
             position = index * self.put.block_bytes
             if used and (position != start + used or used + len(data) > SLAB_BYTES):
@@ -421,7 +354,7 @@ class Filling:
 
     def _write_buffer(self, fd: int, used: int, position: int) -> None:
         """Write this thread's buffer; what goes beyond the file's end is cut off in `_set_length`."""
-        view, end = _memory.buffer.view, align_up(used) if self.direct else used
+        view, end = thread_buffer().view, align_up(used) if self.direct else used
         view[used:end] = bytes(end - used)
         self._pwrite(fd, view[:end], position)
 
@@ -464,12 +397,15 @@ class Filling:
                 tally.fates.append((self.put.file, Fate.REPLACED))
             self._count(tally)
         elif self.way is Way.KEPT:
-            self._dress(self._source, tally)
+            assert self._comparison is not None
+            self._dress(self._comparison.fd, tally)
             self._count(tally)
         else:
             with self._writing(only=True) as fd:
                 self._set_length(fd)
                 self._dress(fd, tally)
+                with self._lock:
+                    self._close()  # nobody writes any more; what closing complains about must come before the name
             if self.way not in (Way.PATCHED, Way.AT_ONCE):
                 with self._site.target.directory(self._directory) as parent:
                     self._site.target.disk.rename_at(self._temporary, self._name, parent)
@@ -479,17 +415,19 @@ class Filling:
     def _is_right(self) -> bool:
         """Whether the existing file needs nothing at all; otherwise decides how it gets what it needs."""
         assert self._there is not None
-        if not self._open_source():
+        source = self._source()
+        if source is None:
             return False
         other_size = self._there.st_size != self.put.size
-        if not other_size and not self._separate and not attributes_differ(self.put, self._there, self._source):
+        if not other_size and not self._separate and not attributes_differ(self.put, self._there, source.fd):
             return True
         if other_size or self._separate or self._there.st_nlink > 1:
             self._choose_way(whole=False)
         return False
 
     def _set_length(self, fd: int) -> None:
-        if self.way not in (Way.NEW, Way.AT_ONCE) or self.direct or self._zeros or self._lost:
+        written_exactly = self.way in (Way.NEW, Way.AT_ONCE) and self.put.size < DIRECT_FROM_BYTES
+        if not written_exactly or self._zeros or self._lost:
             os.ftruncate(fd, self.put.size)
         if self._zeros and not self.put.flags & SPARSE and self.put.size:
             _allocate(fd, self.put.size)
@@ -525,16 +463,6 @@ class Filling:
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _seek_data(fd: int, position: int, end: int) -> int:
-    """Where data begins from `position` on; `end` when there is none before it."""
-    try:
-        return min(end, os.lseek(fd, position, os.SEEK_DATA))
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return end
-        return position
 
 
 def _allocate(fd: int, size: int) -> None:

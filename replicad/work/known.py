@@ -8,7 +8,7 @@ a file that was written meanwhile is left to the survey, a rotten block keeps it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 
 from replicad.db.ledger import ZERO, BlockRow, Known, put_of, stamp_of
@@ -41,8 +41,8 @@ class KnownEntries:
         self._dataset, self._recorder, self._shipping = dataset, recorder, shipping
         self._root, self._outcome, self._pool = root, outcome, pool
 
-    async def catch_up(self) -> None:
-        """Ship everything that the ledger has recorded and the replica lacks."""
+    async def catch_up(self, checkpoint: Callable[[], Awaitable[None]]) -> None:
+        """Ship everything that the ledger has recorded and the replica lacks; `checkpoint` is awaited now and then."""
         ledger, covered = self._dataset.ledger, self._recorder.covered
         await self._dataset.in_ledger(ledger.put, "unsettled", None)
         await self._dataset.in_ledger(ledger.list_lacking, covered)
@@ -50,6 +50,7 @@ class KnownEntries:
         while batch := await self._dataset.in_ledger(ledger.listed, after, LIST_ENTRIES):
             after = batch[-1][0]
             await self.ship([(path, known) for _, path, known in batch])
+            await checkpoint()
         before = b"\xff" * (MAX_SORT_BYTES)
         while paths := await self._dataset.in_ledger(ledger.lacking_drops, covered, before, LIST_ENTRIES):
             before = paths[-1]

@@ -21,7 +21,8 @@ from replicad.model.errors import PeerError
 from replicad.model.glob import EVERYTHING, Globs
 from replicad.work.account import DIRECTORIES, FILES, Tally, label_of
 from replicad.work.attributes import UNUSABLE, Ref, attributes_differ, kind_of, opened_path, reason_of, set_attributes
-from replicad.work.filling import Filling, Piece, Site, Wanted
+from replicad.work.comparing import Piece, Wanted, block_length
+from replicad.work.filling import Filling, Site
 from replicad.work.reader import split_ids
 from replicad.work.remembered import Remembered
 from replicad.work.target import TEMPORARY, split
@@ -65,7 +66,7 @@ class Parcel:
         self.parts[-1].blocks.append(wanted)
         self.blocks += 1
         if wanted.id not in self.lengths:
-            self.lengths[wanted.id] = filling.block_length(wanted.block)
+            self.lengths[wanted.id] = block_length(filling.put, wanted.block)
             self.size += self.lengths[wanted.id]
 
 

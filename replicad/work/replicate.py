@@ -19,7 +19,7 @@ from replicad.source.hook import run_hook
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
 from replicad.work.adopt import adopt
-from replicad.work.copy import Pass
+from replicad.work.copy import LastSeal, Pass
 from replicad.work.dataset import Dataset
 from replicad.work.outcome import Outcome
 from replicad.work.read_remote import RemoteReader
@@ -27,6 +27,8 @@ from replicad.work.shipping import Shipping
 
 SEALS_IN_RPO = 2
 """A snapshot is due this many times in an rpo, so that one slow pass does not break the objective."""
+HELD_LOOK_S = 10.0
+"""How often a held dataset is looked at again: a root that was not mounted may be back."""
 SHORTEST_PAUSE_S = 0.2
 """Between two passes that the watch caused: a dataset that is written all the time must not be walked all the time."""
 
@@ -73,12 +75,14 @@ class Replication:
 
     async def wait(self) -> None:
         """Until a request, a hint, or the next time that something is due."""
-        due_s = min(self._dataset.config.rpo_s / SEALS_IN_RPO, self._until_walk_s())
-        asked = asyncio.ensure_future(self._asked.wait())
-        hinted = asyncio.ensure_future(asyncio.Event().wait() if self._has_hook else self._hints.changed.wait())
-        lost = asyncio.ensure_future(self._shipping.ended() if self._shipping else asyncio.Event().wait())
-        timer = asyncio.ensure_future(self._clock.sleep(max(SHORTEST_PAUSE_S, due_s)))
-        waits = (asked, hinted, lost, timer)
+        waits = [
+            asyncio.ensure_future(self._asked.wait()),
+            asyncio.ensure_future(self._clock.sleep(max(SHORTEST_PAUSE_S, self._until_due_s()))),
+        ]
+        if not self._has_hook and not self._status.held:
+            waits.append(asyncio.ensure_future(self._hints.changed.wait()))
+        if self._shipping:
+            waits.append(asyncio.ensure_future(self._shipping.ended()))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -141,7 +145,7 @@ class Replication:
                 await run_hook(config.hook_pre, timeout_s=config.hook_timeout_s, environment=environment)
                 only = None  # a hook may rewrite anything; its changes belong to this pass
             one = Pass(self._dataset, self._replica, shipping, self._status, self._pool, self._clock)
-            outcome = await one.run(only, seal_always=await self._seal_is_due())
+            outcome = await one.run(only, await self._last_seal())
             self._again = outcome.again
             return outcome
         finally:
@@ -161,14 +165,13 @@ class Replication:
         self._show("idle", "")
         self._served(served)
 
-    async def _seal_is_due(self) -> bool:
-        """Whether the last snapshot is old, or incomplete, so that this pass makes one even without changes."""
+    async def _last_seal(self) -> LastSeal:
+        """What the last snapshot was like: it decides whether a pass without changes makes one."""
         ledger = self._dataset.ledger
         complete = await self._dataset.in_ledger(ledger.get, f"complete:{self._replica}")
         sealed_ns = int(await self._dataset.in_ledger(ledger.get, f"sealed_ns:{self._replica}") or 0)
         age_s = (self._clock.now_ns() - sealed_ns) / 1e9
-        due_s = self._dataset.config.rpo_s / SEALS_IN_RPO
-        return not complete or not 0 <= age_s < due_s
+        return LastSeal(bool(complete), is_old=not 0 <= age_s < self._dataset.config.rpo_s / SEALS_IN_RPO)
 
     # the session
 
@@ -233,6 +236,12 @@ class Replication:
         self._status.sent_bytes += size
 
     # small things
+
+    def _until_due_s(self) -> float:
+        """Seconds until a pass is due without a request or a hint."""
+        if self._status.held:
+            return HELD_LOOK_S
+        return min(self._dataset.config.rpo_s / SEALS_IN_RPO, self._until_walk_s())
 
     @property
     def _has_hook(self) -> bool:

@@ -28,7 +28,8 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.account import Account, Fate, Finding, Tally
 from replicad.work.closing import Closing
-from replicad.work.filling import Filling, Site, Wanted
+from replicad.work.comparing import Wanted, block_length
+from replicad.work.filling import Filling, Site
 from replicad.work.planner import Parcel, Planner, Rules
 from replicad.work.reader import Answer, Reader, open_block
 from replicad.work.remembered import Remembered
@@ -205,7 +206,7 @@ def _write(parcel: Parcel, answers: Sequence[Answer]) -> Tally:
 
 def _fitting(filling: Filling, wanted: Wanted, proven: dict[bytes, Buffer | Lost]) -> Buffer | Lost:
     """A proven block, when it has the length that this file's record asks for."""
-    data, length = proven[wanted.id], filling.block_length(wanted.block)
+    data, length = proven[wanted.id], block_length(filling.put, wanted.block)
     if isinstance(data, Lost) or len(data) == length:
         return data
     return Lost(wanted.id, f"the block has {len(data)} bytes where the record needs {length}")

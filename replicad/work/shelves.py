@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,17 @@ from typing import TypeVar
 from replicad.config import ClientConfig, ListenConfig
 from replicad.link.channel import Channel
 from replicad.link.messages import OpenRead, OpenWrite, Refuse
-from replicad.model.errors import BookDamagedError, PeerError, RefusedError, ReplicadError, StoreDamagedError
+from replicad.model.errors import DiskFullError, LockedError, PeerError, RefusedError, ReplicadError
 from replicad.status import StoreStatus
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
+from replicad.system.logs import logger
 from replicad.work.archive import Archive, ArchiveReader
 from replicad.work.receive import Receiving
 from replicad.work.serve import Serving
+
+log = logger("work.shelves")
 
 MAX_UNNAMED = 100
 """Stores that a client may make whose datasets the configuration does not name: each costs a thread and some open files,
@@ -65,12 +68,17 @@ class Shelves:
     async def open_all(self) -> None:
         """Open what is there, so that damage is found and shown now and not at the first session.
 
-        A store that cannot be opened is shown as damaged; the others work. Raises LockedError: another daemon is here.
+        A store that cannot be opened is shown as what it is, and tried again by the next session; the others work.
+        Raises LockedError: another daemon is here.
         """
         for directory in sorted(self._config.store.glob("*/*/segments")):
             key = (directory.parent.parent.name, directory.parent.name)
-            with suppress(BookDamagedError, StoreDamagedError):  # _open_archive has written it into the status
+            try:
                 await self._open(key)
+            except LockedError:
+                raise
+            except ReplicadError as error:  # it stands in the status
+                log.error("a store cannot be opened", store=f"{key[0]}/{key[1]}", reason=str(error))
 
     async def close(self) -> None:
         """Close all archives; their sessions must have ended."""
@@ -135,7 +143,8 @@ class Shelves:
         try:
             return await self._open(key)
         except ReplicadError as error:
-            await channel.send(Refuse("damaged", f"the store cannot be opened: {error.what}"))
+            code = {DiskFullError: "full", LockedError: "busy"}.get(type(error), "damaged")
+            await channel.send(Refuse(code, f"the store cannot be opened: {error.what}"))
             raise
 
     async def _open(self, key: Key) -> _Shelf:
@@ -161,8 +170,9 @@ class Shelves:
         )
         try:
             shelf.archive = await _in_thread(shelf, opening)
-        except (BookDamagedError, StoreDamagedError) as error:
-            shelf.status.state, shelf.status.reason = "damaged", str(error)
+        except ReplicadError as error:
+            shelf.status.state = {DiskFullError: "full", LockedError: "closed"}.get(type(error), "damaged")
+            shelf.status.reason = str(error)
             raise
         shelf.status.state, shelf.status.reason = "idle", ""
         await _in_thread(shelf, partial(_describe, shelf, self._directory(key)))

@@ -76,6 +76,8 @@ class Shipping:
     def __init__(self, channel: Channel, executor: Executor, compression: int, sent: Callable[[int], None]) -> None:
         """`sent` is told the size in bytes of everything given to the link."""
         self._channel, self._executor, self._compression, self._sent = channel, executor, compression, sent
+        self.shipped_bytes = 0
+        """Plain bytes of all units shipped so far, needed there or not."""
         self._units: asyncio.Queue[Unit] = asyncio.Queue(MAX_UNITS)
         self._needs: asyncio.Queue[bytes] = asyncio.Queue()
         self._acks: asyncio.Queue[Head] = asyncio.Queue()
@@ -130,6 +132,7 @@ class Shipping:
         """Put a unit into the pipeline; returns when there is room, not when it arrived."""
         await self._until(lambda: self._held == 0 or self._held + unit.held_bytes <= HELD_BYTES)
         self._held += unit.held_bytes
+        self.shipped_bytes += unit.held_bytes
         if unit.ids:
             assert len(unit.ids) <= MAX_OFFER * ID_BYTES
             await self._send(Offer(unit.ids), len(unit.ids))
