@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+
+import pytest
 
 from kit_pair import replicad
 from kit_store import Primary, open_archive, put_files, segment, trees
+from kit_tree import NOBODY, is_root
 
 
 def make_store(root: Path) -> Path:
@@ -39,6 +43,18 @@ def test_the_old_catalog_is_kept_beside_the_new_one(tmp_path: Path) -> None:
     done = replicad("rebuild", "--store", tmp_path)
     kept = done.stdout.rpartition("kept as ")[2].strip()
     assert (directory / kept).exists()
+
+
+@pytest.mark.skipif(not is_root(), reason="only root can give files away")
+def test_what_root_rebuilds_or_reads_still_belongs_to_the_daemon_s_user(tmp_path: Path) -> None:
+    """A daemon that runs as a user of its own can write its store afterwards."""
+    directory = make_store(tmp_path / "store")
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    replicad("rebuild", "--store", tmp_path / "store")
+    replicad("restore", "--store", tmp_path / "store", "www", tmp_path / "restored")
+    foreign = [path.name for path in directory.rglob("*") if path.stat().st_uid != NOBODY]
+    assert foreign == []
 
 
 def test_damage_found_on_the_way_is_named_and_exits_with_1(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from kit_pair import COMMAND, Pair, assert_same_tree, free_port, make_pair, replicad, running, wait_until
 from kit_restore import Writer, archive_tree, damage_block, differences
-from kit_tree import build_tree
+from kit_tree import build_tree, is_root
 from replicad.model.block import block_id
 from replicad.work.account import Account
 from replicad.work.target import TEMPORARY
@@ -94,6 +94,36 @@ def test_an_earlier_state_comes_back_by_number_and_by_time(tmp_path: Path) -> No
         assert ("partial" in done.stderr) is (when in ("3", "latest"))
     done = replicad("restore", "www", tmp_path / "no", "--store", tmp_path / "store", "--at", "9", code=2)
     assert "there are: 1 (" in done.stderr and not (tmp_path / "no").exists()
+
+
+@pytest.mark.skipif(not is_root(), reason="mounting needs root")
+def test_a_store_on_a_medium_that_is_mounted_read_only_is_enough(tmp_path: Path) -> None:
+    """The disk of a replica that died in the middle of its work, say: with a catalog that lags behind, and without."""
+    archive = tmp_path / "store" / "ams1" / "www"
+    with Writer(archive) as writer:
+        writer.put(b"")
+        writer.put(b"file", b"content")
+        writer.seal(1)
+        shutil.copy(archive / "catalog.db", tmp_path / "older.db")
+        shutil.copy(archive / "catalog.db-wal", tmp_path / "older.db-wal")
+        writer.put(b"later", b"later")
+        writer.seal(2)
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    subprocess.run(["mount", "--bind", str(tmp_path / "store"), str(mounted)], check=True)
+    try:
+        for older in (True, False):
+            for name in archive.glob("catalog.db*"):
+                name.unlink()
+            if older:
+                shutil.copy(tmp_path / "older.db", archive / "catalog.db")
+                shutil.copy(tmp_path / "older.db-wal", archive / "catalog.db-wal")
+            subprocess.run(["mount", "-o", "remount,ro,bind", str(mounted)], check=True)
+            replicad("restore", "www", tmp_path / f"back {older}", "--store", mounted)
+            assert sorted(os.listdir(tmp_path / f"back {older}")) == ["file", "later"]
+            subprocess.run(["mount", "-o", "remount,rw,bind", str(mounted)], check=True)
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
 
 
 def test_a_store_with_several_clients_needs_the_client_named(tmp_path: Path) -> None:

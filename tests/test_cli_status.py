@@ -54,7 +54,7 @@ def test_all_is_well(tmp_path: Path, typed: Typed) -> None:
         "ams1: all is well (replicad 0.1.0, up 3d 0h)",
         "",
         "www -> fra1: idle",
-        "  replicated  everything as of 1m 0s ago (objective 5m 0s)",
+        "  replicated  everything as of 1m 0s ago (objective 5m)",
         "  snapshot    41 of 2027-01-15T07:59:00Z, 1m 0s ago",
         "  size        1,234 entries, 3.0 GiB",
         "",

@@ -672,7 +672,7 @@ async def test_a_damaged_ledger_is_named_and_mended_by_moving_it_away(tmp_path: 
         data = bytearray(book.read_bytes())
         data[len(data) // 2] ^= 1
         book.write_bytes(data)
-        with pytest.raises(BookDamagedError, match="move the file away and type replicad release"):
+        with pytest.raises(BookDamagedError, match="move the file away, then type replicad sync www --wait and"):
             await primary.sync(fra1)
         book.rename(tmp_path / "bad.db")
         assert (await primary.sync(fra1)).held

@@ -32,10 +32,12 @@ from kit_tree import as_nobody, build_tree, describe_tree, is_root, make_deep, s
 from replicad.model.block import Buffer, block_id
 from replicad.model.entry import FUZZY, SPARSE, Drop, Kind, Map, Put
 from replicad.model.errors import DiskFullError, LinkError, LockedError, PeerError, UsageError
+from replicad.store.format import FrameType, split_frames
 from replicad.system.disk import Disk
-from replicad.work import filling, planner
+from replicad.work import filling, origin, planner
 from replicad.work.account import Account, Finding
 from replicad.work.planner import Rules
+from replicad.work.rebuild import rebuild_catalog
 from replicad.work.restore import IN_FLIGHT_BYTES, Restore
 from replicad.work.target import TEMPORARY, Target, temporary_name
 
@@ -481,6 +483,26 @@ async def test_no_byte_is_written_that_is_not_what_the_record_names(tmp_path: Pa
     account = await restore_script(reader, tmp_path / "back")
     assert account.damaged_bytes == 500
     assert (tmp_path / "back" / "file").read_bytes() == bytes(500)
+
+
+async def test_a_store_that_lost_a_piece_of_its_record_never_restores_cleanly(tmp_path: Path) -> None:
+    """Blocks that a lost record named look like zeros, so the account says that, and the exit code is 1."""
+    with Writer(tmp_path / "store") as writer:
+        writer.put(b"")
+        writer.put(b"large", os.urandom(1000 * 4096), block_bytes=4096)
+        writer.seal(1)
+        writer.put(b"more", b"more")
+        writer.seal(2)
+    segment = tmp_path / "store" / "segments" / "00000001.seg"
+    frames = split_frames(segment.read_bytes())
+    record = next(frame for frame in frames if frame.type == FrameType.RECORD)
+    with open(segment, "r+b") as file:
+        file.seek(record.offset + 100)
+        file.write(b"!!!!")
+    rebuild_catalog(tmp_path / "store")
+    account = await restore(tmp_path / "store", tmp_path / "back", when="2")
+    assert account.finished and account.exit_code == 1 and account.lost_records == 1
+    assert "pieces of the record" in said(account, "damaged")[0]
 
 
 # cut off, and going on
@@ -934,3 +956,32 @@ async def test_a_running_program_is_replaced_not_written_to(tmp_path: Path, monk
         assert running.poll() is None
         running.kill()
     assert account.blocks_fetched < 4 and (back / "program").read_bytes() == content + b"and more"
+
+
+async def test_what_one_replica_has_lost_comes_from_another_in_a_second_run(tmp_path: Path) -> None:
+    """Into the same target: only the missing block is fetched, and then the file is whole and looks it."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"file", b"a" * 4096 + b"b" * 4096 + b"c" * 4096)
+    lost = reader.blocks.pop(block_id(b"b" * 4096))
+    account = await restore_script(reader, tmp_path / "back")
+    assert account.damaged_files == 1
+    reader.blocks[block_id(lost)] = lost
+    account = clean(await restore_script(reader, tmp_path / "back"))
+    assert account.blocks_fetched == 1 and account.restored == {"files": 1}
+    assert (tmp_path / "back" / "file").stat().st_mtime_ns == meta().mtime_ns
+
+
+async def test_a_store_that_may_not_be_written_and_is_at_work_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its catalog cannot be copied as a whole while a daemon changes it."""
+    monkeypatch.setattr(origin.os, "access", lambda *_: False)
+    with Writer(tmp_path / "store" / "ams1" / "www") as writer:
+        writer.put(b"")
+        writer.seal()
+        with pytest.raises(UsageError, match="a daemon works on this store"):
+            async with origin.reading_store(tmp_path / "store", "www"):
+                pass
+    async with origin.reading_store(tmp_path / "store", "www") as reader:
+        assert len(await reader.snapshots()) == 1

@@ -209,8 +209,10 @@ def _difference(left: Path, right: Path) -> str:
 def _tell_where(stage: _Stage) -> None:
     for name in ("ams1", "fra1"):
         output.line(f"   metrics of {name}: http://{_status(stage, name).http}/metrics")
-    if stage.keep:
-        output.line()
+    output.line()
+    if not stage.keep:
+        output.line("The daemons stop now and everything is removed; replicad demo --keep leaves them running.")
+    else:
         output.line(f"Both daemons go on running. Everything is in {stage.scene}. Try:")
         output.line(f"   replicad status --config {stage.primary}")
         output.line(f"   replicad snapshots www --config {stage.primary}")

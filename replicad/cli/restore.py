@@ -59,8 +59,8 @@ class Where:
 
 
 def restore(
-    dataset: Annotated[str, typer.Argument(help="The dataset, or CLIENT/DATASET in a store.")],
-    target: Annotated[Path, typer.Argument(help="Directory to restore into; made when missing.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, or CLIENT/DATASET in a store.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Directory to restore into; made when missing.")],
     at: AtOption = LATEST,
     path: Annotated[
         list[str] | None, typer.Option("--path", metavar="GLOB", help="Only what matches; may be repeated.")
@@ -125,7 +125,7 @@ def restore(
 
 
 def snapshots(
-    dataset: Annotated[str, typer.Argument(help="The dataset, or CLIENT/DATASET in a store.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, or CLIENT/DATASET in a store.")],
     replica: FromOption = "",
     line: ReplicaOption = "",
     key: KeyOption = None,

@@ -27,9 +27,14 @@ init = typer.Typer(
     "and primary: run both on the same configuration.",
 )
 
-NameOption = Annotated[str | None, typer.Option(help="This node's name.", show_default="this host's name")]
+NameOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="This node's name.", show_default="this host's name")
+]
 StateOption = Annotated[
-    Path | None, typer.Option(help="Directory for key, ledgers and control socket.", show_default="/var/lib/replicad")
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Directory for key, ledgers and control socket.", show_default="/var/lib/replicad"
+    ),
 ]
 HttpOption = Annotated[
     str | None,
@@ -39,7 +44,7 @@ HttpOption = Annotated[
 
 @init.command("replica")
 def init_replica(
-    store: Annotated[Path, typer.Option(help="Directory for the copies that primaries send.")],
+    store: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the copies that primaries send.")],
     listen: Annotated[str, typer.Option(metavar="ADDR:PORT", help="Where to listen for primaries.")] = ":7022",
     advertise: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where primaries find this node.", show_default="as --listen")
@@ -99,7 +104,8 @@ def init_primary(
 def authorize(
     line: Annotated[str, typer.Argument(metavar="LINE", help="The line that `init primary` printed.")],
     dataset: Annotated[
-        list[str] | None, typer.Option(help="Allow this dataset only. Repeatable.", show_default="those in the line")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Allow this dataset only. Repeatable.", show_default="those in the line"),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="The primary has a new key: forget the old one.")] = False,
     config: ConfigOption = DEFAULT_CONFIG,
@@ -114,7 +120,7 @@ def authorize(
     primary = parse_primary_line(line)
     done = setup.authorize(config, primary, datasets=[_name(text) for text in dataset or ()], replace=replace)
     output.note(f"{primary.name} may store {', '.join(done.datasets)}" + ("" if done.changed else " (as before)"))
-    output.note("a running daemon takes it up with the next connection; otherwise:")
+    output.note("a daemon that runs takes it up by itself with the next connection; if none runs yet,")
     _tell_start(config)
 
 

@@ -173,7 +173,8 @@ def _dataset(line: DatasetStatus, now_ns: int, rate: float) -> Iterator[str]:
 
 def _store(store: StoreStatus, now_ns: int) -> Iterator[str]:
     bad = store.damaged or store.state in ("damaged", "full")
-    yield f"store {store.client}/{store.dataset}: {output.mark(store.state, 'bad' if bad else 'ok')}"
+    state = "connected" if store.state == "receiving" else store.state  # the session stays open between passes
+    yield f"store {store.client}/{store.dataset}: {output.mark(state, 'bad' if bad else 'ok')}"
     yield from _value("received", _age(store.received_ns, now_ns))
     yield from _value("snapshot", _snapshot(store.last_snapshot, store.last_snapshot_ns, now_ns))
     on_disk = f"{output.show_bytes(store.stored_bytes)} on disk with all history"
@@ -191,7 +192,9 @@ def _state(line: DatasetStatus) -> str:
 
 
 def _replicated(line: DatasetStatus, now_ns: int) -> str:
-    objective = f" (objective {output.show_duration(line.rpo_s)})" if line.rpo_s else ""
+    from replicad.config.units import format_duration
+
+    objective = f" (objective {format_duration(line.rpo_s)})" if line.rpo_s else ""
     if not line.last_complete_ns:
         return "never completely yet" + objective
     return f"everything as of {output.show_duration(lag_s(line, now_ns))} ago{objective}"

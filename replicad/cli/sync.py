@@ -58,13 +58,15 @@ class Outcome:
 
 
 def sync(
-    dataset: Annotated[str | None, typer.Argument(help="One dataset; all when left out.")] = None,
+    dataset: Annotated[str | None, typer.Argument(metavar="[DATASET]", help="One dataset; all when left out.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return when the pass has ended.")] = False,
-    timeout: Annotated[str | None, typer.Option(help="With --wait: give up after this long, such as 5m.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help="With --wait: give up after this long, such as 5m.")
+    ] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     json: JsonOption = False,
 ) -> None:
-    """A pass now.
+    """Have the daemon do a pass now: walk everything, copy what changed, make it a snapshot.
 
     Exit codes with --wait: 0 everything is on the replica, 1 something could not be copied, is held or not done in
     time, 3 the daemon or the replica is out of reach.
@@ -84,7 +86,7 @@ def sync(
 
 
 def release(
-    dataset: Annotated[str, typer.Argument(help="The dataset that a guard holds.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset that a guard holds.")],
     config: ConfigOption = DEFAULT_CONFIG,
     json: JsonOption = False,
 ) -> None:
@@ -251,7 +253,8 @@ def _print_outcomes(outcomes: list[Outcome], json: bool) -> int:
 def _describe(outcome: Outcome) -> Iterator[str]:
     where = f"{outcome.dataset} -> {outcome.replica}"
     sent, took = output.show_bytes(outcome.sent_bytes), output.show_duration(outcome.seconds)
-    figures = f"snapshot {outcome.snapshot}, {outcome.files:,} files, {sent} sent, {took}"
+    files = f"{outcome.files:,} file{'s' * (outcome.files != 1)}"
+    figures = f"snapshot {outcome.snapshot}, {files}, {sent} sent, {took}"
     if outcome.result == "complete":
         yield f"{where}: {output.mark('complete', 'ok')}: {figures}"
         return

@@ -30,7 +30,10 @@ UNSETTLED = 2**62
 ZERO = b""
 """The id of a block that is all-zero now and was not always."""
 
-REMEDY = "move the file away and type replicad release DATASET: the replica has the record, nothing is sent twice"
+REMEDY = (
+    "move the file away, then type replicad sync {name} --wait and replicad release {name}:"
+    " the replica has the record, nothing is sent twice"
+)
 """What to do about a damaged ledger."""
 
 _MIGRATIONS = (
@@ -182,7 +185,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         """Open or create. Raises BookDamagedError, DiskFullError, LockedError."""
-        self._db = Database(path, _MIGRATIONS, remedy=REMEDY)
+        self._db = Database(path, _MIGRATIONS, remedy=REMEDY.format(name=path.stem))
         self._directories: dict[bytes, int] = {}
 
     def close(self) -> None:

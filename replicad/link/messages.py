@@ -139,6 +139,8 @@ class SnapshotLine(msgspec.Struct, frozen=True, array_like=True):
     size: int
     unread: int
     digest: bytes
+    lost: int = 0
+    """Record frames of this snapshot and those before it that damage took: files may lack blocks without a trace."""
 
 
 class Snapshots(msgspec.Struct, frozen=True, array_like=True, tag=15):

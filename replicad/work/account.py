@@ -126,6 +126,8 @@ class Account(msgspec.Struct):
     complete_snapshot: bool
     unread: int = 0
     """Entries that could not be copied when the snapshot was made: they are as in an earlier one, or not in it."""
+    lost_records: int = 0
+    """Pieces of the record that the store has lost: entries and bytes may be missing that nothing can name."""
     dry_run: bool = False
     """Nothing was written: "restored" means "would be restored"."""
     finished: bool = False
@@ -160,7 +162,8 @@ class Account(msgspec.Struct):
     @property
     def exit_code(self) -> int:
         """0 when everything is there and right, 1 when anything is missing, damaged or without its metadata."""
-        return int(not self.finished or bool(self.failed or self.damaged_files or self.metadata_not_set))
+        wrong = self.failed or self.damaged_files or self.metadata_not_set or self.lost_records
+        return int(not self.finished or bool(wrong))
 
     @property
     def done_bytes(self) -> int:

@@ -363,13 +363,21 @@ class ArchiveReader:
     def snapshots(self) -> list[SnapshotLine]:
         """All snapshots, oldest first. One that damage took something from, and those after it, are not complete."""
         lines: list[SnapshotLine] = []
-        whole = True
+        lost = 0
         for row in self._listing.snapshots():
-            whole = whole and not row.lost
-            complete = row.complete and whole
+            lost += row.lost
+            complete = row.complete and not lost
             lines.append(
                 SnapshotLine(
-                    row.number, row.created_ns, row.received_ns, complete, row.entries, row.size, row.unread, row.digest
+                    row.number,
+                    row.created_ns,
+                    row.received_ns,
+                    complete,
+                    row.entries,
+                    row.size,
+                    row.unread,
+                    row.digest,
+                    lost,
                 )
             )
         return lines

@@ -2,22 +2,29 @@
 
 Three ways lead to a dataset's history: the replicas of a configuration, one replica by its line and a key (a fresh
 host), and a store directory of this host (no daemon needed). Each ends in an open `Reader`.
-**Never** asks a person anything, and never writes.
+**Never** asks a person anything, and never changes a store.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from replicad import __version__
 from replicad.config import Config, ReplicaConfig
 from replicad.model.errors import LinkError, RefusedError, ReplicadError, UsageError
 from replicad.model.pairing import ReplicaLine
+from replicad.work.archive import catalog_path
 from replicad.work.read_local import LocalReader
 from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import Reader
+from replicad.work.rebuild import catch_up, rebuild_catalog
 
 
 def replicas_for(config: Config, dataset: str, wanted: str = "") -> tuple[ReplicaConfig, ...]:
@@ -73,13 +80,22 @@ async def reading_replica(
 
 @asynccontextmanager
 async def reading_store(store: Path, dataset: str) -> AsyncIterator[Reader]:
-    """A reader of `dataset` in the store directory `store` of this host, whether a daemon works on it or not."""
+    """A reader of `dataset` in the store directory `store` of this host, whether a daemon works on it or not.
+
+    A store that cannot be written (its disk is mounted read-only, or it is another user's) is read with a catalog that
+    is brought up to date elsewhere, in the system's directory for temporary files.
+    """
     directory = store_of(store, dataset)
-    reader = await LocalReader.open(directory, str(directory), mend=True)
-    try:
-        yield reader
-    finally:
-        await reader.close()
+    with ExitStack() as stack:
+        catalog: Path | None = None
+        if not os.access(directory, os.W_OK):
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="replicad-catalog-"))
+            catalog = await asyncio.to_thread(_catalog_elsewhere, directory, Path(place) / "catalog.db")
+        reader = await LocalReader.open(directory, str(directory), mend=True, catalog=catalog)
+        try:
+            yield reader
+        finally:
+            await reader.close()
 
 
 def store_of(store: Path, dataset: str) -> Path:
@@ -116,6 +132,41 @@ def check_target(target: Path, config: Config | None, store: Path | None, *, in_
             what = f"is the live dataset {dataset.name} or holds it ({dataset.path})"
             hint = "restore to another directory and compare, or say --in-place to change the live files"
             raise UsageError(what, where=str(target), hint=hint)
+
+
+def _catalog_elsewhere(directory: Path, into: Path) -> Path:
+    """A copy of the catalog of a store that cannot be written, caught up with the segments; a new one if there is none.
+
+    Raises UsageError when a daemon works on the store: what it changes cannot be copied as a whole.
+    """
+    with _held_still(directory):
+        known = catalog_path(directory)
+        if not known.exists():
+            return rebuild_catalog(directory, into=into).catalog
+        for end in ("", "-wal"):
+            if (source := known.with_name(known.name + end)).exists():
+                shutil.copyfile(source, into.with_name(into.name + end))
+        catch_up(directory, into)
+        return into
+
+
+@contextmanager
+def _held_still(directory: Path) -> Iterator[None]:
+    """Keep daemons from working on the store for a while; the lock needs no right to write."""
+    try:
+        lock = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what, hint = "a daemon works on this store, which you may not write", "restore over the link, or as root"
+            raise UsageError(what, where=str(directory), hint=hint) from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def _name(directory: Path) -> str:

@@ -41,10 +41,16 @@ class LocalReader:
 
     @classmethod
     async def open(
-        cls, directory: Path, name: str = "", *, disk: Disk | None = None, mend: bool = False
+        cls,
+        directory: Path,
+        name: str = "",
+        *,
+        disk: Disk | None = None,
+        mend: bool = False,
+        catalog: Path | None = None,
     ) -> LocalReader:
         """The reader of a store directory; the arguments are those of `ArchiveReader`, and so are the errors."""
-        archive = await asyncio.to_thread(lambda: ArchiveReader(directory, disk, mend=mend))
+        archive = await asyncio.to_thread(lambda: ArchiveReader(directory, disk, mend=mend, catalog=catalog))
         return cls(archive, name or str(directory))
 
     async def snapshots(self) -> list[SnapshotLine]:

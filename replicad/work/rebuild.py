@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replicad.db.catalog import Catalog
+from replicad.db.database import REBUILD
 from replicad.model.block import self_test
-from replicad.model.errors import UsageError
+from replicad.model.errors import BookDamagedError, UsageError
 from replicad.model.position import Position
 from replicad.model.snapshot import Head
 from replicad.store.segments import Damage, SegmentFiles, SegmentScan, Torn, segment_numbers
@@ -58,11 +59,29 @@ def rebuild_catalog(
         rebuilt = _fill(directory, target, disk, readonly=into is not None, progress=progress)
         if into is not None:
             return rebuilt
+        _give_to_owner(target, directory)
         disk.sync_file(target)
         final = catalog_path(directory)
         kept = _set_aside(final, disk)
         disk.rename_durable(target, final)
         return Rebuilt(final, rebuilt.head, rebuilt.damage, rebuilt.torn, kept)
+
+
+def catch_up(directory: Path, copy: Path) -> None:
+    """Bring a copy of a store's catalog up to what the segments say, without writing to the store.
+
+    Raises BookDamagedError, ReplicadError, DiskFullError."""
+    catalog = Catalog(copy)
+    files = SegmentFiles(directory, Disk())
+    try:
+        if catalog.owner is None:
+            raise BookDamagedError("says not whose it is", where=str(catalog_path(directory)), hint=REBUILD)
+        owner = Owner(*catalog.owner)
+        store = Store(directory, owner, disk=Disk(), reserve_bytes=0, clock_ns=Clock().now_ns)
+        Replay(store, catalog, files, readonly=True).run()
+    finally:
+        files.close()
+        catalog.close()
 
 
 def _fill(directory: Path, target: Path, disk: Disk, *, readonly: bool, progress: Progress | None) -> Rebuilt:
@@ -112,6 +131,13 @@ def _alone(directory: Path, *, needed: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _give_to_owner(catalog: Path, directory: Path) -> None:
+    """Whoever the store belongs to has to write the catalog, also when root has rebuilt it."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.chown(catalog, owner.st_uid, owner.st_gid)
 
 
 def _set_aside(path: Path, disk: Disk) -> Path | None:

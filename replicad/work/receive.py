@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from replicad.link.channel import Channel
 from replicad.link.messages import Acked, Blocks, Bye, Credit, Message, Need, Offer, Opened, Record, Refuse, Seal
-from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, ReplicadError, StoreDamagedError
+from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, ReplicadError
 from replicad.model.snapshot import Commit, decode_commit
 from replicad.status import StoreStatus
 from replicad.store.format import parse_frame, plain_payload
@@ -38,16 +38,19 @@ class Receiving:
         """Serve until the client says Bye or the link ends. Tells the client why when it is our side that ends it."""
         self._status.state, self._status.reason = "receiving", ""
         try:
+            await self._in_thread(self._archive.abort)  # in case the end of the session before could not do it
             await self._channel.send(Opened(self._archive.head, self._window))
             while await self._answer(await self._channel.receive()):
                 pass
-        except (PeerError, DiskFullError, DivergedError, StoreDamagedError) as error:
+        except LinkError:
+            raise
+        except ReplicadError as error:
             await self._refuse(error)
             raise
         finally:
             if self._status.state == "receiving":
                 self._status.state = "idle"
-            await asyncio.shield(self._in_thread(self._archive.abort))
+            await asyncio.shield(self._abort())
 
     async def _answer(self, message: Message) -> bool:
         """Handle one message; whether the session goes on."""
@@ -81,14 +84,24 @@ class Receiving:
         self._status.received_bytes += size
         await self._channel.send(Credit(size))
 
-    async def _refuse(self, error: ReplicadError) -> None:
-        code = _REFUSALS.get(type(error), "invalid")
+    async def _abort(self) -> None:
+        """Forget what was not sealed. Where even that is impossible the status says why; the next session tries again."""
+        try:
+            await self._in_thread(self._archive.abort)
+        except ReplicadError as error:
+            self._show_trouble(error)
+
+    def _show_trouble(self, error: ReplicadError) -> None:
+        """What stops intake is a state of the store; what a client did wrong is none."""
         if isinstance(error, DiskFullError):
             self._status.state, self._status.reason = "full", str(error)
-        elif isinstance(error, StoreDamagedError):
+        elif not isinstance(error, PeerError | DivergedError):
             self._status.state, self._status.reason = "damaged", str(error)
+
+    async def _refuse(self, error: ReplicadError) -> None:
+        self._show_trouble(error)
         try:
-            await self._channel.send(Refuse(code, error.what))
+            await self._channel.send(Refuse(_REFUSALS.get(type(error), "damaged"), error.what))
         except LinkError:
             self._status.reason = self._status.reason or str(error)  # nobody is left to be told
 
@@ -100,5 +113,5 @@ _REFUSALS: dict[type[ReplicadError], str] = {
     PeerError: "invalid",
     DiskFullError: "full",
     DivergedError: "diverged",
-    StoreDamagedError: "damaged",
 }
+"""What a client is told for an error; all others say that something is wrong with the store."""

@@ -87,6 +87,7 @@ class Restore:
             created=show_time(line.created_ns),
             complete_snapshot=line.complete,
             unread=line.unread,
+            lost_records=line.lost,
             dry_run=self._rules.dry_run,
         )
 
@@ -108,6 +109,7 @@ class Restore:
                 stack.callback(planner.close)
                 self._pool = ThreadPoolExecutor(min(MAX_THREADS, (os.cpu_count() or 1) + 1), "restore")
                 stack.callback(self._pool.shutdown, cancel_futures=True)
+                self._tell_lost_records()
                 await self._fill(planner)
                 await self._drive(Closing(site, self._remembered, self._rules).steps, None)
                 await self._in_thread(target.sync)
@@ -116,6 +118,14 @@ class Restore:
             account.duration_s = self._clock.monotonic_s() - started_s
             account.rate_bytes_s = account.restored_bytes / account.duration_s if account.duration_s > 0 else 0.0
         return account
+
+    def _tell_lost_records(self) -> None:
+        """A block that no record names is zero; where records are lost, that cannot be told from a lost block."""
+        if self._line.lost:
+            tally = Tally()
+            text = f"the store has lost {self._line.lost} pieces of the record: "
+            tally.note("damaged", b"", text + "entries and ranges of files may be missing or old that nothing can name")
+            self._add(tally)
 
     # the pipeline
 

@@ -84,7 +84,7 @@ class Shipping:
         self._changed = asyncio.Condition()
         self._held = 0
         self._credit = 0
-        self._failure: ReplicadError | None = None
+        self._failure: Exception | None = None
         self._undelivered: set[bytes] = set()
         """Needed once and not loadable then: the replica does not ask again, but takes them from another file."""
         self._pending: list[Op] = []
@@ -119,7 +119,7 @@ class Shipping:
         await self._channel.close("done")
 
     @property
-    def failure(self) -> ReplicadError | None:
+    def failure(self) -> Exception | None:
         """Why the session can no longer be used, None while it can."""
         return self._failure
 
@@ -220,6 +220,9 @@ class Shipping:
         except ReplicadError as error:
             self._fail(error)
             await self._wake()
+        except Exception as error:  # a defect of ours must end the pass with its own words, not let it wait for ever
+            self._fail(error)
+            await self._wake()
 
     # pieces of them
 
@@ -264,7 +267,10 @@ class Shipping:
     async def _send(self, message: Offer | Blocks | Record | Seal, size: int) -> None:
         if self._failure:
             raise self._failure
-        await self._channel.send(message)
+        try:
+            await self._channel.send(message)
+        except LinkError:
+            await self._until(lambda: False)  # why the session ended is said by what came before its end: `_hear`
         self._sent(size)
 
     async def _spend(self, size: int) -> None:
@@ -297,7 +303,7 @@ class Shipping:
             failing.cancel()
             await asyncio.gather(failing, return_exceptions=True)
 
-    def _fail(self, error: ReplicadError) -> None:
+    def _fail(self, error: Exception) -> None:
         if self._failure is None:
             self._failure = error
 
