@@ -127,7 +127,9 @@ class Pair:
         """Restore from the primary."""
         return replicad("restore", "www", target, "--config", self.primary.config, *words, code=code)
 
-    def restore_from_store(self, target: Path, *words: object, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+    def restore_from_store(
+        self, target: Path, *words: object, code: int | None = 0
+    ) -> subprocess.CompletedProcess[str]:
         """Restore on the replica without its daemon."""
         return replicad("restore", "--store", self.store, "www", target, *words, code=code)
 

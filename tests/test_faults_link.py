@@ -46,7 +46,7 @@ from replicad.link.messages import (
     Refuse,
     Seal,
 )
-from replicad.link.ssh import Dialler, generate_key
+from replicad.link.ssh import Dialler, generate_key, public_key
 from replicad.model.block import block_id
 from replicad.model.entry import Drop, Kind, Map, Meta, Op, Put, encode_ops
 from replicad.model.errors import LinkError, ReplicadError
@@ -182,7 +182,9 @@ def test_a_wrong_client_key_is_refused_and_sends_nothing(pair: Pair, root: Path)
     pair.start()
     _assert_refused(pair, "is not authorised there", "replicad authorize")
     assert "is not authorised" in pair.replica.log.read_text()
-    configure(pair.replica, "client", key=public)
+    line = f"replicad-primary ams1 {public} www"
+    assert "--replace" in replicad("authorize", "--config", pair.replica.config, line, code=2).stderr
+    replicad("authorize", "--config", pair.replica.config, line, "--replace")
     assert synced(pair).last_snapshot == 1
     assert_quiet(pair.primary, pair.replica)
 
@@ -202,7 +204,8 @@ def test_a_dataset_without_a_right_is_refused_until_it_is_authorised(pair: Pair,
     configure(pair.replica, "client", datasets=["other"])
     pair.start()
     _assert_refused(pair, "has no right to dataset", "replicad authorize")
-    configure(pair.replica, "client", datasets=["other", "www"])
+    line = f"replicad-primary ams1 {public_key(pair.primary.state / 'key')} other,www"
+    replicad("authorize", "--config", pair.replica.config, line)
     assert synced(pair).last_snapshot == 1
     assert_quiet(pair.primary, pair.replica)
 

@@ -76,8 +76,8 @@ class Pass:
     async def run(self, only: frozenset[bytes] | None, last: LastSeal) -> Outcome:
         """Do it; with `only` just these directories are walked. Everything is acknowledged when this returns.
 
-        Without changes a snapshot is made only when the `last` one is old, or not complete and this one is. Raises HeldError, SourceError, and whatever ended
-        the session.
+        Without changes a snapshot is made only when the `last` one is old, or not complete and this one is. Raises
+        HeldError, SourceError, and whatever ended the session.
         """
         root = await self._in_pool(Root, self._dataset.root)
         try:

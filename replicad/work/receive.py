@@ -85,7 +85,7 @@ class Receiving:
         await self._channel.send(Credit(size))
 
     async def _abort(self) -> None:
-        """Forget what was not sealed. Where even that is impossible the status says why; the next session tries again."""
+        """Forget what was not sealed. Where even that is impossible the status says why, and the next session tries."""
         try:
             await self._in_thread(self._archive.abort)
         except ReplicadError as error:

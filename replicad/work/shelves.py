@@ -32,8 +32,10 @@ from replicad.work.serve import Serving
 log = logger("work.shelves")
 
 MAX_UNNAMED = 100
-"""Stores that a client may make whose datasets the configuration does not name: each costs a thread and some open files,
+"""Stores that a client may make whose datasets the configuration does not name: each costs a thread and open files,
 and a stolen key must not be able to take them all."""
+
+AUTHORIZE = "on the replica: replicad authorize LINE, with --dataset for each one that it may have"
 
 Result = TypeVar("Result")
 Key = tuple[str, str]
@@ -106,7 +108,7 @@ class Shelves:
         config = next((c for c in self._clients() if c.name == client), None)
         if config is None or (config.datasets and dataset not in config.datasets):
             text = f"client {client} has no right to dataset {dataset!r}"
-            await channel.send(Refuse("right", f"{text}; on the replica: replicad authorize … --dataset {dataset}"))
+            await channel.send(Refuse("right", f"{text}; {AUTHORIZE}"))
             raise RefusedError(text, where=channel.peer)
         try:
             fresh = not self._directory((client, dataset)).is_dir()
@@ -115,7 +117,7 @@ class Shelves:
             raise
         if fresh and not config.datasets and sum(key[0] == client for key in self._shelves) >= MAX_UNNAMED:
             text = f"client {client} has {MAX_UNNAMED} datasets here, the limit for one whose datasets are not named"
-            await channel.send(Refuse("right", f"{text}; on the replica: replicad authorize … --dataset NAME"))
+            await channel.send(Refuse("right", f"{text}; {AUTHORIZE}"))
             raise RefusedError(text, where=channel.peer)
         return client, dataset
 
