@@ -217,6 +217,11 @@ class Bench:
         """nothing changed, 100,000 files"""
         return self._repeated("unchanged", lambda root: small_files(root, int(100_000 * self.scale)), lambda root: None)
 
+    def unchanged_warm(self) -> Result:
+        """nothing changed, 100,000 files, caches warm as on a host that passes every few minutes"""
+        count = int(100_000 * self.scale)
+        return self._repeated("unchanged_warm", lambda root: small_files(root, count), lambda root: None, cold=False)
+
     def scattered(self) -> Result:
         """200 scattered changes of 4 KiB in a file of 2 GiB"""
         return self._repeated(
@@ -303,7 +308,10 @@ class Bench:
         make: Callable[[Path], None],
         change: Callable[[Path], None],
         variants: tuple[str, ...] = ("",),
+        *,
+        cold: bool = True,
     ) -> Result:
+        settle = drop_caches if cold else os.sync
         result = Result((getattr(Bench, name).__doc__ or "").strip())
         with ExitStack() as stack:
             pair = stack.enter_context(a_pair(self.directory / name))
@@ -315,12 +323,12 @@ class Bench:
                 rivals[variant].sync(pair.root)
             for _ in range(self.rounds):
                 change(pair.root)
-                drop_caches()
+                settle()
                 before = sent(pair)
                 result.replicad_s.append(Timed(pair.sync).seconds)
                 result.wire_bytes["replicad"] = sent(pair) - before
                 for variant, rsync in rivals.items():
-                    drop_caches()
+                    settle()
                     timed = Timed(lambda r=rsync, v=variant: r.sync(pair.root, *v.split()))  # type: ignore[misc]
                     self._note(result, f"rsync {variant}".strip(), timed)
             note_memory(result, pair)

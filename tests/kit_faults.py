@@ -17,11 +17,11 @@ from pathlib import Path
 import blake3
 import pytest
 import tomlkit
+
 from kit_link import Relay
 from kit_pair import PATIENCE_S, Node, Pair, wait_until
 from kit_rig import copied, describe_snapshot
 from kit_tree import Described, is_root
-
 from replicad.http.api import Client
 from replicad.http.contract import SyncRequest
 from replicad.status import DatasetStatus

@@ -31,9 +31,7 @@ def free_port() -> int:
 
 def replicad(*words: object, code: int | None = 0, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
     """Run a verb; fails when its exit code is not `code` (None: any)."""
-    done = subprocess.run(
-        [*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=timeout, check=False
-    )
+    done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=timeout, check=False)
     said = f"{words} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
     assert code is None or done.returncode == code, said
     return done

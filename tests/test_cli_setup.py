@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -211,6 +212,13 @@ def test_a_replica_on_all_addresses_is_advertised_by_name(shell: Shell) -> None:
     assert parse_replica_line(shell.out).address == "b.org:22"
     config = load(Path("R.toml")).listen
     assert config and config.address == ":7022"
+
+
+def test_a_replica_is_never_advertised_as_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that knows no better name for itself than localhost gives its plain name: others would dial themselves."""
+    monkeypatch.setattr(socket, "getfqdn", lambda: "localhost.localdomain")
+    monkeypatch.setattr(socket, "gethostname", lambda: "fra1")
+    assert setup.advertised(":7022", "") == "fra1:7022"
 
 
 # ------------------------------------------------------------------------------------------------------- authorize

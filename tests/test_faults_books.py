@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from kit_faults import MIB, archive_of, assert_quiet, during, flip, served, synced, tree_at, tree_now
 from kit_pair import Pair, assert_same_tree, make_pair, replicad, running, wait_until
 from kit_rig import differences, snapshots
-
 from replicad.db.database import PAGE_BYTES
 
 Harm = Callable[[Path], None]

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from kit_faults import Workload, archive_of, ask, assert_quiet, pause, synced, tree_at, tree_now
 from kit_pair import Node, Pair, assert_same_tree, make_pair, running
 from kit_rig import differences, snapshots

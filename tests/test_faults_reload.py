@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from kit_faults import MIB, archive_of, ask, assert_quiet, configure, during, served, synced, tree_at, tree_now
 from kit_pair import COMMAND, Pair, make_pair, replicad, running, wait_until
 from kit_rig import differences
@@ -60,7 +61,7 @@ def test_a_dataset_is_added_and_taken_out_by_a_reload(pair: Pair, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "broken", ["not toml at all [", '\n[nonsense]\nx = 1\n', '\n[[dataset]]\nname = "www"\npath = "/nowhere"\n']
+    "broken", ["not toml at all [", "\n[nonsense]\nx = 1\n", '\n[[dataset]]\nname = "www"\npath = "/nowhere"\n']
 )
 def test_an_invalid_configuration_leaves_the_old_one_in_force(pair: Pair, root: Path, broken: str) -> None:
     """Status and log say what is wrong with the file, replication goes on, and a mended file clears it."""
@@ -158,4 +159,20 @@ def test_a_stop_amid_a_pass_is_orderly_and_the_pass_goes_on_later(pair: Pair, ro
     assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
     assert sum(p.stat().st_size for p in (archive_of(pair) / "segments").iterdir()) < 34 * MIB
     assert "stopping" in node.log.read_text()
+    assert_quiet(pair.primary, pair.replica)
+
+
+def test_a_stop_lets_the_post_hook_run_but_not_for_ever(pair: Pair, tmp_path: Path) -> None:
+    """SIGTERM amid a pass with hooks: the pre hook is ended, the post hook has its chance to clean up, and a hook that
+    hangs does not keep the daemon from ending in time."""
+    synced(pair)
+    for name, script in (("pre", "touch {0}; exec sleep 300"), ("post", "touch {0}; trap : TERM; sleep 300; sleep 300")):
+        (tmp_path / f"{name}.sh").write_text(script.format(tmp_path / f"{name}-ran"))
+        configure(pair.primary, "dataset", **{f"hook_{name}": ["sh", str(tmp_path / f"{name}.sh")]})
+    pair.primary.hang_up()
+    wait_until((tmp_path / "pre-ran").exists, "the pre hook runs")
+    began = time.monotonic()
+    assert pair.primary.stop() == 0
+    assert time.monotonic() - began < STOP_S
+    assert (tmp_path / "post-ran").exists()
     assert_quiet(pair.primary, pair.replica)

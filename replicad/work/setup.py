@@ -131,12 +131,18 @@ def advertised(listen: str, address: str) -> str:
     try:
         host, port = split_address(listen)
         if host in ("", "0.0.0.0", "::"):
-            host = socket.getfqdn()
+            host = _own_name()
         found = address or (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         dialled(found)
     except ValueError as error:
         raise UsageError(str(error), hint="primaries need a host and a fixed port to dial") from None
     return found
+
+
+def _own_name() -> str:
+    """This host's name for others; never localhost, which leads each of them to itself."""
+    name = socket.getfqdn()
+    return socket.gethostname() if name.partition(".")[0] == "localhost" else name
 
 
 def _init(node: Node, add: Edit, *directories: Path) -> Made:
