@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
@@ -43,6 +43,9 @@ from replicad.work.shelves import Shelves
 log = logger("daemon")
 
 SOFTWARE = f"replicad {__version__}"
+CLEAN_UP_S = 8.0
+"""What a post hook gets to clean up when its dataset is stopped. With its ending and that of a session on a dead line
+(5 s each) a stop stays well below what service managers wait."""
 REMEMBER_S = 30.0
 """How often the status is written down for `replicad status` of a dead daemon; an idle disk may sleep in between."""
 
@@ -244,8 +247,7 @@ class Daemon:
 
     async def _stop_all(self) -> None:
         """Primary first, so that what it has under way can still be acknowledged or is cut cleanly."""
-        for part in self._datasets.values():
-            await part.close()
+        await asyncio.gather(*(part.close() for part in self._datasets.values()))
         for dialler in self._diallers.values():
             await dialler.close()
         if self._replica:
@@ -411,8 +413,11 @@ class Protected:
 
     async def close(self) -> None:
         """Stop the jobs, their sessions and the ledger."""
-        for task in self._tasks:
-            task.cancel()
+        left: Collection[asyncio.Task[None]] = self._tasks
+        while left:
+            for task in left:
+                task.cancel()
+            left = (await asyncio.wait(left, timeout=CLEAN_UP_S))[1]
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for loop in self._loops:
             await loop.job.close()

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from kit_pair import replicad, wait_until
 
 

@@ -162,17 +162,19 @@ def test_a_stop_amid_a_pass_is_orderly_and_the_pass_goes_on_later(pair: Pair, ro
     assert_quiet(pair.primary, pair.replica)
 
 
-def test_a_stop_lets_the_post_hook_run_but_not_for_ever(pair: Pair, tmp_path: Path) -> None:
-    """SIGTERM amid a pass with hooks: the pre hook is ended, the post hook has its chance to clean up, and a hook that
-    hangs does not keep the daemon from ending in time."""
+@pytest.mark.parametrize("post", ["trap : TERM; sleep 300; sleep 300", "exit 3"], ids=["hangs", "fails"])
+def test_a_stop_lets_the_post_hook_run_but_not_for_ever(pair: Pair, tmp_path: Path, post: str) -> None:
+    """SIGTERM amid a pass with hooks: the pre hook is ended, the post hook has its chance to clean up, and one that
+    hangs or fails does not keep the daemon from ending in time."""
     synced(pair)
-    for name, script in (("pre", "touch {0}; exec sleep 300"), ("post", "touch {0}; trap : TERM; sleep 300; sleep 300")):
-        (tmp_path / f"{name}.sh").write_text(script.format(tmp_path / f"{name}-ran"))
+    for name, script in (("pre", "exec sleep 300"), ("post", post)):
+        (tmp_path / f"{name}.sh").write_text(f"echo ran >> {tmp_path / name}-ran\n{script}")
         configure(pair.primary, "dataset", **{f"hook_{name}": ["sh", str(tmp_path / f"{name}.sh")]})
     pair.primary.hang_up()
     wait_until((tmp_path / "pre-ran").exists, "the pre hook runs")
     began = time.monotonic()
     assert pair.primary.stop() == 0
     assert time.monotonic() - began < STOP_S
-    assert (tmp_path / "post-ran").exists()
+    assert (tmp_path / "post-ran").read_text() == (tmp_path / "pre-ran").read_text() == "ran\n"
+    assert ("hook ended with exit code 3" in pair.primary.log.read_text()) == (post == "exit 3")
     assert_quiet(pair.primary, pair.replica)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kit_faults import MIB, archive_of, assert_quiet, punch, served, synced, tree_at, tree_now
+from kit_faults import MIB, Workload, archive_of, assert_quiet, punch, served, synced, tree_at, tree_now
 from kit_pair import Pair, assert_same_tree, make_pair, running, wait_until
 from kit_rig import copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_tree import Described, build_tree
@@ -306,4 +306,47 @@ def test_a_tree_that_is_written_all_the_time_is_copied_all_the_time(tmp_path: Pa
             stop.set()
             writer.join()
         _arrives(pair, root)
+        assert_quiet(pair.primary, pair.replica)
+
+
+# links
+
+
+@pytest.mark.parametrize("size", [5000, 2 * MIB])
+@pytest.mark.parametrize(("replaced", "kept"), [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("rewritten", [False, True])
+async def test_a_name_that_comes_to_stand_for_another_file_shows_that_one(
+    tmp_path: Path, root: Path, size: int, replaced: str, kept: str, rewritten: bool
+) -> None:
+    """One of two hard links is replaced by another file, and the file behind the other one rewritten or not: each name
+    shows its own file in the next snapshot, and when one of them is removed the other stays."""
+    source = random.Random(size)
+    (root / "a").write_bytes(source.randbytes(size))
+    os.link(root / "a", root / "b")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        (root / "new").write_bytes(source.randbytes(size + 1))
+        (root / "new").rename(root / replaced)
+        if rewritten:
+            (root / kept).write_bytes(source.randbytes(size))
+        await primary.sync(fra1)
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+        os.link(root / kept, root / "c")
+        (root / kept).unlink()
+        (root / "c").write_bytes(source.randbytes(size))
+        await primary.sync(fra1)
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_edits_arrive_by_hints_alone(tmp_path: Path, root: Path, seed: int) -> None:
+    """Whatever is written, linked, renamed and removed, the passes that look only where the watch points find it."""
+    work = Workload(root, seed, files=60)
+    pair = _watched(tmp_path, root)
+    with running(pair):
+        wait_until(lambda: pair.line.watch == "on" and pair.line.pass_ok, "it watches")
+        _arrives(pair, root)
+        for _ in range(12):
+            work.edit(6)
+            _arrives(pair, root)
         assert_quiet(pair.primary, pair.replica)

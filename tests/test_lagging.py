@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from kit_faults import Workload
 from kit_rig import Replica, Rig, copied, describe_snapshot, differences, replica, rig
-
 from replicad.model.errors import LinkError
 from replicad.work import copy as work_copy
 
@@ -146,6 +146,7 @@ async def test_random_edits_reach_replicas_that_come_and_go(
         both = {"fra1": fra1, "par1": par1}
         for _ in range(14):
             work.edit(source.randrange(1, 12))
+            (root / "stamp").write_text(str(source.random()))
             name = source.choice(["fra1", "fra1", "par1"])
             if source.random() < 0.4:
                 with monkeypatch.context() as patch:
@@ -198,7 +199,6 @@ async def test_a_side_that_was_set_back_is_held_and_exact_after_a_release(
             if what == "store":
                 await primary.sync(fra1)
         await primary.reopen()
-        await primary.dataset.close()
         shutil.rmtree(place)
         shutil.copytree(tmp_path / "backup", place)
         await primary.reopen()

@@ -269,9 +269,7 @@ def test_a_file_without_permission_is_a_trouble(tmp_path: Path) -> None:
     (tmp_path / "closed").chmod(0)
     (tmp_path / "open").write_bytes(b"y")
     with Root(os.fsencode(tmp_path)) as root, as_nobody():
-        closed, opened = read_small(
-            root, [Candidate(b"closed", 1, BLOCK), Candidate(b"open", 1, BLOCK)], clock=CLOCK
-        )
+        closed, opened = read_small(root, [Candidate(b"closed", 1, BLOCK), Candidate(b"open", 1, BLOCK)], clock=CLOCK)
         large = open_large(root, b"closed", BLOCK, clock=CLOCK)
     assert closed == Trouble(b"closed", "cannot be read: Permission denied") == large
     assert content_of(opened) == b"y"

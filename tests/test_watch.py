@@ -280,7 +280,7 @@ async def test_a_directory_whose_name_could_not_be_told_is_a_whole_walk(
 @pytest.mark.parametrize(
     ("error", "word"),
     [
-        (OSError("OS file watch limit reached. about [\"/x\"]"), "max_user_watches"),
+        (OSError('OS file watch limit reached. about ["/x"]'), "max_user_watches"),
         (RuntimeError("Error creating recommended watcher: Too many open files (os error 24)"), "max_user_instances"),
         (RuntimeError("something new"), "something new"),
     ],

@@ -52,6 +52,8 @@ _MIGRATIONS = (
     CREATE TABLE block(
         file INTEGER NOT NULL, number INTEGER NOT NULL, id BLOB NOT NULL, checksum BLOB NOT NULL, seq INTEGER NOT NULL,
         PRIMARY KEY(file, number)) WITHOUT ROWID;
+    CREATE TABLE cut(
+        file INTEGER NOT NULL, seq INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY(file, seq)) WITHOUT ROWID;
     CREATE TABLE gone(path BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE replica(
         name TEXT PRIMARY KEY, covered INTEGER NOT NULL, head INTEGER NOT NULL, head_digest BLOB NOT NULL,
@@ -59,6 +61,7 @@ _MIGRATIONS = (
     """,
 )
 
+_KEEP_LOWER = "ON CONFLICT(file, seq) DO UPDATE SET number = min(number, excluded.number)"
 _FIRST_FILE_BYTES = 6
 """Bytes of a new ledger's first file number: two ledgers of a dataset will hardly meet in 2**48."""
 _ROOT_PARENT = 0
@@ -271,6 +274,15 @@ class Ledger:
         """Whether any regular file is recorded."""
         return self._db.value("SELECT 1 FROM entry WHERE file > 0 LIMIT 1") is not None
 
+    def same_inode(self, stamp: Stamp) -> list[tuple[bytes, Known]]:
+        """Recorded regular files with this stamp's inode, rewritten since or not, each with a path of it."""
+        rows = self._db.all(
+            f"SELECT d.path, e.name, {_ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
+            " WHERE e.file > 0 AND e.inode = ? AND e.device = ?",
+            (stamp.inode, stamp.device),
+        )
+        return [(join(row[0], row[1]), Known._make(row[2:])) for row in rows]
+
     def names(self, file: int, inode: int) -> list[bytes]:
         """Every recorded path of the file with this number and inode."""
         rows = self._db.all(
@@ -397,13 +409,28 @@ class Ledger:
         """Make these blocks what the ledger expects."""
         self._db.executemany("INSERT OR REPLACE INTO block VALUES (?,?,?,?,?)", rows)
 
-    def cut(self, file: int, end: int) -> None:
-        """Forget blocks from number `end` on: the file became shorter."""
-        self._db.execute("DELETE FROM block WHERE file = ? AND number >= ?", (file, end))
+    def cut(self, file: int, end: int, seq: int) -> None:
+        """Forget blocks from number `end` on: the file became shorter.
+
+        That it was so short is remembered: a replica that never hears of it, since the file grows again before its
+        next snapshot, still has to give up what it knows from there on (`cut_from`).
+        """
+        if self._db.value("SELECT 1 FROM block WHERE file = ? AND number >= ? LIMIT 1", (file, end)):
+            self._db.execute("DELETE FROM block WHERE file = ? AND number >= ?", (file, end))
+            self._db.execute(f"INSERT INTO cut VALUES (?, ?, ?) {_KEEP_LOWER}", (file, seq, end))
+
+    def cut_from(self, file: int, covered: int) -> int | None:
+        """The block from which on a replica that has everything up to `covered` may know blocks that are no more.
+
+        Of the blocks from there on it lacks every one that is recorded: each is younger than the cut.
+        """
+        found: int | None = self._db.value("SELECT min(number) FROM cut WHERE file = ? AND seq > ?", (file, covered))
+        return found
 
     def settle(self, file: int, seq: int) -> None:
         """Put the file's unsettled blocks into snapshot `seq`."""
         self._db.execute("UPDATE block SET seq = ? WHERE file = ? AND seq = ?", (seq, file, UNSETTLED))
+        self._move_cuts(file, UNSETTLED - 1, seq)
         self._stamp(seq)
 
     def unsettle(self, path: bytes, file: int, covered: int) -> None:
@@ -413,6 +440,7 @@ class Ledger:
         self._db.execute("UPDATE entry SET seq = ? WHERE directory = ? AND name = ?", (UNSETTLED, number, name))
         if file:
             self._db.execute("UPDATE block SET seq = ? WHERE file = ? AND seq > ?", (UNSETTLED, file, covered))
+            self._move_cuts(file, covered, UNSETTLED)
         self.put("unsettled", 1)
 
     def drop(self, paths: Sequence[bytes], seq: int) -> None:
@@ -438,6 +466,7 @@ class Ledger:
         for file, inode in files:
             if not self._db.value("SELECT 1 FROM entry WHERE file > 0 AND inode = ? AND file = ?", (inode, file)):
                 self._db.execute("DELETE FROM block WHERE file = ?", (file,))
+                self._db.execute("DELETE FROM cut WHERE file = ?", (file,))
 
     # replicas
 
@@ -460,8 +489,16 @@ class Ledger:
         self._set_standing(replica, Standing(now.sent_covered, now.sent, now.sent_covered, now.sent))
 
     def restart(self, replica: str, head: Head) -> None:
-        """Count everything as lacking on `replica`, whose history goes on from `head`."""
+        """Count everything as lacking on `replica`, whose history goes on from `head`.
+
+        It may know more than this ledger ever did: blocks of the recorded files, all of which it is told anew, and
+        files whose numbers must not come to stand for others.
+        """
         self._set_standing(replica, Standing(0, head, 0, head))
+        if head.number:
+            rows = "SELECT DISTINCT file, 1, 0 FROM entry WHERE file > 0"
+            self._db.execute(f"INSERT INTO cut {rows} {_KEEP_LOWER}")
+            self.put("next_file", None)
 
     def _set_standing(self, replica: str, now: Standing) -> None:
         self._db.execute(
@@ -473,9 +510,10 @@ class Ledger:
         )  # fmt: skip
 
     def forget_drops(self, replicas: Sequence[str]) -> None:
-        """Forget dropped paths that every one of these replicas knows to be dropped."""
+        """Forget dropped paths and cut files that every one of these replicas knows to be dropped and cut."""
         oldest = min((self.standing(name).covered for name in replicas), default=0)
         self._db.execute("DELETE FROM gone WHERE seq <= ?", (oldest,))
+        self._db.execute("DELETE FROM cut WHERE seq <= ?", (oldest,))
 
     # upkeep
 
@@ -486,6 +524,13 @@ class Ledger:
     def _stamp(self, seq: int) -> None:
         if seq > self.stamped():
             self.put("stamped", seq)
+
+    def _move_cuts(self, file: int, above: int, seq: int) -> None:
+        """Let the file's cuts above a number carry `seq`, as its blocks do."""
+        number = self.cut_from(file, above)
+        if number is not None:
+            self._db.execute("DELETE FROM cut WHERE file = ? AND seq > ?", (file, above))
+            self._db.execute(f"INSERT INTO cut VALUES (?, ?, ?) {_KEEP_LOWER}", (file, seq, number))
 
     def _any_gone(self) -> bool:
         return self._db.value("SELECT 1 FROM gone LIMIT 1") is not None

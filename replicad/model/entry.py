@@ -8,7 +8,8 @@ replicated, written into the store's segments, and streamed back by a restore, s
 the content (hard links share it) and is never reused; the blocks that changed are listed in the `Put` itself
 when few, or in the `Map` operations that follow it directly. Blocks that a file has and that are not listed
 stay as they were in the parent snapshot; blocks in `zeros` (and blocks never listed) are all-zero and are
-neither sent nor stored. Blocks beyond the end given by `size` cease to exist.
+neither sent nor stored. Blocks beyond the end given by `size` cease to exist. Within one operation the end counts
+first, then `zeros`, then the listed blocks: a run of zeros may cover blocks that are listed with it.
 """
 
 from __future__ import annotations

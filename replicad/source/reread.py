@@ -115,9 +115,7 @@ class Judgement(Enum):
     """Nobody wrote the file, yet its bytes differ from the record. Never sent, never recorded (guarantee 3)."""
 
 
-def judge_reread(
-    expected: Checksum, expected_identity: Identity, seen: Checksum, seen_identity: Identity
-) -> Judgement:
+def judge_reread(expected: Checksum, expected_identity: Identity, seen: Checksum, seen_identity: Identity) -> Judgement:
     """Judge one block: `expected` as recorded, `seen` as read now. Pure."""
     if seen_identity != expected_identity:
         return Judgement.WRITTEN

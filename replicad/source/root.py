@@ -122,6 +122,16 @@ class Root:
             label, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
         )  # fmt: skip
 
+    def look(self, path: bytes) -> Stamp | None:
+        """The stamp of the entry at `path` now; None when nothing is there, or nothing that can be seen."""
+        above, name = split(path)
+        try:
+            with Trail(self) as trail:
+                directory = trail.enter(above)
+                return self.stamp(lstat_at(directory, name), directory)
+        except OSError:
+            return None
+
 
 class Trail:
     """The open directories from the root down to where one thread works now."""

@@ -124,9 +124,7 @@ class Store:
 
     def stored_bytes(self) -> int:
         """Bytes in all segment files."""
-        return sum(
-            segment_path(self.directory, number).stat().st_size for number in segment_numbers(self.directory)
-        )
+        return sum(segment_path(self.directory, number).stat().st_size for number in segment_numbers(self.directory))
 
     def free_bytes(self) -> int:
         """Bytes that intake may still use before it reaches the reserve; negative below it."""

@@ -17,6 +17,8 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import NamedTuple, ParamSpec, TypeVar
 
+from msgspec.structs import replace
+
 from replicad.db.ledger import Action, Known, Step
 from replicad.model.block import block_size_for
 from replicad.model.entry import FUZZY, Drop, Kind, Op, Put
@@ -99,7 +101,7 @@ class Pass:
         seq = await self._dataset.in_ledger(ledger.take_seq)
         self._root = root
         self._outcome.head = standing.head
-        self._recorder = Recorder(ledger, standing.covered, seq)
+        self._recorder = Recorder(ledger, standing.covered, seq, root.look)
         self._known = KnownEntries(self._dataset, self._recorder, self._shipping, root, self._outcome, self._pool)
 
     async def _catch_up(self) -> None:
@@ -257,7 +259,7 @@ class Pass:
 
     async def _read_large(self, large: LargeRead, step: Step, block_bytes: int) -> None:
         recorder, in_ledger, description = self._recorder, self._dataset.in_ledger, large.description
-        file = await in_ledger(recorder.begin_large, step.path, large.stamp, description.meta, block_bytes)
+        file = await in_ledger(recorder.begin_large, step.path, large.stamp, large.links, description.meta, block_bytes)
         done = 0
         while numbers := large.upcoming:
             existing = await in_ledger(recorder.expected, file, numbers)
@@ -290,8 +292,10 @@ class Pass:
         """Ship a file's operations, one entry for each of its names, behind its blocks, which are on their way."""
 
         async def follow(complete: bool) -> AsyncIterator[Sequence[Op]]:
-            yield puts
-            async for ops in self._known.maps(puts[-1].file):
+            *others, last = puts
+            cleared = await self._dataset.in_ledger(self._recorder.cleared, last.file, last.size, last.block_bytes)
+            yield [*others, replace(last, zeros=tuple(cleared))]
+            async for ops in self._known.maps(last.file):
                 yield ops
 
         await self._shipping.ship(Unit(b"", load_nothing, follow, 0))

@@ -85,6 +85,9 @@ class Runner:
             self._status.failures += 1
             self._status.failures_in_row += 1
         self._log(self._job.name, text, delay, None if known else error)
+        task = asyncio.current_task()
+        if task and task.cancelling():
+            raise asyncio.CancelledError from error  # it failed at ending, as a post hook may; there is no next try
         await self._pause(delay)
         self._status.next_try_ns = 0
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from replicad.db.ledger import ZERO, BlockRow, Known, put_of, stamp_of
 from replicad.model.block import Buffer, Checksum, block_id, checksum
@@ -28,8 +31,16 @@ UNIT_BYTES = 8 * 1024 * 1024
 LIST_ENTRIES = 1024
 """Entries taken from the ledger at once."""
 
-Entry = tuple[bytes, Known, list[BlockRow]]
-"""Path, what is recorded there, and the file's blocks that the replica lacks."""
+
+class Entry(NamedTuple):
+    """A recorded entry on its way."""
+
+    path: bytes
+    known: Known
+    rows: Sequence[BlockRow] = ()
+    """The file's blocks that the replica lacks."""
+    cleared: Sequence[tuple[int, int]] = ()
+    """What the replica has to take for zeros before that."""
 
 
 class KnownEntries:
@@ -61,7 +72,7 @@ class KnownEntries:
         few: list[Entry] = []
         blocks = size = 0
         for entry in await self._dataset.in_ledger(self._with_rows, entries):
-            path, known, rows = entry
+            path, known, rows, _ = entry
             if len(rows) > INLINE_BLOCKS:
                 await self._ship_large(path, known)
                 continue
@@ -76,10 +87,15 @@ class KnownEntries:
 
     def _with_rows(self, entries: Iterable[tuple[bytes, Known]]) -> list[Entry]:
         return [
-            (path, known, self._recorder.lacking(known.file, -1, INLINE_BLOCKS + 1) if known.file else [])
+            Entry(path, known, self._recorder.lacking(known.file, -1, INLINE_BLOCKS + 1), self._cleared(known))
+            if known.file
+            else Entry(path, known)
             for path, known in entries
             if known.size != UNREAD_SIZE
         ]
+
+    def _cleared(self, known: Known) -> list[tuple[int, int]]:
+        return self._recorder.cleared(known.file, known.size, known.block_bytes)
 
     async def _ship_few(self, entries: list[Entry]) -> None:
         """Entries with few lacking blocks: one unit for many."""
@@ -90,9 +106,9 @@ class KnownEntries:
             await self._note(reading.failed, entries)
             yield [
                 op
-                for path, known, rows in entries
+                for path, known, rows, cleared in entries
                 if path not in reading.failed
-                for op in operations(put_of(path, known), listed_of(rows))
+                for op in operations(put_of(path, known), listed_of(rows, cleared))
             ]
 
         await self._shipping.ship(Unit(reading.ids, reading.load, follow, reading.held_bytes))
@@ -100,18 +116,19 @@ class KnownEntries:
     async def _ship_large(self, path: bytes, known: Known) -> None:
         """One file with many lacking blocks: unit after unit of blocks, its operations last."""
         failed: dict[bytes, Failure] = {}
-        await self._check(failed, [(path, known, await self._lacking(known.file, -1, 1))])
+        await self._check(failed, [Entry(path, known, await self._lacking(known.file, -1, 1))])
         step = max(1, min(UNIT_BLOCKS, UNIT_BYTES // known.block_bytes))
         after = -1
         while rows := await self._lacking(known.file, after, step):
             after = rows[-1].number
-            reading = _Rereading(self._root, [(path, known, rows)], failed)
+            reading = _Rereading(self._root, [Entry(path, known, rows)], failed)
             await self._shipping.ship(Unit(reading.ids, reading.load, _nothing, reading.held_bytes))
 
         async def follow(complete: bool) -> AsyncIterator[Sequence[Op]]:
-            await self._note(failed, [(path, known, [])])
+            await self._note(failed, [Entry(path, known)])
             if not failed:
-                yield [put_of(path, known)]
+                cleared = await self._dataset.in_ledger(self._cleared, known)
+                yield [replace(put_of(path, known), zeros=tuple(cleared))]
                 async for ops in self.maps(known.file):
                     yield ops
 
@@ -126,7 +143,7 @@ class KnownEntries:
 
     async def _check(self, failed: dict[bytes, Failure], entries: Sequence[Entry]) -> None:
         """Files with lacking blocks must be as recorded, whether or not the replica needs the bytes."""
-        places = [(path, known, rows[0]) for path, known, rows in entries if rows]
+        places = [(path, known, rows[0]) for path, known, rows, _ in entries if rows]
         asks = [_ask(place, []) for place in places]
         if asks:
             answers = await asyncio.get_running_loop().run_in_executor(self._pool, reread, self._root, asks)
@@ -139,7 +156,7 @@ class KnownEntries:
 
     async def _note(self, failed: dict[bytes, Failure], entries: Sequence[Entry]) -> None:
         """What could not be read again stays lacking, and is counted."""
-        for path, known, _ in entries:
+        for path, known, *_ in entries:
             if failure := failed.get(path):
                 ledger, covered = self._dataset.ledger, self._recorder.covered
                 await self._dataset.in_ledger(ledger.unsettle, path, known.file, covered)
@@ -166,7 +183,7 @@ class _Rereading:
         self._root = root
         self.failed: dict[bytes, Failure] = {} if failed is None else failed
         self._places: dict[bytes, list[Place]] = {}
-        for path, known, rows in entries:
+        for path, known, rows, _ in entries:
             for row in rows:
                 if row.id != ZERO:
                     self._places.setdefault(row.id, []).append((path, known, row))

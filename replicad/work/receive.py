@@ -22,6 +22,10 @@ from replicad.store.format import parse_frame, plain_payload
 from replicad.system.clock import Clock
 from replicad.work.archive import Archive
 
+CREDIT_BYTES = 16 * 1024 * 1024
+"""What a primary may have sent and not yet seen stored: more than 1 Gbit/s carries in 100 ms, and less than what it
+holds ready to send (shipping.HELD_BYTES), because an offer waits behind all of this and must be answered in time."""
+
 Result = TypeVar("Result")
 
 
@@ -39,7 +43,7 @@ class Receiving:
         self._status.state, self._status.reason = "receiving", ""
         try:
             await self._in_thread(self._archive.abort)  # in case the end of the session before could not do it
-            await self._channel.send(Opened(self._archive.head, self._window))
+            await self._channel.send(Opened(self._archive.head, min(self._window, CREDIT_BYTES)))
             while await self._answer(await self._channel.receive()):
                 pass
         except LinkError:

@@ -43,6 +43,8 @@ class Recorder:
     """Rows above this number are lacking on the replica."""
     seq: int
     """Number that rows written now carry."""
+    look: Callable[[bytes], Stamp | None]
+    """What a path is now, if anything."""
 
     def advance(self) -> None:
         """All that was written so far is in the replica's history."""
@@ -61,7 +63,8 @@ class Recorder:
             if step.known or read.links > 1:
                 put, listed = self._one_small(step, read, number, linked, rows, replaced)
                 ops.extend(operations(put, listed))
-                others = self._other_names(put, read.stamp) if step.known else []
+                is_old = not fresh <= put.file < fresh + len(reads)
+                others = self._other_names(put, read.stamp) if step.known or is_old else []
                 entries.extend(EntryRow(other, read.stamp, self.seq) for other in others)
                 ops.extend(others)
                 wanted = set(listed.ids)
@@ -103,26 +106,43 @@ class Recorder:
         key = (read.stamp.device, read.stamp.inode)
         if read.links > 1 and (twin := linked.get(key) or self._twin(read.path, read.stamp)):
             return replace(twin, path=read.path), Listed()
-        known = self.ledger.known(read.path) if step.known else None
-        file, existing = fresh, {}
-        if known and in_place(known, read.stamp):
+        before = self.ledger.known(read.path) if step.known else None
+        known = self._in_place(before, read.stamp, read.links, read.block_bytes)
+        file, existing, cleared = fresh, {}, []
+        if known:
             file = known.file
             existing = self.ledger.blocks(file, 0, block_count(max(known.size, read.size), read.block_bytes))
-        elif known and known.file:
-            replaced.append((known.file, known.inode))
+            cleared = self.cleared(file, read.size, read.block_bytes)
+        if before and before.file and before.file != file:
+            replaced.append((before.file, before.inode))
         flags = read.description.flags | (FUZZY if read.moved else 0)
         put = Put(read.path, Kind.FILE, read.description.meta, read.size, file, read.block_bytes, flags)
         listed = self._compare(file, existing, read.blocks, read.zeros, self.seq, rows)
-        if existing:
-            self.ledger.cut(file, block_count(read.size, read.block_bytes))
+        listed.zeros[:0] = cleared
+        if file != fresh:
+            self.ledger.cut(file, block_count(read.size, read.block_bytes), self.seq)
+        if cleared or any(row.seq == UNSETTLED for row in existing.values()):
+            self.ledger.settle(file, self.seq)
         if read.links > 1:
             linked[key] = put
         return put, listed
 
+    def _in_place(self, before: Known | None, stamp: Stamp, links: int, block_bytes: int) -> Known | None:
+        """The recorded file that a path leads to now, perhaps rewritten: the one recorded there, or one of which
+        this path became a further name."""
+        if before and in_place(before, stamp):
+            return before
+        for path, known in self.ledger.same_inode(stamp) if links > 1 else ():
+            if known.block_bytes == block_bytes and (now := self.look(path)) and same_file(now, stamp):
+                return known
+        return None
+
     def _other_names(self, put: Put, stamp: Stamp) -> list[Put]:
         """The file's other recorded names. They change with it in one snapshot: a walk of hinted directories alone sees
-        only the name that it was written under, and blocks belong to all."""
-        return [replace(put, path=path) for path in self.ledger.names(put.file, stamp.inode) if path != put.path]
+        only the name that it was written under, and blocks belong to all. A name that leads to another file by now, or
+        to none, is left to the walk of its own directory."""
+        names = [path for path in self.ledger.names(put.file, stamp.inode) if path != put.path]
+        return [replace(put, path=path) for path in names if (now := self.look(path)) and same_file(now, stamp)]
 
     def _twin(self, path: bytes, stamp: Stamp) -> Put | None:
         known = self.ledger.same_content(stamp)
@@ -171,21 +191,22 @@ class Recorder:
 
     # large files
 
-    def begin_large(self, path: bytes, stamp: Stamp, meta: Meta, block_bytes: int) -> int:
+    def begin_large(self, path: bytes, stamp: Stamp, links: int, meta: Meta, block_bytes: int) -> int:
         """The number of a file that is about to be read slab by slab.
 
         A new file's number is recorded at once, with a stamp that no file has, so that an interrupted first
         read goes on under the same number.
         """
-        known = self.ledger.known(path)
-        if known and in_place(known, stamp):
+        before = self.ledger.known(path)
+        known = self._in_place(before, stamp, links, block_bytes)
+        if before and known and before.file == known.file:
             return known.file
-        file = self.ledger.next_file()
+        file = known.file if known else self.ledger.next_file()
         unread = stamp._replace(size=UNREAD_SIZE, mtime_ns=0, ctime_ns=0)
         put = Put(path, Kind.FILE, meta, stamp.size, file, block_bytes)
         self.ledger.record_entries([EntryRow(put, unread, UNSETTLED)])
-        if known and known.file:
-            self.ledger.forget_unnamed([(known.file, known.inode)])
+        if before and before.file:
+            self.ledger.forget_unnamed([(before.file, before.inode)])
         return file
 
     def expected(self, file: int, numbers: range) -> dict[int, BlockRow]:
@@ -207,7 +228,7 @@ class Recorder:
         """The file was read to its end: its blocks and its entries belong to the snapshot now. All its entries."""
         puts = [*self._other_names(put, stamp), put]
         self.ledger.record_entries([EntryRow(each, stamp, self.seq) for each in puts])
-        self.ledger.cut(put.file, block_count(put.size, put.block_bytes))
+        self.ledger.cut(put.file, block_count(put.size, put.block_bytes), self.seq)
         self.ledger.settle(put.file, self.seq)
         return puts
 
@@ -241,6 +262,12 @@ class Recorder:
             self.ledger.forget_unnamed([(before.file, before.inode)])
         return known
 
+    def cleared(self, file: int, size: int, block_bytes: int) -> list[tuple[int, int]]:
+        """The run of blocks that the replica has to take for zeros before it is told of the file's blocks: where the
+        file was cut and grew again unseen."""
+        start, end = self.ledger.cut_from(file, self.covered), block_count(size, block_bytes)
+        return [] if start is None or start >= end else [(start, end - start)]
+
     def lacking(self, file: int, after: int, limit: int) -> list[BlockRow]:
         """The next blocks of a file that the replica lacks, with numbers above `after`."""
         return self.ledger.lacking_blocks(file, self.covered, after, limit)
@@ -249,6 +276,11 @@ class Recorder:
 def in_place(known: Known, stamp: Stamp) -> bool:
     """Whether the file at a path is still the one recorded there, perhaps rewritten: same inode, same file number."""
     return known.file > 0 and (known.device, known.inode) == (stamp.device, stamp.inode)
+
+
+def same_file(one: Stamp, other: Stamp) -> bool:
+    """Whether both stamps are of one file, rewritten between them or not."""
+    return (one.device, one.inode) == (other.device, other.inode)
 
 
 def operations(put: Put, listed: Listed) -> list[Op]:
@@ -269,9 +301,9 @@ def maps(file: int, listed: Listed) -> list[Op]:
     return found
 
 
-def listed_of(rows: Iterable[BlockRow]) -> Listed:
-    """Ledger rows as what a replica is told."""
-    listed = Listed()
+def listed_of(rows: Iterable[BlockRow], cleared: Iterable[tuple[int, int]] = ()) -> Listed:
+    """Ledger rows as what a replica is told, behind runs that are zeros before them."""
+    listed = Listed(zeros=list(cleared))
     for row in rows:
         if row.id == ZERO:
             listed.zeros.append((row.number, 1))

@@ -221,4 +221,3 @@ def _is_proven(frame: Frame) -> bool:
     except FrameError:
         return False
     return True
-

@@ -70,6 +70,17 @@ class Unit:
     """Plain bytes that this unit holds in memory, now or when it loads."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A unit whose blocks are ready to be sent."""
+
+    unit: Unit
+    pieces: Sequence[bytes] = ()
+    """Blocks messages' frames."""
+    complete: bool = True
+    """Whether all blocks that were needed could be loaded."""
+
+
 class Shipping:
     """A writing session of one dataset on one channel. Close it with `close`; any failure ends all its waiters."""
 
@@ -80,6 +91,7 @@ class Shipping:
         """Plain bytes of all units shipped so far, needed there or not."""
         self._units: asyncio.Queue[Unit] = asyncio.Queue(MAX_UNITS)
         self._needs: asyncio.Queue[bytes] = asyncio.Queue()
+        self._packed: asyncio.Queue[_Packed] = asyncio.Queue(1)
         self._acks: asyncio.Queue[Head] = asyncio.Queue()
         self._changed = asyncio.Condition()
         self._held = 0
@@ -106,7 +118,8 @@ class Shipping:
         self._credit = answer.credit
         self._tasks = [
             asyncio.create_task(self._watched(self._hear())),
-            asyncio.create_task(self._watched(self._drain())),
+            asyncio.create_task(self._watched(self._pack_ahead())),
+            asyncio.create_task(self._watched(self._send_on())),
         ]
         return answer.head
 
@@ -166,7 +179,7 @@ class Shipping:
         self._records.clear()
         return acked
 
-    # the three loops
+    # the four loops
 
     async def _hear(self) -> None:
         """Take in what the replica says."""
@@ -189,30 +202,34 @@ class Shipping:
                 case _:
                     raise PeerError(f"sent {type(message).__name__} in a writing session", where=self._channel.peer)
 
-    async def _drain(self) -> None:
-        """Send the blocks that are needed and the operations that follow them, unit by unit."""
+    async def _pack_ahead(self) -> None:
+        """Load, compress and frame what the replica needs, one unit ahead of the one that is being sent."""
         while True:
             unit = await self._units.get()
-            complete = await self._send_blocks(unit) if unit.ids else True
-            async for ops in unit.ops(complete):
-                await self._add(ops)
-            self._held -= unit.held_bytes
-            await self._wake()
-            self._units.task_done()
+            await self._packed.put(await self._packed_unit(unit) if unit.ids else _Packed(unit))
 
-    async def _send_blocks(self, unit: Unit) -> bool:
-        """Send what the replica needs of this unit; whether all of it could be loaded."""
+    async def _packed_unit(self, unit: Unit) -> _Packed:
         wanted = _wanted(await self._needs.get(), _split_ids(unit.ids), self._undelivered)
         if not wanted:
-            return True
+            return _Packed(unit)
         loop = asyncio.get_running_loop()
         pieces, failed = await loop.run_in_executor(self._executor, self._pack, unit, wanted)
-        for piece in pieces:
-            await self._spend(len(piece))
-            await self._send(Blocks(piece), len(piece))
         self._undelivered.difference_update(_id_at(unit.ids, position) for position in wanted)
         self._undelivered.update(failed)
-        return not failed
+        return _Packed(unit, pieces, not failed)
+
+    async def _send_on(self) -> None:
+        """Send packed units in order: their blocks, then the operations that follow them."""
+        while True:
+            packed = await self._packed.get()
+            for piece in packed.pieces:
+                await self._spend(len(piece))
+                await self._send(Blocks(piece), len(piece))
+            async for ops in packed.unit.ops(packed.complete):
+                await self._add(ops)
+            self._held -= packed.unit.held_bytes
+            await self._wake()
+            self._units.task_done()
 
     async def _watched(self, work: Awaitable[None]) -> None:
         try:
