@@ -19,7 +19,7 @@ import pytest
 import tomlkit
 
 from kit_link import Relay
-from kit_pair import PATIENCE_S, Node, Pair, wait_until
+from kit_pair import Node, Pair, wait_until
 from kit_rig import copied, describe_snapshot
 from kit_tree import Described, is_root
 from replicad.http.api import Client
@@ -56,14 +56,16 @@ def ask(pair: Pair) -> SyncRequest:
 
 def served(pair: Pair, request: SyncRequest | None = None) -> DatasetStatus:
     """Ask for a pass (unless that was done) and wait for its end, with no process started for it."""
-    request = request or ask(pair)
+    asked = request or ask(pair)
     client = Client(pair.primary.state)
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        line = client.status([request], 1.0).datasets[0]
-        if line.pass_served >= request.number:
-            return line
-        assert time.monotonic() < end, f"the pass did not end: {line}"
+    lines: list[DatasetStatus] = []
+
+    def has_ended() -> bool:
+        lines[:] = client.status([asked], 1.0).datasets[:1]
+        return lines[0].pass_served >= asked.number
+
+    wait_until(has_ended, "the pass ends")
+    return lines[0]
 
 
 def synced(pair: Pair) -> DatasetStatus:

@@ -524,6 +524,11 @@ async def test_a_request_that_comes_while_a_pass_begins_is_not_served_by_hints_a
         await job.step()
         assert status.pass_served == status.pass_requested
         assert b"late" in describe_snapshot(fra1.archive)
+        waiting = asyncio.create_task(job.wait())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not waiting.done(), "a request that was served causes a second pass"
+        waiting.cancel()
 
 
 @pytest.mark.parametrize("size", [1_000, 5 * MIB])

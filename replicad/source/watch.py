@@ -114,7 +114,8 @@ class Watch:
         async with aclosing(_ungrouped(batches)) as ungrouped:
             async for changes in ungrouped:
                 turns += 1
-                if self.state != "on" or turns >= (PROBE_TURNS_BUSY if changes else PROBE_TURNS):
+                unproven = ignore_unreadable and self.state != "on"  # else setting up has met the limit by itself
+                if unproven or turns >= (PROBE_TURNS_BUSY if changes else PROBE_TURNS):
                     self._probe(path)
                     turns = 0
                 if self.state != "on":  # whatever happened before the watch was complete is unknown

@@ -117,6 +117,7 @@ class Replication:
                 raise self._dataset.held_error(reason)
             shipping = await self._session()
             served = self._status.pass_requested  # with what came while this pass waited: it is promised a full walk
+            self._asked.clear()
             hints = self._hints.take()
             full = served > self._status.pass_served or not self._trusts_watch() or self._until_walk_s() <= 0
             only = None if full or hints is None or self._again is None else hints | self._again
