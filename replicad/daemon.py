@@ -32,12 +32,13 @@ from replicad.model.errors import ConfigError, LinkError, ReplicadError, UsageEr
 from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, encode
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
-from replicad.system.heap import keep_freed_memory
+from replicad.system.heap import calm_collector, keep_freed_memory
 from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
 from replicad.work.dataset import Dataset
 from replicad.work.job import Runner
 from replicad.work.replicate import Replication
+from replicad.work.scouts import Scouts
 from replicad.work.shelves import Shelves
 
 log = logger("daemon")
@@ -58,6 +59,7 @@ class Daemon:
         self._clock, self._disk = clock or Clock(), disk or Disk()
         self._status = NodeStatus(node=config.node.name, version=__version__, config_file=str(config.file))
         self._pool = ThreadPoolExecutor(config.node.threads, "work")
+        self._scouts = Scouts()
         self._replica: ReplicaSide | None = None
         self._datasets: dict[str, Protected] = {}
         self._diallers: dict[ReplicaConfig, Dialler] = {}
@@ -189,7 +191,7 @@ class Daemon:
                 parts[name] = self._datasets[name]
                 continue
             diallers = [self._diallers[replica] for replica in replicas]
-            parts[name] = Protected(config, dataset, diallers, self._pool, self._clock)
+            parts[name] = Protected(config, dataset, diallers, self._pool, self._scouts, self._clock)
             if name in before:
                 parts[name].take_over(before[name])
             parts[name].start()
@@ -248,6 +250,7 @@ class Daemon:
     async def _stop_all(self) -> None:
         """Primary first, so that what it has under way can still be acknowledged or is cut cleanly."""
         await asyncio.gather(*(part.close() for part in self._datasets.values()))
+        await self._scouts.close()
         for dialler in self._diallers.values():
             await dialler.close()
         if self._replica:
@@ -372,6 +375,7 @@ class Protected:
         dataset: DatasetConfig,
         diallers: Sequence[Dialler],
         pool: ThreadPoolExecutor,
+        scouts: Scouts,
         clock: Clock,
     ) -> None:
         self.config, self.replicas = dataset, tuple(dialler.replica for dialler in diallers)
@@ -380,7 +384,7 @@ class Protected:
         self._dataset = Dataset(dataset, tuple(replica.name for replica in self.replicas), config.node.state)
         self._loops: list[_Loop] = []
         for dialler, status in zip(diallers, self.statuses, strict=True):
-            job = Replication(self._dataset, dialler.replica.name, dialler.dial, status, pool, clock)
+            job = Replication(self._dataset, dialler.replica.name, dialler.dial, status, pool, scouts, clock)
             self.jobs.append(JobStatus(job.name))
             self._loops.append(_Loop(job, Runner(job, self.jobs[-1], clock, _report_failure)))
         self._tasks: list[asyncio.Task[None]] = []
@@ -444,6 +448,7 @@ def run(config_file: Path) -> None:
     config = load(config_file)
     configure(config.node.log_level, config.node.log_format)
     keep_freed_memory()
+    calm_collector()
     asyncio.run(_main(config))
 
 

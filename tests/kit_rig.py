@@ -10,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from kit_link import Pair
 from kit_store import read_tree
@@ -21,11 +24,14 @@ from replicad.model.entry import Kind, Put
 from replicad.model.errors import ReplicadError
 from replicad.status import DatasetStatus
 from replicad.store.format import plain_payload, split_frames
+from replicad.system.child import Task
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.archive import ArchiveReader
 from replicad.work.dataset import Dataset
 from replicad.work.replicate import Replication
+from replicad.work.scout import Scout
+from replicad.work.scouts import Scouts
 from replicad.work.shelves import Shelves
 
 TYPES = {
@@ -90,6 +96,32 @@ class Replica:
             await pair.server.close()
 
 
+class Here:
+    """A scout without a process: a thread does its tasks, so that a test can put functions of its own in their way."""
+
+    pid = None
+
+    def __init__(self) -> None:
+        self._tasks = Scout().tasks
+        self._thread = ThreadPoolExecutor(1)
+
+    async def call(self, task: Task[Any, Any], asked: object) -> Any:
+        """Do it; everything goes through the encoding that a pipe would carry."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._do, task, asked)
+
+    def post(self, task: Task[Any, Any], asked: object) -> None:
+        """Do it some time."""
+        self._thread.submit(self._do, task, asked)
+
+    async def close(self) -> None:
+        """Let the thread finish."""
+        self._thread.shutdown()
+
+    def _do(self, task: Task[Any, Any], asked: object) -> Any:
+        encode = msgspec.msgpack.encode
+        return task.answered.decode(encode(self._tasks[task](task.asked.decode(encode(asked)))))
+
+
 class Rig:
     """One dataset "www" on its primary, and the means to run passes to replicas."""
 
@@ -97,6 +129,7 @@ class Rig:
         self.directory, self.root, self._names = directory, root, names
         self._config = replace(DatasetConfig("www", root, watch=False), **options)  # type: ignore[arg-type]
         self.pool = ThreadPoolExecutor(2)
+        self.scouts = Scouts(Here)
         self.clock = Clock()
         self.status = {name: DatasetStatus("www", name) for name in names}
         self.jobs: dict[str, Replication] = {}
@@ -106,7 +139,7 @@ class Rig:
         """One full pass to a replica; its status afterwards. Raises what made the pass fail."""
         if name not in self.jobs:
             self.jobs[name] = Replication(
-                self.dataset, name, lambda: replica.dial(), self.status[name], self.pool, self.clock
+                self.dataset, name, lambda: replica.dial(), self.status[name], self.pool, self.scouts, self.clock
             )
         self.jobs[name].request()
         await self.jobs[name].step()
@@ -128,6 +161,7 @@ class Rig:
         """End everything."""
         await self.close_jobs()
         await self.dataset.close()
+        await self.scouts.close()
         self.pool.shutdown()
 
 

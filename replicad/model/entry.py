@@ -53,7 +53,7 @@ FUZZY = 2
 """Flag of a file that kept changing while it was read: its blocks may stem from different moments."""
 
 
-class Meta(msgspec.Struct, frozen=True, array_like=True):
+class Meta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Metadata that every entry has. `mode` holds the permission bits only (07777); times are ns since 1970."""
 
     mode: int
@@ -64,7 +64,7 @@ class Meta(msgspec.Struct, frozen=True, array_like=True):
     """Extended attributes, ACLs (system.posix_acl_*) included, sorted by name."""
 
 
-class Put(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Put(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """The entry at `path` is now this. `path` is relative to the root, b"" being the root itself."""
 
     path: bytes

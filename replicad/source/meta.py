@@ -39,7 +39,7 @@ _REAL_CLOCK = Clock()
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
 
-class Description(msgspec.Struct, frozen=True):
+class Description(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a `Put` needs beside path, kind and content."""
 
     meta: Meta

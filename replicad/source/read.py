@@ -67,7 +67,7 @@ class Access:
 REAL = Access()
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A regular file to be read."""
 
     path: bytes
@@ -76,16 +76,17 @@ class Candidate(msgspec.Struct, frozen=True):
     block_bytes: int
 
 
-class Block(msgspec.Struct, frozen=True):
+class Block(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One block that is not all-zero."""
 
     index: int
     id: BlockId
     checksum: Checksum
-    data: bytes
+    data: bytes = b""
+    """Left out where the bytes take another way."""
 
 
-class FileRead(msgspec.Struct, frozen=True):
+class FileRead(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     """A small file: everything of it."""
 
     path: bytes
@@ -109,7 +110,7 @@ class FileRead(msgspec.Struct, frozen=True):
         return self.stamp != self.after
 
 
-class Outgrown(msgspec.Struct, frozen=True):
+class Outgrown(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """A file that is too large by now to be read whole: open it as a `LargeRead`."""
 
     path: bytes

@@ -49,7 +49,7 @@ class RootIdentity(NamedTuple):
     fsid: int
 
 
-class Trouble(msgspec.Struct, frozen=True):
+class Trouble(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """One path that could not be walked or read, and why; never to be taken for a deletion."""
 
     path: bytes

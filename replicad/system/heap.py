@@ -7,6 +7,7 @@ one; a receiver of 1 MiB messages then spends most of its CPU in page faults (me
 from __future__ import annotations
 
 import ctypes
+import gc
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
@@ -20,3 +21,15 @@ def keep_freed_memory() -> bool:
     """Set both thresholds; False where the C library has no mallopt (musl), which needs nothing of the kind."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return bool(mallopt and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES) and mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES))
+
+
+YOUNG_OBJECTS = 50_000
+"""Objects made and not yet freed before the collector looks at them. Batches of a few hundred files make some thousands
+that reference counting frees anyway; the default of 700 has it look at each batch many times."""
+
+
+def calm_collector() -> None:
+    """Have the cycle collector look less often, and never at what was loaded at the start."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)

@@ -25,7 +25,7 @@ from replicad.model.entry import FUZZY, Drop, Kind, Op, Put
 from replicad.model.snapshot import Commit, Head
 from replicad.source.large import LargeRead, open_large
 from replicad.source.meta import Described, describe
-from replicad.source.read import SMALL_BYTES, Candidate, FileRead, Outgrown, read_small
+from replicad.source.read import SMALL_BYTES, Candidate, FileRead, Outgrown
 from replicad.source.root import Root, Trouble
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
@@ -33,6 +33,8 @@ from replicad.work.dataset import Dataset
 from replicad.work.known import KnownEntries
 from replicad.work.outcome import Outcome
 from replicad.work.record import Recorder, given
+from replicad.work.scout import SmallRead
+from replicad.work.scouts import Scouts
 from replicad.work.shipping import Shipping, Unit, load_nothing
 from replicad.work.survey import PHASES, Survey, survey
 
@@ -67,10 +69,17 @@ class Pass:
     """One pass. `run` does it once."""
 
     def __init__(
-        self, dataset: Dataset, replica: str, shipping: Shipping, status: DatasetStatus, pool: Executor, clock: Clock
+        self,
+        dataset: Dataset,
+        replica: str,
+        shipping: Shipping,
+        status: DatasetStatus,
+        pool: Executor,
+        scouts: Scouts,
+        clock: Clock,
     ) -> None:
         self._dataset, self._replica, self._shipping = dataset, replica, shipping
-        self._status, self._pool, self._clock = status, pool, clock
+        self._status, self._pool, self._scouts, self._clock = status, pool, scouts, clock
         self._outcome = Outcome()
         self._started_ns = clock.now_ns()
         self._sealed_s, self._sealed_bytes = clock.monotonic_s(), shipping.shipped_bytes
@@ -85,10 +94,12 @@ class Pass:
         try:
             await self._begin(root)
             await self._catch_up()
-            found = await self._survey(only)
-            if found.puts or found.drops:
-                self._status.state = "copying"
-                await self._copy()
+            async with self._scouts.borrow(root, self._dataset.config.compression) as scout:
+                found = await self._survey(only)
+                if found.puts or found.drops:
+                    self._status.state = "copying"
+                    self._scout = scout
+                    await self._copy()
             await self._finish(last)
         finally:
             await self._in_pool(root.close)
@@ -185,13 +196,12 @@ class Pass:
 
     # small files
 
-    async def _read_small(self, steps: list[Step]) -> list[tuple[Step, FileRead | Outgrown | Trouble]]:
+    async def _read_small(self, steps: list[Step]) -> tuple[list[Step], SmallRead]:
         sizes = await self._block_sizes(steps)
         candidates = [
             Candidate(step.path, step.size, sizes.get(step.path) or self._block_bytes(step.size)) for step in steps
         ]
-        reads = await self._in_pool(read_small, self._root, candidates, clock=self._clock)
-        return list(zip(steps, reads, strict=True))
+        return steps, await self._scout.read_small(candidates)
 
     async def _block_sizes(self, steps: Sequence[Step]) -> dict[bytes, int]:
         """Block sizes of files that have one already: it never changes."""
@@ -204,9 +214,10 @@ class Pass:
     def _block_bytes(self, size: int) -> int:
         return self._dataset.config.block_bytes or block_size_for(size)
 
-    async def _small(self, reads: Sequence[tuple[Step, FileRead | Outgrown | Trouble]]) -> None:
+    async def _small(self, planned: tuple[list[Step], SmallRead]) -> None:
+        steps, small = planned
         good: list[tuple[Step, FileRead]] = []
-        for step, read in reads:
+        for step, read in zip(steps, small.files, strict=True):
             if isinstance(read, FileRead):
                 if not read.moved or self._accepted(step.path, moved=True):
                     self._outcome.attributes(read.path, read.description.troubles)
@@ -218,7 +229,7 @@ class Pass:
                 self._outcome.unreadable(read)
             self._done(step, 0)
         if good:
-            await self._shipping.ship(await self._dataset.in_ledger(self._recorder.small, good))
+            await self._shipping.ship(await self._dataset.in_ledger(self._recorder.small, good, small))
             self._status.read_bytes += sum(read.size for _, read in good)
             self._status.copied_files += len(good)
 

@@ -6,18 +6,19 @@ This is the only module that moves a baseline, and it does so only with bytes of
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
 from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, EntryRow, Known, Ledger, Step, put_of, stamp_of
-from replicad.model.block import CHECKSUM_BYTES, Buffer, block_count
+from replicad.model.block import CHECKSUM_BYTES, ID_BYTES, Buffer, block_count
 from replicad.model.entry import FUZZY, INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Meta, Op, Put, Stamp
 from replicad.source.large import Slab
 from replicad.source.meta import Described
 from replicad.source.read import Block, FileRead
-from replicad.work.shipping import Unit
+from replicad.work.scout import SmallRead
+from replicad.work.shipping import Unit, load_nothing
 
 NO_CHECKSUM = bytes(CHECKSUM_BYTES)
 """Checksum column of an all-zero block: its expected bytes are known without one."""
@@ -50,12 +51,12 @@ class Recorder:
         """All that was written so far is in the replica's history."""
         self.covered, self.seq = self.seq, self.ledger.take_seq()
 
-    def small(self, reads: Sequence[tuple[Step, FileRead]]) -> Unit:
+    def small(self, reads: Sequence[tuple[Step, FileRead]], small: SmallRead) -> Unit:
         """Record files that were read whole; the unit that brings them to the replica."""
         entries: list[EntryRow] = []
         rows: list[BlockRow] = []
         ops: list[Op] = []
-        data: dict[bytes, bytes] = {}
+        lacking: dict[bytes, None] = {}
         linked: dict[tuple[int, int], Put] = {}
         replaced: list[tuple[int, int]] = []
         fresh = self.ledger.next_file(len(reads))
@@ -67,24 +68,23 @@ class Recorder:
                 others = self._other_names(put, read.stamp) if step.known or is_old else []
                 entries.extend(EntryRow(other, read.stamp, self.seq) for other in others)
                 ops.extend(others)
-                wanted = set(listed.ids)
-                data.update((block.id, block.data) for block in read.blocks if block.id in wanted)
+                lacking.update(dict.fromkeys(listed.ids))
             else:
-                put = self._new_small(read, number, rows, data, ops)
+                put = self._new_small(read, number, rows, lacking, ops)
             entries.append(EntryRow(put, read.stamp, self.seq))
         self.ledger.record_entries(entries)
         self.ledger.record_blocks(rows)
         self.ledger.forget_unnamed(replaced)
-        return _loaded_unit(data, ops)
+        return _framed_unit(small, lacking, ops)
 
     def _new_small(
-        self, read: FileRead, file: int, rows: list[BlockRow], data: dict[bytes, bytes], ops: list[Op]
+        self, read: FileRead, file: int, rows: list[BlockRow], lacking: dict[bytes, None], ops: list[Op]
     ) -> Put:
         """The short way for a file that is new and has one name: everything of it is lacking."""
         blocks, seq = read.blocks, self.seq
         for block in blocks:
             rows.append(BlockRow(file, block.index, block.id, block.checksum, seq))
-            data[block.id] = block.data
+            lacking[block.id] = None
         flags = read.description.flags | FUZZY if read.moved else read.description.flags
         put = Put(read.path, Kind.FILE, read.description.meta, read.size, file, read.block_bytes, flags)
         if len(blocks) == 1:
@@ -321,6 +321,31 @@ def _loaded_unit(data: Mapping[bytes, Buffer], ops: Sequence[Op]) -> Unit:
         return [blocks[position] for position in positions]
 
     return Unit(b"".join(data), load, given(ops), sum(map(len, blocks)))
+
+
+def _framed_unit(small: SmallRead, lacking: Mapping[bytes, None], ops: Sequence[Op]) -> Unit:
+    """A unit whose blocks are in memory as frames."""
+    places = dict(zip(_split_ids(small.ids), _spans(small), strict=True))
+    chosen = [places[name] for name in lacking]
+
+    def frames(positions: Sequence[int]) -> Iterator[Buffer]:
+        for position in positions:
+            start, end = chosen[position]
+            yield small.frames[start:end]
+
+    return Unit(b"".join(lacking), load_nothing, given(ops), len(small.frames), frames)
+
+
+def _spans(small: SmallRead) -> Iterator[tuple[int, int]]:
+    """Begin and end of each frame."""
+    end = 0
+    for length in small.lengths:
+        start, end = end, end + length
+        yield start, end
+
+
+def _split_ids(ids: bytes) -> Iterator[bytes]:
+    return (ids[at : at + ID_BYTES] for at in range(0, len(ids), ID_BYTES))
 
 
 def given(ops: Sequence[Op]) -> Callable[[bool], AsyncIterator[Sequence[Op]]]:

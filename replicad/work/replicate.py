@@ -23,6 +23,7 @@ from replicad.work.copy import LastSeal, Pass
 from replicad.work.dataset import Dataset
 from replicad.work.outcome import Outcome
 from replicad.work.read_remote import RemoteReader
+from replicad.work.scouts import Scouts
 from replicad.work.shipping import Shipping
 
 SEALS_IN_RPO = 2
@@ -39,10 +40,17 @@ class Replication:
     """The job of one dataset and one replica."""
 
     def __init__(
-        self, dataset: Dataset, replica: str, dial: Dial, status: DatasetStatus, pool: Executor, clock: Clock
+        self,
+        dataset: Dataset,
+        replica: str,
+        dial: Dial,
+        status: DatasetStatus,
+        pool: Executor,
+        scouts: Scouts,
+        clock: Clock,
     ) -> None:
         self._dataset, self._replica, self._dial = dataset, replica, dial
-        self._status, self._pool, self._clock = status, pool, clock
+        self._status, self._pool, self._scouts, self._clock = status, pool, scouts, clock
         self._hints = dataset.hints()
         self._shipping: Shipping | None = None
         self._walked_s = float("-inf")
@@ -145,7 +153,7 @@ class Replication:
                 self._status.state = "hook"
                 await run_hook(config.hook_pre, timeout_s=config.hook_timeout_s, environment=environment)
                 only = None  # a hook may rewrite anything; its changes belong to this pass
-            one = Pass(self._dataset, self._replica, shipping, self._status, self._pool, self._clock)
+            one = Pass(self._dataset, self._replica, shipping, self._status, self._pool, self._scouts, self._clock)
             outcome = await one.run(only, await self._last_seal())
             self._again = outcome.again
             return outcome

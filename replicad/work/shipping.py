@@ -13,7 +13,7 @@ stored is bounded by the replica's credit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -55,6 +55,8 @@ Result = TypeVar("Result")
 
 Load = Callable[[Sequence[int]], list[Buffer | None]]
 """Bytes of the blocks at these positions of the unit's ids; None where they may not be sent. Runs in a thread."""
+Frames = Callable[[Sequence[int]], Iterator[Buffer]]
+"""Frames of the blocks at these positions, several in one buffer where they lie together."""
 Ops = Callable[[bool], AsyncIterator[Sequence[Op]]]
 """The operations that follow the unit's blocks; the flag says whether all blocks that were needed could be loaded."""
 
@@ -67,7 +69,9 @@ class Unit:
     load: Load
     ops: Ops
     held_bytes: int
-    """Plain bytes that this unit holds in memory, now or when it loads."""
+    """Bytes that this unit holds in memory, now or when it loads."""
+    frames: Frames | None = None
+    """Instead of `load` where the blocks are framed already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +216,11 @@ class Shipping:
         wanted = _wanted(await self._needs.get(), _split_ids(unit.ids), self._undelivered)
         if not wanted:
             return _Packed(unit)
-        loop = asyncio.get_running_loop()
-        pieces, failed = await loop.run_in_executor(self._executor, self._pack, unit, wanted)
+        if unit.frames:
+            pieces, failed = joined(unit.frames(wanted)), []
+        else:
+            loop = asyncio.get_running_loop()
+            pieces, failed = await loop.run_in_executor(self._executor, self._pack, unit, wanted)
         self._undelivered.difference_update(_id_at(unit.ids, position) for position in wanted)
         self._undelivered.update(failed)
         return _Packed(unit, pieces, not failed)
@@ -245,25 +252,16 @@ class Shipping:
 
     def _pack(self, unit: Unit, wanted: list[int]) -> tuple[list[bytes], list[bytes]]:
         """Load, compress and frame the wanted blocks; Blocks messages, and the ids that could not be loaded."""
-        pieces: list[bytes] = []
         frames: list[bytes] = []
         failed: list[bytes] = []
-        size = 0
         for position, data in zip(wanted, unit.load(wanted), strict=True):
             name = _id_at(unit.ids, position)
             if data is None:
                 failed.append(name)
                 continue
             codec, stored = compress(data, self._compression)
-            frame = encode_frame(FrameType.BLOCK, data, name, stored, codec)
-            if size and size + len(frame) > PIECE_BYTES:
-                pieces.append(b"".join(frames))
-                frames, size = [], 0
-            frames.append(frame)
-            size += len(frame)
-        if frames:
-            pieces.append(b"".join(frames))
-        return pieces, failed
+            frames.append(encode_frame(FrameType.BLOCK, data, name, stored, codec))
+        return joined(frames), failed
 
     async def _add(self, ops: Sequence[Op]) -> None:
         for op in ops:
@@ -329,6 +327,20 @@ def load_nothing(positions: Sequence[int]) -> list[Buffer | None]:
     """The load of a unit without blocks."""
     assert not positions
     return []
+
+
+def joined(frames: Iterable[Buffer]) -> list[bytes]:
+    """Frames as pieces of PIECE_BYTES at most, unless one frame is longer."""
+    pieces: list[bytes] = []
+    piece: list[Buffer] = []
+    size = 0
+    for frame in frames:
+        if size and size + len(frame) > PIECE_BYTES:
+            pieces.append(b"".join(piece))
+            piece, size = [], 0
+        piece.append(frame)
+        size += len(frame)
+    return [*pieces, b"".join(piece)] if piece else pieces
 
 
 def _record_frame(ops: list[Op]) -> tuple[bytes, bytes]:

@@ -1,0 +1,122 @@
+"""Scout: what the process beside the daemon does for it: read small files, pack their blocks, walk ahead of a survey.
+
+One thread reads, cuts, hashes, compresses and frames, with nobody to share an interpreter with. What is declared here
+(`Task` and its types) is what the daemon may ask for; the rest runs in the child alone.
+
+**Owns** the dataset roots that passes have open here, each of them the very directory that the daemon looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from replicad.model.entry import show_path
+from replicad.model.errors import ReplicadError, SourceError
+from replicad.source.read import Block, Candidate, FileRead, Outgrown, read_small
+from replicad.source.root import Root, RootIdentity, Trouble
+from replicad.store.format import FrameType, encode_frame
+from replicad.system.child import Task, Tasks, serve
+from replicad.system.clock import Clock
+from replicad.system.compress import compress
+
+Read = FileRead | Outgrown | Trouble
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """A directory, the number by which it is named from now on, and what it must be."""
+
+    number: int
+    """Never given twice: a question to a process that died is no question to the one in its place."""
+    path: bytes
+    identity: RootIdentity
+    device: int
+
+
+class Wanted(msgspec.Struct, frozen=True, array_like=True):
+    """Small files to be read."""
+
+    root: int
+    files: Sequence[Candidate]
+    compression: int
+
+
+class SmallRead(msgspec.Struct, frozen=True, array_like=True):
+    """What came of it. The blocks of `files` carry no data: that is in `frames`, each block once."""
+
+    files: list[Read]
+    ids: bytes
+    """Of the framed blocks, in order."""
+    lengths: list[int]
+    """Of their frames."""
+    frames: memoryview
+    """Block frames as they are sent and stored, one behind the other."""
+
+
+OPEN = Task("open", Place, None)
+CLOSE = Task("close", int, None)
+READ_SMALL = Task("read small", Wanted, SmallRead)
+
+
+class Scout:
+    """The child's side."""
+
+    def __init__(self) -> None:
+        self._roots: dict[int, Root] = {}
+        self._clock = Clock()
+
+    @property
+    def tasks(self) -> Tasks:
+        """All that it can be asked to do."""
+        return {OPEN: self.open, CLOSE: self.close, READ_SMALL: self.read_small}
+
+    def open(self, place: Place) -> None:
+        """Open a root. Raises SourceError when it is not the directory it must be."""
+        root = Root(place.path)
+        if (root.identity, root.device) != (place.identity, place.device):
+            root.close()
+            raise SourceError("was replaced, moved or unmounted during the pass", where=show_path(place.path))
+        self._roots[place.number] = root
+
+    def close(self, number: int) -> None:
+        """Let a root go."""
+        self._root(number).close()
+        del self._roots[number]
+
+    def read_small(self, wanted: Wanted) -> SmallRead:
+        """Read whole files and pack what is in them."""
+        reads = read_small(self._root(wanted.root), wanted.files, clock=self._clock)
+        packed = _Packed(wanted.compression)
+        files = [packed.without_data(read) if isinstance(read, FileRead) else read for read in reads]
+        frames = b"".join(packed.frames.values())
+        return SmallRead(files, b"".join(packed.frames), list(map(len, packed.frames.values())), memoryview(frames))
+
+    def _root(self, number: int) -> Root:
+        if number not in self._roots:
+            raise ReplicadError("the process that read for this pass was started anew meanwhile")
+        return self._roots[number]
+
+
+class _Packed:
+    """Frames of blocks, by id."""
+
+    def __init__(self, compression: int) -> None:
+        self._compression = compression
+        self.frames: dict[bytes, bytes] = {}
+
+    def without_data(self, read: FileRead) -> FileRead:
+        """The file, its blocks' bytes moved into frames."""
+        for block in read.blocks:
+            if block.id not in self.frames:
+                codec, stored = compress(block.data, self._compression)
+                self.frames[block.id] = encode_frame(FrameType.BLOCK, block.data, block.id, stored, codec)
+        blocks = [Block(block.index, block.id, block.checksum) for block in read.blocks]
+        return FileRead(
+            read.path, read.stamp, read.after, read.links, read.description,
+            read.block_bytes, read.size, blocks, read.zeros,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    serve(Scout().tasks)

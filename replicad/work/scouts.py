@@ -1,0 +1,91 @@
+"""Scouts: the processes that read for the passes, lent out.
+
+**Owns** how many there are: one for each pass that runs, up to a limit, and then they are shared; the first stays for
+the next pass. A pass speaks to its scout through a `Scouting`, which has its root open there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from replicad.source.read import Candidate
+from replicad.source.root import Root
+from replicad.system.child import Child, Doer
+from replicad.work.scout import CLOSE, OPEN, READ_SMALL, Place, SmallRead, Wanted
+
+MAX_SCOUTS = 4
+"""Processes at once. Each holds a few batches (40 MiB); a pass on a dead network mount holds up only those it shares
+with."""
+KEPT_SCOUTS = 1
+"""Kept without a pass: starting one takes longer than a pass over a small dataset."""
+MODULE = "replicad.work.scout"
+
+
+@dataclass(slots=True, eq=False)
+class _Lent:
+    child: Doer
+    passes: int = 0
+
+
+class Scouts:
+    """All scouts of one daemon."""
+
+    def __init__(self, start: Callable[[], Doer] = lambda: Child(MODULE)) -> None:
+        self._start = start
+        self._lent: list[_Lent] = []
+        self._numbers = itertools.count(1)
+
+    @asynccontextmanager
+    async def borrow(self, root: Root, compression: int) -> AsyncIterator[Scouting]:
+        """A scout that has `root` open, for the length of a pass. Raises SourceError, ReplicadError."""
+        lent = self._choose()
+        lent.passes += 1
+        try:
+            number = next(self._numbers)
+            await lent.child.call(OPEN, Place(number, root.path, root.identity, root.device))
+            try:
+                yield Scouting(lent.child, number, compression)
+            finally:
+                lent.child.post(CLOSE, number)
+        finally:
+            lent.passes -= 1
+            await self._thin_out()
+
+    async def close(self) -> None:
+        """End all of them."""
+        lent, self._lent = self._lent, []
+        for one in lent:
+            await one.child.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of those that run."""
+        return [pid for one in self._lent if (pid := one.child.pid)]
+
+    def _choose(self) -> _Lent:
+        """The one with the fewest passes; a fresh one while all are busy and there may be more."""
+        best = min(self._lent, key=lambda one: one.passes, default=None)
+        if best is None or (best.passes and len(self._lent) < MAX_SCOUTS):
+            best = _Lent(self._start())
+            self._lent.append(best)
+        return best
+
+    async def _thin_out(self) -> None:
+        idle = [one for one in self._lent if not one.passes]
+        for one in idle[KEPT_SCOUTS:]:
+            self._lent.remove(one)
+            await one.child.close()
+
+
+class Scouting:
+    """A pass's own view of its scout."""
+
+    def __init__(self, child: Doer, root: int, compression: int) -> None:
+        self._child, self._root, self._compression = child, root, compression
+
+    async def read_small(self, files: Sequence[Candidate]) -> SmallRead:
+        """Read and pack small files. Raises ReplicadError when the scout died."""
+        return await self._child.call(READ_SMALL, Wanted(self._root, files, self._compression))
