@@ -135,7 +135,7 @@ class Catalog:
     def add_blocks(self, places: Sequence[BlockPlace]) -> None:
         """Index blocks; a later frame of the same block takes the place of an earlier one."""
         self._begin()
-        self._db.executemany("INSERT OR REPLACE INTO block VALUES(?, ?, ?, ?, ?)", places)
+        self._db.insert("INSERT OR REPLACE INTO block", "(?,?,?,?,?)", places)
 
     def apply(self, ops: Sequence[Op], current: Put | None = None) -> Put | None:
         """Operations in order, for the snapshot that the next commit makes.
@@ -259,11 +259,9 @@ class Catalog:
             [(now, d, name, now) for d, name in batch.names if d <= self._settled_directory],
         )
         db.executemany("DELETE FROM entry WHERE directory = ? AND name = ? AND born = ?", batch.dropped(now))
-        db.executemany(
-            f"INSERT OR REPLACE INTO entry VALUES(?, ?, {now}, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", batch.entries
-        )
+        db.insert("INSERT OR REPLACE INTO entry", f"(?,?,{now},NULL,?,?,?,?,?,?,?,?,?,?)", batch.entries)
         self._close_blocks(batch)
-        db.executemany(f"INSERT OR REPLACE INTO file_block VALUES(?, ?, {now}, NULL, ?)", batch.blocks)
+        db.insert("INSERT OR REPLACE INTO file_block", f"(?,?,{now},NULL,?)", batch.blocks)
         self._top_file = max(self._top_file, batch.top_file)
 
     def _close_blocks(self, batch: _Batch) -> None:

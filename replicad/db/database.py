@@ -14,6 +14,7 @@ import ctypes
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ PAGE_BYTES = 8192
 CACHE_KIB = 16 * 1024
 """SQLite page cache of one connection; with one writer and a few readers a daemon stays within its memory bound."""
 BUSY_MS = 30_000
+INSERT_ROWS = 64
+"""Rows that one statement inserts; beyond it statements become too long to be kept prepared."""
 _RESERVED_BYTES = 8
 """What cksumvfs needs at the end of each page; it verifies databases with exactly this reservation."""
 
@@ -154,6 +157,19 @@ class Database:
             self._connection.executemany(sql, rows)
         except apsw.Error as error:
             raise self._mapped(error) from error
+
+    def insert(self, into: str, marks: str, rows: Sequence[Sequence[Value]]) -> None:
+        """Insert rows, many with one statement: `into` is the statement up to VALUES, `marks` one row's, as in (?, ?).
+
+        Each step of a statement gives up the interpreter's lock; where another thread is busy, a step for each row
+        costs more than the row."""
+        whole = len(rows) - len(rows) % INSERT_ROWS
+        if whole:
+            statement = f"{into} VALUES {','.join([marks] * INSERT_ROWS)}"
+            for at in range(0, whole, INSERT_ROWS):
+                self.execute(statement, list(chain.from_iterable(rows[at : at + INSERT_ROWS])))
+        if whole < len(rows):
+            self.executemany(f"{into} VALUES {marks}", rows[whole:])
 
     def changes(self) -> int:
         """Rows changed by the last statement."""

@@ -380,9 +380,9 @@ class Ledger:
             " links INTEGER, known INTEGER, PRIMARY KEY(phase, number)) WITHOUT ROWID"
         )
 
-    def add_to_plan(self, steps: Iterable[Step]) -> None:
+    def add_to_plan(self, steps: Sequence[Step]) -> None:
         """Add steps; (phase, number) orders them."""
-        self._db.executemany("INSERT INTO temp.plan VALUES (?,?,?,?,?,?,?)", steps)
+        self._db.insert("INSERT INTO temp.plan", "(?,?,?,?,?,?,?)", steps)
 
     def planned(self, phase: int, after: int, limit: int) -> list[Step]:
         """The next steps of a phase with numbers above `after`."""
@@ -397,17 +397,18 @@ class Ledger:
 
     def record_entries(self, rows: Sequence[EntryRow]) -> None:
         """Make these entries what the ledger knows. A path that was dropped before counts as present again."""
-        self._db.executemany(
-            f"INSERT OR REPLACE INTO entry(directory, name, {_ENTRY_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        self._db.insert(
+            f"INSERT OR REPLACE INTO entry(directory, name, {_ENTRY_COLUMNS})",
+            "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             [self._entry_values(row) for row in rows],
         )
         if self._any_gone():
             self._db.executemany("DELETE FROM gone WHERE path = ?", [(row.put.path,) for row in rows])
         self._stamp(max((row.seq for row in rows if row.seq != UNSETTLED), default=0))
 
-    def record_blocks(self, rows: Iterable[BlockRow]) -> None:
+    def record_blocks(self, rows: Sequence[BlockRow]) -> None:
         """Make these blocks what the ledger expects."""
-        self._db.executemany("INSERT OR REPLACE INTO block VALUES (?,?,?,?,?)", rows)
+        self._db.insert("INSERT OR REPLACE INTO block", "(?,?,?,?,?)", rows)
 
     def cut(self, file: int, end: int, seq: int) -> None:
         """Forget blocks from number `end` on: the file became shorter.

@@ -54,8 +54,8 @@ class SmallRead(msgspec.Struct, frozen=True, array_like=True):
     """Block frames as they are sent and stored, one behind the other."""
 
 
-OPEN = Task("open", Place, None)
-CLOSE = Task("close", int, None)
+OPEN: Task[Place, None] = Task("open", Place, None)
+CLOSE: Task[int, None] = Task("close", int, None)
 READ_SMALL = Task("read small", Wanted, SmallRead)
 
 

@@ -216,14 +216,16 @@ class Shipping:
         wanted = _wanted(await self._needs.get(), _split_ids(unit.ids), self._undelivered)
         if not wanted:
             return _Packed(unit)
-        if unit.frames:
-            pieces, failed = joined(unit.frames(wanted)), []
-        else:
-            loop = asyncio.get_running_loop()
-            pieces, failed = await loop.run_in_executor(self._executor, self._pack, unit, wanted)
+        pieces, failed = await self._pieces(unit, wanted)
         self._undelivered.difference_update(_id_at(unit.ids, position) for position in wanted)
         self._undelivered.update(failed)
         return _Packed(unit, pieces, not failed)
+
+    async def _pieces(self, unit: Unit, wanted: list[int]) -> tuple[list[bytes], list[bytes]]:
+        """Blocks messages' frames, and the ids that could not be loaded."""
+        if unit.frames:
+            return joined(unit.frames(wanted)), []
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._pack, unit, wanted)
 
     async def _send_on(self) -> None:
         """Send packed units in order: their blocks, then the operations that follow them."""
