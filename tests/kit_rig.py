@@ -24,9 +24,9 @@ from replicad.model.entry import Kind, Put
 from replicad.model.errors import ReplicadError
 from replicad.status import DatasetStatus
 from replicad.store.format import plain_payload, split_frames
-from replicad.system.child import Task
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
+from replicad.system.tasks import Bulky, Task
 from replicad.work.archive import ArchiveReader
 from replicad.work.dataset import Dataset
 from replicad.work.replicate import Replication
@@ -107,6 +107,10 @@ class Here:
 
     async def call(self, task: Task[Any, Any], asked: object) -> Any:
         """Do it; everything goes through the encoding that a pipe would carry."""
+        return (await self.call_for_bulk(task, asked))[0]
+
+    async def call_for_bulk(self, task: Task[Any, Any], asked: object) -> Any:
+        """Do it; its result and its bulk."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._do, task, asked)
 
     def post(self, task: Task[Any, Any], asked: object) -> None:
@@ -119,7 +123,9 @@ class Here:
 
     def _do(self, task: Task[Any, Any], asked: object) -> Any:
         encode = msgspec.msgpack.encode
-        return task.answered.decode(encode(self._tasks[task](task.asked.decode(encode(asked)))))
+        answer = self._tasks[task](task.asked.decode(encode(asked)))
+        answer = answer if isinstance(answer, Bulky) else Bulky(answer, [])
+        return task.answered.decode(encode(answer.result)), b"".join(answer.bulk)
 
 
 class Rig:

@@ -33,8 +33,7 @@ from replicad.work.dataset import Dataset
 from replicad.work.known import KnownEntries
 from replicad.work.outcome import Outcome
 from replicad.work.record import Recorder, given
-from replicad.work.scout import SmallRead
-from replicad.work.scouts import Scouts
+from replicad.work.scouts import Scouts, Small
 from replicad.work.shipping import Shipping, Unit, load_nothing
 from replicad.work.survey import PHASES, Survey, survey
 
@@ -196,7 +195,7 @@ class Pass:
 
     # small files
 
-    async def _read_small(self, steps: list[Step]) -> tuple[list[Step], SmallRead]:
+    async def _read_small(self, steps: list[Step]) -> tuple[list[Step], Small]:
         sizes = await self._block_sizes(steps)
         candidates = [
             Candidate(step.path, step.size, sizes.get(step.path) or self._block_bytes(step.size)) for step in steps
@@ -214,10 +213,10 @@ class Pass:
     def _block_bytes(self, size: int) -> int:
         return self._dataset.config.block_bytes or block_size_for(size)
 
-    async def _small(self, planned: tuple[list[Step], SmallRead]) -> None:
+    async def _small(self, planned: tuple[list[Step], Small]) -> None:
         steps, small = planned
         good: list[tuple[Step, FileRead]] = []
-        for step, read in zip(steps, small.files, strict=True):
+        for step, read in zip(steps, small.read.files, strict=True):
             if isinstance(read, FileRead):
                 if not read.moved or self._accepted(step.path, moved=True):
                     self._outcome.attributes(read.path, read.description.troubles)

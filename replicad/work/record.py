@@ -17,8 +17,8 @@ from replicad.model.entry import FUZZY, INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Me
 from replicad.source.large import Slab
 from replicad.source.meta import Described
 from replicad.source.read import Block, FileRead
-from replicad.work.scout import SmallRead
-from replicad.work.shipping import Unit, load_nothing
+from replicad.work.scouts import Small
+from replicad.work.shipping import PIECE_BYTES, Unit, load_nothing
 
 NO_CHECKSUM = bytes(CHECKSUM_BYTES)
 """Checksum column of an all-zero block: its expected bytes are known without one."""
@@ -51,7 +51,7 @@ class Recorder:
         """All that was written so far is in the replica's history."""
         self.covered, self.seq = self.seq, self.ledger.take_seq()
 
-    def small(self, reads: Sequence[tuple[Step, FileRead]], small: SmallRead) -> Unit:
+    def small(self, reads: Sequence[tuple[Step, FileRead]], small: Small) -> Unit:
         """Record files that were read whole; the unit that brings them to the replica."""
         entries: list[EntryRow] = []
         rows: list[BlockRow] = []
@@ -323,24 +323,39 @@ def _loaded_unit(data: Mapping[bytes, Buffer], ops: Sequence[Op]) -> Unit:
     return Unit(b"".join(data), load, given(ops), sum(map(len, blocks)))
 
 
-def _framed_unit(small: SmallRead, lacking: Mapping[bytes, None], ops: Sequence[Op]) -> Unit:
+def _framed_unit(small: Small, lacking: Mapping[bytes, None], ops: Sequence[Op]) -> Unit:
     """A unit whose blocks are in memory as frames."""
-    places = dict(zip(_split_ids(small.ids), _spans(small), strict=True))
-    chosen = [places[name] for name in lacking]
+    ids, everything = b"".join(lacking), memoryview(small.frames)
+    spans = list(_spans(small.read.lengths))
+    if ids != small.read.ids:
+        places = dict(zip(_split_ids(small.read.ids), spans, strict=True))
+        spans = [places[name] for name in lacking]
 
     def frames(positions: Sequence[int]) -> Iterator[Buffer]:
-        for position in positions:
-            start, end = chosen[position]
-            yield small.frames[start:end]
+        return (everything[start:end] for start, end in joined(spans[position] for position in positions))
 
-    return Unit(b"".join(lacking), load_nothing, given(ops), len(small.frames), frames)
+    return Unit(ids, load_nothing, given(ops), len(everything), frames)
 
 
-def _spans(small: SmallRead) -> Iterator[tuple[int, int]]:
+def _spans(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Begin and end of each frame."""
     end = 0
-    for length in small.lengths:
+    for length in lengths:
         start, end = end, end + length
+        yield start, end
+
+
+def joined(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Spans that follow each other as one, up to PIECE_BYTES long."""
+    start = end = 0
+    for first, last in spans:
+        if first == end and last - start <= PIECE_BYTES:
+            end = last
+            continue
+        if end > start:
+            yield start, end
+        start, end = first, last
+    if end > start:
         yield start, end
 
 

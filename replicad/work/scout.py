@@ -17,9 +17,9 @@ from replicad.model.errors import ReplicadError, SourceError
 from replicad.source.read import Block, Candidate, FileRead, Outgrown, read_small
 from replicad.source.root import Root, RootIdentity, Trouble
 from replicad.store.format import FrameType, encode_frame
-from replicad.system.child import Task, Tasks, serve
 from replicad.system.clock import Clock
 from replicad.system.compress import compress
+from replicad.system.tasks import Bulky, Task, Tasks, serve
 
 Read = FileRead | Outgrown | Trouble
 
@@ -43,15 +43,14 @@ class Wanted(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SmallRead(msgspec.Struct, frozen=True, array_like=True):
-    """What came of it. The blocks of `files` carry no data: that is in `frames`, each block once."""
+    """What came of it. The blocks of `files` carry no data; block frames as they are sent and stored, each block once,
+    are the bulk of the answer."""
 
     files: list[Read]
     ids: bytes
     """Of the framed blocks, in order."""
     lengths: list[int]
     """Of their frames."""
-    frames: memoryview
-    """Block frames as they are sent and stored, one behind the other."""
 
 
 OPEN: Task[Place, None] = Task("open", Place, None)
@@ -84,13 +83,13 @@ class Scout:
         self._root(number).close()
         del self._roots[number]
 
-    def read_small(self, wanted: Wanted) -> SmallRead:
+    def read_small(self, wanted: Wanted) -> Bulky:
         """Read whole files and pack what is in them."""
         reads = read_small(self._root(wanted.root), wanted.files, clock=self._clock)
         packed = _Packed(wanted.compression)
         files = [packed.without_data(read) if isinstance(read, FileRead) else read for read in reads]
-        frames = b"".join(packed.frames.values())
-        return SmallRead(files, b"".join(packed.frames), list(map(len, packed.frames.values())), memoryview(frames))
+        frames = list(packed.frames.values())
+        return Bulky(SmallRead(files, b"".join(packed.frames), list(map(len, frames))), frames)
 
     def _root(self, number: int) -> Root:
         if number not in self._roots:

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from replicad.source.read import Candidate
 from replicad.source.root import Root
@@ -80,12 +81,20 @@ class Scouts:
             await one.child.close()
 
 
+class Small(NamedTuple):
+    """A batch of small files that were read, and the frames of their blocks, one behind the other."""
+
+    read: SmallRead
+    frames: bytes
+
+
 class Scouting:
     """A pass's own view of its scout."""
 
     def __init__(self, child: Doer, root: int, compression: int) -> None:
         self._child, self._root, self._compression = child, root, compression
 
-    async def read_small(self, files: Sequence[Candidate]) -> SmallRead:
+    async def read_small(self, files: Sequence[Candidate]) -> Small:
         """Read and pack small files. Raises ReplicadError when the scout died."""
-        return await self._child.call(READ_SMALL, Wanted(self._root, files, self._compression))
+        wanted = Wanted(self._root, files, self._compression)
+        return Small._make(await self._child.call_for_bulk(READ_SMALL, wanted))

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from replicad.link.channel import Channel
 from replicad.link.messages import (
@@ -79,7 +79,7 @@ class _Packed:
     """A unit whose blocks are ready to be sent."""
 
     unit: Unit
-    pieces: Sequence[bytes] = ()
+    pieces: Sequence[Buffer] = ()
     """Blocks messages' frames."""
     complete: bool = True
     """Whether all blocks that were needed could be loaded."""
@@ -221,7 +221,7 @@ class Shipping:
         self._undelivered.update(failed)
         return _Packed(unit, pieces, not failed)
 
-    async def _pieces(self, unit: Unit, wanted: list[int]) -> tuple[list[bytes], list[bytes]]:
+    async def _pieces(self, unit: Unit, wanted: list[int]) -> tuple[list[Buffer], list[bytes]]:
         """Blocks messages' frames, and the ids that could not be loaded."""
         if unit.frames:
             return joined(unit.frames(wanted)), []
@@ -233,7 +233,7 @@ class Shipping:
             packed = await self._packed.get()
             for piece in packed.pieces:
                 await self._spend(len(piece))
-                await self._send(Blocks(piece), len(piece))
+                await self._send(Blocks(cast(bytes, piece)), len(piece))  # any buffer is encoded as it is
             async for ops in packed.unit.ops(packed.complete):
                 await self._add(ops)
             self._held -= packed.unit.held_bytes
@@ -252,9 +252,9 @@ class Shipping:
 
     # pieces of them
 
-    def _pack(self, unit: Unit, wanted: list[int]) -> tuple[list[bytes], list[bytes]]:
+    def _pack(self, unit: Unit, wanted: list[int]) -> tuple[list[Buffer], list[bytes]]:
         """Load, compress and frame the wanted blocks; Blocks messages, and the ids that could not be loaded."""
-        frames: list[bytes] = []
+        frames: list[Buffer] = []
         failed: list[bytes] = []
         for position, data in zip(wanted, unit.load(wanted), strict=True):
             name = _id_at(unit.ids, position)
@@ -331,18 +331,22 @@ def load_nothing(positions: Sequence[int]) -> list[Buffer | None]:
     return []
 
 
-def joined(frames: Iterable[Buffer]) -> list[bytes]:
+def joined(frames: Iterable[Buffer]) -> list[Buffer]:
     """Frames as pieces of PIECE_BYTES at most, unless one frame is longer."""
-    pieces: list[bytes] = []
+    pieces: list[Buffer] = []
     piece: list[Buffer] = []
     size = 0
     for frame in frames:
         if size and size + len(frame) > PIECE_BYTES:
-            pieces.append(b"".join(piece))
+            pieces.append(_one(piece))
             piece, size = [], 0
         piece.append(frame)
         size += len(frame)
-    return [*pieces, b"".join(piece)] if piece else pieces
+    return [*pieces, _one(piece)] if piece else pieces
+
+
+def _one(frames: Sequence[Buffer]) -> Buffer:
+    return frames[0] if len(frames) == 1 else b"".join(frames)
 
 
 def _record_frame(ops: list[Op]) -> tuple[bytes, bytes]:
