@@ -126,7 +126,7 @@ class Extra(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EntryRow(NamedTuple):
-    """One entry to be recorded. `put` carries no blocks here; `stamp` is the one it was read under."""
+    """One entry to be recorded, whatever blocks `put` lists; `stamp` is the one it was read under."""
 
     put: Put
     stamp: Stamp
@@ -559,8 +559,10 @@ class Ledger:
 
     def _entry_values(self, row: EntryRow) -> tuple[int | bytes | None, ...]:
         put = row.put
-        directory, name = split(put.path)
-        number = self._directory(directory, create=True) if put.path else _ROOT_PARENT
+        directory, _, name = put.path.rpartition(b"/")
+        number = self._directories.get(directory) if directory else None
+        if number is None:
+            number = self._directory(directory, create=True) if put.path else _ROOT_PARENT
         extra = None
         if put.meta.xattrs or put.target or put.device:
             extra = _encoder.encode(Extra(put.meta.xattrs, put.target, put.device))

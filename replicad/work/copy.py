@@ -216,21 +216,29 @@ class Pass:
     async def _small(self, planned: tuple[list[Step], Small]) -> None:
         steps, small = planned
         good: list[tuple[Step, FileRead]] = []
+        done: list[Step] = []
         for step, read in zip(steps, small.read.files, strict=True):
-            if isinstance(read, FileRead):
-                if not read.moved or self._accepted(step.path, moved=True):
-                    self._outcome.attributes(read.path, read.description.troubles)
-                    good.append((step, read))
-            elif isinstance(read, Outgrown):
+            if isinstance(read, Outgrown):
                 await self._large(step)
                 continue
-            else:
+            done.append(step)
+            if isinstance(read, FileRead) and self._is_good(read):
+                good.append((step, read))
+            elif isinstance(read, Trouble):
                 self._outcome.unreadable(read)
-            self._done(step, 0)
+        self._all_done(done)
         if good:
             await self._shipping.ship(await self._dataset.in_ledger(self._recorder.small, good, small))
             self._status.read_bytes += sum(read.size for _, read in good)
             self._status.copied_files += len(good)
+
+    def _is_good(self, read: FileRead) -> bool:
+        """Whether what was read is recorded."""
+        if read.moved and not self._accepted(read.path, moved=True):
+            return False
+        if read.description.troubles:
+            self._outcome.attributes(read.path, read.description.troubles)
+        return True
 
     def _accepted(self, path: bytes, *, moved: bool) -> bool:
         """Whether a file is recorded though it kept changing; the policy decides."""
@@ -408,6 +416,11 @@ class Pass:
         """One planned file needs no more reading; `counted` of its bytes were already taken off the backlog."""
         self._status.pending_files = max(0, self._status.pending_files - 1)
         self._status.pending_bytes = max(0, self._status.pending_bytes - max(0, step.size - counted))
+
+    def _all_done(self, steps: Sequence[Step]) -> None:
+        """Small files that need no more reading."""
+        self._status.pending_files = max(0, self._status.pending_files - len(steps))
+        self._status.pending_bytes = max(0, self._status.pending_bytes - sum(step.size for step in steps))
 
     async def _describe(self, steps: Sequence[Step]) -> list[Described | Trouble]:
         return await self._in_pool(describe, self._root, [step.path for step in steps], clock=self._clock)

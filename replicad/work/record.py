@@ -81,17 +81,21 @@ class Recorder:
         self, read: FileRead, file: int, rows: list[BlockRow], lacking: dict[bytes, None], ops: list[Op]
     ) -> Put:
         """The short way for a file that is new and has one name: everything of it is lacking."""
-        blocks, seq = read.blocks, self.seq
+        blocks, seq, description = read.blocks, self.seq, read.description
         for block in blocks:
             rows.append(BlockRow(file, block.index, block.id, block.checksum, seq))
             lacking[block.id] = None
-        flags = read.description.flags | FUZZY if read.moved else read.description.flags
-        put = Put(read.path, Kind.FILE, read.description.meta, read.size, file, read.block_bytes, flags)
+        flags = description.flags | FUZZY if read.moved else description.flags
         if len(blocks) == 1:
-            block = blocks[0]
-            ops.append(replace(put, blocks=(block.index,), ids=block.id))
-        else:
-            ops.extend(operations(put, Listed([block.index for block in blocks], [block.id for block in blocks])))
+            indexes, ids = (blocks[0].index,), blocks[0].id
+            put = Put(
+                read.path, Kind.FILE, description.meta, read.size, file, read.block_bytes, flags,
+                blocks=indexes, ids=ids,
+            )  # fmt: skip
+            ops.append(put)
+            return put
+        put = Put(read.path, Kind.FILE, description.meta, read.size, file, read.block_bytes, flags)
+        ops.extend(operations(put, Listed([block.index for block in blocks], [block.id for block in blocks])))
         return put
 
     def _one_small(

@@ -34,7 +34,7 @@ from replicad.link.messages import (
     Seal,
 )
 from replicad.model.block import ID_BYTES, Buffer, block_id
-from replicad.model.entry import Op, encode_ops
+from replicad.model.entry import Map, Op, Put, encode_ops
 from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, RefusedError, ReplicadError
 from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
 from replicad.store.format import FrameType, encode_frame, encode_plain
@@ -50,6 +50,9 @@ RECORD_LEVEL = 3
 """zstd level of records: they are small, highly repetitive, and kept for ever."""
 MAX_UNITS = 4096
 """Units under way; most are bounded by HELD_BYTES, this bounds those that hold nothing."""
+
+_OP_BYTES = 96
+"""About what an operation takes beside path, ids and attributes."""
 
 Result = TypeVar("Result")
 
@@ -376,12 +379,11 @@ def _wanted(bits: bytes, ids: list[bytes], undelivered: set[bytes]) -> list[int]
 
 def _length(op: Op) -> int:
     """About how long the operation is when encoded."""
-    length = 96 + len(getattr(op, "path", b""))
-    ids = getattr(op, "ids", b"")
-    meta = getattr(op, "meta", None)
-    if meta is not None and meta.xattrs:
-        length += sum(len(name) + len(value) for name, value in meta.xattrs)
-    return length + len(ids) * 5 // 4
+    if isinstance(op, Put):
+        length = _OP_BYTES + len(op.path) + len(op.ids) * 5 // 4
+        xattrs = op.meta.xattrs
+        return length + sum(len(name) + len(value) for name, value in xattrs) if xattrs else length
+    return _OP_BYTES + (len(op.ids) * 5 // 4 if isinstance(op, Map) else len(op.path))
 
 
 def _refusal(message: Refuse, peer: str) -> ReplicadError:
