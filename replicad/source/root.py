@@ -17,7 +17,7 @@ import stat
 import sys
 import time
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -133,10 +133,16 @@ class Root:
             return None
 
 
+class Opened(Protocol):
+    """A root as a trail needs it."""
+
+    fd: int
+
+
 class Trail:
     """The open directories from the root down to where one thread works now."""
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Opened) -> None:
         self._root = root
         self._names: list[bytes] = []
         self._fds: list[int] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from stat import S_ISDIR
 from typing import Protocol
@@ -39,6 +39,12 @@ PAGE_ENTRIES = 50_000
 DIFF_ENTRIES = 4096
 """Changed entries in one diff at most, so that a huge new directory comes in pieces."""
 
+AHEAD_DIRECTORIES = 128
+"""Directories that a walk says it will come to: enough to keep a disk busy, few enough not to load what is thrown out
+again before the walk is there."""
+
+Soon = Callable[[Sequence[bytes]], None]
+"""Is told of directories that the walk will come to soon, the nearest first."""
 Stamps = dict[bytes, tuple[int, ...]]
 
 
@@ -92,8 +98,10 @@ def walk(
     excluded: Excluded = NOTHING,
     one_filesystem: bool = True,
     only: Iterable[bytes] | None = None,
+    soon: Soon | None = None,
 ) -> Iterator[DirectoryDiff]:
-    """Walk the whole tree, or with `only` those directories alone (and what is new below them).
+    """Walk the whole tree, or with `only` those directories alone (and what is new below them). A walk of everything
+    tells `soon` where it goes next.
 
     The diff of a directory comes before those of its subdirectories; the root's own entry is in the first. An
     excluded path, and all that a mount point hides when `one_filesystem`, is gone if it was known; the directory
@@ -101,7 +109,7 @@ def walk(
     directory that was opened; all other obstacles are `troubles`.
     """
     with Trail(root) as trail:
-        walker = _Walk(root, trail, known, excluded, one_filesystem)
+        walker = _Walk(root, trail, known, excluded, one_filesystem, soon)
         yield from walker.everything() if only is None else walker.hinted(only)
     root.check()
 
@@ -139,18 +147,34 @@ class _Walk:
     known: Known
     excluded: Excluded
     one_filesystem: bool
+    soon: Soon | None = None
     new_only: bool = False
     """Descend into new directories only."""
     stack: list[bytes] = field(default_factory=list)
     """Directories still to be walked; their names are all that is kept of them."""
     mounts: list[bytes] = field(default_factory=list)
     """Mount points in the current directory that are not crossed."""
+    told: set[bytes] = field(default_factory=set)
+    """Directories on the stack that `soon` has heard of."""
 
     def everything(self) -> Iterator[DirectoryDiff]:
         yield self._own_diff(b"") or DirectoryDiff(b"", unchanged=1)
         self.stack.append(b"")
         while self.stack:
-            yield from self._directory(self.stack.pop())
+            path = self.stack.pop()
+            self.told.discard(path)
+            yield from self._directory(path)
+            if self.soon:
+                self._tell(self.soon)
+
+    def _tell(self, soon: Soon) -> None:
+        """Tell of the next directories, many at once or none."""
+        if len(self.told) * 2 > AHEAD_DIRECTORIES:
+            return
+        fresh = [path for path in reversed(self.stack[-AHEAD_DIRECTORIES:]) if path not in self.told]
+        if len(fresh) * 2 >= min(AHEAD_DIRECTORIES, len(self.stack)):
+            self.told.update(fresh)
+            soon(fresh)
 
     def hinted(self, only: Iterable[bytes]) -> Iterator[DirectoryDiff]:
         self.new_only = True

@@ -27,6 +27,7 @@ from replicad.source.large import LargeRead, open_large
 from replicad.source.meta import Described, describe
 from replicad.source.read import SMALL_BYTES, Candidate, FileRead, Outgrown
 from replicad.source.root import Root, Trouble
+from replicad.source.scan import Soon
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
 from replicad.work.dataset import Dataset
@@ -94,10 +95,10 @@ class Pass:
             await self._begin(root)
             await self._catch_up()
             async with self._scouts.borrow(root, self._dataset.config.compression) as scout:
+                self._scout = scout
                 found = await self._survey(only)
                 if found.puts or found.drops:
                     self._status.state = "copying"
-                    self._scout = scout
                     await self._copy()
             await self._finish(last)
         finally:
@@ -123,7 +124,12 @@ class Pass:
 
     async def _survey(self, only: frozenset[bytes] | None) -> Survey:
         self._status.state = "survey"
-        found = await self._dataset.in_ledger(self._walk, only)
+        loop = asyncio.get_running_loop()
+
+        def soon(directories: Sequence[bytes]) -> None:
+            loop.call_soon_threadsafe(self._scout.look_ahead, directories)
+
+        found = await self._dataset.in_ledger(self._walk, only, soon)
         if reason := await self._dataset.in_ledger(self._guard, found):
             raise self._dataset.held_error(reason)
         for trouble in found.troubles:
@@ -133,7 +139,7 @@ class Pass:
         self._status.pending_bytes = self._status.total_bytes = found.size
         return found
 
-    def _walk(self, only: frozenset[bytes] | None) -> Survey:
+    def _walk(self, only: frozenset[bytes] | None, soon: Soon) -> Survey:
         dataset = self._dataset
         return survey(
             self._root,
@@ -142,6 +148,7 @@ class Pass:
             one_filesystem=dataset.config.one_filesystem,
             only=only,
             stopped=dataset.stopping.is_set,
+            soon=soon,
         )
 
     def _guard(self, found: Survey) -> str:

@@ -14,6 +14,7 @@ import msgspec
 
 from replicad.model.entry import show_path
 from replicad.model.errors import ReplicadError, SourceError
+from replicad.source.ahead import Ahead
 from replicad.source.read import Block, Candidate, FileRead, Outgrown, read_small
 from replicad.source.root import Root, RootIdentity, Trouble
 from replicad.store.format import FrameType, encode_frame
@@ -53,8 +54,16 @@ class SmallRead(msgspec.Struct, frozen=True, array_like=True):
     """Of their frames."""
 
 
+class Next(msgspec.Struct, frozen=True, array_like=True):
+    """Directories that a walk will come to."""
+
+    root: int
+    directories: Sequence[bytes]
+
+
 OPEN: Task[Place, None] = Task("open", Place, None)
 CLOSE: Task[int, None] = Task("close", int, None)
+LOOK_AHEAD: Task[Next, None] = Task("look ahead", Next, None)
 READ_SMALL = Task("read small", Wanted, SmallRead)
 
 
@@ -63,12 +72,13 @@ class Scout:
 
     def __init__(self) -> None:
         self._roots: dict[int, Root] = {}
+        self._ahead: dict[int, Ahead] = {}
         self._clock = Clock()
 
     @property
     def tasks(self) -> Tasks:
         """All that it can be asked to do."""
-        return {OPEN: self.open, CLOSE: self.close, READ_SMALL: self.read_small}
+        return {OPEN: self.open, CLOSE: self.close, LOOK_AHEAD: self.look_ahead, READ_SMALL: self.read_small}
 
     def open(self, place: Place) -> None:
         """Open a root. Raises SourceError when it is not the directory it must be."""
@@ -82,6 +92,14 @@ class Scout:
         """Let a root go."""
         self._root(number).close()
         del self._roots[number]
+        if number in self._ahead:
+            self._ahead.pop(number).close()
+
+    def look_ahead(self, coming: Next) -> None:
+        """Have the kernel load these directories; other questions are answered meanwhile."""
+        if coming.root not in self._ahead:
+            self._ahead[coming.root] = Ahead(self._root(coming.root))
+        self._ahead[coming.root].look(coming.directories)
 
     def read_small(self, wanted: Wanted) -> Bulky:
         """Read whole files and pack what is in them."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from replicad.source.read import Candidate
 from replicad.source.root import Root
 from replicad.system.child import Child, Doer
-from replicad.work.scout import CLOSE, OPEN, READ_SMALL, Place, SmallRead, Wanted
+from replicad.work.scout import CLOSE, LOOK_AHEAD, OPEN, READ_SMALL, Next, Place, SmallRead, Wanted
 
 MAX_SCOUTS = 4
 """Processes at once. Each holds a few batches (40 MiB); a pass on a dead network mount holds up only those it shares
@@ -93,6 +93,10 @@ class Scouting:
 
     def __init__(self, child: Doer, root: int, compression: int) -> None:
         self._child, self._root, self._compression = child, root, compression
+
+    def look_ahead(self, directories: Sequence[bytes]) -> None:
+        """A walk will come to these directories."""
+        self._child.post(LOOK_AHEAD, Next(self._root, directories))
 
     async def read_small(self, files: Sequence[Candidate]) -> Small:
         """Read and pack small files. Raises ReplicadError when the scout died."""

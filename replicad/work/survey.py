@@ -17,7 +17,7 @@ from replicad.db.ledger import Action, Ledger, Step
 from replicad.model.entry import Kind, Stamp
 from replicad.source.exclude import Excluded
 from replicad.source.root import Root, Trouble
-from replicad.source.scan import DirectoryDiff, Found, Gone, walk
+from replicad.source.scan import DirectoryDiff, Found, Gone, Soon, walk
 
 REPLACED, PUTS, DROPS = 0, 1, 2
 PHASES = (REPLACED, PUTS, DROPS)
@@ -75,16 +75,18 @@ def survey(
     one_filesystem: bool,
     only: Iterable[bytes] | None,
     stopped: Callable[[], bool],
+    soon: Soon | None = None,
 ) -> Survey:
     """Walk `root` (or only the hinted directories) and fill the ledger's plan. Runs in the ledger's thread.
 
-    `stopped` is asked once a directory; when it says so the walk ends early and the result must not be used.
+    `soon` is told where the walk goes next. `stopped` is asked once a directory; when it says so the walk ends early
+    and the result must not be used.
     Raises SourceError when the root cannot be walked at all.
     """
     ledger.plan()
     planner = _Planner(ledger)
-    planner.survey.known = ledger.totals().entries
-    for diff in walk(root, ledger, excluded=excluded, one_filesystem=one_filesystem, only=only):
+    planner.survey.known = ledger.count()
+    for diff in walk(root, ledger, excluded=excluded, one_filesystem=one_filesystem, only=only, soon=soon):
         planner.take(diff)
         if stopped():
             break
