@@ -18,7 +18,7 @@ import asyncssh
 
 from replicad.config import ReplicaConfig
 from replicad.link.bandwidth import Bandwidth
-from replicad.link.carrier import Carrier, Line, show_reason
+from replicad.link.carrier import PACKET_BYTES, Carrier, Line, show_reason
 from replicad.link.channel import GREETING_S, Channel, greet
 from replicad.link.reception import Reception
 from replicad.link.session import Role
@@ -29,8 +29,6 @@ from replicad.system.disk import Disk
 SUBSYSTEM = "replicad"
 STDIO_COMMAND = "replicad stdio"
 """What is asked of an OpenSSH server; its forced command decides what really runs."""
-PACKET_BYTES = 128 * 1024
-"""Largest SSH packet: 128 KiB was measured to be fastest, 64 KiB close to it, 256 KiB and more slower than 32."""
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
 """Authenticated ciphers only, the fastest on hardware with AES first."""
 REKEY_BYTES = 16 * 1024**3

@@ -143,8 +143,13 @@ class SegmentSeal(msgspec.Struct, frozen=True, array_like=True):
 def encode_frame(type: FrameType, plain: Buffer, id: bytes, stored: Buffer | None = None, codec: int = RAW) -> bytes:
     """One frame. `plain` is the payload, `id` its BLAKE3, `stored` the payload as `codec` gives it (default: as is)."""
     payload = plain if stored is None else stored
-    head = _checked.pack(type, codec, 0, len(payload), len(plain), id)
-    return b"".join((MAGIC, checksum_of_two(head, payload), head, payload))
+    return encode_header(type, len(plain), id, payload, codec) + payload
+
+
+def encode_header(type: FrameType, plain_bytes: int, id: bytes, payload: Buffer, codec: int) -> bytes:
+    """What stands before `payload` in its frame, for whoever joins many frames at once."""
+    head = _checked.pack(type, codec, 0, len(payload), plain_bytes, id)
+    return b"".join((MAGIC, checksum_of_two(head, payload), head))
 
 
 def encode_plain(type: FrameType, plain: bytes) -> bytes:

@@ -336,7 +336,7 @@ def _framed_unit(small: Small, lacking: Mapping[bytes, None], ops: Sequence[Op])
         spans = [places[name] for name in lacking]
 
     def frames(positions: Sequence[int]) -> Iterator[Buffer]:
-        return (everything[start:end] for start, end in joined(spans[position] for position in positions))
+        return (everything[start:end] for start, end in runs(spans[position] for position in positions))
 
     return Unit(ids, load_nothing, given(ops), len(everything), frames)
 
@@ -349,7 +349,7 @@ def _spans(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def joined(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def runs(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Spans that follow each other as one, up to PIECE_BYTES long."""
     start = end = 0
     for first, last in spans:

@@ -37,7 +37,7 @@ from replicad.model.block import ID_BYTES, Buffer, block_id
 from replicad.model.entry import Map, Op, Put, encode_ops
 from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, RefusedError, ReplicadError
 from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
-from replicad.store.format import FrameType, encode_frame, encode_plain
+from replicad.store.format import FrameType, encode_frame, encode_header, encode_plain
 from replicad.system.compress import compress
 
 HELD_BYTES = 24 * 1024 * 1024
@@ -59,7 +59,7 @@ Result = TypeVar("Result")
 Load = Callable[[Sequence[int]], list[Buffer | None]]
 """Bytes of the blocks at these positions of the unit's ids; None where they may not be sent. Runs in a thread."""
 Frames = Callable[[Sequence[int]], Iterator[Buffer]]
-"""Frames of the blocks at these positions, several in one buffer where they lie together."""
+"""Frames of the blocks at these positions, several in one buffer of PIECE_BYTES at most."""
 Ops = Callable[[bool], AsyncIterator[Sequence[Op]]]
 """The operations that follow the unit's blocks; the flag says whether all blocks that were needed could be loaded."""
 
@@ -227,7 +227,7 @@ class Shipping:
     async def _pieces(self, unit: Unit, wanted: list[int]) -> tuple[list[Buffer], list[bytes]]:
         """Blocks messages' frames, and the ids that could not be loaded."""
         if unit.frames:
-            return joined(unit.frames(wanted)), []
+            return joined((run,) for run in unit.frames(wanted)), []
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._pack, unit, wanted)
 
     async def _send_on(self) -> None:
@@ -257,7 +257,7 @@ class Shipping:
 
     def _pack(self, unit: Unit, wanted: list[int]) -> tuple[list[Buffer], list[bytes]]:
         """Load, compress and frame the wanted blocks; Blocks messages, and the ids that could not be loaded."""
-        frames: list[Buffer] = []
+        frames: list[Sequence[Buffer]] = []
         failed: list[bytes] = []
         for position, data in zip(wanted, unit.load(wanted), strict=True):
             name = _id_at(unit.ids, position)
@@ -265,7 +265,7 @@ class Shipping:
                 failed.append(name)
                 continue
             codec, stored = compress(data, self._compression)
-            frames.append(encode_frame(FrameType.BLOCK, data, name, stored, codec))
+            frames.append((encode_header(FrameType.BLOCK, len(data), name, stored, codec), stored))
         return joined(frames), failed
 
     async def _add(self, ops: Sequence[Op]) -> None:
@@ -334,22 +334,23 @@ def load_nothing(positions: Sequence[int]) -> list[Buffer | None]:
     return []
 
 
-def joined(frames: Iterable[Buffer]) -> list[Buffer]:
-    """Frames as pieces of PIECE_BYTES at most, unless one frame is longer."""
+def joined(frames: Iterable[Sequence[Buffer]]) -> list[Buffer]:
+    """Frames, each in parts, as pieces of PIECE_BYTES at most, unless one frame is longer."""
     pieces: list[Buffer] = []
-    piece: list[Buffer] = []
+    parts: list[Buffer] = []
     size = 0
     for frame in frames:
-        if size and size + len(frame) > PIECE_BYTES:
-            pieces.append(_one(piece))
-            piece, size = [], 0
-        piece.append(frame)
-        size += len(frame)
-    return [*pieces, _one(piece)] if piece else pieces
+        length = sum(map(len, frame))
+        if size and size + length > PIECE_BYTES:
+            pieces.append(_one(parts))
+            parts, size = [], 0
+        parts.extend(frame)
+        size += length
+    return [*pieces, _one(parts)] if parts else pieces
 
 
-def _one(frames: Sequence[Buffer]) -> Buffer:
-    return frames[0] if len(frames) == 1 else b"".join(frames)
+def _one(parts: Sequence[Buffer]) -> Buffer:
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _record_frame(ops: list[Op]) -> tuple[bytes, bytes]:
