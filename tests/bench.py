@@ -10,6 +10,7 @@ little on a shared machine; the ratios are what docs/PERFORMANCE.md keeps. `--sc
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import replicad as replicad_package
 from kit_pair import Pair, free_port, make_pair, replicad, running, wait_until
 
 GIB = 1024**3
@@ -172,11 +174,17 @@ def peak_mib(pid: int) -> float:
     raise AssertionError("no VmHWM in /proc")
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a daemon has started and that run now."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def note_memory(result: Result, pair: Pair) -> None:
-    """Keep the highest peak of each daemon."""
+    """Keep the highest peak of each daemon, its children's peaks added."""
     for name, node in (("primary", pair.primary), ("replica", pair.replica)):
         assert node.process is not None
-        result.peak_mib[name] = max(result.peak_mib.get(name, 0.0), peak_mib(node.process.pid))
+        pids = [node.process.pid, *children(node.process.pid)]
+        result.peak_mib[name] = max(result.peak_mib.get(name, 0.0), sum(map(peak_mib, pids)))
 
 
 @contextmanager
@@ -396,5 +404,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    compileall.compile_dir(replicad_package.__path__[0], quiet=1)  # as an installed package is
     replicad("--version")
     main()

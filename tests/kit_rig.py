@@ -131,11 +131,13 @@ class Here:
 class Rig:
     """One dataset "www" on its primary, and the means to run passes to replicas."""
 
-    def __init__(self, directory: Path, root: Path, names: Sequence[str], **options: object) -> None:
+    def __init__(
+        self, directory: Path, root: Path, names: Sequence[str], scouts: Scouts | None = None, **options: object
+    ) -> None:
         self.directory, self.root, self._names = directory, root, names
         self._config = replace(DatasetConfig("www", root, watch=False), **options)  # type: ignore[arg-type]
         self.pool = ThreadPoolExecutor(2)
-        self.scouts = Scouts(Here)
+        self.scouts = scouts or Scouts(Here)
         self.clock = Clock()
         self.status = {name: DatasetStatus("www", name) for name in names}
         self.jobs: dict[str, Replication] = {}
@@ -172,9 +174,11 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(directory: Path, root: Path, names: Sequence[str] = ("fra1",), **options: object) -> AsyncIterator[Rig]:
+async def rig(
+    directory: Path, root: Path, names: Sequence[str] = ("fra1",), scouts: Scouts | None = None, **options: object
+) -> AsyncIterator[Rig]:
     """A rig that is closed in the end."""
-    made = Rig(directory, root, names, **options)
+    made = Rig(directory, root, names, scouts, **options)
     try:
         yield made
     finally:

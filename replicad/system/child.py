@@ -248,7 +248,7 @@ def _start(module: str, memory: int) -> subprocess.Popen[bytes]:
     """A session of its own keeps the terminal's signals away; the path is this process's, however that was set."""
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", module, str(memory)],
+            [sys.executable, "-P", "-m", module, str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
