@@ -14,7 +14,6 @@ import errno
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 
 import msgspec
 
@@ -162,8 +161,10 @@ def _open_ahead(trail: Trail, path: bytes) -> int | Trouble:
         fd = open_file(trail, path)
     except OSError as error:
         return trouble(path, "cannot be read", error)
-    with suppress(OSError):  # a hint, and no file system has to take it
+    try:
         os.posix_fadvise(fd, 0, SMALL_BYTES, os.POSIX_FADV_WILLNEED)
+    except OSError:
+        pass  # a hint, and no file system has to take it
     return fd
 
 
