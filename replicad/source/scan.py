@@ -42,6 +42,8 @@ DIFF_ENTRIES = 4096
 AHEAD_DIRECTORIES = 128
 """Directories that a walk says it will come to: enough to keep a disk busy, few enough not to load what is thrown out
 again before the walk is there."""
+TOLD_AT_ONCE = 8
+"""Fewer of them are not worth the telling."""
 
 Soon = Callable[[Sequence[bytes]], None]
 """Is told of directories that the walk will come to soon, the nearest first."""
@@ -168,12 +170,13 @@ class _Walk:
                 self._tell(self.soon)
 
     def _tell(self, soon: Soon) -> None:
-        """Tell of the next directories, many at once or none."""
-        if len(self.told) * 2 > AHEAD_DIRECTORIES:
+        """Tell of the next directories, several at once or none."""
+        coming, told = self.stack[-AHEAD_DIRECTORIES:], self.told
+        if not coming or (coming[-1] in told and coming[len(coming) // 2] in told):
             return
-        fresh = [path for path in reversed(self.stack[-AHEAD_DIRECTORIES:]) if path not in self.told]
-        if len(fresh) * 2 >= min(AHEAD_DIRECTORIES, len(self.stack)):
-            self.told.update(fresh)
+        fresh = [path for path in reversed(coming) if path not in told]
+        if len(fresh) >= TOLD_AT_ONCE:
+            told.update(fresh)
             soon(fresh)
 
     def hinted(self, only: Iterable[bytes]) -> Iterator[DirectoryDiff]:

@@ -41,7 +41,8 @@ from replicad.store.format import FrameType, encode_frame, encode_header, encode
 from replicad.system.compress import compress
 
 HELD_BYTES = 24 * 1024 * 1024
-"""Plain bytes held between offer and sending: twice what 1 Gbit/s carries in 100 ms, well within the memory bound."""
+"""Bytes held between offer and sending, plain or in frames: twice what 1 Gbit/s carries in 100 ms, well within the
+memory bound."""
 PIECE_BYTES = 1024 * 1024
 """Blocks messages are filled up to this: big enough that a message costs nothing, small enough to pace a link."""
 RECORD_BYTES = 512 * 1024
@@ -95,7 +96,7 @@ class Shipping:
         """`sent` is told the size in bytes of everything given to the link."""
         self._channel, self._executor, self._compression, self._sent = channel, executor, compression, sent
         self.shipped_bytes = 0
-        """Plain bytes of all units shipped so far, needed there or not."""
+        """Bytes of all units shipped so far as they were held, needed there or not."""
         self._units: asyncio.Queue[Unit] = asyncio.Queue(MAX_UNITS)
         self._needs: asyncio.Queue[bytes] = asyncio.Queue()
         self._packed: asyncio.Queue[_Packed] = asyncio.Queue(1)
