@@ -7,6 +7,8 @@ nothing of each other. Over the control socket, STATE/control.sock:
     POST /sync[?dataset=NAME]    -> Accepted
     POST /release?dataset=NAME   -> Released
     POST /reload                 -> Reloaded
+    POST /scrub?action=start|pause|resume[&dataset=NAME][&side=primary|replica][&for_s=S] -> Directed
+    POST /repair?id=ID[&dry_run=1] | ?all=1[&dry_run=1] | ?undo=ID                        -> Repaired
     anything that fails          -> 4xx or 5xx with Failure
 """
 
@@ -59,6 +61,41 @@ class Reloaded(msgspec.Struct, frozen=True):
     """Answer to POST /reload: what is wrong with the new configuration; empty when it is in force."""
 
     problems: list[str]
+
+
+class ScrubRequest(msgspec.Struct, frozen=True):
+    """A scrub that was asked for. It has ended when `served` of this dataset, side and peer is at least `number`."""
+
+    dataset: str
+    side: str
+    peer: str
+    number: int
+
+
+class Directed(msgspec.Struct, frozen=True):
+    """Answer to POST /scrub: for `start` what to wait for, for `pause` and `resume` what was paused or resumed."""
+
+    requests: list[ScrubRequest]
+    until_ns: int = 0
+    """When a pause ends by itself."""
+
+
+class RepairResult(msgspec.Struct, frozen=True):
+    """What became, or in a dry run would become, of one divergence."""
+
+    id: str
+    remedy: str
+    """A model.remedy.Remedy."""
+    result: str
+    """planned, repaired, failed, undone, refused (a guard), waiting (for the other side), nothing."""
+    text: str
+    """In one sentence for a person."""
+
+
+class Repaired(msgspec.Struct, frozen=True):
+    """Answer to POST /repair."""
+
+    results: list[RepairResult]
 
 
 class Failure(msgspec.Struct, frozen=True):
