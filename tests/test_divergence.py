@@ -19,6 +19,7 @@ from replicad.model.divergence import (
     Divergence,
     Event,
     Look,
+    Part,
     Receipt,
     Side,
     State,
@@ -88,6 +89,13 @@ def test_an_id_depends_on_all_that_makes_a_finding() -> None:
     ids = {divergence_id(*words) for words in (base, *others)}
     assert divergence_id(*base) == divergence_id(*base) and len(ids) == len(others) + 1
     assert all(len(name) == ID_CHARACTERS and set(name) <= set("0123456789abcdef") for name in ids)
+
+
+def test_only_bytes_of_files_can_be_lost() -> None:
+    """With the same evidence a block or a segment is lost; records, metadata and books can be made anew."""
+    nowhere = Evidence(Sight.ABSENT, Sight.UNREADABLE)
+    lost = {part for part in Part if a_divergence(part=part, evidence=nowhere).is_lost}
+    assert lost == {Part.BLOCK, Part.SEGMENT}
 
 
 # ------------------------------------------------------------------------------------------------------ found again

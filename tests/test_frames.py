@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from kit_findings import replica_rot
 from kit_messages import EXAMPLES
-from replicad.link.frames import FINDINGS_BYTES, LENGTH_BYTES, SMALL_BYTES, Splitter, pack
+from replicad.link.frames import LENGTH_BYTES, SMALL_BYTES, Splitter, pack
 from replicad.link.messages import (
+    MAX_CASES_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_SEEN_BYTES,
     MAX_WANTS,
@@ -155,7 +156,7 @@ def test_findings_may_be_long_but_not_as_long_as_stored_frames() -> None:
     examine = Examine(bytes(32), bytes(MAX_SEEN_BYTES))
     one = Cases([Case(full, bytes(MAX_SEEN_BYTES), [Want(bytes(32), 2**62, 2**62)] * MAX_WANTS)], False)
     assert split([bytes(pack(examine)), bytes(pack(one)), bytes(pack(Settled(full)))]) == [examine, one, Settled(full)]
-    for message in (Cases([Case(full, b"", [])] * 12, False), Settled(replica_rot(what="x" * FINDINGS_BYTES))):
+    for message in (Cases([Case(full, b"", [])] * 12, False), Settled(replica_rot(what="x" * MAX_CASES_BYTES))):
         encoded = encode(message)
         with pytest.raises(PeerError, match="kind"):
             Splitter().feed(len(encoded).to_bytes(LENGTH_BYTES, "big") + encoded[:2])

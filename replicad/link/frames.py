@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from replicad.link.messages import MAX_MESSAGE_BYTES, Message, decode_untrusted
+from replicad.link.messages import MAX_CASES_BYTES, MAX_MESSAGE_BYTES, MAX_SEEN_BYTES, Message, decode_untrusted
 from replicad.model.errors import PeerError
 
 LENGTH_BYTES = 4
@@ -26,12 +26,13 @@ MIN_MESSAGE_BYTES = 2
 SMALL_BYTES = 256 * 1024
 """Longest message that carries no stored frames (an Offer of 4096 ids takes half): decoded into objects, a longer
 one could take many times its length in memory."""
-FINDINGS_BYTES = 4 * 1024 * 1024
-"""Longest message that carries findings: one with the bytes of a block, all its lists full, fits. Decoded, it takes up
-to fifteen times its length (measured), which two sessions may."""
-_LONGER = {**dict.fromkeys((9, 10, 11, 17, 24), MAX_MESSAGE_BYTES), **dict.fromkeys((27, 29), FINDINGS_BYTES)}
-"""By tag: Blocks, Record, Seal, Listing and Examine are each one run of bytes, so memory stays close to the length;
-Cases and Settled carry findings."""
+_LONGER = {
+    **dict.fromkeys((9, 10, 11, 17), MAX_MESSAGE_BYTES),
+    24: MAX_SEEN_BYTES + 1024,
+    **dict.fromkeys((27, 29), MAX_CASES_BYTES),
+}
+"""By tag: Blocks, Record, Seal, Listing and Examine are each one run of bytes, so memory stays close to the length.
+Cases and Settled tell findings: a hostile one takes up to fifteen times its length (measured) until it is refused."""
 _TAG_AT = LENGTH_BYTES + 1
 _HEAD_BYTES = LENGTH_BYTES + MIN_MESSAGE_BYTES
 """What must be there before a frame is judged."""
