@@ -107,8 +107,9 @@ def acknowledge(
 ) -> None:
     """Take note of a divergence, so that it counts as open no more. Repairs nothing.
 
-    Meant for what is lost, once all that can be saved is saved:
-    replicad divergence ack 7c1e --note "restored from tape, see ticket 4711". Should the damage grow, it is a new one.
+    Meant for what is lost, once all that can be saved is saved. Should the damage grow, it is a new divergence.
+
+    For example: replicad divergence ack 7c1e --note "restored from tape"
     """
     if not note.strip() or len(note) > MAX_NOTE_CHARACTERS:
         raise UsageError(f"a note has 1 to {MAX_NOTE_CHARACTERS} characters", where="--note")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from string import hexdigits
 from typing import TypeVar
 
 import msgspec
@@ -134,7 +135,9 @@ class Findings:
 
     def beginning_with(self, prefix: str) -> list[Divergence]:
         """The first two divergences whose id begins so: enough to know whether it names one."""
-        low, high = prefix.lower(), prefix.lower() + "g"  # ids are hex digits
+        low, high = prefix.lower(), prefix.lower() + "g"
+        if set(low) - set(hexdigits):  # ids are hex digits
+            return []
         rows = self._db.all("SELECT body FROM divergence WHERE id >= ? AND id < ? LIMIT 2", (low, high))
         return [_divergence.decode(body) for (body,) in rows]
 
