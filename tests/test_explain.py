@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -25,6 +27,7 @@ from replicad.model.verdict import Books, Evidence, Sight, Verdict, Witness, Wri
 AT_PRIMARY = Seat(Side.PRIMARY, "www", "/srv/www", "/var/lib/replicad", ("fra1",))
 AT_REPLICA = Seat(Side.REPLICA, "ams1/www", "/srv/replicad/ams1/www", "/srv/replicad/ams1/www")
 ID = "7c1e90ab"
+RUNBOOK = (Path(__file__).parents[1] / "docs/RUNBOOK.md").read_text()
 NOWHERE = Evidence(Sight.ABSENT, Sight.DIFFERS, witness=Witness.CONFIRMS)
 
 EVIDENCE = {
@@ -319,6 +322,21 @@ def test_any_finding_can_be_shown(found: Divergence, seat: Seat) -> None:
     """A finding with anything in its fields (a peer sends what it likes) is shown, in printable lines."""
     lines = render(found, explain(found, seat), advise(found, seat))
     assert all(line.isprintable() for line in lines) and lines[0]
+
+
+def test_the_runbook_explains_every_verdict() -> None:
+    """Its table has a row for each verdict, in which all four questions are answered, and no other."""
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$", RUNBOOK.partition("## Divergences")[2], re.MULTILINE)
+    assert sorted(row[0] for row in rows) == sorted(Verdict)
+    assert all(len(answer) > 2 for row in rows for answer in row)
+
+
+def test_the_runbook_s_example_is_what_is_printed() -> None:
+    """The worked example is the text of a real rendering."""
+    found = primary_rot(id=ID)
+    example = RUNBOOK.partition("<!-- divergence show -->\n```\n")[2].partition("\n```\n")[0]
+    printed = "\n".join(render(found, explain(found, AT_PRIMARY), advise(found, AT_PRIMARY)))
+    assert example == printed, printed
 
 
 def test_it_fits_a_terminal() -> None:

@@ -43,7 +43,7 @@ class _Advice:
 
     def steps(self) -> list[Step]:
         if self._found.state is State.OPEN:
-            disk = [self._disk()] if self._found.verdict in _DISK else []
+            disk = [self._disk()] if self._found.verdict in _DISK or self._found.part is Part.BOOK else []
             return [*self._open(), *disk, *self._acknowledge()]
         if self._found.state is State.REPAIRED and remedy_of(self._found) is Remedy.MEND_PRIMARY:
             undo = self._typed(f"repair undo {self._id}", "should the bytes before be wanted back", Side.PRIMARY)
