@@ -196,7 +196,7 @@ def test_a_copy_is_called_good_only_when_it_was_seen_to_be() -> None:
             assert replica is Sight.MATCHES, evidence
         if "data on this host: " in safe:
             assert primary is Sight.MATCHES, evidence
-        assert ("no more is lost" in safe) == found.is_lost
+        assert ("Everything but the ranges" in safe) == found.is_lost
 
 
 def test_what_is_lost_is_named_exactly() -> None:

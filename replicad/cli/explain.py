@@ -224,7 +224,7 @@ def _reads(found: Divergence, seat: Seat) -> str:
 
 _GOOD = {
     Remedy.MEND_PRIMARY: "The copy on {replica}: it has these bytes, and proved them. Nothing of the damage was sent.",
-    Remedy.MEND_METADATA: "The content: what was looked at is as recorded. {replica} has rights and owner too.",
+    Remedy.MEND_METADATA: "The content: what was looked at is as recorded. What the entry should be is known as well.",
     Remedy.ADOPT_RECORD: "All data: both copies hold the same bytes. Only the ledger is wrong.",
     Remedy.SEND_RECORD: "All data, as far as it was looked at. What was acknowledged stands as it was acknowledged.",
 }
@@ -248,7 +248,7 @@ def _safe(found: Divergence, seat: Seat) -> Iterator[str]:
     elif found.state is State.GONE:
         yield "What was found can be found no more: it was written or dropped since, or read well again."
     elif found.is_lost:
-        yield "Everything else of this dataset: no more is lost than the ranges below."
+        yield "Everything but the ranges below, as far as this finding goes."
     else:
         sentence = _good(found, seat)
         names = {"primary": holder(Side.PRIMARY, found, seat), "replica": holder(Side.REPLICA, found, seat)}
