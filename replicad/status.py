@@ -93,6 +93,59 @@ class StoreStatus(msgspec.Struct):
     """Frames found damaged when the store was opened or read."""
 
 
+class ScrubStatus(msgspec.Struct):
+    """How the scrub of one side of one dataset stands. At a primary the lines of its replicas are what those said last.
+
+    Times are ns since 1970, 0 = never."""
+
+    dataset: str
+    side: str
+    """primary or replica."""
+    peer: str
+    """At the primary: "" for its own side, else the replica that says this. At the replica: the client."""
+    state: str = "starting"
+    """starting, idle (nothing is due), running, paused, quiet (hours), waiting (something is not there yet), failed."""
+    reason: str = ""
+    scrub_every_s: float = 0.0
+    """Every byte is to be read again within this."""
+    paused_until_ns: int = 0
+    requested: int = 0
+    """Raised by each `scrub start`; `served` follows when everything has been verified since."""
+    served: int = 0
+    total_bytes: int = 0
+    never_bytes: int = 0
+    """Bytes that were never verified since they were recorded."""
+    oldest_verified_ns: int = 0
+    """Everything was verified after this; 0 while something never was."""
+    left_bytes: int = 0
+    """Bytes that the request under way, or the deadline, still wants."""
+    forecast_ns: int = 0
+    """When everything will have been verified once more, at the present rate; 0 = unknown."""
+    on_track: bool = True
+    """Whether every byte will be verified within `scrub_every`; `reason` says why not."""
+    rate_bytes_s: float = 0.0
+    media_bytes: int = 0
+    """Verified bytes since the daemon started that came from the medium."""
+    cache_bytes: int = 0
+    """Those that may have come from a cache, where the file system gives no direct reads."""
+    structure_ns: int = 0
+    """When the structure (coverage, books, both sides' records) was checked last."""
+    divergent: dict[str, int] = {}
+    """Open divergences by verdict."""
+    divergences: dict[str, int] = {}
+    """All divergences ever found, by verdict."""
+    oldest_open_ns: int = 0
+    oldest_inconclusive_ns: int = 0
+    lost: int = 0
+    """Open divergences of which no side has the bytes."""
+    suspects: int = 0
+    """Suspect changes that nobody has released."""
+    repairs: dict[str, int] = {}
+    """Repairs by result."""
+    breaker_open: bool = False
+    """Repairs by themselves have stopped: too many within an hour."""
+
+
 class JobStatus(msgspec.Struct):
     """One loop of the daemon."""
 
@@ -127,6 +180,7 @@ class NodeStatus(msgspec.Struct):
     sessions: int = 0
     datasets: list[DatasetStatus] = []
     stores: list[StoreStatus] = []
+    scrubs: list[ScrubStatus] = []
     jobs: list[JobStatus] = []
 
 

@@ -202,6 +202,13 @@ def pattern(value: object) -> str:
     return text(value)
 
 
+def hours(value: object) -> str:
+    """HH:MM-HH:MM, or an empty text for none."""
+    if text(value):
+        units.parse_hours(text(value))
+    return text(value)
+
+
 def _with_unit(value: object, example: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value == 0:
         return "0"
@@ -248,6 +255,11 @@ TABLES = (
             Key("reserve", "reserve_bytes", size(0)),
             Key("max_sessions", "max_sessions", whole(1, 4096)),
             Key("window", "window_bytes", size(64 * 1024, MAX_WINDOW_BYTES)),
+            Key("scrub_every", "scrub_every_s", duration(1, 365 * DAY_S)),
+            Key("scrub_duty", "scrub_duty", share),
+            Key("quiet_hours", "quiet_hours", hours),
+            Key("repair", "repair", choice("auto", "ask")),
+            Key("repair_limit", "repair_limit", whole(0, 1_000_000)),
         ),
     ),
     Table(
@@ -295,6 +307,11 @@ TABLES = (
             Key("hook_post", "hook_post", text, each=True),
             Key("hook_timeout", "hook_timeout_s", duration(1, 7 * DAY_S)),
             Key("compression", "compression", whole(0, 19)),
+            Key("scrub_every", "scrub_every_s", duration(1, 365 * DAY_S)),
+            Key("scrub_duty", "scrub_duty", share),
+            Key("quiet_hours", "quiet_hours", hours),
+            Key("repair", "repair", choice("auto", "ask")),
+            Key("repair_limit", "repair_limit", whole(0, 1_000_000)),
         ),
         many=True,
     ),

@@ -31,6 +31,7 @@ DURATION_UNITS = {
     "w": Fraction(7 * 86400),
 }
 """Seconds of each unit of duration."""
+_HOURS = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)", re.ASCII)
 _NUMBER_AND_UNIT = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([A-Za-z]+)", re.ASCII)
 
 
@@ -55,6 +56,18 @@ def format_size(size: int) -> str:
 def format_duration(seconds: float) -> str:
     """`seconds` as the shortest text that `parse_duration` reads back exactly (to the millisecond)."""
     return _format(Fraction(round(seconds * 1000), 1000), DURATION_UNITS) if seconds else "0"
+
+
+def parse_hours(text: str) -> tuple[int, int]:
+    """ "HH:MM-HH:MM" as two numbers of minutes since midnight; the end may lie before the begin (over midnight).
+
+    Raises ValueError with what to write instead."""
+    match = _HOURS.fullmatch(text)
+    begin_h, begin_m, end_h, end_m = map(int, match.groups()) if match else (24, 0, 24, 0)
+    begin, end = begin_h * 60 + begin_m, end_h * 60 + end_m
+    if begin_h > 23 or end_h > 23 or begin_m > 59 or end_m > 59 or begin == end:
+        raise ValueError(f'"{text}" are no hours of a day; write them like "08:00-18:30"')
+    return begin, end
 
 
 def _parse(text: str, units: dict[str, int] | dict[str, Fraction], example: str) -> Fraction:

@@ -44,6 +44,16 @@ class ListenConfig:
     max_sessions: int = 64
     window_bytes: int = 32 * 1024**2
     """Credit granted to each writing session, and SSH channel window."""
+    scrub_every_s: float = 7 * 86400.0
+    """Every stored byte is read again within this."""
+    scrub_duty: float = 0.5
+    """Share of the time that a scrub may keep the disk busy, unless its deadline needs more."""
+    quiet_hours: str = ""
+    """"HH:MM-HH:MM" of the local day in which no scrub reads; "" = none."""
+    repair: str = "auto"
+    """Whether stored blocks are repaired by themselves: "auto" or "ask"."""
+    repair_limit: int = 100
+    """Blocks repaired by themselves within an hour; more, and a person is asked: rot comes in clusters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,16 @@ class DatasetConfig:
     hook_timeout_s: float = 600.0
     compression: int = 1
     """zstd level, 0 = off."""
+    scrub_every_s: float = 7 * 86400.0
+    """Every byte of the dataset is read again within this."""
+    scrub_duty: float = 0.25
+    """Share of the time that a scrub may keep the disk busy, unless its deadline needs more."""
+    quiet_hours: str = ""
+    """"HH:MM-HH:MM" of the local day in which no scrub reads; "" = none."""
+    repair: str = "ask"
+    """Whether rot in the dataset itself is repaired from a replica by itself ("auto"), or on command ("ask")."""
+    repair_limit: int = 100
+    """Blocks repaired by themselves within an hour; more, and a person is asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ nothing of each other. Over the control socket, STATE/control.sock:
     POST /sync[?dataset=NAME]    -> Accepted
     POST /release?dataset=NAME   -> Released
     POST /reload                 -> Reloaded
+    POST /scrub?action=start|pause|resume[&dataset=NAME][&side=primary|replica][&for_s=S] -> Directed
+    POST /repair?id=ID[&dry_run=1] | ?all=1[&dry_run=1] | ?undo=ID                        -> Repaired, when it is done
     anything that fails          -> 4xx or 5xx with Failure
 """
 
@@ -61,6 +63,41 @@ class Reloaded(msgspec.Struct, frozen=True):
     problems: list[str]
 
 
+class ScrubRequest(msgspec.Struct, frozen=True):
+    """A scrub that was asked for. It has ended when `served` of this dataset, side and peer is at least `number`."""
+
+    dataset: str
+    side: str
+    peer: str
+    number: int
+
+
+class Directed(msgspec.Struct, frozen=True):
+    """Answer to POST /scrub: for `start` what to wait for, for `pause` and `resume` what was paused or resumed."""
+
+    requests: list[ScrubRequest]
+    until_ns: int = 0
+    """When a pause ends by itself."""
+
+
+class RepairResult(msgspec.Struct, frozen=True):
+    """What became, or in a dry run would become, of one divergence."""
+
+    id: str
+    remedy: str
+    """A model.remedy.Remedy."""
+    result: str
+    """planned, repaired, failed, undone, refused (a guard), waiting (for the other side), nothing."""
+    text: str
+    """In one sentence for a person."""
+
+
+class Repaired(msgspec.Struct, frozen=True):
+    """Answer to POST /repair."""
+
+    results: list[RepairResult]
+
+
 class Failure(msgspec.Struct, frozen=True):
     """Why a request was refused, and what to do."""
 
@@ -82,6 +119,18 @@ class Daemon(Protocol):
 
     async def reload(self) -> list[str]:
         """Read the configuration file again. The problems found, in words; empty when it is in force."""
+
+    async def repair(self, id: str | None, *, dry_run: bool) -> list[RepairResult]:
+        """Repair the divergence whose id begins with `id`, or all open ones (None); in a dry run only say what would be
+        done. Raises UsageError when there is no such divergence, or more than one."""
+
+    async def undo_repair(self, id: str) -> list[RepairResult]:
+        """Put the bytes that a repair of the primary's data replaced back. Raises UsageError as `repair`."""
+
+
+def repair_query(id: str | None, *, dry_run: bool) -> list[tuple[str, str]]:
+    """The query of POST /repair for one divergence, or for all (None)."""
+    return [("all", "1") if id is None else ("id", id), *([("dry_run", "1")] if dry_run else [])]
 
 
 def has_served(status: NodeStatus, requests: Iterable[SyncRequest]) -> bool:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import msgspec
 
+from replicad.model.divergence import Divergence
 from replicad.model.errors import PeerError
 from replicad.model.snapshot import Head
+from replicad.model.verdict import Sight
 
-PROTOCOL = 1
-"""Version in Hello. History: 1 = first."""
+PROTOCOL = 2
+"""Version in Hello. History: 1 = first; 2 = tending sessions."""
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """No message is longer; the length prefix is checked before anything is read or allocated."""
 MAX_OFFER = 4096
@@ -23,6 +25,16 @@ MAX_OFFER = 4096
 MAX_CREDIT_BYTES = 256 * 1024 * 1024
 """No peer may be granted more credit than this at any time."""
 MAX_TEXT_BYTES = 4096
+MAX_SEEN_BYTES = 2 * 1024 * 1024
+"""Bytes of a damaged place that travel to be hashed by the other side: any block, and its frame's header."""
+MAX_CASES = 64
+"""Findings in one Cases message at most; the bytes that were seen stay within MAX_SEEN_BYTES together."""
+MAX_CASES_BYTES = 3 * 1024 * 1024
+"""A Cases message: the bytes of its findings, or of one alone, and what is told beside them."""
+MAX_WANTS = 4096
+"""Blocks that one finding asks for."""
+BUCKETS = 256
+"""Parts into which an account divides a record, so that a difference is narrowed down before anything is listed."""
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -180,6 +192,103 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag=19):
     reason: str
 
 
+class OpenTend(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """Client: I want to settle findings about this dataset, mine and yours. Answered by Opened."""
+
+    dataset: str
+
+
+class Examine(msgspec.Struct, frozen=True, array_like=True, tag=24):
+    """Client: hash these bytes, which I found where the block `id` should be, and look at your copy of that block.
+    Answered, in order, by Examined."""
+
+    id: bytes
+    data: bytes
+    """What was found; b"" when the medium gave nothing."""
+
+
+class Examined(msgspec.Struct, frozen=True, array_like=True, tag=25):
+    """Server: what its processor makes of the bytes, and what its medium holds of the block now."""
+
+    checksum: bytes
+    id: bytes
+    sight: Sight
+    reason: str
+
+
+class Inquire(msgspec.Struct, frozen=True, array_like=True, tag=26):
+    """Client: name your open findings whose id is greater than `after`. Answered by one Cases."""
+
+    after: str
+
+
+class Want(msgspec.Struct, frozen=True, array_like=True):
+    """A block that a replica would like to have proven, and where the client's files may hold it: file and block
+    numbers, (0, 0) when only history knows it."""
+
+    id: bytes
+    file: int
+    number: int
+
+
+class Case(msgspec.Struct, frozen=True, array_like=True):
+    """One open finding of the server's, with what the client needs to say something about it."""
+
+    found: Divergence
+    seen: bytes
+    """The bad bytes, b"" when the medium gave none."""
+    wants: list[Want]
+
+
+class Cases(msgspec.Struct, frozen=True, array_like=True, tag=27):
+    """Server: open findings in ascending order of their ids; `more` when there are further ones."""
+
+    cases: list[Case]
+    more: bool
+
+
+class Testify(msgspec.Struct, frozen=True, array_like=True, tag=28):
+    """Client: what I say about one case: the checksum that I compute of its `seen`, and what I hold of each of its
+    `wants`, in their order. Proven frames of those that match follow as Blocks, `frames` of them. Answered by Settled
+    once they came."""
+
+    divergence: str
+    checksum: bytes
+    sights: list[Sight]
+    frames: int
+
+
+class Settled(msgspec.Struct, frozen=True, array_like=True, tag=29):
+    """Server: what became of the finding."""
+
+    found: Divergence
+
+
+class Account(msgspec.Struct, frozen=True, array_like=True, tag=30):
+    """Client: what is your record as a whole? Answered by Accounted."""
+
+
+class Accounted(msgspec.Struct, frozen=True, array_like=True, tag=31):
+    """Server: sums over the record at the head, one for each of BUCKETS parts (work/account_record.py)."""
+
+    head: Head
+    entries: int
+    sums: list[bytes]
+
+
+class Direct(msgspec.Struct, frozen=True, array_like=True, tag=32):
+    """Client: scrub your side of this dataset now ("start"), or just say how it stands ("status"). Answered by
+    Directed. A client can hurry a replica's scrub; it cannot hold it up."""
+
+    action: str
+
+
+class Directed(msgspec.Struct, frozen=True, array_like=True, tag=33):
+    """Server: how its scrub of this dataset stands, as the JSON of a status.ScrubStatus."""
+
+    status: bytes
+
+
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=20):
     """Either side: are you there? Answered by Pong."""
 
@@ -201,6 +310,7 @@ class Bye(msgspec.Struct, frozen=True, array_like=True, tag=22):
 Message = (
     Hello | Welcome | Refuse | OpenWrite | OpenRead | Opened | Offer | Need | Blocks | Record | Seal | Acked | Credit
     | ListSnapshots | Snapshots | Read | Listing | Fetch | Lost | Ping | Pong | Bye
+    | OpenTend | Examine | Examined | Inquire | Cases | Testify | Settled | Account | Accounted | Direct | Directed
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,7 +1,8 @@
-"""Dataset: what all jobs of one dataset share on the primary: its ledger, its thread, its watch, its guards.
+"""Dataset: what all jobs of one dataset share on the primary: its two books, their thread, its watch, its guards.
 
-The ledger belongs to one worker thread; every access goes through `in_ledger`, which makes the access one
-transaction. `turn` lets one pass at a time work on the dataset, whichever replica it is for.
+Ledger and findings belong to one worker thread; every access to the ledger goes through `in_ledger`, which makes the
+access one transaction, every access to the findings through `in_findings`. `turn` lets one pass at a time work on the
+dataset, whichever replica it is for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from replicad.config import DatasetConfig
+from replicad.db.findings import Findings
 from replicad.db.ledger import Ledger
 from replicad.model.errors import BookDamagedError, HeldError
 from replicad.source.exclude import Excluded
@@ -52,6 +54,11 @@ class Hints:
         return None if taken is None else frozenset(taken)
 
 
+def findings_path(state: Path, dataset: str) -> Path:
+    """Where a primary's findings about a dataset are."""
+    return state / "findings" / f"{dataset}.db"
+
+
 class Dataset:
     """One dataset on its primary."""
 
@@ -68,6 +75,10 @@ class Dataset:
         self._executor = ThreadPoolExecutor(1, f"ledger-{config.name}")
         self._path = state / "ledger" / f"{config.name}.db"
         self._ledger: Ledger | None = None
+        self.quarantine = state / "quarantine" / config.name
+        """Where bad bytes are kept aside."""
+        self._findings_path = findings_path(state, config.name)
+        self._findings: Findings | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -75,14 +86,25 @@ class Dataset:
         assert self._ledger is not None
         return self._ledger
 
+    @property
+    def findings(self) -> Findings:
+        """The findings book; `open` or `open_findings` comes first."""
+        assert self._findings is not None
+        return self._findings
+
     async def open(self) -> None:
         """Open the ledger unless it is. Raises BookDamagedError, DiskFullError."""
         await self._in_thread(self._open)
 
+    async def open_findings(self) -> None:
+        """Open the findings book unless it is; it does not need a ledger that can be opened. Raises as `open`."""
+        await self._in_thread(self._open_findings)
+
     async def close(self) -> None:
-        """Let the thread finish its work, then close the ledger."""
+        """Let the thread finish its work, then close both books."""
         self.stopping.set()
         await self._in_thread(self._close)
+        await self._in_thread(self._close_findings)
         self._executor.shutdown()
 
     def _open(self) -> None:
@@ -95,12 +117,26 @@ class Dataset:
             self._ledger.close()
             self._ledger = None
 
+    def _open_findings(self) -> None:
+        if self._findings is None:
+            self._findings_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._findings = Findings(self._findings_path)
+
+    def _close_findings(self) -> None:
+        if self._findings is not None:
+            self._findings.close()
+            self._findings = None
+
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     async def in_ledger(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
         """Run `work` in the ledger's thread as one transaction."""
         return await self._transaction(partial(work, *args, **kwargs), durable=False)
+
+    async def in_findings(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        """Run `work` in the books' thread; each change of the findings is durable by itself."""
+        return await self._in_thread(partial(work, *args, **kwargs))
 
     async def durably(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
         """The same; what it wrote survives a power cut when this returns."""

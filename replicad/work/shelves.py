@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from replicad.config import ClientConfig, ListenConfig
+from replicad.db.findings import Findings
 from replicad.link.channel import Channel
 from replicad.link.messages import OpenRead, OpenWrite, Refuse
 from replicad.model.errors import DiskFullError, LockedError, PeerError, RefusedError, ReplicadError
@@ -48,6 +49,7 @@ class _Shelf:
     status: StoreStatus
     executor: ThreadPoolExecutor
     archive: Archive | None = None
+    findings: Findings | None = None
     writer: asyncio.Task[None] | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -87,6 +89,8 @@ class Shelves:
         for shelf in self._shelves.values():
             if shelf.archive:
                 await _in_thread(shelf, shelf.archive.close)
+            if shelf.findings:
+                await _in_thread(shelf, shelf.findings.close)
             shelf.executor.shutdown()
         self._shelves.clear()
 

@@ -1,0 +1,274 @@
+"""Findings: the book of what was found wrong on one side of one dataset, and of what was done about it.
+
+**Owns** one database: divergences, receipts of repairs, suspect changes, and a few remembered values (pauses, the
+breaker). It is a book of its own, beside ledger or catalog, because those two are judged like everything else: a
+finding about a damaged ledger must not be lost with it. Every change is durable when the call returns: a finding
+outlives a crash of either side (guarantee 8).
+
+**Never** decides anything: `report` only joins what is found again with what is known of it already.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from string import hexdigits
+from typing import TypeVar
+
+import msgspec
+
+from replicad.db.database import Database
+from replicad.model.divergence import Divergence, Receipt, Side, State, Suspect, divergence_id
+from replicad.model.errors import UsageError
+
+REMEDY = "move the file away: what is still wrong is found again by the next scrub; its history is lost"
+MAX_LISTED = 10_000
+"""Divergences that one question gives."""
+
+MIGRATIONS = (
+    """
+    CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    CREATE TABLE divergence(
+        id TEXT PRIMARY KEY, key TEXT NOT NULL, side TEXT NOT NULL, peer TEXT NOT NULL, verdict TEXT NOT NULL,
+        state TEXT NOT NULL, found_ns INTEGER NOT NULL, changed_ns INTEGER NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
+    CREATE UNIQUE INDEX divergence_open ON divergence(side, peer, key) WHERE state = 'open';
+    CREATE INDEX divergence_key ON divergence(side, peer, key);
+    CREATE INDEX divergence_found ON divergence(found_ns);
+    CREATE TABLE given(id TEXT, side TEXT, verdict TEXT, PRIMARY KEY(id, verdict)) WITHOUT ROWID;
+    CREATE TABLE receipt(
+        number INTEGER PRIMARY KEY, divergence TEXT NOT NULL, at_ns INTEGER NOT NULL, result TEXT NOT NULL,
+        body BLOB NOT NULL);
+    CREATE INDEX receipt_divergence ON receipt(divergence);
+    CREATE TABLE suspect(
+        number INTEGER PRIMARY KEY, snapshot INTEGER NOT NULL, before INTEGER NOT NULL, kind TEXT NOT NULL,
+        path BLOB NOT NULL, released_ns INTEGER NOT NULL, body BLOB NOT NULL);
+    CREATE UNIQUE INDEX suspect_once ON suspect(snapshot, kind, path);
+    """,
+)
+"""Version history: 1 = first."""
+
+Result = TypeVar("Result")
+_encode = msgspec.msgpack.Encoder().encode
+_divergence = msgspec.msgpack.Decoder(Divergence)
+_receipt = msgspec.msgpack.Decoder(Receipt)
+_suspect = msgspec.msgpack.Decoder(Suspect)
+
+
+class Findings:
+    """One side's findings about one dataset. One thread at a time; other processes may have it open too."""
+
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+        """Open or create. Raises BookDamagedError, DiskFullError, LockedError."""
+        self.path = path
+        self._db = Database(path, MIGRATIONS, readonly=readonly, remedy=REMEDY)
+
+    def close(self) -> None:
+        """Close the book."""
+        self._db.close()
+
+    def verify(self) -> list[str]:
+        """Read every page; what is wrong, in words."""
+        return self._db.verify()
+
+    # remembered values
+
+    def get(self, key: str) -> str | int | bytes | None:
+        """A remembered value, None when absent."""
+        value: str | int | bytes | None = self._db.value("SELECT value FROM meta WHERE key = ?", (key,))
+        return value
+
+    def put(self, key: str, value: str | int | bytes | None) -> None:
+        """Remember a value; None forgets it."""
+
+        def write() -> None:
+            if value is None:
+                self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
+            else:
+                self._db.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (key, value))
+
+        self._durably(write)
+
+    # divergences
+
+    def report(self, found: Divergence) -> Divergence:
+        """Remember a finding. One that is open already (same side, peer and key) keeps id, moment and history, and what
+        the other side said about the same damage. Damage that a person has acknowledged stays so as long as it is the
+        same. What is returned stands in the book."""
+
+        def write() -> Divergence:
+            if known := self._latest(found, State.OPEN):
+                return self._write(known.found_again(found))
+            noted = self._latest(found, State.ACKNOWLEDGED)
+            if noted and found.state is State.OPEN and noted.is_same_damage(found):
+                return noted
+            return self._write(msgspec.structs.replace(found, id=self._free_id(found)))
+
+        return self._durably(write)
+
+    def update(self, found: Divergence) -> None:
+        """Write a divergence that has changed; it must have been reported. One that a person has acknowledged meanwhile
+        is not opened again by somebody who did not know."""
+
+        def write() -> None:
+            known = self.get_exactly(found.id)
+            assert known is not None, f"{found.id} was never reported"
+            if known.state is State.ACKNOWLEDGED and found.state is State.OPEN:
+                self._write(msgspec.structs.replace(known.found_again(found), state=State.ACKNOWLEDGED))
+            else:
+                self._write(found)
+
+        self._durably(write)
+
+    def get_exactly(self, name: str) -> Divergence | None:
+        """The divergence with this id, None when there is none."""
+        body = self._db.value("SELECT body FROM divergence WHERE id = ?", (name,))
+        return _divergence.decode(body) if body else None
+
+    def find(self, prefix: str) -> Divergence:
+        """The one divergence whose id begins with `prefix`. Raises UsageError when there is none or more than one."""
+        found = self.beginning_with(prefix)
+        if len(found) != 1 or not prefix:
+            text = f"more than one divergence begins with {prefix!r}" if found else f"there is no divergence {prefix!r}"
+            raise UsageError(text, hint="replicad divergence list names them")
+        return found[0]
+
+    def beginning_with(self, prefix: str) -> list[Divergence]:
+        """The first two divergences whose id begins so: enough to know whether it names one."""
+        low, high = prefix.lower(), prefix.lower() + "g"
+        if set(low) - set(hexdigits):  # ids are hex digits
+            return []
+        rows = self._db.all("SELECT body FROM divergence WHERE id >= ? AND id < ? LIMIT 2", (low, high))
+        return [_divergence.decode(body) for (body,) in rows]
+
+    def listed(self, *, side: Side | None = None, state: State | None = State.OPEN) -> list[Divergence]:
+        """Divergences, oldest first; `side` and `state` None mean all."""
+        rows = self._db.all(
+            "SELECT body FROM divergence WHERE (? IS NULL OR side = ?) AND (? IS NULL OR state = ?)"
+            " ORDER BY found_ns, id LIMIT ?",
+            (side, side, state, state, MAX_LISTED),
+        )
+        return [_divergence.decode(body) for (body,) in rows]
+
+    def totals(self) -> dict[tuple[str, str], int]:
+        """How many divergences were ever given each (side, verdict); one that changes to and fro counts once."""
+        rows = self._db.all("SELECT side, verdict, count(*) FROM given GROUP BY side, verdict")
+        return {(side, verdict): count for side, verdict, count in rows}
+
+    # repairs
+
+    def add_receipt(self, receipt: Receipt) -> Receipt:
+        """Remember what a repair did; the receipt with its number."""
+
+        def write() -> Receipt:
+            number = int(self._db.value("SELECT coalesce(max(number), 0) + 1 FROM receipt"))
+            numbered = msgspec.structs.replace(receipt, number=number)
+            self._db.execute(
+                "INSERT INTO receipt VALUES(?, ?, ?, ?, ?)",
+                (number, receipt.divergence, receipt.at_ns, receipt.result, _encode(numbered)),
+            )
+            return numbered
+
+        return self._durably(write)
+
+    def receipts(self, divergence: str) -> list[Receipt]:
+        """Receipts of one divergence, oldest first."""
+        rows = self._db.all("SELECT body FROM receipt WHERE divergence = ? ORDER BY number", (divergence,))
+        return [_receipt.decode(body) for (body,) in rows]
+
+    def repaired_since(self, at_ns: int) -> int:
+        """Repairs made since then, well or not; to undo one is none."""
+        return int(self._db.value("SELECT count(*) FROM receipt WHERE at_ns >= ? AND result != 'undone'", (at_ns,)))
+
+    def repair_totals(self) -> dict[str, int]:
+        """How many repairs had each result."""
+        return dict(self._db.all("SELECT result, count(*) FROM receipt GROUP BY result"))
+
+    # suspect changes
+
+    def add_suspects(self, suspects: Sequence[Suspect]) -> None:
+        """Remember suspect changes; one that is known (same snapshot, kind and path) stays as it is."""
+
+        def write() -> None:
+            number = int(self._db.value("SELECT coalesce(max(number), 0) FROM suspect"))
+            for suspect in suspects:
+                number += 1
+                numbered = msgspec.structs.replace(suspect, number=number)
+                self._db.execute(
+                    "INSERT OR IGNORE INTO suspect VALUES(?, ?, ?, ?, ?, ?, ?)",
+                    (number, suspect.snapshot, suspect.before, suspect.kind, suspect.path, 0, _encode(numbered)),
+                )
+
+        self._durably(write)
+
+    def suspects(self, *, released: bool = False) -> list[Suspect]:
+        """Suspect changes, oldest first: those that wait for a person, or all."""
+        rows = self._db.all(
+            "SELECT body, released_ns FROM suspect WHERE ? OR released_ns = 0 ORDER BY number LIMIT ?",
+            (released, MAX_LISTED),
+        )
+        return [msgspec.structs.replace(_suspect.decode(body), released_ns=at) for body, at in rows]
+
+    def release_suspects(self, numbers: Sequence[int] | None, at_ns: int) -> int:
+        """A person has looked at these (None: all); how many were waiting. Their pins are gone."""
+
+        def write() -> int:
+            if numbers is None:
+                self._db.execute("UPDATE suspect SET released_ns = ? WHERE released_ns = 0", (at_ns,))
+                return self._db.changes()
+            count = 0
+            for number in numbers:
+                self._db.execute(
+                    "UPDATE suspect SET released_ns = ? WHERE number = ? AND released_ns = 0", (at_ns, number)
+                )
+                count += self._db.changes()
+            return count
+
+        return self._durably(write)
+
+    def pinned(self) -> set[int]:
+        """Snapshots that retention must keep: the version before each suspect change that nobody has released."""
+        return {before for (before,) in self._db.all("SELECT DISTINCT before FROM suspect WHERE released_ns = 0")}
+
+    # below: how
+
+    def _latest(self, found: Divergence, state: State) -> Divergence | None:
+        body = self._db.value(
+            "SELECT body FROM divergence WHERE side = ? AND peer = ? AND key = ? AND state = ?"
+            " ORDER BY changed_ns DESC LIMIT 1",
+            (found.side, found.peer, found.key, state),
+        )
+        return _divergence.decode(body) if body else None
+
+    def _free_id(self, found: Divergence) -> str:
+        """The id that it came with, or a new one; never that of another finding, which would be overwritten."""
+        taken = self.get_exactly(found.id) if found.id else None
+        if found.id and (taken is None or (taken.side, taken.peer, taken.key) == (found.side, found.peer, found.key)):
+            return found.id
+        moments = itertools.count(found.found_ns)
+        names = (divergence_id(found.dataset, found.side, found.peer, found.key, at_ns) for at_ns in moments)
+        return next(name for name in names if self.get_exactly(name) is None)
+
+    def _write(self, found: Divergence) -> Divergence:
+        """Write it and count its verdict, once for each that it is ever given; what was written."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO divergence VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                found.id, found.key, found.side.value, found.peer, found.verdict.value,
+                found.state.value, found.found_ns, found.changed_ns, _encode(found),
+            ),
+        )  # fmt: skip
+        self._db.execute(
+            "INSERT OR IGNORE INTO given VALUES(?, ?, ?)", (found.id, found.side.value, found.verdict.value)
+        )
+        return found
+
+    def _durably(self, write: Callable[[], Result]) -> Result:
+        self._db.begin(durable=True)
+        try:
+            result = write()
+        except BaseException:
+            self._db.rollback()
+            raise
+        self._db.commit()
+        return result
