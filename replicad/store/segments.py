@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,24 @@ class Torn:
 Found = Frame | Damage | Torn
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A frame that the replica made itself, and where it stands."""
+
+    segment: int
+    offset: int
+    frame: bytes
+
+
+def covers(ranges: Iterable[tuple[int, int]], offset: int, length: int) -> bool:
+    """Whether ascending (offset, length) ranges hold all of some bytes, of which there is at least one."""
+    at = offset
+    for start, size in ranges:
+        if start <= at < start + size:
+            at = start + size
+    return length > 0 and at >= offset + length
+
+
 def segment_path(directory: Path, number: int) -> Path:
     """Where segment `number` of the store in `directory` is."""
     return directory / "segments" / f"{number:08d}.seg"
@@ -95,6 +113,7 @@ class SegmentWriter:
         self._appender = appender
         self._number, self._frames, self._digest = at.segment, at.frames, at.digest
         self._padded = at.offset % SYNC_BYTES == 0
+        self._made: list[Made] = []
 
     @classmethod
     def create(cls, disk: Disk, directory: Path, header: SegmentHeader) -> SegmentWriter:
@@ -128,6 +147,11 @@ class SegmentWriter:
             self._frames += 1
         return offset
 
+    def take_made(self) -> list[Made]:
+        """The frames that this writer made itself (header, pads, seal) since it was last asked."""
+        made, self._made = self._made, []
+        return made
+
     def sync(self, time_ns: int) -> None:
         """Make everything durable, after a pad stamped with `time_ns`."""
         self._pad(time_ns)
@@ -155,7 +179,8 @@ class SegmentWriter:
             self._padded = True
 
     def _append_encoded(self, frame: bytes) -> None:
-        self.append(frame, [split_frames(frame)[0].checksum])
+        offset = self.append(frame, [split_frames(frame)[0].checksum])
+        self._made.append(Made(self._number, offset, frame))
 
 
 class SegmentScan:
@@ -164,11 +189,23 @@ class SegmentScan:
     Frames are yielded with their offset in the segment; a payload is a view that is valid until the next one.
     """
 
-    def __init__(self, reader: Reader, start: Position, *, last: bool, store: bytes | None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        start: Position,
+        *,
+        last: bool,
+        store: bytes | None,
+        end: int | None = None,
+        settled: Sequence[tuple[int, int]] = (),
+    ) -> None:
         """`last`: whether it is the store's last segment (only there a write may be torn). `store`: the uuid that its
-        header must carry, when known."""
+        header must carry, when known. `end`: look no further; what is before it was acknowledged, so nothing is torn and
+        no seal need stand there. `settled`: (offset, length) of places whose blocks were stored anew elsewhere: what
+        stands there is passed over and nothing is said of it."""
         self._reader, self._segment, self._last, self._store = reader, start.segment, last, store
-        self._at, self._size = start.offset, reader.size
+        self._at, self._size = start.offset, reader.size if end is None else min(reader.size, end)
+        self._bounded, self._settled = end is not None, settled
         self._frames, self._digest = start.frames, start.digest
         self._unreadable = False
         self.certain = True
@@ -201,7 +238,8 @@ class SegmentScan:
                     if self._may_continue(base, view):
                         break  # the frame goes on behind the window: read again from its start
                     found = self._judge(str(error))
-                    yield found
+                    if isinstance(found, Torn) or not self._is_settled(found.offset, found.length):
+                        yield found
                     if isinstance(found, Torn):
                         return
                     break
@@ -209,7 +247,7 @@ class SegmentScan:
                 if frame.type == FrameType.PAD and not self.certain:
                     self.certain = frame.end % SYNC_BYTES == 0 or self._leads_to_pad(frame.end)
                     break  # the check may have used the window
-        if not (self._last or self.sealed or self.damaged):
+        if not (self._last or self._bounded or self.sealed or self.damaged):
             yield self._damage(self._size, 0, "ends without a seal")
 
     def _may_continue(self, base: int, view: memoryview) -> bool:
@@ -221,7 +259,9 @@ class SegmentScan:
         problem = self._misplaced(frame)
         if problem and frame.offset == 0:  # nothing in this file can be taken for ours
             self._at = self._size
-            yield self._damage(0, self._size, problem)
+            damage = self._damage(0, self._size, problem)
+            if not self._is_settled(0, self._size):
+                yield damage
             return
         if self.header and frame.offset == 0:
             if NO_DIGEST not in (self._digest, self.header.previous) and self._digest != self.header.previous:
@@ -232,8 +272,13 @@ class SegmentScan:
         self._at = frame.end
         self._frames += 1
         self._digest = advance_digest(self._digest, frame.checksum)
-        if not problem:
+        if self._is_settled(frame.offset, frame.end - frame.offset):
+            self.damaged = True  # a whole frame, but not the one that was written here: the seal counts another
+        elif not problem or frame.type == FrameType.SEAL:  # a seal that counts wrongly says so of what is before it
             yield frame
+
+    def _is_settled(self, offset: int, length: int) -> bool:
+        return covers(self._settled, offset, length)
 
     def _misplaced(self, frame: Frame) -> str:
         """Why this valid frame may not stand where it stands, or ""."""

@@ -12,14 +12,14 @@ Never deletes, and never appends to a segment that has damage in it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from replicad.model.errors import DiskFullError, PeerError
 from replicad.model.position import Position
 from replicad.store.format import SEGMENT_BYTES, VERSION, SegmentHeader
-from replicad.store.segments import SegmentScan, SegmentWriter, Torn, segment_numbers, segment_path
+from replicad.store.segments import Made, SegmentScan, SegmentWriter, Torn, segment_numbers, segment_path
 from replicad.system.disk import Disk
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -59,6 +59,7 @@ class Store:
         self.directory, self.owner = directory, owner
         self._disk, self._reserve_bytes, self._clock_ns = disk, reserve_bytes, clock_ns
         self._writer: SegmentWriter | None = None
+        self._made: list[Made] = []
         self._end = Position()
 
     @property
@@ -66,10 +67,10 @@ class Store:
         """Behind the last frame appended."""
         return self._writer.position if self._writer else self._end
 
-    def scan(self, start: Position, *, last: bool) -> SegmentScan:
-        """Read one segment from `start` on. The caller closes the scan."""
+    def scan(self, start: Position, *, last: bool, settled: Sequence[tuple[int, int]] = ()) -> SegmentScan:
+        """Read one segment from `start` on, passing over what is `settled`. The caller closes the scan."""
         reader = self._disk.open_read(segment_path(self.directory, start.segment))
-        return SegmentScan(reader, start, last=last, store=self.owner.store)
+        return SegmentScan(reader, start, last=last, store=self.owner.store, settled=settled)
 
     def cut(self, torn: Torn) -> None:
         """Remove the torn end of the last segment, durably."""
@@ -105,6 +106,11 @@ class Store:
         segment = writer.position.segment
         return segment, writer.append(data, checksums)
 
+    def take_made(self) -> list[Made]:
+        """Headers, pads and seals that were written since this was last asked."""
+        made, self._made = self._made, []
+        return made + (self._writer.take_made() if self._writer else [])
+
     def sync(self) -> int:
         """Make everything appended durable; the time in ns that the pad behind it bears."""
         now = self._clock_ns()
@@ -118,6 +124,7 @@ class Store:
 
     def drop_writer(self) -> None:
         """Forget what was appended and not flushed; `resume` says where to go on."""
+        self._made.clear()
         if self._writer:
             self._writer.close()
             self._writer = None
@@ -136,6 +143,7 @@ class Store:
             writer = self._writer = self._opened()
         if writer.position.offset >= SEGMENT_BYTES:
             previous = writer.seal(self._clock_ns())
+            self._made += writer.take_made()
             writer.close()
             self._writer = None
             header = self._header(writer.position.segment + 1, previous)

@@ -10,8 +10,9 @@ before a byte is appended, so bad input changes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 
 from replicad.db.catalog import BlockPlace, Catalog
@@ -30,16 +31,26 @@ from replicad.model.errors import (
 )
 from replicad.model.glob import compile_globs
 from replicad.model.snapshot import Commit, Head, decode_commit, records_digest
-from replicad.store.format import HEADER_BYTES, Frame, FrameError, FrameType, parse_frame, plain_payload, split_frames
+from replicad.store.format import (
+    HEADER_BYTES,
+    Frame,
+    FrameError,
+    FrameType,
+    parse_frame,
+    plain_payload,
+    split_frames,
+)
 from replicad.store.segments import Damage, SegmentFiles, Torn, segment_numbers
 from replicad.store.store import Owner, Store, check_names
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
-from replicad.work.replay import Replay
+from replicad.work.replay import Replay, copy_of
 
 MAX_UNDER_WAY = 262_144
 """Blocks asked for and not yet received. A primary with 24 MiB under way has this many only if they are 100 bytes
 each; a peer that offers without end and never sends is cut off here (25 MiB of memory)."""
+MAX_DOUBTED = 262_144
+"""Damaged blocks that are kept in mind (8 MiB of ids); those beyond wait for a repair."""
 RECENT_BLOCKS = 65_536
 """Ids known to be in the store that records are checked against first; the catalog answers for the rest."""
 FETCH_BYTES = 1024 * 1024
@@ -68,6 +79,7 @@ class Archive:
         self._torn: Torn | None = None
         self._under_way: set[bytes] = set()
         self._recent: set[bytes] = set()
+        self._doubted: set[bytes] = set()
         self._records: list[bytes] = []
         self._current: Put | None = None
         self._touched = False
@@ -157,7 +169,7 @@ class Archive:
         self._check_usable()
         names = _split_ids(ids)
         wanted = set(names) - self._under_way
-        present = self._catalog.known(list(wanted))
+        present = self._catalog.known(list(wanted)) - self._doubted
         self._remember(present)
         wanted -= present
         if len(self._under_way) + len(wanted) > MAX_UNDER_WAY:
@@ -188,8 +200,10 @@ class Archive:
             self._catalog.add_blocks(
                 [BlockPlace(frame.id, segment, offset + frame.offset, frame.stored, frame.plain) for frame in found]
             )
+            self._copy_made()
         names = {frame.id for frame in found}
         self._under_way -= names
+        self._doubted -= names
         self._remember(names)
 
     def add_record(self, frame: bytes) -> None:
@@ -206,7 +220,7 @@ class Archive:
         self._check_ops(ops)
         self._store.check_room(len(frame))
         with _Breaking(self):
-            self._store.append(frame, [found.checksum])
+            self._append_copied(frame, found)
             self._current = self._catalog.apply(ops, self._current)
         self._records.append(found.id)
 
@@ -220,8 +234,9 @@ class Archive:
         found = _single(frame, FrameType.COMMIT)
         commit = self._checked_commit(found)
         with _Breaking(self):
-            self._store.append(frame, [found.checksum])
+            self._append_copied(frame, found)
             received_ns = self._store.sync()
+            self._copy_made()
             self._catalog.commit(commit, found.id, received_ns=received_ns, checkpoint=self._store.position)
         self._records.clear()
         self._current = None
@@ -248,6 +263,70 @@ class Archive:
         self._replay()
         self._broken = self._touched = False
 
+    # upkeep (work/upkeep.py), between sessions
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing waits for a seal: only then may the catalog be committed for any other reason."""
+        return not (self._touched or self._broken)
+
+    @property
+    def directory(self) -> Path:
+        """The store's directory."""
+        return self._store.directory
+
+    @contextmanager
+    def upkeep(self) -> Iterator[tuple[Store, Catalog]]:
+        """Store and catalog, to mend something in them; what was written to the catalog is kept at the end, with the
+        store's end as its checkpoint, so what was appended must be synced.
+
+        Only while `is_settled`. After an error the archive needs `abort`."""
+        assert self.is_settled
+        with _Breaking(self):
+            yield self._store, self._catalog
+            self._copy_made()
+            self._catalog.keep(self._store.position)
+        self._touched = False
+
+    @contextmanager
+    def upkeep_of_files(self) -> Iterator[None]:
+        """While segment files or the catalog are exchanged: nothing is open meanwhile, and all is looked at afterwards."""
+        assert self.is_settled
+        with _Breaking(self):
+            self._store.drop_writer()
+            self._files.close()
+            yield
+            self._replay()
+        self._touched = False
+
+    def exchange_catalog(self, exchange: Callable[[], None]) -> None:
+        """Have another catalog put in place of this one, within `upkeep_of_files`."""
+        path = self._catalog.path
+        self._catalog.close()
+        try:
+            exchange()
+        finally:
+            self._catalog = Catalog(path)
+        self._recent.clear()
+
+    def doubt(self, ids: Iterable[bytes]) -> None:
+        """Blocks whose frames are damaged: here, and needed all the same when a primary offers them."""
+        self._doubted.update(islice(ids, max(0, MAX_DOUBTED - len(self._doubted))))
+        self._recent -= self._doubted
+
+    def trust(self, ids: Iterable[bytes]) -> None:
+        """Blocks whose frames were damaged and are no more."""
+        self._doubted.difference_update(ids)
+
+    def _append_copied(self, data: bytes, frame: Frame) -> None:
+        segment, offset = self._store.append(data, [frame.checksum])
+        self._catalog.add_copies([copy_of(segment, offset, data)])
+        self._copy_made()
+
+    def _copy_made(self) -> None:
+        if made := self._store.take_made():
+            self._catalog.add_copies([copy_of(one.segment, one.offset, one.frame) for one in made])
+
     def _replay(self) -> None:
         replay = Replay(self._store, self._catalog, self._files)
         self._store.resume(replay.run())
@@ -267,7 +346,7 @@ class Archive:
         names = {frame.id for frame in frames}
         if len(names) == len(frames) and names <= self._under_way:
             return data, frames  # as asked for: nothing to look up
-        present = self._catalog.known(list(names))
+        present = self._catalog.known(list(names)) - self._doubted
         kept: list[bytes] = []
         for frame in frames:
             if frame.id not in present:
