@@ -223,8 +223,16 @@ class Inventory:
 
     def commits(self) -> Iterator[CommitRow]:
         """All snapshots, oldest first."""
-        rows = self._db.rows("SELECT ordinal, number, digest, lost FROM snapshot ORDER BY ordinal")
-        return map(CommitRow._make, rows)
+        after = 0
+        while True:
+            rows = self._db.all(
+                "SELECT ordinal, number, digest, lost FROM snapshot WHERE ordinal > ? ORDER BY ordinal LIMIT ?",
+                (after, PAGE_ROWS),
+            )
+            yield from map(CommitRow._make, rows)
+            if len(rows) < PAGE_ROWS:
+                return
+            after = rows[-1][0]
 
     def number_at(self, ordinal: int) -> int:
         """The number of the snapshot with this ordinal; 0 when there is none (yet)."""

@@ -47,6 +47,8 @@ OPEN_SEGMENTS = 16
 SEARCH_BUDGET_BYTES = 16 * 1024**3
 """Bytes hashed while searching behind one damage (half a second); after that only places where a sync may have
 ended are tried, so that payloads crafted to look like frames cannot stall the opening of a store."""
+COUNTS_OTHERS = "frames before the seal are missing"
+"""Reason of the damage at a seal that is whole itself."""
 _SECTOR_BYTES = 512
 """A device writes whole sectors: an interrupted write leaves sectors that are all zeros, never single bits."""
 _NAME = re.compile(r"(\d{8})\.seg")
@@ -200,8 +202,8 @@ class SegmentScan:
         settled: Sequence[tuple[int, int]] = (),
     ) -> None:
         """`last`: whether it is the store's last segment (only there a write may be torn). `store`: the uuid that its
-        header must carry, when known. `end`: look no further; what is before it was acknowledged, so nothing is torn and
-        no seal need stand there. `settled`: (offset, length) of places whose blocks were stored anew elsewhere: what
+        header must carry, when known. `end`: look no further; what is before it was acknowledged, so nothing is torn
+        and no seal need stand there. `settled`: (offset, length) of places whose blocks were stored anew elsewhere: what
         stands there is passed over and nothing is said of it."""
         self._reader, self._segment, self._last, self._store = reader, start.segment, last, store
         self._at, self._size = start.offset, reader.size if end is None else min(reader.size, end)
@@ -213,6 +215,8 @@ class SegmentScan:
         self.header: SegmentHeader | None = None
         self.sealed: SegmentSeal | None = None
         self.damaged = False
+        self.foreign = False
+        """Whether the whole file is not this segment."""
 
     @property
     def size(self) -> int:
@@ -258,7 +262,7 @@ class SegmentScan:
         """A whole frame: check its place, count it."""
         problem = self._misplaced(frame)
         if problem and frame.offset == 0:  # nothing in this file can be taken for ours
-            self._at = self._size
+            self._at, self.foreign = self._size, True
             damage = self._damage(0, self._size, problem)
             if not self._is_settled(0, self._size):
                 yield damage
@@ -289,7 +293,7 @@ class SegmentScan:
             if frame.type == FrameType.SEAL and self.certain:
                 self.sealed = decode_segment_seal(frame)
                 expected = SegmentSeal(self._frames, frame.offset, self._digest)
-                return "" if self.damaged or self.sealed == expected else "frames before the seal are missing"
+                return "" if self.damaged or self.sealed == expected else COUNTS_OTHERS
         except FrameError as error:
             return str(error)
         return "a header frame in the middle" if frame.type == FrameType.HEADER else ""

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from replicad.db.catalog import BlockPlace, Catalog
+from replicad.db.inventory import Inventory
 from replicad.db.listing import Listing
 from replicad.link.messages import MAX_OFFER, Lost, SnapshotLine
 from replicad.model.block import ID_BYTES, self_test
@@ -30,6 +31,7 @@ from replicad.model.errors import (
     UsageError,
 )
 from replicad.model.glob import compile_globs
+from replicad.model.position import Position
 from replicad.model.snapshot import Commit, Head, decode_commit, records_digest
 from replicad.store.format import (
     HEADER_BYTES,
@@ -84,6 +86,8 @@ class Archive:
         self._current: Put | None = None
         self._touched = False
         self._broken = False
+        self.laid = 0
+        """How often segment files or the catalog were exchanged: whoever looked at one before looks again."""
 
     @classmethod
     def open(
@@ -271,9 +275,19 @@ class Archive:
         return not (self._touched or self._broken)
 
     @property
-    def directory(self) -> Path:
-        """The store's directory."""
-        return self._store.directory
+    def store(self) -> Store:
+        """The segments, to ask where they are and end."""
+        return self._store
+
+    @property
+    def inventory(self) -> Inventory:
+        """The catalog from the side of the disk, with what is not committed yet; for the archive's own thread."""
+        return Inventory(self._catalog.database)
+
+    @property
+    def checkpoint(self) -> Position:
+        """Up to here everything is durable and committed."""
+        return self._catalog.checkpoint
 
     @contextmanager
     def upkeep(self) -> Iterator[tuple[Store, Catalog]]:
@@ -289,13 +303,14 @@ class Archive:
         self._touched = False
 
     @contextmanager
-    def upkeep_of_files(self) -> Iterator[None]:
-        """While segment files or the catalog are exchanged: nothing is open meanwhile, and all is looked at afterwards."""
+    def upkeep_of_files(self) -> Iterator[Catalog]:
+        """While segment files or the catalog are exchanged: nothing is open meanwhile; afterwards all is looked at."""
         assert self.is_settled
         with _Breaking(self):
             self._store.drop_writer()
             self._files.close()
-            yield
+            yield self._catalog
+            self.laid += 1
             self._replay()
         self._touched = False
 
@@ -308,6 +323,10 @@ class Archive:
         finally:
             self._catalog = Catalog(path)
         self._recent.clear()
+
+    def read_segment(self, number: int, offset: int, size: int) -> memoryview:
+        """Bytes of a segment; valid until the next call. Raises FileNotFoundError, ReplicadError."""
+        return self._files.read(number, offset, size)
 
     def doubt(self, ids: Iterable[bytes]) -> None:
         """Blocks whose frames are damaged: here, and needed all the same when a primary offers them."""
