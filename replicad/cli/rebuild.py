@@ -24,8 +24,8 @@ def rebuild(
 ) -> None:
     """Rebuild a replica's catalogs from its segments alone, with the daemon stopped.
 
-    Every frame is read and checked. The old catalog is kept beside the new one; its copies stand in for damaged pieces of
-    the record, as far as it can be read. Exit code 1 when damaged frames were found: everything else is in the new one.
+    Every frame is read and checked. The old catalog is kept beside the new one; its copies stand in for damaged pieces
+    of the record, as far as it can be read. Exit code 1 when damaged frames were found: everything else is there.
     """
     from replicad.work.archive import catalog_path
     from replicad.work.rebuild import rebuild_catalog

@@ -62,8 +62,9 @@ class Database:
         """Open `path`, creating it when absent, and bring its schema to version `len(migrations)`.
 
         `migrations[i]` is the SQL script from version i to i+1. With `readonly` the file must exist and have the
-        current version, or at least `oldest`: the first one that has all that this reader asks for. `remedy` tells the operator what to do about damage. Raises BookDamagedError, DiskFullError,
-        LockedError, ReplicadError (newer version).
+        current version, or at least `oldest`: the first one that has all that this reader asks for. `remedy` tells
+        the operator what to do about damage. Raises BookDamagedError, DiskFullError, LockedError, ReplicadError
+        (newer version).
         """
         _load_checksums()
         self.path, self._remedy = path, remedy

@@ -40,6 +40,7 @@ from replicad.store.format import (
     parse_header_untrusted,
     split_frames,
 )
+from replicad.system.ahead import ReadAhead
 from replicad.system.disk import ALIGN_BYTES, READ_BUFFER_BYTES, Appender, Disk, Reader, align_down
 
 OPEN_SEGMENTS = 16
@@ -200,14 +201,16 @@ class SegmentScan:
         store: bytes | None,
         end: int | None = None,
         settled: Sequence[tuple[int, int]] = (),
+        ahead: bool = False,
     ) -> None:
         """`last`: whether it is the store's last segment (only there a write may be torn). `store`: the uuid that its
         header must carry, when known. `end`: look no further; what is before it was acknowledged, so nothing is torn
-        and no seal need stand there. `settled`: (offset, length) of places whose blocks were stored anew elsewhere: what
-        stands there is passed over and nothing is said of it."""
+        and no seal need stand there. `settled`: (offset, length) of places whose blocks were stored anew elsewhere:
+        what stands there is passed over and nothing is said of it. `ahead`: a thread reads while frames are checked."""
         self._reader, self._segment, self._last, self._store = reader, start.segment, last, store
         self._at, self._size = start.offset, reader.size if end is None else min(reader.size, end)
         self._bounded, self._settled = end is not None, settled
+        self._ahead = ReadAhead(reader, self._size, 2 * MAX_FRAME_BYTES) if ahead else None
         self._frames, self._digest = start.frames, start.digest
         self._unreadable = False
         self.certain = True
@@ -225,6 +228,8 @@ class SegmentScan:
 
     def close(self) -> None:
         """Close the file."""
+        if self._ahead:
+            self._ahead.close()
         self._reader.close()
 
     @property
@@ -234,7 +239,7 @@ class SegmentScan:
 
     def __iter__(self) -> Iterator[Found]:
         while self._at < self._size:
-            base, view = self._at, self._window(self._at)
+            base, view = self._at, self._frames_from(self._at)
             while self._at < base + len(view):
                 try:
                     frame = parse_frame(view, self._at - base, base)
@@ -380,6 +385,17 @@ class SegmentScan:
         except FrameError:
             return len(view) < HEADER_BYTES or _has_unwritten_sector(view, start)
         return len(frame.payload) < frame.stored or _has_unwritten_sector(view, start)
+
+    def _frames_from(self, at: int) -> memoryview:
+        """A window that holds the frame at `at` as a whole, and what is there of those behind it."""
+        if self._ahead is None:
+            return self._window(at)
+        try:
+            view = self._ahead.window(at, HEADER_BYTES)
+            needed = max(claimed_sizes(view), default=0)
+            return view if needed <= len(view) else self._ahead.window(at, needed)
+        except ReplicadError:
+            return self._window(at)
 
     def _window(self, at: int) -> memoryview:
         size = min(READ_BUFFER_BYTES - ALIGN_BYTES, self._size - at)

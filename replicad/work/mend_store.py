@@ -1,7 +1,7 @@
 """Mend the store: what becomes of findings on a replica's disk, from the first question to the receipt.
 
-**Owns** the way of a case: the primary says what it makes of the bad bytes and what it holds (`testimony`), the verdict is
-given, the remedy is carried out (`mend`), the result is read again from the medium, a receipt is written. Guards come
+**Owns** the way of a case: the primary says what it makes of the bad bytes and what it holds (`testimony`), the verdict
+is given, the remedy is carried out (`mend`), the result is read again from the medium, a receipt is written. Guards come
 first: `repair = "ask"` waits for a person, too many repairs within an hour open the breaker, and while a session has
 unsealed work in the archive nothing is touched. Every step stands in the book before the next one is taken.
 
@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 
@@ -23,10 +23,10 @@ from replicad.db.findings import Findings
 from replicad.db.inventory import Expected, Inventory
 from replicad.link.messages import MAX_SEEN_BYTES, MAX_WANTS, Want
 from replicad.model.block import checksum
-from replicad.model.divergence import Divergence, Event, Part, Receipt, Side, State, differing_bits
-from replicad.model.errors import BookDamagedError, DiskFullError, ReplicadError, StoreDamagedError
+from replicad.model.divergence import Divergence, Part, Receipt, State, differing_bits
+from replicad.model.errors import BookDamagedError, ReplicadError, StoreDamagedError
 from replicad.model.remedy import Remedy, remedy_for
-from replicad.model.verdict import Sight, Witness, Writing, judge
+from replicad.model.verdict import Evidence, Sight, Witness, Writing, judge
 from replicad.store.format import HEADER_BYTES, Frame, FrameError, frame_header
 from replicad.store.segments import segment_path
 from replicad.system.clock import Clock
@@ -58,6 +58,7 @@ LOOKS_TO_BE_WELL = 2
 """How often in a row a place must read well, in looks apart, before a finding about it is gone."""
 
 Result = TypeVar("Result")
+_Step = Callable[["StoreMender", Divergence, Sequence[bytes]], Divergence]
 
 
 class StoreMender:
@@ -165,7 +166,7 @@ class StoreMender:
             evidence = msgspec.structs.replace(evidence, primary=sight, writing=writing)
         return self._judged(known, evidence)
 
-    def _judged(self, known: Divergence, evidence: object) -> Divergence:
+    def _judged(self, known: Divergence, evidence: Evidence) -> Divergence:
         after = msgspec.structs.replace(known, evidence=evidence)
         after = msgspec.structs.replace(after, verdict=judge(after.evidence))
         if after == known:
@@ -183,8 +184,11 @@ class StoreMender:
         remedy = remedy_for(found.part, found.verdict)
         if found.state is not State.OPEN or remedy not in self._REMEDIES:
             return found
-        if held := self._held(len(found.blocks), ordered):
+        count = len(found.blocks) if remedy is Remedy.MEND_REPLICA else 1
+        if held := self._held(count, ordered):
             return self._noted(found, held)
+        if _is_lost_record(found) and not ordered:
+            return self._noted(found, "waiting for a person: a repair reads all segments again, in case it is back")
         if not self._archive.is_settled:
             return self._noted(found, WAITING)
         try:
@@ -297,11 +301,12 @@ class StoreMender:
 
     def _lay(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
         """Lay the segment anew; what is left of it are blocks, which become findings of their own."""
-        if found.part is Part.RECORD and not found.length:
+        if _is_lost_record(found):
             return self._rebuild(found, frames)  # what a replay missed: it is there by now, or it is lost
         if self._is_unknown(found):
             return self._settle_unknown(found)
         number = found.number
+        was_missed = any(damage.segment == number for damage in self._archive.damage)
         laid = lay_segment(self._archive, self._disk, self._quarantine, number)
         self._receipt(found, Remedy.LAY_SEGMENT, "repaired", detail=laid.kept and f"the old file is {laid.kept}")
         wrongs = [wrong for wrong in laid.left if not wrong.is_transient]
@@ -313,8 +318,8 @@ class StoreMender:
         for other in self._book.open_ones():
             if other.number == number and other.part in _LAID and other.id != found.id and not self._is_unknown(other):
                 self._write(other, text, state=State.REPAIRED)
-        if self._archive.inventory.lost:
-            self._rebuild_quietly()
+        if was_missed and self._archive.inventory.lost:
+            rebuild_book(self._archive, self._disk)  # what snapshots lack may stand in this segment again
         return after
 
     def _is_unknown(self, found: Divergence) -> bool:
@@ -337,21 +342,13 @@ class StoreMender:
         rebuild_book(self._archive, self._disk)
         structure = check_structure(self._archive.inventory)
         lines = {(damage.segment, damage.offset) for damage in self._archive.damage}
-        if structure.pages or structure.false or (found.part is Part.RECORD and (found.number, found.offset) in lines):
-            text = (structure.pages + structure.false or ["the same is lost as before"])[0]
+        if structure.pages or structure.false or (_is_lost_record(found) and (found.number, found.offset) in lines):
+            text = [*structure.pages, *structure.false, "the same is lost as before"][0]
             raise StoreDamagedError(f"the catalog was made anew, and: {text}")
         self._receipt(found, Remedy.REBUILD_BOOK, "repaired", detail="the old catalog is catalog.db.old")
         return self._write(found, "repaired: the catalog was made anew from the segments", state=State.REPAIRED)
 
-    def _rebuild_quietly(self) -> None:
-        """Snapshots lack pieces of the record that may be readable again: take them in."""
-        try:
-            rebuild_book(self._archive, self._disk)
-        except ReplicadError:
-            self._recover()
-            raise
-
-    _REMEDIES: dict[Remedy, Callable[[StoreMender, Divergence, Sequence[bytes]], Divergence]] = {
+    _REMEDIES: ClassVar[dict[Remedy, _Step]] = {
         Remedy.MEND_REPLICA: _mend_blocks,
         Remedy.LAY_SEGMENT: _lay,
         Remedy.REBUILD_BOOK: _rebuild,
@@ -392,9 +389,12 @@ class StoreMender:
         return self._write(found, "the catalog was made anew and lacks nothing there", state=State.GONE)
 
     def _is_well(self, found: Divergence) -> bool:
-        """Check the whole segment: whether nothing of this finding is found again."""
+        """Whether nothing of this finding is found again; of the whole segment, when what should stand is unknown."""
         inventory = Inventory.open(catalog_path(self._directory))
         try:
+            items = list(inventory.expected(found.number, found.offset, _end(found)))
+            if items and found.part is not Part.SEGMENT:
+                return places_read_well(self._directory, self._disk, found.number, items)
             path, store = segment_path(self._directory, found.number), self._archive.store.owner.store
             checked = SegmentCheck(inventory, self._disk, path, found.number, store, grows=True).run()
         except FileNotFoundError:
@@ -484,9 +484,14 @@ def _together(sights: Sequence[Sight]) -> Sight:
     return next(sight for sight in _GRAVITY if sight in sights)
 
 
+def _is_lost_record(found: Divergence) -> bool:
+    """Whether it is something that a replay missed, which no place in a segment stands for."""
+    return found.part is Part.RECORD and not found.length
+
+
 def _touches(wrong: Wrong, found: Divergence) -> bool:
     if Part.SEGMENT in (wrong.part, found.part):
-        return wrong.part is found.part or wrong.length == 0 or found.part is Part.BLOCK
+        return True
     return wrong.offset < _end(found) and found.offset < wrong.offset + wrong.length
 
 

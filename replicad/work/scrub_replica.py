@@ -23,14 +23,13 @@ from replicad.db.inventory import Inventory
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.errors import BookDamagedError, ReplicadError
 from replicad.model.position import Position
-from replicad.model.verdict import Sight
 from replicad.store.segments import segment_numbers, segment_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.harm import Harm, harm_of
 from replicad.work.quarantine import Quarantine
-from replicad.work.segment_check import Checked, SegmentCheck, Wrong, missing_segment
+from replicad.work.segment_check import Checked, SegmentCheck, Wrong, missing_segment, strange_segment
 from replicad.work.store_findings import Seen, StoreFindings
 from replicad.work.structure_check import Structure, check_structure
 from replicad.work.surface import Extent, Verified
@@ -135,16 +134,17 @@ class ReplicaSurface:
         try:
             structure, harm = await asyncio.to_thread(self._check_structure)
         except BookDamagedError as error:
-            told = await self._in_shelf(lambda: self._book.report_book([error.what], is_unreadable=True))
-            return Verified(units=1, found=found + len(told))
+            structure, harm = Structure(pages=[error.what]), Harm()
         if structure.pages or structure.false:
             texts, is_unreadable = structure.pages or structure.false, bool(structure.pages)
             found += len(await self._in_shelf(lambda: self._book.report_book(texts, is_unreadable=is_unreadable)))
         if structure.missing:
             told = await self._in_shelf(lambda: self._report_missing(structure.missing, harm))
             found += len(told)
-        found += await self._in_shelf(self._report_strangers)
-        return Verified(units=1, found=found)
+        strangers = await self._in_shelf(self._strangers)
+        wrongs = await asyncio.to_thread(self._look_at, strangers)
+        told = await self._in_shelf(lambda: self._book.report([Seen(wrong, "media") for wrong in wrongs]))
+        return Verified(units=1, found=found + len(told))
 
     # what there is
 
@@ -196,8 +196,7 @@ class ReplicaSurface:
             try:
                 outcome = await asyncio.to_thread(self._check, number, goes_on, grows)
             except BookDamagedError as error:
-                texts = [error.what]
-                await self._in_shelf(lambda: self._book.report_book(texts, is_unreadable=True))
+                await self._in_shelf(partial(self._book.report_book, [error.what], is_unreadable=True))
                 raise
             count = await self._in_shelf(partial(self._take, number, outcome, goes_on, laid))
             if count is not None:
@@ -275,23 +274,14 @@ class ReplicaSurface:
         lines = [damage for damage in self._archive.damage if not damage.length and damage.offset]
         return len(self._book.report_damage(lines))
 
-    def _report_strangers(self) -> int:
+    def _strangers(self) -> list[int]:
         """Segments behind the last one; those before it are units, there or not."""
         if not self._archive.is_settled:
-            return 0
-        wrongs = [
-            Wrong(
-                number,
-                0,
-                self._size_of(number),
-                Part.SEGMENT,
-                "no segment of this number was written here",
-                Sight.DIFFERS,
-            )
-            for number in segment_numbers(self._directory)
-            if number > self._archive.store.position.segment
-        ]
-        return len(self._book.report([Seen(wrong, "media") for wrong in wrongs]))
+            return []
+        return [n for n in segment_numbers(self._directory) if n > self._archive.store.position.segment]
+
+    def _look_at(self, numbers: list[int]) -> list[Wrong]:
+        return [strange_segment(self._disk, segment_path(self._directory, number), number) for number in numbers]
 
     async def _in_shelf(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)

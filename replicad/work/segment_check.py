@@ -114,11 +114,14 @@ class SegmentCheck:
         reader = self._disk.open_read(self._path)
         try:
             scan = SegmentScan(
-                reader, self._start, last=False, store=self._store, end=self._length, settled=self._settled
+                reader, self._start, last=False, store=self._store, end=self._length, settled=self._settled, ahead=True
             )
-            self._scan(scan)
-            self._conclude(scan, reader)
-            self._checked.media = reader.direct
+            try:
+                self._scan(scan)
+                self._conclude(scan, reader)
+                self._checked.media = reader.direct
+            finally:
+                scan.close()
         finally:
             reader.close()
         return self._checked
@@ -263,23 +266,13 @@ class SegmentCheck:
 
     def _looked_at(self, wrong: Wrong) -> Wrong:
         """The same with what two more looks gave, through a file opened anew."""
-        size = min(wrong.length, MAX_SEEN_BYTES)
         reader = self._disk.open_read(self._path)
         try:
-            size = max(0, min(size, reader.size - wrong.offset))
-            first, is_readable = _read(reader, wrong.offset, size)
-            again, _ = _read(reader, wrong.offset, size)
-            is_well = wrong.part is not Part.SEGMENT and self._reads_well(wrong, reader)
+            if wrong.part is not Part.SEGMENT and self._reads_well(wrong, reader):
+                return replace(wrong, is_transient=True)
+            return _with_sight(wrong, reader)
         finally:
             reader.close()
-        if is_well:
-            return replace(wrong, is_transient=True)
-        if not is_readable:
-            return replace(wrong, sight=Sight.UNREADABLE)
-        if first != again:
-            return replace(wrong, seen=again)
-        nothing = not any(first) or (wrong.part is Part.SEGMENT and wrong.offset > 0)
-        return replace(wrong, seen=first, sight=Sight.ABSENT if nothing else Sight.DIFFERS)
 
     def _reads_well(self, wrong: Wrong, reader: Reader) -> bool:
         if not wrong.items:
@@ -301,6 +294,16 @@ def reads_as(reader: Reader, item: Expected) -> bool:
     except (FrameError, ReplicadError):
         return False
     return _seen(frame) == item[1:]
+
+
+def strange_segment(disk: Disk, path: Path, number: int) -> Wrong:
+    """A segment that nobody here has written. Raises FileNotFoundError, ReplicadError."""
+    reader = disk.open_read(path)
+    try:
+        text = "no segment of this number was ever written here"
+        return _with_sight(Wrong(number, 0, reader.size, Part.SEGMENT, text, Sight.DIFFERS), reader)
+    finally:
+        reader.close()
 
 
 def missing_segment(inventory: Inventory, number: int) -> Wrong:
@@ -337,6 +340,19 @@ def _end(item: Expected) -> int:
 def _all_of(runs: Sequence[Sequence[Expected]]) -> list[Expected]:
     """The blocks among them."""
     return [item for run in runs for item in run if item.id]
+
+
+def _with_sight(wrong: Wrong, reader: Reader) -> Wrong:
+    """What two looks in a row give: the same twice, or it is not known what stands there."""
+    size = max(0, min(wrong.length, MAX_SEEN_BYTES, reader.size - wrong.offset))
+    first, is_readable = _read(reader, wrong.offset, size)
+    again, _ = _read(reader, wrong.offset, size)
+    if not is_readable:
+        return replace(wrong, sight=Sight.UNREADABLE)
+    if first != again:
+        return replace(wrong, seen=again, sight=Sight.UNKNOWN)
+    is_absent = not any(first) or (wrong.part is Part.SEGMENT and wrong.offset > 0)
+    return replace(wrong, seen=first, sight=Sight.ABSENT if is_absent else Sight.DIFFERS)
 
 
 def _read(reader: Reader, offset: int, size: int) -> tuple[bytes, bool]:

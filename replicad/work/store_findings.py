@@ -9,11 +9,12 @@ bytes keeps everything that was learned since; what a person has acknowledged is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from replicad.db.findings import Findings
+from replicad.db.inventory import Inventory
 from replicad.model.block import checksum
 from replicad.model.divergence import Divergence, Event, Look, Part, Side, State, differing_bits
 from replicad.model.verdict import Books, Evidence, Sight, judge
@@ -24,7 +25,6 @@ from replicad.work.quarantine import Quarantine
 from replicad.work.segment_check import Wrong
 
 BOOK_KEY = "book:catalog"
-_NO_HARM = Harm()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Seen:
     wrong: Wrong
     source: str
     """"media" or "cache"."""
-    harm: Harm = _NO_HARM
+    harm: Harm = field(default_factory=Harm)
     expected: bytes = b""
     """The very bytes that should stand there, when the catalog has a copy."""
 
@@ -84,6 +84,13 @@ class StoreFindings:
         what = texts[0] if len(texts) == 1 else f"{texts[0]} (and {len(texts) - 1} more)"
         evidence = Evidence(primary=Sight.ABSENT, replica=sight)
         return self._remember([(self._divergence(BOOK_KEY, Part.BOOK, what, evidence, path=b"catalog.db"), None)])
+
+    def settle_book(self, inventory: Inventory) -> None:
+        """A catalog that was found damaged and has been put right meanwhile, by a rebuild, is no finding any more."""
+        for found in self.open_ones():
+            if found.part is Part.BOOK and not inventory.verify():
+                text = "the catalog was put right while nobody worked on the store"
+                self._findings.update(found.with_event(self._clock.now_ns(), text, state=State.GONE))
 
     def report_damage(self, damages: Sequence[Damage]) -> list[Divergence]:
         """Tell what replays could not take in because something before it was damaged."""
