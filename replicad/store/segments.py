@@ -86,6 +86,15 @@ class Made:
     frame: bytes
 
 
+def foreign(header: SegmentHeader, number: int, store: bytes | None) -> str:
+    """Why a header does not belong into the file of segment `number`, or ""."""
+    if header.number != number:
+        return f"file of segment {number} holds segment {header.number}"
+    if store and header.store != store:
+        return f"segment belongs to another store, of {header.client}/{header.dataset}"
+    return ""
+
+
 def covers(ranges: Iterable[tuple[int, int]], offset: int, length: int) -> bool:
     """Whether ascending (offset, length) ranges hold all of some bytes, of which there is at least one."""
     at = offset
@@ -276,12 +285,13 @@ class SegmentScan:
             if NO_DIGEST not in (self._digest, self.header.previous) and self._digest != self.header.previous:
                 yield self._damage(0, 0, f"does not follow the end of segment {self._segment - 1}")
             self._digest = self.header.previous
-        if problem:
+        is_settled = self._is_settled(frame.offset, frame.end - frame.offset)
+        if problem and not is_settled:
             yield self._damage(frame.offset, frame.end - frame.offset, problem)
         self._at = frame.end
         self._frames += 1
         self._digest = advance_digest(self._digest, frame.checksum)
-        if self._is_settled(frame.offset, frame.end - frame.offset):
+        if is_settled:
             self.damaged = True  # a whole frame, but not the one that was written here: the seal counts another
         elif not problem or frame.type == FrameType.SEAL:  # a seal that counts wrongly says so of what is before it
             yield frame
@@ -294,7 +304,7 @@ class SegmentScan:
         try:
             if frame.offset == 0:
                 self.header = decode_segment_header(frame)
-                return self._foreign(self.header)
+                return foreign(self.header, self._segment, self._store)
             if frame.type == FrameType.SEAL and self.certain:
                 self.sealed = decode_segment_seal(frame)
                 expected = SegmentSeal(self._frames, frame.offset, self._digest)
@@ -302,13 +312,6 @@ class SegmentScan:
         except FrameError as error:
             return str(error)
         return "a header frame in the middle" if frame.type == FrameType.HEADER else ""
-
-    def _foreign(self, header: SegmentHeader) -> str:
-        if header.number != self._segment:
-            return f"file of segment {self._segment} holds segment {header.number}"
-        if self._store and header.store != self._store:
-            return f"segment belongs to another store, of {header.client}/{header.dataset}"
-        return ""
 
     def _judge(self, reason: str) -> Damage | Torn:
         """What is not a valid frame at the current place: damage up to the next valid frame, or a torn end."""

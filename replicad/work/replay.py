@@ -114,6 +114,9 @@ class Replay:
 
     def _segment(self, begin: Position, *, last: bool) -> Position:
         """Replay one segment from `begin` on; where the next frames belong."""
+        if begin.offset and (problem := self.store.foreign(begin.segment)):
+            self._note(Damage(begin.segment, 0, begin.offset, problem))
+            return Position(begin.segment + 1)
         scan = self.store.scan(begin, last=last, settled=self.catalog.mended(begin.segment))
         try:
             self._check_length(scan, begin)

@@ -33,7 +33,7 @@ from replicad.work.segment_check import Checked, SegmentCheck, Wrong, missing_se
 from replicad.work.store_findings import Seen, StoreFindings
 from replicad.work.structure_check import Structure, check_structure
 from replicad.work.surface import Extent, Verified
-from replicad.work.upkeep import remember_verified
+from replicad.work.upkeep import is_missed, remember_verified
 
 Result = TypeVar("Result")
 
@@ -271,8 +271,7 @@ class ReplicaSurface:
     def _report_damage(self) -> int:
         """What replays found. Bytes that are damaged are found again by the verification of their segment, which is
         due; what is missing only shows in what replays say."""
-        lines = [damage for damage in self._archive.damage if not damage.length and damage.offset]
-        return len(self._book.report_damage(lines))
+        return len(self._book.report_damage([damage for damage in self._archive.damage if is_missed(damage)]))
 
     def _strangers(self) -> list[int]:
         """Segments behind the last one; those before it are units, there or not."""

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from replicad.db.catalog import BlockPlace, FrameCopy
+from replicad.db.catalog import BlockPlace, Catalog, FrameCopy
 from replicad.db.inventory import Expected, Inventory
 from replicad.model.divergence import Part
 from replicad.model.errors import ReplicadError, StoreDamagedError
@@ -35,7 +35,7 @@ from replicad.store.format import (
     plain_payload,
     split_frames,
 )
-from replicad.store.segments import segment_numbers, segment_path
+from replicad.store.segments import Damage, segment_numbers, segment_path
 from replicad.system.disk import Appender, Disk, Reader
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.quarantine import Quarantine
@@ -56,12 +56,17 @@ def remember_verified(
     """Note (segment, size, at_ns, source) of verifications; copy frames that an older replicad wrote; forget damage
     that replays once found in segments that are `sound`."""
     copies = [copy for number, places in uncopied.items() for copy in _copies(archive, number, places)]
-    found = [row for row in archive.damage if row.segment in sound and row.length]
+    found = [damage for damage in archive.damage if damage.segment in sound and not is_missed(damage)]
     with archive.upkeep() as (_, catalog):
         catalog.set_scrubbed(rows)
         catalog.add_copies(copies)
         for damage in found:
             catalog.drop_damage(damage.segment, damage.offset, damage.length)
+
+
+def is_missed(damage: Damage) -> bool:
+    """Whether a replay speaks of something that it could not take in, rather than of bytes in a segment."""
+    return bool(damage.offset) and not damage.length
 
 
 def _copies(archive: Archive, number: int, places: Sequence[tuple[int, int]]) -> Iterator[FrameCopy]:
@@ -149,7 +154,7 @@ class Laid:
 
     number: int
     left: tuple[Wrong, ...]
-    """What is still wrong in it: blocks that no source had."""
+    """What is still wrong in it: blocks that no source had, and places of which nobody knows what stood there."""
     kept: str
     """Where the old file is, relative to the store; "" when there was none."""
 
@@ -169,6 +174,8 @@ def lay_segment(archive: Archive, disk: Disk, quarantine: Quarantine, number: in
     with archive.upkeep_of_files() as catalog:
         catalog.add_copies(_write(archive, disk, fresh, number, quarantine))
         left = _checked(archive, disk, fresh, number)
+        if any(wrong.part is Part.SEGMENT for wrong in left):
+            left = _without_gaps(archive, disk, fresh, number, quarantine, catalog)
         kept = quarantine.keep_file(target, _kept_name(target, quarantine)) if target.exists() else None
         disk.rename_durable(fresh, target)
     return Laid(number, tuple(left), str(kept.relative_to(directory)) if kept else "")
@@ -191,18 +198,43 @@ def _kept_name(target: Path, quarantine: Quarantine) -> str:
 
 
 def _checked(archive: Archive, disk: Disk, fresh: Path, number: int) -> list[Wrong]:
-    """What is still wrong in the file that was written: blocks may be, nothing else."""
+    """What is still wrong in the file that was written: blocks may be, and what the catalog knows nothing of."""
     check = SegmentCheck(archive.inventory, disk, fresh, number, archive.store.owner.store)
     checked = check.run()
-    if bad := [wrong.what for wrong in checked.wrongs if wrong.part is not Part.BLOCK] + checked.unknown:
+    if bad := [wrong.what for wrong in checked.wrongs if wrong.items and wrong.part is not Part.BLOCK]:
         fresh.unlink()
         text = f"segment {number} cannot be laid anew: {bad[0]}"
         raise StoreDamagedError(text, where=str(fresh), hint="nothing was changed; the old file stays where it is")
     return checked.wrongs
 
 
-def _write(archive: Archive, disk: Disk, fresh: Path, number: int, quarantine: Quarantine) -> list[FrameCopy]:
-    """Write what belongs into a segment, durably; frames that were added at its end."""
+def _without_gaps(
+    archive: Archive, disk: Disk, fresh: Path, number: int, quarantine: Quarantine, catalog: Catalog
+) -> list[Wrong]:
+    """Once more, without the frames that nothing needs any more: they are not the ones that the seal has counted."""
+    fresh.unlink()
+    gaps: list[tuple[int, int]] = []
+    _write(archive, disk, fresh, number, quarantine, gaps)
+    for offset, length in gaps:
+        catalog.add_mended(number, offset, length, archive.store.now_ns())
+    left = _checked(archive, disk, fresh, number)
+    if any(wrong.part is Part.SEGMENT for wrong in left):
+        fresh.unlink()
+        text = f"segment {number} cannot be laid anew: {left[0].what}"
+        raise StoreDamagedError(text, where=str(fresh), hint="nothing was changed; the old file stays where it is")
+    return left
+
+
+def _write(
+    archive: Archive,
+    disk: Disk,
+    fresh: Path,
+    number: int,
+    quarantine: Quarantine,
+    gaps: list[tuple[int, int]] | None = None,
+) -> list[FrameCopy]:
+    """Write what belongs into a segment, durably; frames that were added at its end. With `gaps`, leave out what the
+    catalog does not know of and say where that is."""
     appender = disk.create(fresh)
     try:
         with ExitStack() as stack:
@@ -210,7 +242,7 @@ def _write(archive: Archive, disk: Disk, fresh: Path, number: int, quarantine: Q
                 stack.enter_context(_Source(path, disk))
                 for path in _files_of(archive.store.directory, disk, number, quarantine)
             ]
-            laying = _Laying(archive.inventory, number, sources, appender)
+            laying = _Laying(archive.inventory, number, sources, appender, gaps)
             laying.run()
             made = laying.end(is_last=number >= archive.checkpoint.segment)
         appender.sync()
@@ -237,7 +269,7 @@ class _Source:
             return None
         return bytes(self._reader.read_at(item.offset, HEADER_BYTES + item.stored))
 
-    def unclaimed(self, at: int, end: int) -> Iterator[tuple[int, bytes]]:
+    def unclaimed(self, at: int, end: int) -> Iterator[bytes]:
         """Whole frames one behind the other in a range, as far as there are any."""
         while at < end:
             try:
@@ -245,15 +277,23 @@ class _Source:
             except (FrameError, ReplicadError):
                 return
             data = bytes(self._reader.read_at(at, frame.end - at))
-            yield at, data
+            yield data
             at = frame.end
 
 
 class _Laying:
     """The frames of one segment, in order, into a new file."""
 
-    def __init__(self, inventory: Inventory, number: int, sources: Sequence[_Source], appender: Appender) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        number: int,
+        sources: Sequence[_Source],
+        appender: Appender,
+        gaps: list[tuple[int, int]] | None,
+    ) -> None:
         self._inventory, self._number, self._sources, self._appender = inventory, number, sources, appender
+        self._gaps = gaps
         self._digest, self._frames, self._sealed = NO_DIGEST, 0, False
 
     def run(self) -> None:
@@ -292,10 +332,13 @@ class _Laying:
 
     def _fill(self, end: int) -> None:
         """What the catalog does not know of: blocks that stand elsewhere too, if they are whole; else zeros."""
-        for source in self._sources:
-            for _, frame in source.unclaimed(self._appender.position, end):
+        start = self._appender.position
+        for source in self._sources if self._gaps is None else ():
+            for frame in source.unclaimed(self._appender.position, end):
                 self._add(frame)
         self._zeros(end)
+        if self._gaps is not None and end > start:
+            self._gaps.append((start, end - start))
 
     def _add(self, data: bytes) -> None:
         frame = parse_frame(data, 0)
