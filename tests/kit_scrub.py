@@ -1,5 +1,5 @@
-"""Kit for scrubbing and mending a store: a store of several small segments, whatever can be done to it, and a primary that
-answers what a real one would be asked."""
+"""Kit for scrubbing and mending a store: a store of several small segments, and a primary that answers what a real one
+would be asked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from replicad.store.format import Frame, FrameType, parse_frame
 from replicad.store.segments import segment_numbers
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
-from replicad.work.archive import Archive, catalog_path
+from replicad.work.archive import catalog_path
 from replicad.work.mend_store import StoreMender
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.scrub_replica import ReplicaSurface
@@ -177,6 +177,22 @@ def dump(catalog: Path) -> dict[str, Sequence[object]]:
         connection.close()
 
 
+def unsettled_changes(rig: Rig, before: dict[int, bytes]) -> bool:
+    """Whether bytes changed since that anybody still needs: outside of what was mended by storing it elsewhere."""
+    now = rig.bytes_of()
+    if now.keys() != before.keys():
+        return True
+    for number, data in now.items():
+        ranges = rig.archive.inventory.mended(number)
+        masked = [bytearray(data), bytearray(before[number])]
+        for one in masked:
+            for offset, length in ranges:
+                one[offset : offset + length] = bytes(len(one[offset : offset + length]))
+        if masked[0] != masked[1]:
+            return True
+    return False
+
+
 def write_at(path: Path, offset: int, data: bytes) -> None:
     """Rot: bytes of a file."""
     with path.open("r+b") as file:
@@ -189,4 +205,4 @@ def repaired(rig: Rig) -> list[Divergence]:
     return [one for one in rig.findings.listed(state=None) if one.state is not State.OPEN]
 
 
-__all__ = ["ALL", "SMALL", "Part", "Rig", "dump", "repaired", "write_at"]
+__all__ = ["ALL", "SMALL", "Part", "Rig", "dump", "repaired", "unsettled_changes", "write_at"]

@@ -1,8 +1,8 @@
 """Ahead: read a file from front to back, the next piece while the last one is being looked at.
 
-Two buffers and one thread: the disk works while the processor checks what it gave. What is left over at a piece's end is
-copied in front of the next one, so that whatever crosses the border lies in one run of memory. **Never** holds more than
-the two buffers, and says of an error only that this way does not work here: who asks reads the place by itself then.
+Two buffers and one thread: the disk works while the processor checks what it gave. What is left over at a piece's end
+is copied in front of the next one, so that whatever crosses the border lies in one run of memory. **Never** holds more
+than the two buffers, and says of an error only that this way does not work here: who asks reads the place alone then.
 """
 
 from __future__ import annotations

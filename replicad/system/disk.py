@@ -361,8 +361,8 @@ class Reader:
             return read_at(self._fd, self._buffer, offset, size)
 
     def read_into(self, buffer: AlignedBuffer, start: int, offset: int, size: int) -> int:
-        """Read `size` bytes from `offset` to `start` in the buffer, all three multiples of ALIGN_BYTES (but `size` at the
-        end of the file); how many there were. Raises ReplicadError when the medium cannot be read."""
+        """Read `size` bytes from `offset` to `start` in the buffer, all three multiples of ALIGN_BYTES (but `size` at
+        the end of the file); how many there were. Raises ReplicadError when the medium cannot be read."""
         room = AlignedBuffer.of(buffer.view[start : start + align_up(size)])
         with errors_at(self.path, "reading"):
             return len(read_at(self._fd, room, offset, size))

@@ -321,7 +321,8 @@ class Archive:
         try:
             exchange()
         finally:
-            self._catalog = Catalog(path)
+            if path.exists():  # else only a new start, which finishes the exchange, makes the archive usable again
+                self._catalog = Catalog(path)
         self._recent.clear()
 
     def read_segment(self, number: int, offset: int, size: int) -> memoryview:
@@ -547,6 +548,11 @@ def catalog_path(directory: Path) -> Path:
     return directory / "catalog.db"
 
 
+def fresh_catalog_path(directory: Path) -> Path:
+    """Where a catalog is made anew before it takes the place of the old one."""
+    return directory / "catalog.new"
+
+
 def _no_catalog(directory: Path) -> BookDamagedError:
     return BookDamagedError("there is no catalog", where=str(catalog_path(directory)), hint="make it: replicad rebuild")
 
@@ -555,7 +561,9 @@ def _open_catalog(directory: Path, client: str | None, dataset: str | None, make
     """The catalog. With `maker` a new one is made, but only where there are no segments that it would have to know.
 
     A new one is durable at once: after a power cut an old state of it is enough to replay from, none is not."""
-    path = catalog_path(directory)
+    path, fresh = catalog_path(directory), fresh_catalog_path(directory)
+    if not path.exists() and fresh.exists() and segment_numbers(directory):
+        Disk().rename_durable(fresh, path)  # a rebuild was cut short; what it had not read yet is replayed
     if not path.exists() and (not maker or segment_numbers(directory)):
         raise _no_catalog(directory)
     catalog = Catalog(path)

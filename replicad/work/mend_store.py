@@ -1,9 +1,9 @@
 """Mend the store: what becomes of findings on a replica's disk, from the first question to the receipt.
 
 **Owns** the way of a case: the primary says what it makes of the bad bytes and what it holds (`testimony`), the verdict
-is given, the remedy is carried out (`mend`), the result is read again from the medium, a receipt is written. Guards come
-first: `repair = "ask"` waits for a person, too many repairs within an hour open the breaker, and while a session has
-unsealed work in the archive nothing is touched. Every step stands in the book before the next one is taken.
+is given, the remedy is carried out (`mend`), the result is read again from the medium, a receipt is written. Guards
+come first: `repair = "ask"` waits for a person, too many repairs within an hour open the breaker, and while a session
+has unsealed work in the archive nothing is touched.
 
 **Never** trusts a frame: checksum, decompression and BLAKE3 prove it, and only blocks that are damaged here are taken.
 """
@@ -224,8 +224,12 @@ class StoreMender:
         """Append the blocks that the primary has proven; the rest stays open with what is known of it."""
         inventory = self._archive.inventory
         damaged = self._still_damaged(found, inventory)
-        if damaged:
-            found = self._append(found, frames, damaged)
+        try:
+            proven = prove(frames, set(damaged))
+        except FrameError as error:
+            return self._noted(found, f"what was sent cannot repair it: {error}")
+        if proven:
+            found = self._append(found, proven, damaged)
         left = self._still_damaged(found, inventory)
         if left:
             return self._narrowed(found, left)
@@ -234,14 +238,9 @@ class StoreMender:
         return self._write(found, "repaired: every block of it was stored anew and read again", state=State.REPAIRED)
 
     def _append(
-        self, found: Divergence, frames: Sequence[bytes], damaged: dict[bytes, BlockPlace | None]
+        self, found: Divergence, proven: dict[bytes, Frame], damaged: dict[bytes, BlockPlace | None]
     ) -> Divergence:
-        try:
-            proven = prove(frames, set(damaged))
-        except FrameError as error:
-            return self._write(found, f"what was sent cannot repair it: {error}")
-        if not proven:
-            return found
+        """Store proven blocks, and note which places need no word any more."""
         raw = {name: _raw(frame) for name, frame in proven.items()}
         old = self._quarantine.read(found.quarantine, MAX_SEEN_BYTES)
         kept = _item_ranges(damaged)

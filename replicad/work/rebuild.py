@@ -25,7 +25,7 @@ from replicad.store.store import Owner, Store, check_names
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.system.logs import logger
-from replicad.work.archive import catalog_path
+from replicad.work.archive import catalog_path, fresh_catalog_path
 from replicad.work.replay import Progress, Replay
 
 log = logger("work.rebuild")
@@ -66,7 +66,7 @@ def rebuild_catalog(
     if not segment_numbers(directory):
         raise UsageError("holds no segments to rebuild a catalog from", where=str(directory))
     disk = disk or Disk()
-    target = into or directory / "catalog.new"
+    target = into or fresh_catalog_path(directory)
     with _alone(directory, needed=into is None and not locked), _Knowledge(knowing) as known:
         _remove(target)
         rebuilt = _fill(directory, target, disk, known, readonly=into is not None, progress=progress)

@@ -123,6 +123,7 @@ class ReplicaSurface:
             units, found = units + 1, found + count
             media += checked.size if checked.media else 0
             cache += 0 if checked.media else checked.size
+        await self._in_shelf(self._refresh)
         if doubts and not units:
             raise ReplicadError(doubts[0], where=str(self._directory), hint="it is tried again")
         return Verified(media, cache, units, found, tuple(doubts))

@@ -197,10 +197,10 @@ class SegmentCheck:
         checked.end = scan.position
         if scan.foreign:
             self._add(0, reader.size, Part.SEGMENT, self._damages[0].reason, _all_of(runs))
-        elif runs and self._is_proven(scan):
-            checked.unknown += [
-                f"{_name(run[0])} is not in segment {self._number} at byte {run[0].offset}" for run in runs
-            ]
+        elif self._is_proven(scan):
+            where = f"is not in segment {self._number} at byte"
+            checked.unknown += [f"{_name(run[0])} {where} {run[0].offset}" for run in runs]
+            self._conclude_rest(scan, reader.size)
         else:
             checked.unknown.clear()
             self._conclude_runs(runs, reader.size)

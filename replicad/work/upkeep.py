@@ -102,23 +102,21 @@ def prove(frames: Sequence[bytes], wanted: set[bytes]) -> dict[bytes, Frame]:
 
 
 def append_blocks(archive: Archive, disk: Disk, proven: Sequence[Frame], raw: Sequence[bytes]) -> list[Appended]:
-    """Append proven frames, durably, and have the catalog point to them; then read them again from the medium.
+    """Append proven frames durably, read them again from the medium, and have the catalog point to those that are well.
 
-    Those that do not read well are left out. Raises DiskFullError with nothing changed, ReplicadError."""
+    Raises DiskFullError with nothing changed, ReplicadError."""
     archive.store.check_room(sum(map(len, raw)))
-    places: list[BlockPlace] = []
+    done: list[Appended] = []
     with archive.upkeep() as (store, catalog):
         for frame, data in zip(proven, raw, strict=True):
             segment, offset = store.append(data, [frame.checksum])
-            places.append(BlockPlace(frame.id, segment, offset, frame.stored, frame.plain))
+            place = BlockPlace(frame.id, segment, offset, frame.stored, frame.plain)
+            done.append(Appended(place, frame.checksum))
         store.sync()
-        catalog.add_blocks(places)
-    archive.trust(frame.id for frame in proven)
-    return [
-        Appended(place, frame.checksum)
-        for place, frame in zip(places, proven, strict=True)
-        if _stands(archive.store.directory, disk, place)
-    ]
+        done = [one for one in done if _stands(store.directory, disk, one.place)]
+        catalog.add_blocks([one.place for one in done])
+    archive.trust(one.place.id for one in done)
+    return done
 
 
 def note_mended(archive: Archive, segment: int, ranges: Sequence[tuple[int, int]], at_ns: int) -> None:
