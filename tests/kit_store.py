@@ -22,7 +22,7 @@ from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
 from replicad.store.format import FrameType, encode_frame, encode_plain, plain_payload, split_frames
 from replicad.store.segments import segment_path
 from replicad.system.compress import compress
-from replicad.system.disk import Disk, Reader
+from replicad.system.disk import AlignedBuffer, Disk, Reader
 from replicad.work.archive import Archive, ArchiveReader
 
 CLIENT, DATASET = "ams1", "www"
@@ -97,9 +97,16 @@ class _FaultyReader(Reader):
         self._bad = {page for name, page in unreadable if name == path.name}
 
     def read_at(self, offset: int, size: int) -> memoryview:
+        self._check(offset, size)
+        return super().read_at(offset, size)
+
+    def read_into(self, buffer: AlignedBuffer, start: int, offset: int, size: int) -> int:
+        self._check(offset, size)
+        return super().read_into(buffer, start, offset, size)
+
+    def _check(self, offset: int, size: int) -> None:
         if any(offset // PAGE <= page <= (offset + size - 1) // PAGE for page in self._bad):
             raise ReplicadError("error while reading: Input/output error", where=str(self.path))
-        return super().read_at(offset, size)
 
 
 class Clock:

@@ -24,9 +24,10 @@ def rebuild(
 ) -> None:
     """Rebuild a replica's catalogs from its segments alone, with the daemon stopped.
 
-    Every frame is read and checked. The old catalog is kept beside the new one. Exit code 1 when damaged frames were
-    found: everything else is in the new catalog.
+    Every frame is read and checked. The old catalog is kept beside the new one; its copies stand in for damaged pieces
+    of the record, as far as it can be read. Exit code 1 when damaged frames were found: everything else is there.
     """
+    from replicad.work.archive import catalog_path
     from replicad.work.rebuild import rebuild_catalog
 
     found = []
@@ -38,7 +39,7 @@ def rebuild(
                 bar.total = total
                 bar.update(done)
 
-            done = rebuild_catalog(directory, progress=show)
+            done = rebuild_catalog(directory, progress=show, knowing=catalog_path(directory))
         found.append(done)
         if not json:
             kept = f"; the old catalog is kept as {done.kept.name}" if done.kept else ""

@@ -51,9 +51,23 @@ MIGRATIONS = (
         PRIMARY KEY(segment, offset)) WITHOUT ROWID;
     INSERT INTO directory VALUES(1, 0, x'');
     """,
+    """
+    CREATE INDEX block_place ON block(segment, offset, stored, plain);
+    CREATE TABLE frame_copy(
+        segment INTEGER NOT NULL, offset INTEGER NOT NULL, stored INTEGER NOT NULL, head BLOB NOT NULL, payload BLOB,
+        UNIQUE(segment, offset));
+    CREATE TABLE mended(
+        segment INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL, at_ns INTEGER NOT NULL,
+        PRIMARY KEY(segment, offset)) WITHOUT ROWID;
+    CREATE TABLE scrubbed(
+        segment INTEGER PRIMARY KEY, size INTEGER NOT NULL, at_ns INTEGER NOT NULL, source TEXT NOT NULL);
+    INSERT INTO meta SELECT 'uncopied_' || key, value FROM meta WHERE key IN ('segment', 'offset');
+    """,
 )
-"""Version history: 1 = first."""
+"""Version history: 1 = first; 2 = copies of the frames that are no blocks, places of blocks by segment, what was mended
+and when each segment was verified."""
 
+MENDED = "SELECT offset, length FROM mended WHERE segment = ? ORDER BY offset"
 ROOT = 1
 """Id of the dataset's root directory; its own entry stands in it with an empty name."""
 LOOKUP_ROWS = 128
@@ -71,6 +85,23 @@ class BlockPlace(NamedTuple):
     offset: int
     stored: int
     plain: int
+
+
+class FrameCopy(NamedTuple):
+    """A frame that is no block, bit for bit, so that the store's own structure can be laid anew."""
+
+    segment: int
+    offset: int
+    stored: int
+    """Bytes of the payload."""
+    head: bytes
+    payload: bytes | None
+    """None: zeros, as in a pad."""
+
+    @property
+    def frame(self) -> bytes:
+        """The whole frame."""
+        return self.head + (bytes(self.stored) if self.payload is None else self.payload)
 
 
 class Extra(msgspec.Struct, frozen=True, array_like=True):
@@ -165,6 +196,37 @@ class Catalog:
         self._begin()
         self._db.execute("INSERT OR REPLACE INTO damage VALUES(?, ?, ?, ?)", (segment, offset, length, reason))
 
+    def drop_damage(self, segment: int, offset: int, length: int) -> None:
+        """Damage that begins within these bytes is settled."""
+        self._begin()
+        where = "segment = ? AND offset >= ? AND offset < ?"
+        self._db.execute(f"DELETE FROM damage WHERE {where}", (segment, offset, offset + max(1, length)))
+
+    def add_copies(self, copies: Sequence[FrameCopy]) -> None:
+        """Keep frames that are no blocks."""
+        self._begin()
+        self._db.executemany("INSERT OR REPLACE INTO frame_copy VALUES(?, ?, ?, ?, ?)", copies)
+
+    def add_mended(self, segment: int, offset: int, length: int, at_ns: int) -> None:
+        """What is damaged in these bytes was stored anew elsewhere: nothing is said of them any more."""
+        self._begin()
+        self._db.execute("INSERT OR REPLACE INTO mended VALUES(?, ?, ?, ?)", (segment, offset, length, at_ns))
+        self.drop_damage(segment, offset, length)
+
+    def mended(self, segment: int) -> list[tuple[int, int]]:
+        """(offset, length) of what was mended in a segment, ascending."""
+        return [(o, n) for o, n in self._db.all(MENDED, (segment,))]
+
+    def set_scrubbed(self, rows: Sequence[tuple[int, int, int, str]]) -> None:
+        """Remember (segment, size, at_ns, source) of verifications."""
+        self._begin()
+        self._db.executemany("INSERT OR REPLACE INTO scrubbed VALUES(?, ?, ?, ?)", rows)
+
+    @property
+    def database(self) -> Database:
+        """The connection, for questions of db/inventory.py that must see what is not committed yet."""
+        return self._db
+
     def damage(self) -> list[tuple[int, int, int, str]]:
         """(segment, offset, length, reason) of all damage remembered."""
         return [(s, o, n, r) for s, o, n, r in self._db.rows("SELECT segment, offset, length, reason FROM damage")]
@@ -182,7 +244,7 @@ class Catalog:
         self._ordinal += 1
 
     def keep(self, checkpoint: Position) -> None:
-        """Commit what was written, without a snapshot: only blocks and damage may have been."""
+        """Commit what was written, without a snapshot: anything but operations may have been."""
         self._begin()
         at = checkpoint
         self._set_meta(

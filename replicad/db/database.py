@@ -53,18 +53,27 @@ def _load_checksums() -> None:
 class Database:
     """One connection to one page-checksummed SQLite file."""
 
-    def __init__(self, path: Path, migrations: Sequence[str], *, readonly: bool = False, remedy: str = REBUILD) -> None:
+    def __init__(
+        self,
+        path: Path,
+        migrations: Sequence[str],
+        *,
+        readonly: bool = False,
+        oldest: int | None = None,
+        remedy: str = REBUILD,
+    ) -> None:
         """Open `path`, creating it when absent, and bring its schema to version `len(migrations)`.
 
         `migrations[i]` is the SQL script from version i to i+1. With `readonly` the file must exist and have the
-        current version. `remedy` tells the operator what to do about damage. Raises BookDamagedError, DiskFullError,
-        LockedError, ReplicadError (newer version).
+        current version, or at least `oldest`: the first one that has all that this reader asks for. `remedy` tells
+        the operator what to do about damage. Raises BookDamagedError, DiskFullError, LockedError, ReplicadError
+        (newer version).
         """
         _load_checksums()
         self.path, self._remedy = path, remedy
         try:
             self._connection = self._open(path, readonly)
-            self._migrate(migrations, readonly)
+            self._migrate(migrations, readonly, len(migrations) if oldest is None else oldest)
         except apsw.Error as error:
             raise self._mapped(error) from error
 
@@ -93,15 +102,15 @@ class Database:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("VACUUM")
 
-    def _migrate(self, migrations: Sequence[str], readonly: bool) -> None:
+    def _migrate(self, migrations: Sequence[str], readonly: bool, oldest: int) -> None:
         version = self.value("PRAGMA user_version")
-        if version > len(migrations) or (readonly and version < len(migrations)):
+        if version > len(migrations) or (readonly and version < oldest):
             raise ReplicadError(
                 f"has schema version {version}, this replicad knows {len(migrations)}",
                 where=str(self.path),
                 hint="use the replicad that wrote it, or a newer one",
             )
-        for number in range(version, len(migrations)):
+        for number in range(len(migrations) if readonly else version, len(migrations)):
             with self.transaction():
                 self._connection.execute(migrations[number])
                 self._connection.execute(f"PRAGMA user_version = {number + 1}")

@@ -25,6 +25,9 @@ from replicad.model.block import block_count
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Meta, Op, Put
 from replicad.model.glob import Globs
 
+OLDEST_LISTED = 1
+"""Version of the catalog that has every table and column that is asked for here: a store on a read-only medium, which
+nobody can bring up to date, is listed as it is."""
 PAGE_ROWS = 256
 """Entries of one directory read at once, each with INLINE_BLOCKS blocks at most."""
 BATCH_OPS = 1000
@@ -52,7 +55,7 @@ class Listing:
 
     def __init__(self, path: Path) -> None:
         """Raises BookDamagedError, ReplicadError (also when there is no catalog)."""
-        self._db = Database(path, MIGRATIONS, readonly=True)
+        self._db = Database(path, MIGRATIONS, readonly=True, oldest=OLDEST_LISTED)
 
     def close(self) -> None:
         """Close the connection."""

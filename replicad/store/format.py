@@ -210,6 +210,11 @@ def parse_frame(buffer: Buffer, offset: int, base: int = 0) -> Frame:
     return frame
 
 
+def frame_header(frame: Frame) -> bytes:
+    """The header of a frame that was parsed: with a valid checksum it stands for the whole frame."""
+    return _layout.pack(MAGIC, frame.checksum, frame.type, frame.codec, 0, frame.stored, frame.plain, frame.id)
+
+
 def claimed_sizes(buffer: Buffer) -> list[int]:
     """Whole sizes that the (damaged) header at the start of `buffer` may stand for: by either of its two lengths."""
     if len(buffer) < HEADER_BYTES:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from replicad.store.format import (
     parse_header_untrusted,
     split_frames,
 )
+from replicad.system.ahead import ReadAhead
 from replicad.system.disk import ALIGN_BYTES, READ_BUFFER_BYTES, Appender, Disk, Reader, align_down
 
 OPEN_SEGMENTS = 16
@@ -47,6 +48,8 @@ OPEN_SEGMENTS = 16
 SEARCH_BUDGET_BYTES = 16 * 1024**3
 """Bytes hashed while searching behind one damage (half a second); after that only places where a sync may have
 ended are tried, so that payloads crafted to look like frames cannot stall the opening of a store."""
+COUNTS_OTHERS = "frames before the seal are missing"
+"""Reason of the damage at a seal that is whole itself."""
 _SECTOR_BYTES = 512
 """A device writes whole sectors: an interrupted write leaves sectors that are all zeros, never single bits."""
 _NAME = re.compile(r"(\d{8})\.seg")
@@ -74,6 +77,33 @@ class Torn:
 Found = Frame | Damage | Torn
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A frame that the replica made itself, and where it stands."""
+
+    segment: int
+    offset: int
+    frame: bytes
+
+
+def foreign(header: SegmentHeader, number: int, store: bytes | None) -> str:
+    """Why a header does not belong into the file of segment `number`, or ""."""
+    if header.number != number:
+        return f"file of segment {number} holds segment {header.number}"
+    if store and header.store != store:
+        return f"segment belongs to another store, of {header.client}/{header.dataset}"
+    return ""
+
+
+def covers(ranges: Iterable[tuple[int, int]], offset: int, length: int) -> bool:
+    """Whether ascending (offset, length) ranges hold all of some bytes, of which there is at least one."""
+    at = offset
+    for start, size in ranges:
+        if start <= at < start + size:
+            at = start + size
+    return length > 0 and at >= offset + length
+
+
 def segment_path(directory: Path, number: int) -> Path:
     """Where segment `number` of the store in `directory` is."""
     return directory / "segments" / f"{number:08d}.seg"
@@ -95,6 +125,7 @@ class SegmentWriter:
         self._appender = appender
         self._number, self._frames, self._digest = at.segment, at.frames, at.digest
         self._padded = at.offset % SYNC_BYTES == 0
+        self._made: list[Made] = []
 
     @classmethod
     def create(cls, disk: Disk, directory: Path, header: SegmentHeader) -> SegmentWriter:
@@ -128,6 +159,11 @@ class SegmentWriter:
             self._frames += 1
         return offset
 
+    def take_made(self) -> list[Made]:
+        """The frames that this writer made itself (header, pads, seal) since it was last asked."""
+        made, self._made = self._made, []
+        return made
+
     def sync(self, time_ns: int) -> None:
         """Make everything durable, after a pad stamped with `time_ns`."""
         self._pad(time_ns)
@@ -155,7 +191,8 @@ class SegmentWriter:
             self._padded = True
 
     def _append_encoded(self, frame: bytes) -> None:
-        self.append(frame, [split_frames(frame)[0].checksum])
+        offset = self.append(frame, [split_frames(frame)[0].checksum])
+        self._made.append(Made(self._number, offset, frame))
 
 
 class SegmentScan:
@@ -164,11 +201,25 @@ class SegmentScan:
     Frames are yielded with their offset in the segment; a payload is a view that is valid until the next one.
     """
 
-    def __init__(self, reader: Reader, start: Position, *, last: bool, store: bytes | None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        start: Position,
+        *,
+        last: bool,
+        store: bytes | None,
+        end: int | None = None,
+        settled: Sequence[tuple[int, int]] = (),
+        ahead: bool = False,
+    ) -> None:
         """`last`: whether it is the store's last segment (only there a write may be torn). `store`: the uuid that its
-        header must carry, when known."""
+        header must carry, when known. `end`: look no further; what is before it was acknowledged, so nothing is torn
+        and no seal need stand there. `settled`: (offset, length) of places whose blocks were stored anew elsewhere:
+        what stands there is passed over and nothing is said of it. `ahead`: a thread reads while frames are checked."""
         self._reader, self._segment, self._last, self._store = reader, start.segment, last, store
-        self._at, self._size = start.offset, reader.size
+        self._at, self._size = start.offset, reader.size if end is None else min(reader.size, end)
+        self._bounded, self._settled = end is not None, settled
+        self._ahead = ReadAhead(reader, self._size, 2 * MAX_FRAME_BYTES) if ahead else None
         self._frames, self._digest = start.frames, start.digest
         self._unreadable = False
         self.certain = True
@@ -176,6 +227,8 @@ class SegmentScan:
         self.header: SegmentHeader | None = None
         self.sealed: SegmentSeal | None = None
         self.damaged = False
+        self.foreign = False
+        """Whether the whole file is not this segment."""
 
     @property
     def size(self) -> int:
@@ -184,6 +237,8 @@ class SegmentScan:
 
     def close(self) -> None:
         """Close the file."""
+        if self._ahead:
+            self._ahead.close()
         self._reader.close()
 
     @property
@@ -193,7 +248,7 @@ class SegmentScan:
 
     def __iter__(self) -> Iterator[Found]:
         while self._at < self._size:
-            base, view = self._at, self._window(self._at)
+            base, view = self._at, self._frames_from(self._at)
             while self._at < base + len(view):
                 try:
                     frame = parse_frame(view, self._at - base, base)
@@ -201,7 +256,8 @@ class SegmentScan:
                     if self._may_continue(base, view):
                         break  # the frame goes on behind the window: read again from its start
                     found = self._judge(str(error))
-                    yield found
+                    if isinstance(found, Torn) or not self._is_settled(found.offset, found.length):
+                        yield found
                     if isinstance(found, Torn):
                         return
                     break
@@ -209,7 +265,7 @@ class SegmentScan:
                 if frame.type == FrameType.PAD and not self.certain:
                     self.certain = frame.end % SYNC_BYTES == 0 or self._leads_to_pad(frame.end)
                     break  # the check may have used the window
-        if not (self._last or self.sealed or self.damaged):
+        if not (self._last or self._bounded or self.sealed or self.damaged):
             yield self._damage(self._size, 0, "ends without a seal")
 
     def _may_continue(self, base: int, view: memoryview) -> bool:
@@ -220,41 +276,42 @@ class SegmentScan:
         """A whole frame: check its place, count it."""
         problem = self._misplaced(frame)
         if problem and frame.offset == 0:  # nothing in this file can be taken for ours
-            self._at = self._size
-            yield self._damage(0, self._size, problem)
+            self._at, self.foreign = self._size, True
+            damage = self._damage(0, self._size, problem)
+            if not self._is_settled(0, self._size):
+                yield damage
             return
         if self.header and frame.offset == 0:
             if NO_DIGEST not in (self._digest, self.header.previous) and self._digest != self.header.previous:
                 yield self._damage(0, 0, f"does not follow the end of segment {self._segment - 1}")
             self._digest = self.header.previous
-        if problem:
+        is_settled = self._is_settled(frame.offset, frame.end - frame.offset)
+        if problem and not is_settled:
             yield self._damage(frame.offset, frame.end - frame.offset, problem)
         self._at = frame.end
         self._frames += 1
         self._digest = advance_digest(self._digest, frame.checksum)
-        if not problem:
+        if is_settled:
+            self.damaged = True  # a whole frame, but not the one that was written here: the seal counts another
+        elif not problem or frame.type == FrameType.SEAL:  # a seal that counts wrongly says so of what is before it
             yield frame
+
+    def _is_settled(self, offset: int, length: int) -> bool:
+        return covers(self._settled, offset, length)
 
     def _misplaced(self, frame: Frame) -> str:
         """Why this valid frame may not stand where it stands, or ""."""
         try:
             if frame.offset == 0:
                 self.header = decode_segment_header(frame)
-                return self._foreign(self.header)
+                return foreign(self.header, self._segment, self._store)
             if frame.type == FrameType.SEAL and self.certain:
                 self.sealed = decode_segment_seal(frame)
                 expected = SegmentSeal(self._frames, frame.offset, self._digest)
-                return "" if self.damaged or self.sealed == expected else "frames before the seal are missing"
+                return "" if self.damaged or self.sealed == expected else COUNTS_OTHERS
         except FrameError as error:
             return str(error)
         return "a header frame in the middle" if frame.type == FrameType.HEADER else ""
-
-    def _foreign(self, header: SegmentHeader) -> str:
-        if header.number != self._segment:
-            return f"file of segment {self._segment} holds segment {header.number}"
-        if self._store and header.store != self._store:
-            return f"segment belongs to another store, of {header.client}/{header.dataset}"
-        return ""
 
     def _judge(self, reason: str) -> Damage | Torn:
         """What is not a valid frame at the current place: damage up to the next valid frame, or a torn end."""
@@ -331,6 +388,17 @@ class SegmentScan:
         except FrameError:
             return len(view) < HEADER_BYTES or _has_unwritten_sector(view, start)
         return len(frame.payload) < frame.stored or _has_unwritten_sector(view, start)
+
+    def _frames_from(self, at: int) -> memoryview:
+        """A window that holds the frame at `at` as a whole, and what is there of those behind it."""
+        if self._ahead is None:
+            return self._window(at)
+        try:
+            view = self._ahead.window(at, HEADER_BYTES)
+            needed = max(claimed_sizes(view), default=0)
+            return view if needed <= len(view) else self._ahead.window(at, needed)
+        except ReplicadError:
+            return self._window(at)
 
     def _window(self, at: int) -> memoryview:
         size = min(READ_BUFFER_BYTES - ALIGN_BYTES, self._size - at)

@@ -12,14 +12,23 @@ Never deletes, and never appends to a segment that has damage in it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from replicad.model.errors import DiskFullError, PeerError
+from replicad.model.errors import DiskFullError, PeerError, ReplicadError
 from replicad.model.position import Position
-from replicad.store.format import SEGMENT_BYTES, VERSION, SegmentHeader
-from replicad.store.segments import SegmentScan, SegmentWriter, Torn, segment_numbers, segment_path
+from replicad.store.format import (
+    HEADER_BYTES,
+    MAX_SMALL_PLAIN,
+    SEGMENT_BYTES,
+    VERSION,
+    FrameError,
+    SegmentHeader,
+    decode_segment_header,
+    parse_frame,
+)
+from replicad.store.segments import Made, SegmentScan, SegmentWriter, Torn, foreign, segment_numbers, segment_path
 from replicad.system.disk import Disk
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -59,6 +68,7 @@ class Store:
         self.directory, self.owner = directory, owner
         self._disk, self._reserve_bytes, self._clock_ns = disk, reserve_bytes, clock_ns
         self._writer: SegmentWriter | None = None
+        self._made: list[Made] = []
         self._end = Position()
 
     @property
@@ -66,10 +76,25 @@ class Store:
         """Behind the last frame appended."""
         return self._writer.position if self._writer else self._end
 
-    def scan(self, start: Position, *, last: bool) -> SegmentScan:
-        """Read one segment from `start` on. The caller closes the scan."""
+    def now_ns(self) -> int:
+        """The wall clock by which pads are stamped."""
+        return self._clock_ns()
+
+    def scan(self, start: Position, *, last: bool, settled: Sequence[tuple[int, int]] = ()) -> SegmentScan:
+        """Read one segment from `start` on, passing over what is `settled`. The caller closes the scan."""
         reader = self._disk.open_read(segment_path(self.directory, start.segment))
-        return SegmentScan(reader, start, last=last, store=self.owner.store)
+        return SegmentScan(reader, start, last=last, store=self.owner.store, settled=settled)
+
+    def foreign(self, number: int) -> str:
+        """Why the file of a segment is another one's, by its header; "" when it is its own or cannot say."""
+        reader = self._disk.open_read(segment_path(self.directory, number))
+        try:
+            frame = parse_frame(reader.read_at(0, HEADER_BYTES + MAX_SMALL_PLAIN), 0)
+            return foreign(decode_segment_header(frame), number, self.owner.store)
+        except (FrameError, ReplicadError):
+            return ""  # a damaged header: the frames behind it speak for themselves
+        finally:
+            reader.close()
 
     def cut(self, torn: Torn) -> None:
         """Remove the torn end of the last segment, durably."""
@@ -105,6 +130,11 @@ class Store:
         segment = writer.position.segment
         return segment, writer.append(data, checksums)
 
+    def take_made(self) -> list[Made]:
+        """Headers, pads and seals that were written since this was last asked."""
+        made, self._made = self._made, []
+        return made + (self._writer.take_made() if self._writer else [])
+
     def sync(self) -> int:
         """Make everything appended durable; the time in ns that the pad behind it bears."""
         now = self._clock_ns()
@@ -118,6 +148,7 @@ class Store:
 
     def drop_writer(self) -> None:
         """Forget what was appended and not flushed; `resume` says where to go on."""
+        self._made.clear()
         if self._writer:
             self._writer.close()
             self._writer = None
@@ -136,6 +167,7 @@ class Store:
             writer = self._writer = self._opened()
         if writer.position.offset >= SEGMENT_BYTES:
             previous = writer.seal(self._clock_ns())
+            self._made += writer.take_made()
             writer.close()
             self._writer = None
             header = self._header(writer.position.segment + 1, previous)
@@ -143,10 +175,20 @@ class Store:
         return writer
 
     def _opened(self) -> SegmentWriter:
+        if self._end.offset and not self._is_there(self._end):
+            self._end = Position(self._end.segment + 1)  # what was to be gone on with was lost meanwhile: damage, below
         header = self._header(self._end.segment, self._end.digest)
         if segment_path(self.directory, header.number).exists():
             return SegmentWriter.resume(self._disk, self.directory, self._end, header)
         return SegmentWriter.create(self._disk, self.directory, header)
+
+    def _is_there(self, end: Position) -> bool:
+        """Whether the segment that ends at `end` is still there, as long as it was, and is that segment."""
+        try:
+            size = segment_path(self.directory, end.segment).stat().st_size
+            return size >= end.offset and not self.foreign(end.segment)
+        except FileNotFoundError:
+            return False
 
     def _header(self, number: int, previous: bytes) -> SegmentHeader:
         owner, now = self.owner, self._clock_ns()

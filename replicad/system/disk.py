@@ -56,6 +56,13 @@ class AlignedBuffer:
         """`size_bytes` is rounded up to ALIGN_BYTES."""
         self.view = memoryview(mmap.mmap(-1, align_up(size_bytes)))
 
+    @classmethod
+    def of(cls, view: memoryview) -> AlignedBuffer:
+        """A part of a buffer as one of its own; it begins and ends at multiples of ALIGN_BYTES."""
+        part = cls.__new__(cls)
+        part.view = view
+        return part
+
     def __len__(self) -> int:
         return len(self.view)
 
@@ -352,6 +359,13 @@ class Reader:
             self._buffer = AlignedBuffer(needed)
         with errors_at(self.path, "reading"):
             return read_at(self._fd, self._buffer, offset, size)
+
+    def read_into(self, buffer: AlignedBuffer, start: int, offset: int, size: int) -> int:
+        """Read `size` bytes from `offset` to `start` in the buffer, all three multiples of ALIGN_BYTES (but `size` at
+        the end of the file); how many there were. Raises ReplicadError when the medium cannot be read."""
+        room = AlignedBuffer.of(buffer.view[start : start + align_up(size)])
+        with errors_at(self.path, "reading"):
+            return len(read_at(self._fd, room, offset, size))
 
     def close(self) -> None:
         """Close the file."""

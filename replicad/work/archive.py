@@ -10,11 +10,13 @@ before a byte is appended, so bad input changes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 
 from replicad.db.catalog import BlockPlace, Catalog
+from replicad.db.inventory import Inventory
 from replicad.db.listing import Listing
 from replicad.link.messages import MAX_OFFER, Lost, SnapshotLine
 from replicad.model.block import ID_BYTES, self_test
@@ -29,17 +31,28 @@ from replicad.model.errors import (
     UsageError,
 )
 from replicad.model.glob import compile_globs
+from replicad.model.position import Position
 from replicad.model.snapshot import Commit, Head, decode_commit, records_digest
-from replicad.store.format import HEADER_BYTES, Frame, FrameError, FrameType, parse_frame, plain_payload, split_frames
+from replicad.store.format import (
+    HEADER_BYTES,
+    Frame,
+    FrameError,
+    FrameType,
+    parse_frame,
+    plain_payload,
+    split_frames,
+)
 from replicad.store.segments import Damage, SegmentFiles, Torn, segment_numbers
 from replicad.store.store import Owner, Store, check_names
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
-from replicad.work.replay import Replay
+from replicad.work.replay import Replay, copy_of
 
 MAX_UNDER_WAY = 262_144
 """Blocks asked for and not yet received. A primary with 24 MiB under way has this many only if they are 100 bytes
 each; a peer that offers without end and never sends is cut off here (25 MiB of memory)."""
+MAX_DOUBTED = 262_144
+"""Damaged blocks that are kept in mind (8 MiB of ids); those beyond wait for a repair."""
 RECENT_BLOCKS = 65_536
 """Ids known to be in the store that records are checked against first; the catalog answers for the rest."""
 FETCH_BYTES = 1024 * 1024
@@ -68,10 +81,13 @@ class Archive:
         self._torn: Torn | None = None
         self._under_way: set[bytes] = set()
         self._recent: set[bytes] = set()
+        self._doubted: set[bytes] = set()
         self._records: list[bytes] = []
         self._current: Put | None = None
         self._touched = False
         self._broken = False
+        self.laid = 0
+        """How often segment files or the catalog were exchanged: whoever looked at one before looks again."""
 
     @classmethod
     def open(
@@ -157,7 +173,7 @@ class Archive:
         self._check_usable()
         names = _split_ids(ids)
         wanted = set(names) - self._under_way
-        present = self._catalog.known(list(wanted))
+        present = self._catalog.known(list(wanted)) - self._doubted
         self._remember(present)
         wanted -= present
         if len(self._under_way) + len(wanted) > MAX_UNDER_WAY:
@@ -188,8 +204,10 @@ class Archive:
             self._catalog.add_blocks(
                 [BlockPlace(frame.id, segment, offset + frame.offset, frame.stored, frame.plain) for frame in found]
             )
+            self._copy_made()
         names = {frame.id for frame in found}
         self._under_way -= names
+        self._doubted -= names
         self._remember(names)
 
     def add_record(self, frame: bytes) -> None:
@@ -206,7 +224,7 @@ class Archive:
         self._check_ops(ops)
         self._store.check_room(len(frame))
         with _Breaking(self):
-            self._store.append(frame, [found.checksum])
+            self._append_copied(frame, found)
             self._current = self._catalog.apply(ops, self._current)
         self._records.append(found.id)
 
@@ -220,8 +238,9 @@ class Archive:
         found = _single(frame, FrameType.COMMIT)
         commit = self._checked_commit(found)
         with _Breaking(self):
-            self._store.append(frame, [found.checksum])
+            self._append_copied(frame, found)
             received_ns = self._store.sync()
+            self._copy_made()
             self._catalog.commit(commit, found.id, received_ns=received_ns, checkpoint=self._store.position)
         self._records.clear()
         self._current = None
@@ -248,6 +267,86 @@ class Archive:
         self._replay()
         self._broken = self._touched = False
 
+    # upkeep (work/upkeep.py), between sessions
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing waits for a seal: only then may the catalog be committed for any other reason."""
+        return not (self._touched or self._broken)
+
+    @property
+    def store(self) -> Store:
+        """The segments, to ask where they are and end."""
+        return self._store
+
+    @property
+    def inventory(self) -> Inventory:
+        """The catalog from the side of the disk, with what is not committed yet; for the archive's own thread."""
+        return Inventory(self._catalog.database)
+
+    @property
+    def checkpoint(self) -> Position:
+        """Up to here everything is durable and committed."""
+        return self._catalog.checkpoint
+
+    @contextmanager
+    def upkeep(self) -> Iterator[tuple[Store, Catalog]]:
+        """Store and catalog, to mend something in them; what was written to the catalog is kept at the end, with the
+        store's end as its checkpoint, so what was appended must be synced.
+
+        Only while `is_settled`. After an error the archive needs `abort`."""
+        assert self.is_settled
+        with _Breaking(self):
+            yield self._store, self._catalog
+            self._copy_made()
+            self._catalog.keep(self._store.position)
+        self._touched = False
+
+    @contextmanager
+    def upkeep_of_files(self) -> Iterator[Catalog]:
+        """While segment files or the catalog are exchanged: nothing is open meanwhile; afterwards all is looked at."""
+        assert self.is_settled
+        with _Breaking(self):
+            self._store.drop_writer()
+            self._files.close()
+            yield self._catalog
+            self.laid += 1
+            self._replay()
+        self._touched = False
+
+    def exchange_catalog(self, exchange: Callable[[], None]) -> None:
+        """Have another catalog put in place of this one, within `upkeep_of_files`."""
+        path = self._catalog.path
+        self._catalog.close()
+        try:
+            exchange()
+        finally:
+            if path.exists():  # else only a new start, which finishes the exchange, makes the archive usable again
+                self._catalog = Catalog(path)
+        self._recent.clear()
+
+    def read_segment(self, number: int, offset: int, size: int) -> memoryview:
+        """Bytes of a segment; valid until the next call. Raises FileNotFoundError, ReplicadError."""
+        return self._files.read(number, offset, size)
+
+    def doubt(self, ids: Iterable[bytes]) -> None:
+        """Blocks whose frames are damaged: here, and needed all the same when a primary offers them."""
+        self._doubted.update(islice(ids, max(0, MAX_DOUBTED - len(self._doubted))))
+        self._recent -= self._doubted
+
+    def trust(self, ids: Iterable[bytes]) -> None:
+        """Blocks whose frames were damaged and are no more."""
+        self._doubted.difference_update(ids)
+
+    def _append_copied(self, data: bytes, frame: Frame) -> None:
+        segment, offset = self._store.append(data, [frame.checksum])
+        self._catalog.add_copies([copy_of(segment, offset, data)])
+        self._copy_made()
+
+    def _copy_made(self) -> None:
+        if made := self._store.take_made():
+            self._catalog.add_copies([copy_of(one.segment, one.offset, one.frame) for one in made])
+
     def _replay(self) -> None:
         replay = Replay(self._store, self._catalog, self._files)
         self._store.resume(replay.run())
@@ -267,7 +366,7 @@ class Archive:
         names = {frame.id for frame in frames}
         if len(names) == len(frames) and names <= self._under_way:
             return data, frames  # as asked for: nothing to look up
-        present = self._catalog.known(list(names))
+        present = self._catalog.known(list(names)) - self._doubted
         kept: list[bytes] = []
         for frame in frames:
             if frame.id not in present:
@@ -449,6 +548,11 @@ def catalog_path(directory: Path) -> Path:
     return directory / "catalog.db"
 
 
+def fresh_catalog_path(directory: Path) -> Path:
+    """Where a catalog is made anew before it takes the place of the old one."""
+    return directory / "catalog.new"
+
+
 def _no_catalog(directory: Path) -> BookDamagedError:
     return BookDamagedError("there is no catalog", where=str(catalog_path(directory)), hint="make it: replicad rebuild")
 
@@ -457,7 +561,9 @@ def _open_catalog(directory: Path, client: str | None, dataset: str | None, make
     """The catalog. With `maker` a new one is made, but only where there are no segments that it would have to know.
 
     A new one is durable at once: after a power cut an old state of it is enough to replay from, none is not."""
-    path = catalog_path(directory)
+    path, fresh = catalog_path(directory), fresh_catalog_path(directory)
+    if not path.exists() and fresh.exists() and segment_numbers(directory):
+        Disk().rename_durable(fresh, path)  # a rebuild was cut short; what it had not read yet is replayed
     if not path.exists() and (not maker or segment_numbers(directory)):
         raise _no_catalog(directory)
     catalog = Catalog(path)

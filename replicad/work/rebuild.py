@@ -13,18 +13,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from replicad.db.catalog import Catalog
+from replicad.db.catalog import Catalog, FrameCopy
 from replicad.db.database import REBUILD
+from replicad.db.inventory import Inventory
 from replicad.model.block import self_test
-from replicad.model.errors import BookDamagedError, UsageError
+from replicad.model.errors import BookDamagedError, ReplicadError, UsageError
 from replicad.model.position import Position
 from replicad.model.snapshot import Head
 from replicad.store.segments import Damage, SegmentFiles, SegmentScan, Torn, segment_numbers
 from replicad.store.store import Owner, Store, check_names
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
-from replicad.work.archive import catalog_path
+from replicad.system.logs import logger
+from replicad.work.archive import catalog_path, fresh_catalog_path
 from replicad.work.replay import Progress, Replay
+
+log = logger("work.rebuild")
 
 _LOG, _INDEX = "-wal", "-shm"
 """What SQLite keeps beside a database. The log is part of it, the index of the log is made anew when it is missing."""
@@ -43,9 +47,18 @@ class Rebuilt:
 
 
 def rebuild_catalog(
-    directory: Path, *, into: Path | None = None, disk: Disk | None = None, progress: Progress | None = None
+    directory: Path,
+    *,
+    into: Path | None = None,
+    disk: Disk | None = None,
+    progress: Progress | None = None,
+    knowing: Path | None = None,
+    locked: bool = False,
 ) -> Rebuilt:
     """Read all segments of a store and write its catalog anew, or a catalog at `into`.
+
+    `knowing`: an older catalog of the store. As far as it can be read, its copies stand in for damaged frames of other
+    kinds than blocks, and what was mended stays mended. `locked`: the caller holds the store's lock.
 
     Raises UsageError (no segments), LockedError, PeerError (nothing says whose they are), DiskFullError.
     """
@@ -53,10 +66,10 @@ def rebuild_catalog(
     if not segment_numbers(directory):
         raise UsageError("holds no segments to rebuild a catalog from", where=str(directory))
     disk = disk or Disk()
-    target = into or directory / "catalog.new"
-    with _alone(directory, needed=into is None):
+    target = into or fresh_catalog_path(directory)
+    with _alone(directory, needed=into is None and not locked), _Knowledge(knowing) as known:
         _remove(target)
-        rebuilt = _fill(directory, target, disk, readonly=into is not None, progress=progress)
+        rebuilt = _fill(directory, target, disk, known, readonly=into is not None, progress=progress)
         if into is not None:
             return rebuilt
         _give_to_owner(target, directory)
@@ -84,19 +97,71 @@ def catch_up(directory: Path, copy: Path) -> None:
         catalog.close()
 
 
-def _fill(directory: Path, target: Path, disk: Disk, *, readonly: bool, progress: Progress | None) -> Rebuilt:
+def _fill(
+    directory: Path, target: Path, disk: Disk, known: _Knowledge, *, readonly: bool, progress: Progress | None
+) -> Rebuilt:
     owner = _owner_of(directory, disk)
     store = Store(directory, owner, disk=disk, reserve_bytes=0, clock_ns=Clock().now_ns)
     files = SegmentFiles(directory, disk)
     catalog = Catalog(target)
     try:
         catalog.set_owner(owner.store, owner.client, owner.dataset)
-        replay = Replay(store, catalog, files, progress, readonly)
+        for row in known.mended():
+            catalog.add_mended(*row)
+        replay = Replay(store, catalog, files, progress, readonly, known.copies)
         replay.run()
         return Rebuilt(target, catalog.head, [Damage(*found) for found in catalog.damage()], replay.torn, None)
     finally:
         files.close()
         catalog.close()
+
+
+class _Knowledge:
+    """What an older catalog can still say. One that is damaged says as much as can be read of it."""
+
+    def __init__(self, catalog: Path | None) -> None:
+        self._inventory: Inventory | None = None
+        if catalog and catalog.exists():
+            try:
+                self._inventory = Inventory.open(catalog)
+            except ReplicadError as error:
+                self._give_up(error)
+
+    def __enter__(self) -> _Knowledge:
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        self._close()
+
+    def mended(self) -> list[tuple[int, int, int, int]]:
+        try:
+            return self._inventory.all_mended() if self._inventory else []
+        except BookDamagedError as error:
+            self._give_up(error)
+            return []
+
+    def copies(self, segment: int, offset: int, length: int) -> list[FrameCopy]:
+        if self._inventory is None:
+            return []
+        try:
+            found = [
+                self._inventory.copy(segment, item.offset)
+                for item in self._inventory.expected(segment, offset, offset + length)
+                if item.head
+            ]
+        except BookDamagedError as error:
+            self._give_up(error)
+            return []
+        return [copy for copy in found if copy]
+
+    def _give_up(self, error: ReplicadError) -> None:
+        log.warning("the old catalog says no more", reason=str(error))
+        self._close()
+
+    def _close(self) -> None:
+        if self._inventory:
+            self._inventory.close()
+            self._inventory = None
 
 
 def _owner_of(directory: Path, disk: Disk) -> Owner:

@@ -8,14 +8,26 @@ Damage is noted and passed over; what else a damaged region took with it is said
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from replicad.db.catalog import BlockPlace, Catalog
+from replicad.db.catalog import BlockPlace, Catalog, FrameCopy
+from replicad.model.block import Buffer
 from replicad.model.entry import Map, Op, Put, decode_ops
 from replicad.model.position import Position
 from replicad.model.snapshot import Commit, decode_commit, records_digest
-from replicad.store.format import Frame, FrameError, FrameType, pad_time_ns, plain_payload, split_frames
+from replicad.store.format import (
+    HEADER_BYTES,
+    Frame,
+    FrameError,
+    FrameType,
+    frame_header,
+    pad_time_ns,
+    parse_frame,
+    parse_header_untrusted,
+    plain_payload,
+    split_frames,
+)
 from replicad.store.segments import Damage, SegmentFiles, SegmentScan, Torn, segment_numbers
 from replicad.store.store import Store
 
@@ -23,6 +35,10 @@ Progress = Callable[[int, int], None]
 """Told (segments read, segments in all)."""
 BATCH_BLOCKS = 1000
 """Blocks indexed with one call."""
+BATCH_COPIES_BYTES = 4 * 1024 * 1024
+"""Copies of other frames written with one call; one frame may be as long."""
+Spare = Callable[[int, int, int], Sequence[FrameCopy]]
+"""Asked for copies of the frames that begin within (segment, offset, length), where the segment itself is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +47,8 @@ class _RecordPlace:
     offset: int
     size: int
     id: bytes
+    frame: bytes = b""
+    """A copy, where the segment is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +71,13 @@ class Replay:
     progress: Progress | None = None
     readonly: bool = False
     """Leave the segments as they are: a torn end is not cut."""
+    spare: Spare | None = None
     torn: Torn | None = None
     """What was cut off the end of the last segment."""
     _records: list[_RecordPlace] = field(default_factory=list)
     _blocks: list[BlockPlace] = field(default_factory=list)
+    _copies: list[FrameCopy] = field(default_factory=list)
+    _copied_bytes: int = 0
     _sealed: _Sealed | None = None
     """The commit that was the frame before: the pad behind it says when it was received."""
 
@@ -93,7 +114,10 @@ class Replay:
 
     def _segment(self, begin: Position, *, last: bool) -> Position:
         """Replay one segment from `begin` on; where the next frames belong."""
-        scan = self.store.scan(begin, last=last)
+        if begin.offset and (problem := self.store.foreign(begin.segment)):
+            self._note(Damage(begin.segment, 0, begin.offset, problem))
+            return Position(begin.segment + 1)
+        scan = self.store.scan(begin, last=last, settled=self.catalog.mended(begin.segment))
         try:
             self._check_length(scan, begin)
             for found in scan:
@@ -101,6 +125,7 @@ class Replay:
                     self._frame(found, scan)
                 elif isinstance(found, Damage):
                     self._note(found)
+                    self._stand_in(found, scan)
                 else:
                     self._tear(found)
         finally:
@@ -122,21 +147,39 @@ class Replay:
             scan.damaged = True
             self._note(Damage(begin.segment, scan.size, missing, "is shorter than what was acknowledged"))
 
-    def _frame(self, frame: Frame, scan: SegmentScan) -> None:
-        segment = scan.position.segment
+    def _frame(self, frame: Frame, scan: SegmentScan, copy: FrameCopy | None = None) -> None:
+        """Take a frame of the segment, or a copy in its place."""
+        segment, certain = scan.position.segment, scan.certain or copy is not None
+        if certain and frame.type != FrameType.BLOCK:
+            self._keep(copy or _copied(segment, frame))
         if self._sealed:
             self._settle(pad_time_ns(frame) if frame.type == FrameType.PAD else 0, scan.position)
         if frame.type == FrameType.BLOCK:
-            if scan.certain or _is_proven(frame):
+            if certain or _is_proven(frame):
                 self._blocks.append(BlockPlace(frame.id, segment, frame.offset, frame.stored, frame.plain))
                 if len(self._blocks) >= BATCH_BLOCKS:
                     self._index()
-        elif frame.type == FrameType.RECORD and scan.certain:
-            self._records.append(_RecordPlace(segment, frame.offset, frame.end - frame.offset, frame.id))
-        elif frame.type == FrameType.COMMIT and scan.certain:
+        elif frame.type == FrameType.RECORD and certain:
+            spare = copy.frame if copy else b""
+            self._records.append(_RecordPlace(segment, frame.offset, frame.end - frame.offset, frame.id, spare))
+        elif frame.type == FrameType.COMMIT and certain:
             problem = self._commit(frame, scan)
             if problem:
                 self._note(Damage(segment, frame.offset, frame.end - frame.offset, problem))
+
+    def _stand_in(self, damage: Damage, scan: SegmentScan) -> None:
+        """Take copies of the frames that damage took, where there are any: a copy proves itself by its checksum."""
+        for copy in self.spare(damage.segment, damage.offset, damage.length) if self.spare else ():
+            try:
+                self._frame(parse_frame(copy.frame, 0, copy.offset), scan, copy=copy)
+            except FrameError as error:
+                self._note(Damage(copy.segment, copy.offset, 0, f"its copy in the catalog is damaged too: {error}"))
+
+    def _keep(self, copy: FrameCopy) -> None:
+        self._copies.append(copy)
+        self._copied_bytes += copy.stored
+        if self._copied_bytes >= BATCH_COPIES_BYTES:
+            self._index()
 
     def _commit(self, frame: Frame, scan: SegmentScan) -> str:
         """Apply the records that a commit claims; why it cannot count at all, or ""."""
@@ -185,7 +228,8 @@ class Replay:
         lost = 0
         for place in places:
             try:
-                frame = split_frames(self.files.read(place.segment, place.offset, place.size))[0]
+                data = place.frame or self.files.read(place.segment, place.offset, place.size)
+                frame = split_frames(data)[0]
                 ops = decode_ops(bytes(plain_payload(frame)))
             except ValueError as error:
                 self._note(Damage(place.segment, place.offset, place.size, f"record: {error}"))
@@ -198,9 +242,27 @@ class Replay:
         if self._blocks:
             self.catalog.add_blocks(self._blocks)
             self._blocks.clear()
+        if self._copies:
+            self.catalog.add_copies(self._copies)
+            self._copies.clear()
+            self._copied_bytes = 0
 
     def _note(self, damage: Damage) -> None:
         self.catalog.add_damage(damage.segment, damage.offset, damage.length, damage.reason)
+
+
+def copy_of(segment: int, offset: int, frame: Buffer) -> FrameCopy:
+    """A frame that is no block, as the catalog keeps it: of a pad only the header, the rest is zeros."""
+    whole = bytes(frame)
+    head, payload = whole[:HEADER_BYTES], whole[HEADER_BYTES:]
+    is_pad = parse_header_untrusted(head, 0).type == FrameType.PAD
+    return FrameCopy(segment, offset, len(payload), head, None if is_pad else payload)
+
+
+def _copied(segment: int, frame: Frame) -> FrameCopy:
+    head = frame_header(frame)
+    payload = None if frame.type == FrameType.PAD else bytes(frame.payload)
+    return FrameCopy(segment, frame.offset, frame.stored, head, payload)
 
 
 def _without_stray_maps(ops: list[Op], current: Put | None) -> list[Op]:

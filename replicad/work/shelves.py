@@ -20,15 +20,19 @@ from replicad.config import ClientConfig, ListenConfig
 from replicad.db.findings import Findings
 from replicad.link.channel import Channel
 from replicad.link.messages import OpenRead, OpenWrite, Refuse
-from replicad.model.errors import DiskFullError, LockedError, PeerError, RefusedError, ReplicadError
+from replicad.model.errors import BookDamagedError, DiskFullError, LockedError, PeerError, RefusedError, ReplicadError
 from replicad.status import StoreStatus
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
-from replicad.work.archive import Archive, ArchiveReader
+from replicad.work.archive import Archive, ArchiveReader, catalog_path
+from replicad.work.mend_store import StoreMender
+from replicad.work.quarantine import Quarantine
 from replicad.work.receive import Receiving
+from replicad.work.scrub_replica import ReplicaSurface
 from replicad.work.serve import Serving
+from replicad.work.store_findings import StoreFindings
 
 log = logger("work.shelves")
 
@@ -52,6 +56,8 @@ class _Shelf:
     findings: Findings | None = None
     writer: asyncio.Task[None] | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    surface: ReplicaSurface | None = None
+    mender: StoreMender | None = None
 
 
 class Shelves:
@@ -68,6 +74,29 @@ class Shelves:
     def statuses(self) -> list[StoreStatus]:
         """One for each store, by name."""
         return [self._shelves[key].status for key in sorted(self._shelves)]
+
+    @property
+    def judged(self) -> list[Key]:
+        """(client, dataset) of the stores that are open, so that they can be scrubbed and mended."""
+        return [key for key in sorted(self._shelves) if self._shelves[key].surface]
+
+    def surface(self, key: Key) -> ReplicaSurface:
+        """What a scrub of one of `judged` works on; the same object as long as the store is open."""
+        surface = self._shelves[key].surface
+        assert surface is not None
+        return surface
+
+    def mender(self, key: Key) -> StoreMender:
+        """What settles the findings about one of `judged`; the same object as long as the store is open."""
+        mender = self._shelves[key].mender
+        assert mender is not None
+        return mender
+
+    async def in_findings(self, key: Key, work: Callable[[Findings], Result]) -> Result:
+        """Run `work` with the findings book of one of `judged`, in the store's thread."""
+        shelf = self._shelves[key]
+        assert shelf.findings is not None
+        return await _in_thread(shelf, partial(work, shelf.findings))
 
     async def open_all(self) -> None:
         """Open what is there, so that damage is found and shown now and not at the first session.
@@ -179,13 +208,53 @@ class Shelves:
         except ReplicadError as error:
             shelf.status.state = {DiskFullError: "full", LockedError: "closed"}.get(type(error), "damaged")
             shelf.status.reason = str(error)
+            if isinstance(error, BookDamagedError):
+                await _in_thread(shelf, partial(self._tell_of_book, shelf, key, error))
             raise
         shelf.status.state, shelf.status.reason = "idle", ""
         await _in_thread(shelf, partial(_describe, shelf, self._directory(key)))
+        await _in_thread(shelf, partial(self._open_findings, shelf, key))
+
+    def _open_findings(self, shelf: _Shelf, key: Key) -> None:
+        """Open the findings book beside the archive. One that is damaged stops the judging, not the replication."""
+        assert shelf.archive is not None
+        directory = self._directory(key)
+        try:
+            shelf.findings = shelf.findings or Findings(findings_path(directory))
+        except ReplicadError as error:
+            log.error("findings cannot be kept", store=f"{key[0]}/{key[1]}", reason=str(error))
+            shelf.status.reason = str(error)
+            return
+        parts = (*key, directory, shelf.archive, shelf.findings, shelf.executor, self._clock, self._disk)
+        config = self._config
+        shelf.surface = ReplicaSurface(*parts)
+        shelf.mender = StoreMender(*parts, repair=config.repair, repair_limit=config.repair_limit)
+        book = self._store_findings(shelf.findings, key)
+        book.settle_book(shelf.archive.inventory)
+        shelf.archive.doubt(name for found in book.open_ones() for name in found.blocks)
+
+    def _tell_of_book(self, shelf: _Shelf, key: Key, error: BookDamagedError) -> None:
+        """A store whose catalog cannot be read has a finding, although it cannot be opened."""
+        directory = self._directory(key)
+        if not directory.is_dir() or error.where != str(catalog_path(directory)):
+            return
+        try:
+            shelf.findings = shelf.findings or Findings(findings_path(directory))
+            self._store_findings(shelf.findings, key).report_book([error.what], is_unreadable=True)
+        except ReplicadError as trouble:
+            log.error("findings cannot be kept", store=f"{key[0]}/{key[1]}", reason=str(trouble))
+
+    def _store_findings(self, findings: Findings, key: Key) -> StoreFindings:
+        return StoreFindings(*key, findings, Quarantine(self._directory(key), self._disk), self._clock)
 
     def _directory(self, key: Key) -> Path:
         """Where the store is. Raises PeerError for a name that may not become a path."""
         return store_path(self._config.store, *key)
+
+
+def findings_path(store: Path) -> Path:
+    """Where the findings about a store are."""
+    return store / "findings.db"
 
 
 def _describe(shelf: _Shelf, directory: Path) -> None:

@@ -1,0 +1,244 @@
+"""Inventory: what should stand where in a store's segments, and which files a damaged block belongs to.
+
+The catalog read from the side of the disk: readers ask it where a block is, a scrub asks what belongs at a place.
+**Owns** those questions, each answered in pages so that nothing grows with the store. It has a read-only connection of
+its own and so sees what is committed, or borrows the writer's. **Never** writes and never judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from replicad.db.catalog import LOOKUP_MARKS, MENDED, MIGRATIONS, BlockPlace, FrameCopy, lookup_groups
+from replicad.db.database import Database
+from replicad.model.entry import Kind
+from replicad.model.position import Position
+
+PAGE_ROWS = 10_000
+"""Rows read with one statement: some milliseconds, so that nobody who writes has to wait."""
+
+FilePlace = tuple[int, int, int]
+"""Key of a row of file_block: file, number, born."""
+
+
+class Expected(NamedTuple):
+    """One frame that should stand in a segment."""
+
+    offset: int
+    stored: int
+    """Bytes of its payload."""
+    plain: int
+    id: bytes
+    """Of a block; b"" for all other frames."""
+    head: bytes
+    """The frame's header; b"" for a block."""
+
+
+class FileBlock(NamedTuple):
+    """One block of one file through some snapshots: ordinals `born` up to, not including, `died`."""
+
+    file: int
+    number: int
+    born: int
+    died: int | None
+    id: bytes
+
+
+class FileName(NamedTuple):
+    """One name of a file through some snapshots."""
+
+    directory: int
+    name: bytes
+    born: int
+    died: int | None
+    file: int
+    size: int
+    block_bytes: int
+
+
+class CommitRow(NamedTuple):
+    """What the catalog says of a snapshot."""
+
+    ordinal: int
+    number: int
+    digest: bytes
+    lost: int
+
+
+class Inventory:
+    """Questions about one catalog. For one thread at a time."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    @classmethod
+    def open(cls, catalog: Path) -> Inventory:
+        """A connection of its own. Raises BookDamagedError, ReplicadError."""
+        return cls(Database(catalog, MIGRATIONS, readonly=True))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    def verify(self) -> list[str]:
+        """Read every page and check the structure; what is wrong, in words."""
+        return self._db.verify()
+
+    # segments
+
+    @property
+    def checkpoint(self) -> Position:
+        """Up to here the segments are in the catalog, and durable."""
+        rows = self._db.all("SELECT key, value FROM meta WHERE key IN ('segment', 'offset', 'frames', 'running')")
+        meta: dict[str, Any] = dict(rows)
+        return Position(meta["segment"], meta["offset"], meta["frames"], meta["running"]) if meta else Position()
+
+    @property
+    def uncopied(self) -> tuple[int, int]:
+        """Segment and offset up to which an older replicad wrote: frames before it may have no copy yet."""
+        meta: dict[str, Any] = dict(self._db.all("SELECT key, value FROM meta WHERE key LIKE 'uncopied_%'"))
+        return meta.get("uncopied_segment", 0), meta.get("uncopied_offset", 0)
+
+    def scrubbed(self) -> list[tuple[int, int, int]]:
+        """(segment, size, at_ns) of every segment that was verified: one row for 64 MiB."""
+        return [(s, n, t) for s, n, t in self._db.rows("SELECT segment, size, at_ns FROM scrubbed")]
+
+    def mended(self, segment: int) -> list[tuple[int, int]]:
+        """(offset, length) of damage that needs no word any more, ascending."""
+        return [(o, n) for o, n in self._db.all(MENDED, (segment,))]
+
+    def all_mended(self) -> list[tuple[int, int, int, int]]:
+        """(segment, offset, length, at_ns) of all of it."""
+        return [(s, o, n, t) for s, o, n, t in self._db.all("SELECT segment, offset, length, at_ns FROM mended")]
+
+    def damage(self) -> list[tuple[int, int, int, str]]:
+        """(segment, offset, length, reason) of what replays have found."""
+        return [(s, o, n, r) for s, o, n, r in self._db.all("SELECT segment, offset, length, reason FROM damage")]
+
+    def expected(self, segment: int, start: int, stop: int) -> Iterator[Expected]:
+        """Frames that should begin from `start` up to, not including, `stop`, ascending."""
+        while True:
+            rows = self._db.all(
+                "SELECT offset, stored, plain, id, x'' FROM block WHERE segment = ?1 AND offset >= ?2 AND offset < ?3"
+                " UNION ALL SELECT offset, stored, 0, x'', head FROM frame_copy"
+                " WHERE segment = ?1 AND offset >= ?2 AND offset < ?3 ORDER BY offset LIMIT ?4",
+                (segment, start, stop, PAGE_ROWS),
+            )
+            yield from map(Expected._make, rows)
+            if len(rows) < PAGE_ROWS:
+                return
+            start = rows[-1][0] + 1
+
+    def last_expected(self, segment: int) -> Expected | None:
+        """The last frame that should stand in a segment; None when nothing should."""
+        found = [
+            self._db.one(f"SELECT offset, stored, 0, {what} WHERE segment = ? ORDER BY offset DESC LIMIT 1", (segment,))
+            for what in ("id, x'' FROM block", "x'', head FROM frame_copy")
+        ]
+        return max((Expected._make(row) for row in found if row), default=None)
+
+    def copy(self, segment: int, offset: int) -> FrameCopy | None:
+        """The copy of a frame."""
+        row = self._db.one("SELECT * FROM frame_copy WHERE segment = ? AND offset = ?", (segment, offset))
+        return FrameCopy._make(row) if row else None
+
+    def heads(self, after: tuple[int, int] = (0, -1)) -> Iterator[tuple[int, int, bytes]]:
+        """(segment, offset, head) of all copies, in order."""
+        while True:
+            rows = self._db.all(
+                "SELECT segment, offset, head FROM frame_copy WHERE (segment, offset) > (?, ?)"
+                " ORDER BY segment, offset LIMIT ?",
+                (*after, PAGE_ROWS),
+            )
+            yield from ((s, o, h) for s, o, h in rows)
+            if len(rows) < PAGE_ROWS:
+                return
+            after = rows[-1][:2]
+
+    # blocks and the files they belong to
+
+    def places(self, ids: Sequence[bytes]) -> dict[bytes, BlockPlace]:
+        """Where these blocks are; those that are not in the store are left out."""
+        found: dict[bytes, BlockPlace] = {}
+        for group in lookup_groups(ids):
+            rows = self._db.all(f"SELECT * FROM block WHERE id IN ({LOOKUP_MARKS})", group)
+            found.update((row[0], BlockPlace(*row)) for row in rows)
+        return found
+
+    def file_blocks(self) -> Iterator[list[FileBlock]]:
+        """Every row that says which block stands in a file, in pages."""
+        after: FilePlace = (-1, -1, -1)
+        while True:
+            rows = self._db.all(
+                "SELECT file, number, born, died, id FROM file_block WHERE (file, number, born) > (?, ?, ?)"
+                " ORDER BY file, number, born LIMIT ?",
+                (*after, PAGE_ROWS),
+            )
+            if rows:
+                yield [FileBlock._make(row) for row in rows]
+                after = rows[-1][:3]
+            if len(rows) < PAGE_ROWS:
+                return
+
+    def file_names(self) -> Iterator[list[FileName]]:
+        """Every name that a file has or had, in pages."""
+        after: tuple[int, bytes, int] = (0, b"", -1)
+        while True:
+            rows = self._db.all(
+                "SELECT directory, name, born, died, file, size, block_bytes, kind FROM entry"
+                " WHERE (directory, name, born) > (?, ?, ?) ORDER BY directory, name, born LIMIT ?",
+                (*after, PAGE_ROWS),
+            )
+            yield [FileName._make(row[:7]) for row in rows if row[7] == Kind.FILE]
+            if len(rows) < PAGE_ROWS:
+                return
+            after = rows[-1][:3]
+
+    def longest(self, files: Collection[int]) -> dict[int, int]:
+        """The highest number of a block that each of these files has now; files without any are left out."""
+        found: dict[int, int] = {}
+        for group in lookup_groups(sorted(files)):
+            found.update(
+                self._db.all(
+                    f"SELECT file, max(number) FROM file_block WHERE file IN ({LOOKUP_MARKS}) AND died IS NULL"
+                    " GROUP BY file",
+                    group,
+                )
+            )
+        return found
+
+    def path(self, directory: int, name: bytes) -> bytes:
+        """The path of a name in a directory."""
+        parts = [name] if name else []
+        while row := self._db.one("SELECT parent, name FROM directory WHERE id = ?", (directory,)):
+            if not row[0]:
+                break
+            directory = row[0]
+            parts.append(row[1])
+        return b"/".join(reversed(parts))
+
+    # snapshots
+
+    def commits(self) -> Iterator[CommitRow]:
+        """All snapshots, oldest first."""
+        after = 0
+        while True:
+            rows = self._db.all(
+                "SELECT ordinal, number, digest, lost FROM snapshot WHERE ordinal > ? ORDER BY ordinal LIMIT ?",
+                (after, PAGE_ROWS),
+            )
+            yield from map(CommitRow._make, rows)
+            if len(rows) < PAGE_ROWS:
+                return
+            after = rows[-1][0]
+
+    def number_at(self, ordinal: int) -> int:
+        """The number of the snapshot with this ordinal; 0 when there is none (yet)."""
+        return int(self._db.value("SELECT number FROM snapshot WHERE ordinal = ?", (ordinal,)) or 0)
+
+    @property
+    def lost(self) -> int:
+        """Record frames that are missing in all snapshots together."""
+        return int(self._db.value("SELECT coalesce(sum(lost), 0) FROM snapshot"))

@@ -1,0 +1,510 @@
+"""Mend the store: what becomes of findings on a replica's disk, from the first question to the receipt.
+
+**Owns** the way of a case: the primary says what it makes of the bad bytes and what it holds (`testimony`), the verdict
+is given, the remedy is carried out (`mend`), the result is read again from the medium, a receipt is written. Guards
+come first: `repair = "ask"` waits for a person, too many repairs within an hour open the breaker, and while a session
+has unsealed work in the archive nothing is touched.
+
+**Never** trusts a frame: checksum, decompression and BLAKE3 prove it, and only blocks that are damaged here are taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import msgspec
+
+from replicad.db.catalog import BlockPlace
+from replicad.db.findings import Findings
+from replicad.db.inventory import Expected, Inventory
+from replicad.link.messages import MAX_SEEN_BYTES, MAX_WANTS, Want
+from replicad.model.block import checksum
+from replicad.model.divergence import Divergence, Part, Receipt, State, differing_bits
+from replicad.model.errors import BookDamagedError, ReplicadError, StoreDamagedError
+from replicad.model.remedy import Remedy, remedy_for
+from replicad.model.verdict import Evidence, Sight, Witness, Writing, judge
+from replicad.store.format import HEADER_BYTES, Frame, FrameError, frame_header
+from replicad.store.segments import segment_path
+from replicad.system.clock import Clock
+from replicad.system.disk import Disk
+from replicad.work.archive import Archive, catalog_path
+from replicad.work.harm import Harm, harm_of
+from replicad.work.quarantine import Quarantine
+from replicad.work.segment_check import SegmentCheck, Wrong
+from replicad.work.store_findings import Seen, StoreFindings
+from replicad.work.structure_check import check_structure, is_covered
+from replicad.work.upkeep import (
+    Appended,
+    append_blocks,
+    lay_segment,
+    note_mended,
+    places_read_well,
+    prove,
+    rebuild_book,
+)
+
+BREAKER = "breaker"
+"""Remembered value of the findings book: when the breaker opened, ns; absent while it is closed."""
+CLOSED = "breaker_closed"
+"""When a person closed it last: repairs before that do not count any more."""
+HOUR_NS = 3600 * 10**9
+WAITING = "waiting for the pass under way to be sealed"
+WELL_AGAIN = "read well again from the medium"
+LOOKS_TO_BE_WELL = 2
+"""How often in a row a place must read well, in looks apart, before a finding about it is gone."""
+
+Result = TypeVar("Result")
+_Step = Callable[["StoreMender", Divergence, Sequence[bytes]], Divergence]
+
+
+class StoreMender:
+    """Settles the findings about one store. All coroutines; what they do to the store happens in the shelf's thread."""
+
+    def __init__(
+        self,
+        client: str,
+        dataset: str,
+        directory: Path,
+        archive: Archive,
+        findings: Findings,
+        executor: Executor,
+        clock: Clock,
+        disk: Disk,
+        *,
+        repair: str = "auto",
+        repair_limit: int = 100,
+    ) -> None:
+        """`repair` and `repair_limit` are those of the configuration's [listen]."""
+        self._directory, self._archive, self._findings = directory, archive, findings
+        self._executor, self._clock, self._disk = executor, clock, disk
+        self._repair, self._repair_limit = repair, repair_limit
+        self._quarantine = Quarantine(directory, disk)
+        self._book = StoreFindings(client, dataset, findings, self._quarantine, clock)
+        self._sights: dict[str, dict[bytes, Sight]] = {}
+        """What the primary said last of each block of a case."""
+        self._live: dict[bytes, tuple[int, int]] = {}
+        self._live_for: tuple[bytes, frozenset[bytes]] | None = None
+        """The head and the blocks for which `_live` was looked up."""
+
+    # asking
+
+    async def open_cases(self) -> list[Divergence]:
+        """Open findings that need a word from the primary or a repair, oldest first."""
+        cases = await self._in_shelf(self._book.open_ones)
+        return [found for found in cases if remedy_for(found.part, found.verdict) is not Remedy.NOTHING]
+
+    async def seen(self, found: Divergence) -> bytes:
+        """The bad bytes, MAX_SEEN_BYTES at most; b"" when there are none."""
+        return await asyncio.to_thread(self._quarantine.read, found.quarantine, MAX_SEEN_BYTES)
+
+    async def wants(self, found: Divergence) -> list[Want]:
+        """The blocks to be proven, and where the primary's files may hold each."""
+        if found.part is not Part.BLOCK:
+            return []
+        await self._look_up()
+        return [Want(name, *self._live.get(name, (0, 0))) for name in found.blocks[:MAX_WANTS]]
+
+    async def testimony(self, found: Divergence, checksum_by_peer: bytes, sights: Sequence[Sight]) -> Divergence:
+        """Complete the evidence with what the primary says of the bad bytes and of the blocks wanted, and judge."""
+        return await self._in_shelf(lambda: self._testify(found, checksum_by_peer, sights))
+
+    # mending
+
+    async def mend(self, found: Divergence, frames: Sequence[bytes], *, ordered: bool = False) -> Divergence:
+        """Carry out what is to be done about a finding; it as it stands afterwards. `ordered`: by a person, who may do
+        what the configuration and the breaker do not let happen by itself. `frames` are blocks from the primary."""
+        return await self._in_shelf(lambda: self._mend(found.id, frames, ordered))
+
+    async def verify_divergences(self) -> list[Divergence]:
+        """Look at the places of all open findings again; those that were settled meanwhile."""
+        settled: list[Divergence] = []
+        for found in await self._in_shelf(self._book.open_ones):
+            after = await self._look_again(found)
+            if after.state is not State.OPEN:
+                settled.append(after)
+        return settled
+
+    async def breaker_is_open(self) -> bool:
+        """Whether repairs have stopped until a person orders one."""
+        return await self._in_shelf(lambda: bool(self._findings.get(BREAKER)))
+
+    # evidence
+
+    async def _look_up(self) -> None:
+        """Where the damaged blocks of all open cases are live, looked up once for all of them."""
+        ids, head = await self._in_shelf(lambda: (self._damaged_ids(), self._archive.head.digest))
+        if self._live_for != (head, ids):
+            self._live = (await asyncio.to_thread(self._harm_of, ids)).live
+            self._live_for = (head, ids)
+
+    def _damaged_ids(self) -> frozenset[bytes]:
+        return frozenset(name for one in self._book.open_ones() if one.part is Part.BLOCK for name in one.blocks)
+
+    def _harm_of(self, ids: frozenset[bytes]) -> Harm:
+        inventory = Inventory.open(catalog_path(self._directory))
+        try:
+            return harm_of(inventory, ids)
+        finally:
+            inventory.close()
+
+    def _testify(self, found: Divergence, digest: bytes, sights: Sequence[Sight]) -> Divergence:
+        known = self._findings.get_exactly(found.id)
+        if known is None or known.state is not State.OPEN:
+            return known or found
+        evidence = known.evidence
+        if known.seen:
+            witness = Witness.CONFIRMS if digest == known.seen else Witness.CONTRADICTS
+            evidence = msgspec.structs.replace(evidence, witness=witness)
+        if known.part is Part.BLOCK:
+            self._sights[known.id] = dict(zip(known.blocks, sights, strict=False))
+            sight = _together([self._sights[known.id].get(name, Sight.UNKNOWN) for name in known.blocks])
+            writing = evidence.writing if sight is Sight.UNKNOWN else Writing.UNWRITTEN
+            evidence = msgspec.structs.replace(evidence, primary=sight, writing=writing)
+        return self._judged(known, evidence)
+
+    def _judged(self, known: Divergence, evidence: Evidence) -> Divergence:
+        after = msgspec.structs.replace(known, evidence=evidence)
+        after = msgspec.structs.replace(after, verdict=judge(after.evidence))
+        if after == known:
+            return known
+        text = f"the primary was asked: {after.verdict.value}"
+        if after.is_lost and not known.is_lost:
+            text = f"no side has {_count(after.blocks)} of this any more: {after.verdict.value}"
+        return self._write(after, text)
+
+    # remedies
+
+    def _mend(self, name: str, frames: Sequence[bytes], ordered: bool) -> Divergence:
+        found = self._findings.get_exactly(name)
+        assert found is not None, f"{name} was never reported"
+        remedy = remedy_for(found.part, found.verdict)
+        if found.state is not State.OPEN or remedy not in self._REMEDIES:
+            return found
+        count = len(found.blocks) if remedy is Remedy.MEND_REPLICA else 1
+        if held := self._held(count, ordered):
+            return self._noted(found, held)
+        if _is_lost_record(found) and not ordered:
+            return self._noted(found, "waiting for a person: a repair reads all segments again, in case it is back")
+        if not self._archive.is_settled:
+            return self._noted(found, WAITING)
+        try:
+            return self._REMEDIES[remedy](self, found, frames)
+        except (ReplicadError, FileNotFoundError) as error:
+            self._recover()
+            self._receipt(found, remedy, "failed", detail=str(error))
+            return self._write(found, f"repair failed: {error}")
+
+    def _held(self, count: int, ordered: bool) -> str:
+        """Why no repair may be made now, or ""."""
+        now = self._clock.now_ns()
+        if ordered:
+            if self._findings.get(BREAKER):
+                self._findings.put(BREAKER, None)
+                self._findings.put(CLOSED, now)
+            return ""
+        if self._repair != "auto":
+            return "waiting for a person: replicad repair"
+        since = max(now - HOUR_NS, int(self._findings.get(CLOSED) or 0))
+        if not self._findings.get(BREAKER) and self._findings.repaired_since(since) + count > self._repair_limit:
+            self._findings.put(BREAKER, now)
+        if self._findings.get(BREAKER):
+            return f"more than {self._repair_limit} repairs within an hour: stopped until a person says replicad repair"
+        return ""
+
+    def _recover(self) -> None:
+        """After a failed step the archive looks what is on the disk; where even that fails the next session tries."""
+        if not self._archive.is_settled:
+            self._archive.abort()
+
+    def _mend_blocks(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
+        """Append the blocks that the primary has proven; the rest stays open with what is known of it."""
+        inventory = self._archive.inventory
+        damaged = self._still_damaged(found, inventory)
+        try:
+            proven = prove(frames, set(damaged))
+        except FrameError as error:
+            return self._noted(found, f"what was sent cannot repair it: {error}")
+        if proven:
+            found = self._append(found, proven, damaged)
+        left = self._still_damaged(found, inventory)
+        if left:
+            return self._narrowed(found, left)
+        self._settle_ranges(found)
+        self._archive.trust(found.blocks)
+        return self._write(found, "repaired: every block of it was stored anew and read again", state=State.REPAIRED)
+
+    def _append(
+        self, found: Divergence, proven: dict[bytes, Frame], damaged: dict[bytes, BlockPlace | None]
+    ) -> Divergence:
+        """Store proven blocks, and note which places need no word any more."""
+        raw = {name: _raw(frame) for name, frame in proven.items()}
+        old = self._quarantine.read(found.quarantine, MAX_SEEN_BYTES)
+        kept = _item_ranges(damaged)
+        done = append_blocks(self._archive, self._disk, list(proven.values()), list(raw.values()))
+        for one in done:
+            found = self._with_bits(found, damaged[one.place.id], raw[one.place.id], old)
+            self._receipt(found, Remedy.MEND_REPLICA, "repaired", appended=one)
+        if len(done) < len(proven):
+            self._receipt(found, Remedy.MEND_REPLICA, "failed", detail="what was appended does not read well")
+        mended = [kept[one.place.id] for one in done if one.place.id in kept]
+        if mended:
+            note_mended(self._archive, found.number, mended, self._clock.now_ns())
+        return found
+
+    def _still_damaged(self, found: Divergence, inventory: Inventory) -> dict[bytes, BlockPlace | None]:
+        """Blocks of a finding whose place is still the bad one, or that have none."""
+        places = inventory.places(list(found.blocks))
+        if found.key.startswith("block:"):
+            return {name: None for name in found.blocks if name not in places}
+        damaged: dict[bytes, BlockPlace | None] = {}
+        for name in found.blocks:
+            place = places.get(name)
+            if place is None or (place.segment == found.number and found.offset <= place.offset < _end(found)):
+                damaged[name] = place
+        return damaged
+
+    def _narrowed(self, found: Divergence, left: dict[bytes, BlockPlace | None]) -> Divergence:
+        """Only these blocks are left: what the primary said of them is what counts now."""
+        if set(left) == set(found.blocks):
+            if found.is_lost:
+                return self._noted(found, f"no side has {_count(found.blocks)} of this any more")
+            return self._noted(found, "no proven block came from the primary")
+        said = self._sights.get(found.id, {})
+        sight = _together([said.get(name, Sight.UNKNOWN) for name in left])
+        evidence = msgspec.structs.replace(found.evidence, primary=sight)
+        harm = harm_of(self._archive.inventory, left)
+        affected, count = harm.of(left)
+        text = f"{len(found.blocks) - len(left)} blocks of it are repaired, {len(left)} are left"
+        return self._write(
+            found, text, blocks=tuple(left), evidence=evidence, verdict=judge(evidence), affected=affected,
+            affected_count=count,
+        )  # fmt: skip
+
+    def _settle_ranges(self, found: Divergence) -> None:
+        """What lies between the blocks of a run is damaged with them."""
+        if found.length and found.number:
+            inner = self._archive.inventory.expected(found.number, found.offset, _end(found))
+            if next(inner, None) is None:
+                note_mended(self._archive, found.number, [(found.offset, found.length)], self._clock.now_ns())
+
+    def _with_bits(self, found: Divergence, place: BlockPlace | None, new: bytes, old: bytes) -> Divergence:
+        """Count the bits that differ, when the new frame may be the very one that was written."""
+        if len(found.blocks) != 1 or place is None or len(new) != HEADER_BYTES + place.stored or len(new) != len(old):
+            return found
+        bits, positions = differing_bits(new, old)
+        return msgspec.structs.replace(found, bits=bits, bit_positions=positions, expected=checksum(new))
+
+    def _lay(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
+        """Lay the segment anew; what is left of it are blocks, which become findings of their own."""
+        if _is_lost_record(found):
+            return self._rebuild(found, frames)  # what a replay missed: it is there by now, or it is lost
+        if self._is_unknown(found):
+            return self._settle_unknown(found)
+        number = found.number
+        was_missed = any(damage.segment == number for damage in self._archive.damage)
+        laid = lay_segment(self._archive, self._disk, self._quarantine, number)
+        self._receipt(found, Remedy.LAY_SEGMENT, "repaired", detail=laid.kept and f"the old file is {laid.kept}")
+        wrongs = [wrong for wrong in laid.left if not wrong.is_transient]
+        harm = harm_of(self._archive.inventory, {item.id for wrong in wrongs for item in wrong.items})
+        self._book.report([Seen(wrong, "media", harm) for wrong in wrongs])
+        self._archive.doubt(item.id for wrong in wrongs for item in wrong.items)
+        text = f"repaired: segment {number} was laid anew and verified"
+        after = self._write(found, text, state=State.REPAIRED)
+        for other in self._book.open_ones():
+            if other.number == number and other.part in _LAID and other.id != found.id and not self._is_unknown(other):
+                self._write(other, text, state=State.REPAIRED)
+        if was_missed and self._archive.inventory.lost:
+            rebuild_book(self._archive, self._disk)  # what snapshots lack may stand in this segment again
+        return after
+
+    def _is_unknown(self, found: Divergence) -> bool:
+        """Whether nothing says what should stand there: the damage is older than the catalog."""
+        if found.part is not Part.STRUCTURE or not found.length:
+            return False
+        inventory = self._archive.inventory
+        last = inventory.last_expected(found.number)
+        is_behind = last is None or found.offset >= last.offset + HEADER_BYTES + last.stored
+        return not is_behind and next(inventory.expected(found.number, found.offset, _end(found)), None) is None
+
+    def _settle_unknown(self, found: Divergence) -> Divergence:
+        if not is_covered(self._archive.inventory):
+            return self._noted(found, "nobody knows what stood here, and something that snapshots name is missing")
+        note_mended(self._archive, found.number, [(found.offset, found.length)], self._clock.now_ns())
+        text = "nobody knows what stood here, and nothing that a snapshot names is missing"
+        return self._write(found, text, state=State.GONE)
+
+    def _rebuild(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
+        rebuild_book(self._archive, self._disk)
+        structure = check_structure(self._archive.inventory)
+        lines = {(damage.segment, damage.offset) for damage in self._archive.damage}
+        if structure.pages or structure.false or (_is_lost_record(found) and (found.number, found.offset) in lines):
+            text = [*structure.pages, *structure.false, "the same is lost as before"][0]
+            raise StoreDamagedError(f"the catalog was made anew, and: {text}")
+        self._receipt(found, Remedy.REBUILD_BOOK, "repaired", detail="the old catalog is catalog.db.old")
+        return self._write(found, "repaired: the catalog was made anew from the segments", state=State.REPAIRED)
+
+    _REMEDIES: ClassVar[dict[Remedy, _Step]] = {
+        Remedy.MEND_REPLICA: _mend_blocks,
+        Remedy.LAY_SEGMENT: _lay,
+        Remedy.REBUILD_BOOK: _rebuild,
+    }
+
+    # looking again
+
+    async def _look_again(self, found: Divergence) -> Divergence:
+        if found.part is Part.BOOK:
+            return await self._look_at_book(found)
+        if found.key.startswith("block:") or found.part is Part.BLOCK:
+            moved = await self._in_shelf(lambda: self._if_moved(found))
+            if moved is not None:
+                return moved
+        if not found.length and found.part is not Part.SEGMENT:
+            return await self._in_shelf(lambda: self._if_told_no_more(found))
+        if not found.number:
+            return found
+        is_well = await asyncio.to_thread(self._is_well, found)
+        return await self._in_shelf(lambda: self._counted(found, is_well))
+
+    def _if_moved(self, found: Divergence) -> Divergence | None:
+        """Settled when every block was stored anew by somebody, and reads well there."""
+        inventory = self._archive.inventory
+        if not self._archive.is_settled or self._still_damaged(found, inventory):
+            return None
+        for place in inventory.places(list(found.blocks)).values():
+            item = Expected(place.offset, place.stored, place.plain, place.id, b"")
+            if not places_read_well(self._directory, self._disk, place.segment, [item]):
+                return None
+        self._settle_ranges(found)
+        return self._write(found, "repaired: its blocks were stored anew by a pass", state=State.REPAIRED)
+
+    def _if_told_no_more(self, found: Divergence) -> Divergence:
+        lines = {(damage.segment, damage.offset) for damage in self._archive.damage}
+        if (found.number, found.offset) in lines:
+            return found
+        return self._write(found, "the catalog was made anew and lacks nothing there", state=State.GONE)
+
+    def _is_well(self, found: Divergence) -> bool:
+        """Whether nothing of this finding is found again; of the whole segment, when what should stand is unknown."""
+        inventory = Inventory.open(catalog_path(self._directory))
+        try:
+            items = list(inventory.expected(found.number, found.offset, _end(found)))
+            if items and found.part is not Part.SEGMENT:
+                return places_read_well(self._directory, self._disk, found.number, items)
+            path, store = segment_path(self._directory, found.number), self._archive.store.owner.store
+            checked = SegmentCheck(inventory, self._disk, path, found.number, store, grows=True).run()
+        except FileNotFoundError:
+            return False
+        finally:
+            inventory.close()
+        return not any(_touches(wrong, found) for wrong in checked.wrongs if not wrong.is_transient)
+
+    def _counted(self, found: Divergence, is_well: bool) -> Divergence:
+        """Gone when it read well in LOOKS_TO_BE_WELL looks in a row."""
+        known = self._findings.get_exactly(found.id)
+        if not is_well or known is None or known.state is not State.OPEN:
+            return known or found
+        looks = 1
+        for event in reversed(known.events):
+            if event.what != WELL_AGAIN:
+                break
+            looks += 1
+        if looks < LOOKS_TO_BE_WELL:
+            return self._write(known, WELL_AGAIN)
+        self._archive.trust(known.blocks)
+        return self._write(known, f"{WELL_AGAIN}, {looks} times in a row", state=State.GONE)
+
+    async def _look_at_book(self, found: Divergence) -> Divergence:
+        def check() -> bool:
+            try:
+                inventory = Inventory.open(catalog_path(self._directory))
+            except BookDamagedError:
+                return False
+            try:
+                structure = check_structure(inventory)
+                return not (structure.pages or structure.false)
+            except BookDamagedError:
+                return False
+            finally:
+                inventory.close()
+
+        is_well = await asyncio.to_thread(check)
+        return await self._in_shelf(lambda: self._counted(found, is_well))
+
+    # the book
+
+    def _write(self, found: Divergence, text: str, **changes: object) -> Divergence:
+        after = found.with_event(self._clock.now_ns(), text, **changes)
+        self._findings.update(after)
+        return after
+
+    def _noted(self, found: Divergence, text: str) -> Divergence:
+        """One line in the history, not the same one again and again."""
+        if found.events and found.events[-1].what == text:
+            return found
+        return self._write(found, text)
+
+    def _receipt(
+        self, found: Divergence, remedy: Remedy, result: str, *, appended: Appended | None = None, detail: str = ""
+    ) -> None:
+        place = appended.place if appended else None
+        receipt = Receipt(
+            divergence=found.id,
+            at_ns=self._clock.now_ns(),
+            remedy=remedy.value,
+            path=b"segments/%08d.seg" % place.segment if place else found.path,
+            offset=place.offset if place else found.offset,
+            length=HEADER_BYTES + place.stored if place else found.length,
+            before=found.seen,
+            after=appended.checksum if appended else b"",
+            source="the primary" if appended else "good frames and the catalog's copies",
+            result=result,
+            detail=detail,
+        )
+        self._findings.add_receipt(receipt)
+
+    async def _in_shelf(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+_LAID = (Part.RECORD, Part.COMMIT, Part.STRUCTURE, Part.SEGMENT)
+_GRAVITY = (Sight.DIFFERS, Sight.UNREADABLE, Sight.ABSENT)
+
+
+def _together(sights: Sequence[Sight]) -> Sight:
+    """What looks at several blocks say as one: unknown while one is, else that some can be had, else the worst."""
+    if Sight.UNKNOWN in sights or not sights:
+        return Sight.UNKNOWN
+    if Sight.MATCHES in sights:
+        return Sight.MATCHES
+    return next(sight for sight in _GRAVITY if sight in sights)
+
+
+def _is_lost_record(found: Divergence) -> bool:
+    """Whether it is something that a replay missed, which no place in a segment stands for."""
+    return found.part is Part.RECORD and not found.length
+
+
+def _touches(wrong: Wrong, found: Divergence) -> bool:
+    if Part.SEGMENT in (wrong.part, found.part):
+        return True
+    return wrong.offset < _end(found) and found.offset < wrong.offset + wrong.length
+
+
+def _raw(frame: Frame) -> bytes:
+    return frame_header(frame) + bytes(frame.payload)
+
+
+def _item_ranges(damaged: dict[bytes, BlockPlace | None]) -> dict[bytes, tuple[int, int]]:
+    return {name: (place.offset, HEADER_BYTES + place.stored) for name, place in damaged.items() if place}
+
+
+def _end(found: Divergence) -> int:
+    return found.offset + found.length
+
+
+def _count(blocks: Sequence[bytes]) -> str:
+    return "1 block" if len(blocks) == 1 else f"{len(blocks)} blocks"

@@ -1,0 +1,82 @@
+"""Quarantine: bad bytes, kept aside so that what happened can be looked into after the repair.
+
+One directory below a store, readable by its owner alone, bounded: when there is no room for more, the oldest go. What
+is kept here is never used as a source of anything but whole frames that prove themselves.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from replicad.model.errors import ReplicadError
+from replicad.system.disk import Disk, errors_at
+from replicad.system.logs import logger
+
+log = logger("work.quarantine")
+
+DIRECTORY = "quarantine"
+MAX_KEPT_BYTES = 512 * 1024 * 1024
+"""Eight segments, or some hundred blocks with their neighbours."""
+MAX_KEPT_FILES = 1000
+
+
+class Quarantine:
+    """The quarantine of one store. One thread at a time."""
+
+    def __init__(self, store: Path, disk: Disk) -> None:
+        self._store, self._disk = store, disk
+        self.directory = store / DIRECTORY
+
+    def keep(self, name: str, data: bytes) -> str:
+        """Keep bytes; the file's path relative to the store, "" when there is no room for them."""
+        path = self.directory / name
+        try:
+            self._make_room(len(data))
+            self._disk.write_durable(path, data)
+        except ReplicadError as error:
+            log.warning("bad bytes cannot be kept", path=str(path), reason=str(error))
+            return ""
+        return f"{DIRECTORY}/{name}"
+
+    def keep_file(self, path: Path, name: str) -> Path:
+        """Give a file a second name here, so that it outlives being replaced. Raises ReplicadError."""
+        self._make_room(path.stat().st_size)
+        kept = self.directory / name
+        with errors_at(kept, "keeping a file"):
+            kept.unlink(missing_ok=True)
+            os.link(path, kept)
+        self._disk.sync_directory(self.directory)
+        return kept
+
+    def read(self, kept: str, size: int) -> bytes:
+        """The first `size` bytes of what was kept under that relative path; b"" when it is gone."""
+        path = self._store / kept
+        if not kept or path.parent != self.directory:
+            return b""
+        try:
+            with path.open("rb") as file:
+                return file.read(size)
+        except OSError:
+            return b""  # made room for newer bytes, or removed by a person
+
+    def segments(self) -> list[Path]:
+        """Whole segments that are kept here, newest first."""
+        return [path for path in reversed(self._files()) if path.suffix == ".seg"]
+
+    def _make_room(self, size: int) -> None:
+        self._disk.make_directory(self.directory)
+        files = self._files()
+        used = sum(path.stat().st_size for path in files)
+        while files and (used + size > MAX_KEPT_BYTES or len(files) >= MAX_KEPT_FILES):
+            oldest = files.pop(0)
+            used -= oldest.stat().st_size
+            oldest.unlink()
+
+    def _files(self) -> list[Path]:
+        """Oldest first."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(
+            (p for p in self.directory.iterdir() if p.is_file()), key=lambda p: (p.stat().st_ctime_ns, p.name)
+        )

@@ -1,0 +1,295 @@
+"""Scrub of a replica: every byte of one store's segments, read from the medium and compared with the catalog.
+
+The unit is a segment; the last one, which grows, is verified as far as it was acknowledged, and only what is new in it
+when there is more. **Owns** the order (never verified, then oldest), and the way between two threads: segments are read
+and compared in a worker thread with a connection of its own, while archive and findings are asked for short moments in
+the shelf's thread, so intake never waits for a scrub.
+
+**Never** mends: findings go into the book, where others meet them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from replicad.db.findings import Findings
+from replicad.db.inventory import Inventory
+from replicad.model.divergence import Divergence, Part, Side, State
+from replicad.model.errors import BookDamagedError, ReplicadError
+from replicad.model.position import Position
+from replicad.store.segments import segment_numbers, segment_path
+from replicad.system.clock import Clock
+from replicad.system.disk import Disk
+from replicad.work.archive import Archive, catalog_path
+from replicad.work.harm import Harm, harm_of
+from replicad.work.quarantine import Quarantine
+from replicad.work.segment_check import Checked, SegmentCheck, Wrong, missing_segment, strange_segment
+from replicad.work.store_findings import Seen, StoreFindings
+from replicad.work.structure_check import Structure, check_structure
+from replicad.work.surface import Extent, Verified
+from replicad.work.upkeep import is_missed, remember_verified
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _Unit:
+    """One segment, as far as it is acknowledged."""
+
+    size: int
+    verified: int = 0
+    """Bytes of it that were verified."""
+    at_ns: int = 0
+    """When the oldest of them were; 0 = never."""
+    end: Position | None = None
+    """Where a growing segment's verification may go on."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether some of it was never verified."""
+        return not self.at_ns or self.verified < self.size
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What one segment gave."""
+
+    checked: Checked
+    seen: list[Seen] = field(default_factory=list)
+
+
+class ReplicaSurface:
+    """Keeps the contract of work/surface.Surface for one store."""
+
+    side = Side.REPLICA
+
+    def __init__(
+        self,
+        client: str,
+        dataset: str,
+        directory: Path,
+        archive: Archive,
+        findings: Findings,
+        executor: Executor,
+        clock: Clock,
+        disk: Disk,
+    ) -> None:
+        """`executor` is the shelf's single thread, to which `archive` and `findings` belong."""
+        self.dataset, self.peer = dataset, client
+        self._directory, self._archive, self._executor = directory, archive, executor
+        self._clock, self._disk = clock, disk
+        self._book = StoreFindings(client, dataset, findings, Quarantine(directory, disk), clock)
+        self._units: dict[int, _Unit] = {}
+        self._last = 0
+        self._is_loaded = False
+        self._marks: dict[int, tuple[int, int, int, str]] = {}
+        """Verifications that are not in the catalog yet, because a session has unsealed work in it."""
+        self._uncopied: dict[int, list[tuple[int, int]]] = {}
+        self._sound: set[int] = set()
+
+    async def extent(self, before_ns: int) -> Extent:
+        """See `Surface`."""
+        await self._in_shelf(self._refresh)
+        units = self._units.values()
+        return Extent(
+            total_bytes=sum(unit.size for unit in units),
+            never_bytes=sum(unit.size - (unit.verified if unit.at_ns else 0) for unit in units if unit.is_due),
+            oldest_ns=0 if any(unit.is_due for unit in units) else min((unit.at_ns for unit in units), default=0),
+            since_bytes=sum(unit.size for unit in units if unit.is_due or unit.at_ns < before_ns),
+        )
+
+    async def verify(self, budget_bytes: int) -> Verified:
+        """See `Surface`."""
+        await self._in_shelf(self._refresh)
+        done: set[int] = set()
+        media = cache = units = found = 0
+        doubts: list[str] = []
+        while media + cache < budget_bytes or not done:
+            number = self._next(done)
+            if number is None:
+                break
+            done.add(number)
+            try:
+                checked, count = await self._verify_one(number)
+            except ReplicadError as error:
+                doubts.append(f"segment {number}: {error}")
+                continue
+            units, found = units + 1, found + count
+            media += checked.size if checked.media else 0
+            cache += 0 if checked.media else checked.size
+        await self._in_shelf(self._refresh)
+        if doubts and not units:
+            raise ReplicadError(doubts[0], where=str(self._directory), hint="it is tried again")
+        return Verified(media, cache, units, found, tuple(doubts))
+
+    async def structure(self) -> Verified:
+        """See `Surface`."""
+        await self._in_shelf(self._refresh)
+        found = await self._in_shelf(self._report_damage)
+        try:
+            structure, harm = await asyncio.to_thread(self._check_structure)
+        except BookDamagedError as error:
+            structure, harm = Structure(pages=[error.what]), Harm()
+        if structure.pages or structure.false:
+            texts, is_unreadable = structure.pages or structure.false, bool(structure.pages)
+            found += len(await self._in_shelf(lambda: self._book.report_book(texts, is_unreadable=is_unreadable)))
+        if structure.missing:
+            told = await self._in_shelf(lambda: self._report_missing(structure.missing, harm))
+            found += len(told)
+        strangers = await self._in_shelf(self._strangers)
+        wrongs = await asyncio.to_thread(self._look_at, strangers)
+        told = await self._in_shelf(lambda: self._book.report([Seen(wrong, "media") for wrong in wrongs]))
+        return Verified(units=1, found=found + len(told))
+
+    # what there is
+
+    def _refresh(self) -> None:
+        """Bring the list of units up to what is acknowledged, and the catalog up to what was verified."""
+        end = self._archive.checkpoint
+        if not self._is_loaded:
+            self._load(end)
+        for number in range(max(self._last, 1), end.segment + 1):
+            size = end.offset if number == end.segment else self._size_of(number)
+            if size or number < end.segment:
+                self._units.setdefault(number, _Unit(size)).size = size
+        self._last = end.segment
+        if (self._marks or self._uncopied or self._sound) and self._archive.is_settled:
+            marks, self._marks = self._marks, {}
+            uncopied, self._uncopied = self._uncopied, {}
+            sound, self._sound = self._sound, set()
+            remember_verified(self._archive, list(marks.values()), uncopied, list(sound))
+
+    def _load(self, end: Position) -> None:
+        self._is_loaded = True
+        doubtful = {damage.segment for damage in self._archive.damage}
+        for number, size, at_ns in self._archive.inventory.scrubbed():
+            if number <= end.segment and number not in doubtful:
+                self._units[number] = _Unit(size, size, at_ns)
+        for number in range(1, end.segment):
+            if number not in self._units:
+                self._units[number] = _Unit(self._size_of(number))
+        self._report_damage()
+
+    def _size_of(self, number: int) -> int:
+        try:
+            return segment_path(self._directory, number).stat().st_size
+        except OSError:
+            return 0  # it is due all the same, and its verification tells why
+
+    def _next(self, done: set[int]) -> int | None:
+        left = [(not unit.is_due, unit.at_ns if not unit.is_due else 0, n) for n, unit in self._units.items()]
+        return min((one for one in left if one[2] not in done), default=(True, 0, None))[2]
+
+    # one segment
+
+    async def _verify_one(self, number: int) -> tuple[Checked, int]:
+        """Verify a segment and tell what was found. Looked at anew when it was laid anew meanwhile."""
+        while True:
+            unit = self._units[number]
+            goes_on = unit.end if unit.end and unit.at_ns and unit.is_due else None
+            laid, grows = await self._in_shelf(lambda: (self._archive.laid, not self._archive.is_settled))
+            try:
+                outcome = await asyncio.to_thread(self._check, number, goes_on, grows)
+            except BookDamagedError as error:
+                await self._in_shelf(partial(self._book.report_book, [error.what], is_unreadable=True))
+                raise
+            count = await self._in_shelf(partial(self._take, number, outcome, goes_on, laid))
+            if count is not None:
+                return outcome.checked, count
+
+    def _check(self, number: int, start: Position | None, grows: bool) -> _Outcome:
+        """In a worker thread: read, compare, and find out what damage means."""
+        inventory = Inventory.open(catalog_path(self._directory))
+        try:
+            path, store = segment_path(self._directory, number), self._archive.store.owner.store
+            try:
+                check = SegmentCheck(inventory, self._disk, path, number, store, start=start, grows=grows)
+                checked = check.run()
+            except FileNotFoundError:
+                is_missed = inventory.last_expected(number) is not None
+                checked = Checked(wrongs=[missing_segment(inventory, number)] if is_missed else [])
+            ids = {item.id for wrong in checked.wrongs for item in wrong.items if item.id and not wrong.is_transient}
+            harm = harm_of(inventory, ids)
+            source = "media" if checked.media else "cache"
+            return _Outcome(checked, [Seen(w, source, harm, _expected(inventory, w)) for w in checked.wrongs])
+        finally:
+            inventory.close()
+
+    def _take(self, number: int, outcome: _Outcome, start: Position | None, laid: int) -> int | None:
+        """In the shelf's thread: tell what was found and note the verification; None when it has to be done again."""
+        if self._archive.laid != laid:
+            return None
+        checked = outcome.checked
+        seen = [one for one in outcome.seen if self._still_counts(one.wrong)]
+        told = self._book.report(seen) + self._book.report_book(checked.unknown, is_unreadable=False)
+        self._archive.doubt(name for one in told if one.state is State.OPEN for name in one.blocks)
+        self._note(number, checked, start)
+        is_sound = not any(not one.wrong.is_transient for one in seen) and not checked.unknown
+        if is_sound:
+            self._sound.add(number)
+        return len(told)
+
+    def _still_counts(self, wrong: Wrong) -> bool:
+        """Whether blocks found bad are still to be found there: they may have been mended while it was read."""
+        ids = [item.id for item in wrong.items if item.id]
+        if wrong.part is not Part.BLOCK or not ids:
+            return True
+        places = self._archive.inventory.places(ids).values()
+        end = wrong.offset + wrong.length
+        return any(p.segment == wrong.segment and wrong.offset <= p.offset < end for p in places)
+
+    def _note(self, number: int, checked: Checked, start: Position | None) -> None:
+        unit, now = self._units[number], self._clock.now_ns()
+        before = start.offset if start else 0
+        unit.verified = max(before + checked.size, unit.size if checked.wrongs else 0)
+        unit.at_ns = unit.at_ns if start else now
+        unit.end = None if checked.wrongs else checked.end
+        self._marks[number] = (number, unit.verified, unit.at_ns, "media" if checked.media else "cache")
+        if checked.uncopied:
+            self._uncopied[number] = checked.uncopied
+
+    # all together
+
+    def _check_structure(self) -> tuple[Structure, Harm]:
+        inventory = Inventory.open(catalog_path(self._directory))
+        try:
+            structure = check_structure(inventory)
+            return structure, harm_of(inventory, structure.missing)
+        finally:
+            inventory.close()
+
+    def _report_missing(self, ids: list[bytes], harm: Harm) -> list[Divergence]:
+        """Those that are still missing: sessions go on meanwhile."""
+        here = self._archive.inventory.places(ids)
+        return self._book.report_missing([name for name in ids if name not in here], harm)
+
+    def _report_damage(self) -> int:
+        """What replays found. Bytes that are damaged are found again by the verification of their segment, which is
+        due; what is missing only shows in what replays say."""
+        return len(self._book.report_damage([damage for damage in self._archive.damage if is_missed(damage)]))
+
+    def _strangers(self) -> list[int]:
+        """Segments behind the last one; those before it are units, there or not."""
+        if not self._archive.is_settled:
+            return []
+        return [n for n in segment_numbers(self._directory) if n > self._archive.store.position.segment]
+
+    def _look_at(self, numbers: list[int]) -> list[Wrong]:
+        return [strange_segment(self._disk, segment_path(self._directory, number), number) for number in numbers]
+
+    async def _in_shelf(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def _expected(inventory: Inventory, wrong: Wrong) -> bytes:
+    """The very bytes that should stand there, if it is one frame that the catalog has a copy of."""
+    if len(wrong.items) != 1 or not wrong.items[0].head:
+        return b""
+    copy = inventory.copy(wrong.segment, wrong.items[0].offset)
+    return copy.frame if copy else b""

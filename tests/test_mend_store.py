@@ -1,0 +1,516 @@
+"""Mending a store: whatever happens to it is found, named, repaired from a proven source, and clean afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kit_scrub import SMALL, Rig, unsettled_changes, write_at
+from kit_store import FaultyDisk, Primary, block_frame, contents, file_put, flip, record_frame, segment
+from replicad.model.block import Buffer, block_id, checksum
+from replicad.model.divergence import Divergence, Part, State
+from replicad.model.verdict import Sight, Verdict
+from replicad.store import store as store_module
+from replicad.store.format import FrameType, encode_frame
+from replicad.store.segments import segment_numbers
+from replicad.work.archive import ArchiveReader, catalog_path
+from replicad.work.rebuild import rebuild_catalog
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", SMALL)
+    made = Rig(tmp_path / "ams1" / "www")
+    made.fill()
+    yield made
+    made.close()
+    made.executor.shutdown()
+
+
+def _flip_in(kind: FrameType, nth: int = 0, *, number: int = 2, at: int = 70) -> Callable[[Rig], None]:
+    def harm(rig: Rig) -> None:
+        where = next(n for n in (number, *rig.bytes_of()) if len(rig.frames(kind, n)) > nth)
+        flip(segment(rig.directory, where), rig.frames(kind, where)[nth].offset + at, 3)
+
+    return harm
+
+
+def _burst(rig: Rig) -> None:
+    first, *_, last = rig.frames(FrameType.BLOCK, 2)[1:4]
+    write_at(segment(rig.directory, 2), first.offset + 30, os.urandom(last.end - first.offset - 60))
+
+
+def _burst_over_everything(rig: Rig) -> None:
+    size = segment(rig.directory, 2).stat().st_size
+    write_at(segment(rig.directory, 2), 200, os.urandom(size - 400))
+
+
+def _zeroed_sector(rig: Rig) -> None:
+    frame = rig.frames(FrameType.BLOCK, 2)[2]
+    write_at(segment(rig.directory, 2), (frame.offset + 511) // 512 * 512, bytes(512))
+
+
+def _misdirected(rig: Rig) -> None:
+    """A frame of the same length, whole, in another one's place."""
+    theirs = {frame.stored: frame for frame in rig.frames(FrameType.BLOCK, 1)}
+    ours = next(frame for frame in rig.frames(FrameType.BLOCK, 2) if frame.stored in theirs)
+    one = theirs[ours.stored]
+    assert one.id != ours.id
+    write_at(segment(rig.directory, 2), ours.offset, segment(rig.directory, 1).read_bytes()[one.offset : one.end])
+
+
+def _stale(rig: Rig) -> None:
+    """An older state of the medium: two pages that were not written."""
+    write_at(segment(rig.directory, 2), 4096, segment(rig.directory, 1).read_bytes()[4096 : 3 * 4096])
+
+
+def _row_elsewhere(rig: Rig) -> None:
+    """A row of the catalog names a place where another frame, or none, stands."""
+    with rig.archive.upkeep() as (_, catalog):
+        catalog.database.execute("UPDATE block SET offset = offset + 64 WHERE segment = 2 AND offset > 9000")
+
+
+def _row_of_another(rig: Rig) -> None:
+    """Two rows of the catalog name one place."""
+    with rig.archive.upkeep() as (_, catalog):
+        rows = catalog.database.all("SELECT id, segment, offset, stored, plain FROM block WHERE segment = 2 LIMIT 2")
+        catalog.database.execute(
+            "UPDATE block SET segment = ?, offset = ?, stored = ?, plain = ? WHERE id = ?", (*rows[0][1:], rows[1][0])
+        )
+
+
+def _row_lost(rig: Rig) -> None:
+    """A row of the catalog is gone."""
+    with rig.archive.upkeep() as (_, catalog):
+        catalog.database.execute("DELETE FROM block WHERE segment = 2 AND offset > 9000")
+
+
+def _copy_lost(rig: Rig) -> None:
+    """A copy of a commit is gone."""
+    with rig.archive.upkeep() as (_, catalog):
+        catalog.database.execute("DELETE FROM frame_copy WHERE segment = 2 AND substr(head, 21, 1) = x'04'")
+
+
+def _truncated(rig: Rig) -> None:
+    os.truncate(segment(rig.directory, 2), rig.frames(FrameType.BLOCK, 2)[2].offset + 100)
+
+
+def _gone(rig: Rig) -> None:
+    segment(rig.directory, 2).unlink()
+
+
+def _swapped(rig: Rig) -> None:
+    one, two = segment(rig.directory, 1), segment(rig.directory, 2)
+    aside = one.with_name("aside")
+    one.rename(aside)
+    two.rename(one)
+    aside.rename(two)
+
+
+def _garbage(rig: Rig) -> None:
+    with segment(rig.directory, 2).open("ab") as file:
+        file.write(os.urandom(5000))
+
+
+def _garbage_behind_the_last(rig: Rig) -> None:
+    with segment(rig.directory, max(rig.bytes_of())).open("ab") as file:
+        file.write(os.urandom(5000))
+
+
+def _stranger(rig: Rig) -> None:
+    segment(rig.directory, 99).write_bytes(segment(rig.directory, 1).read_bytes())
+
+
+KINDS: dict[str, tuple[Callable[[Rig], None], Part, bool]] = {
+    # harm, the part that is named, whether the bytes of all segments are the same afterwards
+    "bit in a block's payload": (_flip_in(FrameType.BLOCK), Part.BLOCK, False),
+    "bit in a block's header": (_flip_in(FrameType.BLOCK, at=24), Part.BLOCK, False),
+    "bit in a block's magic": (_flip_in(FrameType.BLOCK, at=0), Part.BLOCK, False),
+    "bit in the last segment": (_flip_in(FrameType.BLOCK, number=3), Part.BLOCK, False),
+    "burst": (_burst, Part.BLOCK, False),
+    "burst over everything": (_burst_over_everything, Part.BLOCK, False),
+    "zeroed sector": (_zeroed_sector, Part.BLOCK, False),
+    "misdirected": (_misdirected, Part.BLOCK, False),
+    "stale": (_stale, Part.BLOCK, False),
+    "row elsewhere": (_row_elsewhere, Part.BOOK, True),
+    "row of another": (_row_of_another, Part.BOOK, True),
+    "row lost": (_row_lost, Part.BOOK, True),
+    "copy lost": (_copy_lost, Part.BOOK, True),
+    "truncated": (_truncated, Part.SEGMENT, False),
+    "lost": (_gone, Part.SEGMENT, False),
+    "swapped": (_swapped, Part.SEGMENT, True),
+    "garbage": (_garbage, Part.STRUCTURE, True),
+    "garbage behind the last": (_garbage_behind_the_last, Part.STRUCTURE, True),
+    "stranger": (_stranger, Part.SEGMENT, True),
+    "header": (_flip_in(FrameType.HEADER, at=80), Part.STRUCTURE, True),
+    "seal": (_flip_in(FrameType.SEAL, number=1), Part.STRUCTURE, True),
+    "pad": (_flip_in(FrameType.PAD, number=2), Part.STRUCTURE, True),
+    "commit": (_flip_in(FrameType.COMMIT), Part.COMMIT, True),
+    "record": (_flip_in(FrameType.RECORD), Part.RECORD, True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_damage_is_found_named_and_repaired(rig: Rig, tmp_path: Path, kind: str) -> None:
+    """Found by one scrub with the right part named, repaired, then clean; what is no block comes back bit for bit."""
+    harm, part, is_same = KINDS[kind]
+    before = rig.bytes_of()
+    assert rig.scrub() == 0
+    harm(rig)
+    assert rig.scrub() > 0
+    assert part in {one.part for one in rig.open_ones()}, [(one.part, one.what) for one in rig.open_ones()]
+    rig.settle_all()
+    assert {one.state for one in rig.findings.listed(state=None)} == {State.REPAIRED}
+    rig.assert_clean(tmp_path)
+    if is_same:
+        assert rig.bytes_of() == before
+
+
+def test_an_untouched_store_gives_no_finding(rig: Rig, tmp_path: Path) -> None:
+    """Not a single one, over restarts and while it grows."""
+    for number in range(10, 14):
+        assert rig.scrub() == 0
+        rig.put(number, {b"new-%d" % number: b"content %d" % number})
+        rig.reopen()
+    rig.assert_clean(tmp_path)
+    assert rig.findings.listed(state=None) == []
+
+
+# guards
+
+
+def _damaged(rig: Rig, *numbers: int) -> list[Divergence]:
+    """Flip a bit in the first block of these segments and scrub; the findings."""
+    rig.scrub()
+    for number in numbers:
+        _flip_in(FrameType.BLOCK, number=number)(rig)
+    assert rig.scrub() == len(numbers)
+    return rig.open_ones()
+
+
+def test_nothing_is_written_unless_the_primary_confirms_what_was_seen(rig: Rig) -> None:
+    """Silent or contradicting, the case stays inconclusive and open, and the store as it is."""
+    (found,) = _damaged(rig, 2)
+    before = rig.bytes_of()
+    frame = block_frame(rig.has[found.blocks[0]])
+    for digest in (b"", checksum(b"something else")):
+        judged = asyncio.run(rig.mender.testimony(found, digest, [Sight.MATCHES]))
+        assert judged.verdict is Verdict.INCONCLUSIVE
+        assert asyncio.run(rig.mender.mend(judged, [frame])).state is State.OPEN
+    assert rig.bytes_of() == before
+
+
+def test_only_proven_frames_of_damaged_blocks_are_taken(rig: Rig) -> None:
+    """Another block, a frame whose bytes are not its id, a record, garbage: each is refused, with nothing stored."""
+    (found,) = _damaged(rig, 2)
+    found = asyncio.run(rig.mender.testimony(found, found.seen, [Sight.MATCHES]))
+    before = rig.bytes_of()
+    forged = encode_frame(FrameType.BLOCK, b"forged", found.blocks[0])
+    for frame in (block_frame(b"another one"), forged, record_frame([]), b"garbage", block_frame(b"x")[:-1]):
+        after = asyncio.run(rig.mender.mend(found, [frame]))
+        assert after.state is State.OPEN and "cannot repair" in after.events[-1].what
+    assert rig.bytes_of() == before
+    rig.settle_all()
+
+
+def test_a_person_is_asked_first(rig: Rig) -> None:
+    """With repair = "ask" nothing is done by itself; what a person orders is done."""
+    rig.mender._repair = "ask"
+    _damaged(rig, 2)
+    (waiting,) = rig.settle()
+    assert waiting.state is State.OPEN and waiting.verdict is Verdict.REPLICA_ROT
+    assert "waiting for a person" in waiting.events[-1].what
+    assert len(rig.settle()[0].events) == len(waiting.events), "not said again and again"
+    (done,) = rig.settle(ordered=True)
+    assert done.state is State.REPAIRED
+
+
+def test_too_many_repairs_open_the_breaker_and_a_person_closes_it(rig: Rig) -> None:
+    """Beyond the limit nothing is repaired by itself any more, over restarts too, until a person has ordered one."""
+    rig.mender._repair_limit = 2
+    rig.options = {"repair_limit": 2}
+    _damaged(rig, 1, 2, 3)
+    states = sorted(one.state for one in rig.settle())
+    assert states == [State.OPEN, State.REPAIRED, State.REPAIRED]
+    assert asyncio.run(rig.mender.breaker_is_open())
+    rig.reopen()
+    (left,) = rig.settle()
+    assert left.state is State.OPEN and "within an hour" in left.events[-1].what
+    (done,) = rig.settle(ordered=True)
+    assert done.state is State.REPAIRED and not asyncio.run(rig.mender.breaker_is_open())
+    _damaged(rig, 4)
+    assert [one.state for one in rig.settle()] == [State.REPAIRED], "what was before the person's word counts no more"
+
+
+def test_a_session_s_unsealed_work_is_not_committed_by_a_repair(rig: Rig, tmp_path: Path) -> None:
+    """While it is there the case waits, whatever the remedy; afterwards it is settled, and an abort takes nothing."""
+    _damaged(rig, 2)
+    _flip_in(FrameType.RECORD, number=4)(rig)
+    rig.scrub()
+    primary = Primary(rig.archive)
+    primary.send(b"half of it")
+    primary.record(file_put(b"half", 7777, {0: block_id(b"half of it")}))
+    assert {one.events[-1].what for one in rig.settle()} == {"waiting for the pass under way to be sealed"}
+    rig.archive.abort()
+    assert rig.archive.head.number == 4
+    rig.settle_all()
+    rig.assert_clean(tmp_path)
+
+
+def test_what_no_side_has_is_named_exactly(rig: Rig, tmp_path: Path) -> None:
+    """Lost stays open and says path, range and snapshots; everything else of the case is repaired; when the primary has
+    it again it is repaired after all."""
+    rig.scrub()
+    frames = rig.frames(FrameType.BLOCK, 1)[1:3]
+    write_at(segment(rig.directory, 1), frames[0].offset + 70, bytes(frames[-1].end - frames[0].offset - 80))
+    rig.scrub()
+    gone = block_id(rig.expected[1][b"changes"])
+    assert gone in {frame.id for frame in frames}
+    data = rig.has.pop(gone)
+    rig.settle()
+    rig.settle()
+    (left,) = rig.open_ones()
+    assert left.blocks == (gone,) and left.is_lost
+    assert [(one.path, one.offset, one.first, one.last) for one in left.affected] == [(b"changes", 0, 1, 1)]
+    assert "no side has 1 block" in left.events[-1].what
+    assert contents(rig.directory, 1)[b"changes"] is None and contents(rig.directory, 2) == rig.expected[2]
+    rig.has[gone] = data
+    rig.settle_all()
+    rig.assert_clean(tmp_path)
+
+
+def test_every_repair_leaves_a_receipt(rig: Rig) -> None:
+    """Where the block is now, what was there, what was read afterwards."""
+    (found,) = _damaged(rig, 2)
+    (done,) = rig.settle()
+    (receipt,) = rig.findings.receipts(found.id)
+    (place,) = rig.archive.inventory.places(found.blocks).values()
+    assert (receipt.path, receipt.offset) == (b"segments/%08d.seg" % place.segment, place.offset)
+    assert (receipt.result, receipt.before, receipt.remedy) == ("repaired", found.seen, "mend_replica")
+    assert done.bits == 1 and done.expected and done.quarantine
+
+
+def test_a_pass_that_offers_a_damaged_block_heals_it(rig: Rig, tmp_path: Path) -> None:
+    """A block found damaged is needed again, and the case is settled when it has come."""
+    (found,) = _damaged(rig, 2)
+    primary = Primary(rig.archive)
+    primary.send(rig.has[found.blocks[0]])
+    rig.expected[5] = dict(rig.expected[4])
+    primary.seal(5)
+    (settled,) = asyncio.run(rig.mender.verify_divergences())
+    assert settled.state is State.REPAIRED and "by a pass" in settled.events[-1].what
+    assert Primary(rig.archive).archive.needed(found.blocks[0]) == b"\0"
+    rig.assert_clean(tmp_path)
+
+
+def test_what_reads_well_twice_is_gone(rig: Rig, tmp_path: Path) -> None:
+    """A place that somebody put right is settled after two looks, not after one."""
+    before = segment(rig.directory, 2).read_bytes()
+    _damaged(rig, 2)
+    write_at(segment(rig.directory, 2), 0, before)
+    assert asyncio.run(rig.mender.verify_divergences()) == []
+    (settled,) = asyncio.run(rig.mender.verify_divergences())
+    assert settled.state is State.GONE
+    rig.assert_clean(tmp_path)
+
+
+# records, rebuilds and what they lost
+
+
+def test_a_rebuild_takes_damaged_records_from_the_old_catalog(rig: Rig, tmp_path: Path) -> None:
+    """Nothing is lost by it, and the segment is mended afterwards."""
+    rig.scrub()
+    _flip_in(FrameType.RECORD)(rig)
+    _flip_in(FrameType.COMMIT, number=4)(rig)
+    rig.close()
+    rebuilt = rebuild_catalog(rig.directory, knowing=catalog_path(rig.directory))
+    assert len(rebuilt.damage) == 2
+    rig.open()
+    assert _lost(rig) == 0
+    rig.scrub()
+    rig.settle_all()
+    rig.assert_clean(tmp_path)
+
+
+def _lost(rig: Rig) -> int:
+    reader = ArchiveReader(rig.directory)
+    try:
+        return max(line.lost for line in reader.snapshots())
+    finally:
+        reader.close()
+
+
+def test_a_lost_record_that_comes_back_is_lost_no_more(rig: Rig, tmp_path: Path) -> None:
+    """A record that a rebuild missed and a person has put back is taken in by a repair that a person orders."""
+    good = segment(rig.directory, 2).read_bytes()
+    _flip_in(FrameType.RECORD)(rig)
+    rig.close()
+    rebuild_catalog(rig.directory)
+    rig.open()
+    assert _lost(rig) == 1
+    rig.scrub()
+    write_at(segment(rig.directory, 2), 0, good)
+    rig.scrub()
+    rig.settle(ordered=True)
+    assert _lost(rig) == 0
+    rig.settle_all()
+    rig.assert_clean(tmp_path)
+
+
+def test_damage_older_than_the_catalog_is_settled_when_nothing_is_missing(rig: Rig, tmp_path: Path) -> None:
+    """After a rebuild without the old catalog nobody knows what stood at a mended place: told, and settled once it is
+    certain that no snapshot lacks anything."""
+    _damaged(rig, 2)
+    rig.settle_all()
+    rig.close()
+    rebuild_catalog(rig.directory)
+    rig.open()
+    assert rig.scrub() == 1
+    rig.settle_all()
+    assert rig.findings.listed(state=State.GONE)
+    rig.assert_clean(tmp_path)
+
+
+# crashes
+
+
+class Crash(Exception):
+    """The power is gone."""
+
+
+class CrashingDisk(FaultyDisk):
+    """A disk that fails for good at its nth write, sync or change of names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: int | None = None
+
+    def _step(self) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise Crash
+
+    def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
+        self._step()
+        return super().pwrite(fd, data, offset)
+
+    def sync(self, fd: int) -> None:
+        self._step()
+        super().sync(fd)
+
+    def sync_directory(self, path: Path) -> None:
+        self._step()
+        super().sync_directory(path)
+
+    def rename_durable(self, source: Path, target: Path) -> None:
+        self._step()
+        super().rename_durable(source, target)
+
+
+@pytest.mark.parametrize("kind", ["record", "swapped", "lost", "bit in a block's payload", "row elsewhere"])
+def test_a_crash_at_any_step_of_a_repair_leaves_a_usable_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The store opens, shows every snapshot, and the next repair makes it clean."""
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", SMALL)
+    for step in range(60):
+        disk = CrashingDisk()
+        rig = Rig(tmp_path / str(step) / "ams1" / "www", disk)
+        rig.fill()
+        rig.scrub()
+        KINDS[kind][0](rig)
+        rig.scrub()
+        disk.left = step
+        try:
+            for _ in range(3):
+                rig.settle()
+        except Crash:
+            pass
+        ended = disk.left >= 0
+        disk.left = None
+        rig.kill()
+        disk.power_cut(step)
+        rig.open()
+        assert rig.archive.head.number == 4
+        rig.scrub()
+        rig.settle_all()
+        rig.assert_clean(tmp_path)
+        rig.close()
+        rig.executor.shutdown()
+        if ended:
+            return
+    raise AssertionError("a repair takes more steps than were tried")
+
+
+# anything
+
+HARMS = ("bit", "bit", "bit", "burst", "zeroed", "truncated", "lost", "swapped", "garbage", "copied")
+
+
+def _any_harm(rig: Rig, choose: random.Random) -> None:
+    path = segment(rig.directory, choose.choice(segment_numbers(rig.directory)))
+    data = path.read_bytes()
+    at = choose.randrange(len(data))
+    other = segment(rig.directory, choose.choice(segment_numbers(rig.directory)))
+    match choose.choice(HARMS):
+        case "bit":
+            flip(path, at, choose.randrange(8))
+        case "burst":
+            write_at(path, at, choose.randbytes(min(len(data) - at, choose.randrange(1, 4000))))
+        case "zeroed":
+            write_at(path, at // 512 * 512, bytes(min(512, len(data) - at // 512 * 512)))
+        case "truncated":
+            os.truncate(path, at)
+        case "lost":
+            path.unlink()
+        case "swapped":
+            theirs = other.read_bytes()
+            other.write_bytes(data)
+            path.write_bytes(theirs)
+        case "garbage":
+            path.write_bytes(data + choose.randbytes(choose.randrange(1, 9000)))
+        case _:
+            theirs = other.read_bytes()
+            starts = [one.start() for one in re.finditer(b"RPD1", theirs)]
+            places = [one.start() for one in re.finditer(b"RPD1", data)]
+            if starts and places:
+                start, place = choose.choice(starts), choose.choice(places)
+                end = min((one for one in starts if one > start), default=len(theirs))
+                write_at(path, place, theirs[start:end][: len(data) - place])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32))
+def test_whatever_happens_is_found_and_mended(seed: int) -> None:
+    """Several rounds of several kinds of damage at once, sessions and restarts in between: each round is found if
+    anything that is still needed changed, and all of it is settled and clean afterwards."""
+    choose = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "SEGMENT_BYTES", SMALL)
+        rig = Rig(Path(name) / "ams1" / "www", repair_limit=10**6)
+        rig.fill()
+        if choose.random() < 0.7:
+            assert rig.scrub() == 0
+        for number in range(choose.randint(1, 3)):
+            before = rig.bytes_of()
+            for _ in range(choose.randint(1, 3)):
+                _any_harm(rig, choose)
+            assert (rig.scrub() > 0) == unsettled_changes(rig, before)
+            if choose.random() < 0.3:
+                rig.reopen()
+            if choose.random() < 0.3:
+                rig.put(50 + number, {b"n%d" % number: choose.randbytes(700)})
+            rig.settle_all()
+            rig.assert_clean(Path(name))
+        rig.close()
+        rig.executor.shutdown()
