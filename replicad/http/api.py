@@ -65,9 +65,7 @@ class Client:
         """Let a held dataset go on; returns what was held. Raises UsageError for an unknown name."""
         return self._ask("POST", "/release", [("dataset", dataset)], Released).released
 
-    def scrub(
-        self, action: str, dataset: str | None = None, side: str | None = None, for_s: float = 0.0
-    ) -> Directed:
+    def scrub(self, action: str, dataset: str | None = None, side: str | None = None, for_s: float = 0.0) -> Directed:
         """Start, pause or resume scrubs. Raises UsageError for what is not there or cannot be passed on."""
         given = [("dataset", dataset), ("side", side), ("for_s", f"{for_s:g}" if for_s else None)]
         query = [("action", action), *((key, value) for key, value in given if value is not None)]

@@ -126,9 +126,7 @@ class Daemon(Protocol):
         """Read the configuration file again. The problems found, in words; empty when it is in force."""
 
 
-def has_served(
-    status: NodeStatus, requests: Iterable[SyncRequest] = (), scrubs: Iterable[ScrubRequest] = ()
-) -> bool:
+def has_served(status: NodeStatus, requests: Iterable[SyncRequest] = (), scrubs: Iterable[ScrubRequest] = ()) -> bool:
     """Whether all these passes and scrubs have ended. What is gone from the configuration is waited for no longer."""
     served = {(line.dataset, line.replica): line.pass_served for line in status.datasets}
     scrubbed = {(line.dataset, line.side, line.peer): line.served for line in status.scrubs}

@@ -398,4 +398,3 @@ class Speed:
     def bytes_s(self) -> float:
         """The speed; 0 while nothing was measured."""
         return self._bytes / self._seconds if self._seconds else 0.0
-

@@ -58,8 +58,16 @@ class Shelves:
     """All stores of a node."""
 
     def __init__(
-        self, config: ListenConfig, clients: Callable[[], Sequence[ClientConfig]], disk: Disk, clock: Clock
+        self,
+        config: ListenConfig,
+        clients: Callable[[], Sequence[ClientConfig]],
+        disk: Disk,
+        clock: Clock,
+        *,
+        appeared: Callable[[str, str], None] = lambda client, dataset: None,
     ) -> None:
+        """`appeared` is called once for each store that there is, or comes to be, before it is opened."""
+        self._appeared = appeared
         self._config, self._clients, self._disk, self._clock = config, clients, disk, clock
         self._shelves: dict[Key, _Shelf] = {}
         self._opening = asyncio.Lock()
@@ -68,6 +76,28 @@ class Shelves:
     def statuses(self) -> list[StoreStatus]:
         """One for each store, by name."""
         return [self._shelves[key].status for key in sorted(self._shelves)]
+
+    def adjust(self, config: ListenConfig) -> None:
+        """Go by this configuration from now on; nothing that is open needs to be opened anew for it."""
+        self._config = config
+
+    async def opened(self, client: str, dataset: str) -> Archive:
+        """The archive of a store that has appeared, opened if need be. Raises ReplicadError when it cannot be."""
+        shelf = await self._open((client, dataset))
+        assert shelf.archive is not None
+        return shelf.archive
+
+    async def in_findings(self, client: str, dataset: str, work: Callable[[Findings], Result]) -> Result:
+        """Run `work` on the findings book of a store that has appeared, in the store's thread. The store itself need
+        not be one that can be opened. Raises ReplicadError when the book cannot be."""
+        key = client, dataset
+        return await _in_thread(self._shelves[key], partial(self._with_findings, key, work))
+
+    def _with_findings(self, key: Key, work: Callable[[Findings], Result]) -> Result:
+        shelf = self._shelves[key]
+        if shelf.findings is None:
+            shelf.findings = Findings(self._directory(key) / "findings.db")
+        return work(shelf.findings)
 
     async def open_all(self) -> None:
         """Open what is there, so that damage is found and shown now and not at the first session.
@@ -157,6 +187,7 @@ class Shelves:
         if key not in self._shelves:
             executor = ThreadPoolExecutor(1, f"store-{key[0]}-{key[1]}")
             self._shelves[key] = _Shelf(StoreStatus(*key), executor)
+            self._appeared(*key)
         shelf = self._shelves[key]
         async with self._opening:
             if shelf.archive is None:

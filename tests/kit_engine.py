@@ -122,7 +122,9 @@ class FakeSurface:
 class Rig:
     """A scrub of a fake side with a real findings book, and a world whose time passes as fast as it can."""
 
-    def __init__(self, directory: Path, policy: Policy, *, speed_bytes_s: float = 100e6, side: Side = Side.PRIMARY) -> None:
+    def __init__(
+        self, directory: Path, policy: Policy, *, speed_bytes_s: float = 100e6, side: Side = Side.PRIMARY
+    ) -> None:
         self.clock, self.policy = JumpingClock(), policy
         self.surface = FakeSurface(self.clock, speed_bytes_s, side)
         self.status = ScrubStatus("www", side, "")
@@ -172,4 +174,3 @@ class Book:
 
     async def __call__(self, work: Callable[[Findings], Result]) -> Result:
         return work(self._book())
-
