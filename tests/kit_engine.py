@@ -1,4 +1,4 @@
-"""A side that only remembers when its bytes were verified, and a clock that jumps: what a scrub engine works on in tests."""
+"""A side that only remembers when its bytes were verified, and a clock that jumps: what a scrub works on in tests."""
 
 from __future__ import annotations
 

@@ -25,13 +25,13 @@ five hundredths for whatever was not foreseen."""
 AGE_STEP = 0.05
 """Ages are counted in steps of this share of `scrub_every`."""
 SHORTEST = 0.0025
-"""No deadline counts as nearer than this share of `scrub_every` (25 minutes in a week): the last bytes before a deadline
-must not ask for an infinite pace."""
+"""No deadline counts as nearer than this share of `scrub_every` (25 minutes in a week): the last bytes before one must
+not ask for an infinite pace."""
 CATCH_UP = 1 / 16
 """What is overdue is made up for within this share of `scrub_every`: 10 hours in a week. A deadline that is missed
 already is no reason to take the disk from everybody else."""
 TURN_S = 0.03
-"""Length of one turn of reading: what somebody else's request to a disk waits at worst is in the order of one such turn."""
+"""Length of one turn of reading: somebody else's request to the disk waits at worst in the order of one of them."""
 FIRST_TURN_BYTES = 1 << 20
 """While the disk's speed is unknown."""
 MIN_TURN_BYTES, MAX_TURN_BYTES = 64 * 1024, 64 << 20
@@ -324,8 +324,8 @@ def _outlook(policy: Policy, now: Situation, needed: float) -> tuple[bool, str]:
     if overdue := max((limit.left_bytes for limit in limits if limit.by_ns < now.now_ns), default=0):
         return False, f"{_why_late(policy, now)}: {_size(overdue)} are overdue and are read first"
     if speed and needed > policy.duty * speed:
-        text = f"the deadline needs {min(1.0, needed / speed):.0%} of the disk's time, more than scrub_duty ({policy.duty:.0%})"
-        return True, text
+        share = min(1.0, needed / speed)
+        return True, f"the deadline needs {share:.0%} of the disk's time, more than scrub_duty ({policy.duty:.0%})"
     return True, ""
 
 

@@ -3,8 +3,8 @@
 **Owns** the pace (model/pace.py decides, this measures and waits), requests, pauses, and the side's `ScrubStatus`. What
 to read, in which order and how to judge it, is its `Surface`'s; so there is no place to lose at a restart.
 
-**Never** takes "could not be read" for "is well": a surface that fails leaves every moment of verification where it was,
-and the status says why. One turn of reading is one `step`, the rest after it is in `wait`.
+**Never** takes "could not be read" for "is well": a surface that fails leaves every moment of verification where it
+was, and the status says why. One turn of reading is one `step`, the rest after it is in `wait`.
 """
 
 from __future__ import annotations
