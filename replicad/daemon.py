@@ -64,8 +64,8 @@ REMEMBER_S = 30.0
 
 Result = TypeVar("Result")
 DirectReplica = Callable[[], Awaitable[int]]
-"""Has a replica scrub its side of a dataset now; the number that `served` of its line reaches when that has ended. Raises
-LinkError when the replica cannot be told."""
+"""Has a replica scrub its side of a dataset now; the number that `served` of its line reaches when that has ended.
+Raises LinkError when the replica cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
