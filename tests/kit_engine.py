@@ -59,6 +59,8 @@ class FakeSurface:
         self.structure_failure: ReplicadError | None = None
         self.doubts: tuple[str, ...] = ()
         """Why nothing that is left can be looked at."""
+        self.is_written = False
+        """Somebody writes all that is left, so nothing of it can be verified now."""
         self.found = 0
         self.is_cache = False
         self.structures: list[int] = []
@@ -87,7 +89,7 @@ class FakeSurface:
     async def verify(self, budget_bytes: int) -> Verified:
         if self.failure:
             raise self.failure
-        if self.doubts or not (self.never or self.parts):
+        if self.doubts or self.is_written or not (self.never or self.parts):
             return Verified(doubts=self.doubts)
         done = units = 0
         began_ns = self.clock.ns
@@ -132,11 +134,13 @@ class Rig:
         self.findings = Findings(self.path)
         self.strain = 0.0
         self.opened = 0
+        self.in_book = Book(lambda: self.findings)
         self.scrub = self._built()
 
     def _built(self) -> Scrubbing:
-        in_book = Book(lambda: self.findings)
-        return Scrubbing(self._open, in_book, self.status, lambda: self.policy, self.clock, strain=lambda: self.strain)
+        return Scrubbing(
+            self._open, self.in_book, self.status, lambda: self.policy, self.clock, strain=lambda: self.strain
+        )
 
     async def _open(self) -> FakeSurface:
         self.opened += 1
