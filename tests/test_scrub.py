@@ -55,8 +55,7 @@ WORLDS = {
 }
 
 
-@pytest.mark.parametrize("side", list(Side))
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(("world", "side"), [*((world, Side.PRIMARY) for world in WORLDS), ("all of it", Side.REPLICA)])
 async def test_every_byte_is_verified_in_time_for_a_month(tmp_path: Path, calm: None, world: str, side: Side) -> None:
     """No byte is older than a week when it is verified again, new ones wait for a day at most (and a pause); the duty
     is kept, on every day."""
@@ -241,7 +240,7 @@ async def test_a_pause_ends_by_itself(rig: Rig) -> None:
     await rig.live(3600)
     assert rig.status.state in ("running", "idle") and not rig.status.paused_until_ns
     assert len(rig.surface.turns) > turns
-    assert rig.status.reason.startswith("it was paused for 24 h: ")
+    assert rig.status.reason.startswith("it was paused ")
 
 
 async def test_resuming_ends_a_pause(rig: Rig) -> None:
