@@ -12,24 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import aiofiles
 
 from replicad import __version__
 from replicad.config import ClientConfig, Config, DatasetConfig, ReplicaConfig, load
-from replicad.http.contract import SyncRequest
+from replicad.db.findings import Findings
+from replicad.http.contract import Directed, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
 from replicad.link.reception import House, Reception
 from replicad.link.ssh import Dialler, Listener, listen
 from replicad.link.unix import SOCKET_NAME, serve_unix
 from replicad.model.block import self_test
+from replicad.model.divergence import Side
 from replicad.model.errors import ConfigError, LinkError, ReplicadError, UsageError
-from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, encode
+from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, ScrubStatus, encode
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.system.heap import calm_collector, keep_freed_memory
@@ -39,7 +43,11 @@ from replicad.work.dataset import Dataset
 from replicad.work.job import Runner
 from replicad.work.replicate import Replication
 from replicad.work.scouts import Scouts
+from replicad.work.scrub import Scrubbing, policy_of
+from replicad.work.scrub_primary import PrimarySurface
+from replicad.work.scrubs import Answer, Scrubs
 from replicad.work.shelves import Shelves
+from replicad.work.surface import Surface
 
 log = logger("daemon")
 
@@ -47,19 +55,62 @@ SOFTWARE = f"replicad {__version__}"
 CLEAN_UP_S = 8.0
 """What a post hook gets to clean up when its dataset is stopped. With its ending and that of a session on a dead line
 (5 s each) a stop stays well below what service managers wait."""
+SCRUB_THREADS = 2
+"""Threads of their own for scrubs of this node's datasets: reading and hashing of one turn go on side by side, and
+replication never waits for a thread that scrubs."""
+RETUNED = ("scrub_every_s", "scrub_duty", "quiet_hours", "repair", "repair_limit")
+"""Keys of [listen] that are in force at once, with every session left alone."""
 REMEMBER_S = 30.0
 """How often the status is written down for `replicad status` of a dead daemon; an idle disk may sleep in between."""
+
+
+Result = TypeVar("Result")
+DirectReplica = Callable[[], Awaitable[int]]
+"""Has a replica scrub its side of a dataset now; the number that `served` of its line reaches when that has ended.
+Raises LinkError when the replica cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surfaces:
+    """What scrubs work on, by side. Opened anew after each failure; they raise ReplicadError when they cannot be."""
+
+    primary: Callable[[Dataset, Executor, Clock], Awaitable[Surface]]
+    replica: Callable[[Shelves, str, str], Awaitable[Surface]]
+    """Of client and dataset."""
+
+
+async def _primary_surface(dataset: Dataset, pool: Executor, clock: Clock) -> Surface:
+    await dataset.open()
+    await dataset.open_findings()
+    return PrimarySurface(dataset, pool, clock)
+
+
+async def _replica_surface(shelves: Shelves, client: str, dataset: str) -> Surface:
+    return await shelves.surface(client, dataset)
+
+
+SURFACES = Surfaces(_primary_surface, _replica_surface)
+"""The real ones."""
 
 
 class Daemon:
     """One node. `run` lives until it is told to stop."""
 
-    def __init__(self, config: Config, clock: Clock | None = None, disk: Disk | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock | None = None,
+        disk: Disk | None = None,
+        surfaces: Surfaces = SURFACES,
+    ) -> None:
         self._config = config
         self._clock, self._disk = clock or Clock(), disk or Disk()
         self._status = NodeStatus(node=config.node.name, version=__version__, config_file=str(config.file))
         self._pool = ThreadPoolExecutor(config.node.threads, "work")
         self._scouts = Scouts()
+        self._scrub_pool = ThreadPoolExecutor(SCRUB_THREADS, "scrub")
+        self._turnstile = asyncio.Lock()
+        self.surfaces = surfaces
         self._replica: ReplicaSide | None = None
         self._datasets: dict[str, Protected] = {}
         self._diallers: dict[ReplicaConfig, Dialler] = {}
@@ -99,10 +150,12 @@ class Daemon:
         status = self._status
         status.now_ns = self._clock.now_ns()
         status.datasets = [line for part in self._datasets.values() for line in part.statuses]
-        status.jobs = [line for part in self._datasets.values() for line in part.jobs]
+        status.jobs = [line for part in self._datasets.values() for line in (*part.jobs, *part.scrubs.jobs)]
+        status.scrubs = [line for p in self._datasets.values() for line in (*p.scrubs.statuses, *p.mirrored)]
         if self._replica:
+            status.scrubs = status.scrubs + self._replica.scrubs.statuses
             status.stores = self._replica.shelves.statuses
-            status.jobs = status.jobs + self._replica.jobs
+            status.jobs = status.jobs + self._replica.jobs + self._replica.scrubs.jobs
             status.sessions = self._replica.reception.sessions
             status.store_free_bytes = self._disk.free_bytes(self._replica.config.store)
             status.store_reserve_bytes = self._replica.config.reserve_bytes
@@ -116,6 +169,40 @@ class Daemon:
     def release(self, dataset: str) -> None:
         """Let a held dataset go on. Raises UsageError."""
         self._protected(dataset).release()
+
+    async def direct_scrub(self, action: str, dataset: str | None, side: str | None, for_s: float) -> Directed:
+        """Start, pause or resume the scrubs of one dataset or all, of one side or both, on this node; with side
+        "replica" a primary passes "start" on to the replicas of its own datasets. Raises ReplicadError."""
+        parts = [part for name, part in self._datasets.items() if dataset in (None, name)]
+        scrubs = [part.scrubs for part in parts] + ([self._replica.scrubs] if self._replica else [])
+        lines = [line for group in scrubs for line in group.statuses]
+        if not any(dataset in (None, line.dataset) and side in (None, line.side) for line in lines):
+            return await self._direct_replicas(action, dataset, side, parts)
+        answers: list[Answer] = []
+        for group in scrubs:
+            answers += await group.direct(
+                action, for_s, lambda line: dataset in (None, line.dataset) and side in (None, line.side)
+            )
+        until_ns = min((answer.until_ns for answer in answers), default=0)
+        return Directed([_scrub_request(answer.status, answer.number) for answer in answers], until_ns)
+
+    async def _direct_replicas(
+        self, action: str, dataset: str | None, side: str | None, parts: Sequence[Protected]
+    ) -> Directed:
+        if side != Side.REPLICA or not parts:
+            names = ", ".join(sorted({*self._datasets, *(line.dataset for line in self.status().scrubs)})) or "none"
+            what = f"{side} side of {dataset or 'any dataset'}" if side else f"dataset {dataset!r}"
+            raise UsageError(f"no scrub of {what} here", hint=f"datasets of this node: {names}")
+        replicas = ", ".join(sorted({replica.name for part in parts for replica in part.replicas}))
+        if action != "start":
+            text = "a primary can hurry the scrub of a replica, but not hold it up"
+            raise UsageError(text, hint=f"type it on the replica: {replicas}")
+        told = [(part, name, direct) for part in parts for name, direct in part.direct_replicas.items()]
+        if not told:
+            raise UsageError("the replica cannot be told from here", hint=f"type it on the replica: {replicas}")
+        return Directed(
+            [ScrubRequest(part.config.name, Side.REPLICA, name, await direct()) for part, name, direct in told]
+        )
 
     async def reload(self) -> list[str]:
         """Read the configuration file again; an invalid one changes nothing. The problems, in words."""
@@ -160,6 +247,7 @@ class Daemon:
 
     async def _apply_replica_side(self, config: Config) -> None:
         if self._replica and self._replica.fits(config):
+            self._replica.retune(config)
             await self._replica.recheck()
             return
         if self._replica:
@@ -192,6 +280,8 @@ class Daemon:
                 continue
             diallers = [self._diallers[replica] for replica in replicas]
             parts[name] = Protected(config, dataset, diallers, self._pool, self._scouts, self._clock)
+            opening = partial(self.surfaces.primary, parts[name].dataset, self._scrub_pool, self._clock)
+            parts[name].scrub(opening, self._turnstile)
             if name in before:
                 parts[name].take_over(before[name])
             parts[name].start()
@@ -258,6 +348,7 @@ class Daemon:
         if self._http:
             await self._http.stop()
         self._pool.shutdown()
+        self._scrub_pool.shutdown()
 
     def _protected(self, dataset: str) -> Protected:
         if dataset not in self._datasets:
@@ -306,7 +397,9 @@ class ReplicaSide:
     def __init__(self, daemon: Daemon, config: Config, disk: Disk, clock: Clock) -> None:
         assert config.listen is not None
         self.config, self._node = config.listen, config.node
-        self.shelves = Shelves(config.listen, daemon.clients, disk, clock)
+        self.shelves = Shelves(config.listen, daemon.clients, disk, clock, appeared=self._scrub)
+        self.scrubs = Scrubs(clock, _report_failure)
+        self._clock, self._surface, self._turnstile = clock, daemon.surfaces.replica, asyncio.Lock()
         house = House(
             node=config.node.name,
             software=SOFTWARE,
@@ -324,7 +417,17 @@ class ReplicaSide:
     def fits(self, config: Config) -> bool:
         """Whether this is what `config` asks for."""
         node = self._node
-        return self.config == config.listen and (node.name, node.key) == (config.node.name, config.node.key)
+        retuned = {name: getattr(config.listen, name) for name in RETUNED} if config.listen else {}
+        return replace(self.config, **retuned) == config.listen and (node.name, node.key) == (
+            config.node.name,
+            config.node.key,
+        )
+
+    def retune(self, config: Config) -> None:
+        """Go by the keys that `fits` does not mind."""
+        assert config.listen is not None
+        self.config = config.listen
+        self.shelves.adjust(config.listen)
 
     async def recheck(self) -> None:
         """End the sessions of clients that may not connect any more."""
@@ -334,6 +437,7 @@ class ReplicaSide:
         """Open all stores and doors; the listener's address, "" without one."""
         self.config.store.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stack.push_async_callback(self.shelves.close)
+        self._stack.push_async_callback(self.scrubs.close)
         await self.shelves.open_all()
         self._stack.push_async_callback(self.reception.close)
         unix = await serve_unix(self._node.state / SOCKET_NAME, self.reception)
@@ -350,6 +454,27 @@ class ReplicaSide:
         """Close the doors, end the sessions, close the stores."""
         self.jobs[0].running = False
         await self._stack.aclose()
+
+    def _scrub(self, client: str, dataset: str) -> None:
+        """A store has appeared: scrub it from now on."""
+
+        async def in_book(work: Callable[[Findings], Result]) -> Result:
+            return await self.shelves.in_findings(client, dataset, work)
+
+        self.scrubs.start(
+            Scrubbing(
+                partial(self._surface, self.shelves, client, dataset),
+                in_book,
+                ScrubStatus(dataset, Side.REPLICA, client),
+                lambda: policy_of(self.config),
+                self._clock,
+                turnstile=self._turnstile,
+            )
+        )
+
+
+def _scrub_request(status: ScrubStatus, number: int) -> ScrubRequest:
+    return ScrubRequest(status.dataset, status.side, status.peer, number)
 
 
 def _report_session(error: ReplicadError) -> None:
@@ -381,6 +506,13 @@ class Protected:
         self.config, self.replicas = dataset, tuple(dialler.replica for dialler in diallers)
         self.statuses = [DatasetStatus(dataset.name, replica.name) for replica in self.replicas]
         self.jobs: list[JobStatus] = []
+        self.scrubs = Scrubs(clock, _report_failure)
+        self.mirrored: list[ScrubStatus] = []
+        """How the scrubs of its replicas stand, as those said last; filled by whoever asks them."""
+        self.direct_replicas: dict[str, DirectReplica] = {}
+        """By the replica's name; filled by whoever can tell it."""
+        self._clock = clock
+        self._scrub_job: Scrubbing | None = None
         self._dataset = Dataset(dataset, tuple(replica.name for replica in self.replicas), config.node.state)
         self._loops: list[_Loop] = []
         for dialler, status in zip(diallers, self.statuses, strict=True):
@@ -393,6 +525,24 @@ class Protected:
         """Start watching and replicating."""
         self._tasks = [asyncio.create_task(loop.runner.run()) for loop in self._loops]
         self._tasks.append(asyncio.create_task(self._dataset.watch_forever()))
+        if self._scrub_job:
+            self.scrubs.start(self._scrub_job)
+
+    @property
+    def dataset(self) -> Dataset:
+        """What its jobs share."""
+        return self._dataset
+
+    def scrub(self, open_surface: Callable[[], Awaitable[Surface]], turnstile: asyncio.Lock) -> None:
+        """Scrub it as well, once it is started."""
+
+        async def in_book(work: Callable[[Findings], Result]) -> Result:
+            await self._dataset.open_findings()
+            return await self._dataset.in_findings(lambda: work(self._dataset.findings))
+
+        status = ScrubStatus(self.config.name, Side.PRIMARY, "")
+        policy = policy_of(self.config)
+        self._scrub_job = Scrubbing(open_surface, in_book, status, lambda: policy, self._clock, turnstile=turnstile)
 
     def take_over(self, before: Protected) -> None:
         """Go on in place of a part that was configured otherwise: who waits for a pass of that one gets one of this."""
@@ -400,6 +550,8 @@ class Protected:
         for status in self.statuses:
             if old := asked.get(status.replica):
                 status.pass_requested, status.pass_served = old.pass_requested, old.pass_served
+        if self._scrub_job and before._scrub_job:
+            self._scrub_job.take_over(before._scrub_job)
 
     def request(self) -> list[SyncRequest]:
         """Ask for a pass to every replica."""
@@ -423,6 +575,7 @@ class Protected:
                 task.cancel()
             left = (await asyncio.wait(left, timeout=CLEAN_UP_S))[1]
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.scrubs.close()
         for loop in self._loops:
             await loop.job.close()
         await self._dataset.close()

@@ -64,8 +64,16 @@ class Shelves:
     """All stores of a node."""
 
     def __init__(
-        self, config: ListenConfig, clients: Callable[[], Sequence[ClientConfig]], disk: Disk, clock: Clock
+        self,
+        config: ListenConfig,
+        clients: Callable[[], Sequence[ClientConfig]],
+        disk: Disk,
+        clock: Clock,
+        *,
+        appeared: Callable[[str, str], None] = lambda client, dataset: None,
     ) -> None:
+        """`appeared` is called once for each store that there is, or comes to be, before it is opened."""
+        self._appeared = appeared
         self._config, self._clients, self._disk, self._clock = config, clients, disk, clock
         self._shelves: dict[Key, _Shelf] = {}
         self._opening = asyncio.Lock()
@@ -75,28 +83,42 @@ class Shelves:
         """One for each store, by name."""
         return [self._shelves[key].status for key in sorted(self._shelves)]
 
-    @property
-    def judged(self) -> list[Key]:
-        """(client, dataset) of the stores that are open, so that they can be scrubbed and mended."""
-        return [key for key in sorted(self._shelves) if self._shelves[key].surface]
+    def adjust(self, config: ListenConfig) -> None:
+        """Go by this configuration from now on; nothing that is open needs to be opened anew for it."""
+        self._config = config
+        for shelf in self._shelves.values():
+            if shelf.mender:
+                shelf.mender.adjust(config.repair, config.repair_limit)
 
-    def surface(self, key: Key) -> ReplicaSurface:
-        """What a scrub of one of `judged` works on; the same object as long as the store is open."""
-        surface = self._shelves[key].surface
-        assert surface is not None
-        return surface
+    async def surface(self, client: str, dataset: str) -> ReplicaSurface:
+        """What a scrub of a store that has appeared works on; the store is opened if need be. Raises ReplicadError when
+        it, or its findings book, cannot be."""
+        shelf = await self._judged(client, dataset)
+        assert shelf.surface is not None
+        return shelf.surface
 
-    def mender(self, key: Key) -> StoreMender:
-        """What settles the findings about one of `judged`; the same object as long as the store is open."""
-        mender = self._shelves[key].mender
-        assert mender is not None
-        return mender
+    async def mender(self, client: str, dataset: str) -> StoreMender:
+        """What settles the findings about a store; raises as `surface`."""
+        shelf = await self._judged(client, dataset)
+        assert shelf.mender is not None
+        return shelf.mender
 
-    async def in_findings(self, key: Key, work: Callable[[Findings], Result]) -> Result:
-        """Run `work` with the findings book of one of `judged`, in the store's thread."""
+    async def _judged(self, client: str, dataset: str) -> _Shelf:
+        shelf = await self._open((client, dataset))
+        if shelf.surface is None:
+            raise ReplicadError(shelf.status.reason or "its findings cannot be kept", where=f"{client}/{dataset}")
+        return shelf
+
+    async def in_findings(self, client: str, dataset: str, work: Callable[[Findings], Result]) -> Result:
+        """Run `work` on the findings book of a store that has appeared, in the store's thread. The store itself need
+        not be one that can be opened. Raises ReplicadError when the book cannot be."""
+        key = client, dataset
+        return await _in_thread(self._shelves[key], partial(self._with_findings, key, work))
+
+    def _with_findings(self, key: Key, work: Callable[[Findings], Result]) -> Result:
         shelf = self._shelves[key]
-        assert shelf.findings is not None
-        return await _in_thread(shelf, partial(work, shelf.findings))
+        shelf.findings = shelf.findings or Findings(findings_path(self._directory(key)))
+        return work(shelf.findings)
 
     async def open_all(self) -> None:
         """Open what is there, so that damage is found and shown now and not at the first session.
@@ -186,6 +208,7 @@ class Shelves:
         if key not in self._shelves:
             executor = ThreadPoolExecutor(1, f"store-{key[0]}-{key[1]}")
             self._shelves[key] = _Shelf(StoreStatus(*key), executor)
+            self._appeared(*key)
         shelf = self._shelves[key]
         async with self._opening:
             if shelf.archive is None:
