@@ -14,8 +14,8 @@ import pytest
 
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_tree import build_tree, is_root
-from replicad.link.channel import Channel
 from replicad.db.database import PAGE_BYTES
+from replicad.link.channel import Channel
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
 from replicad.source import read as source_read
 from replicad.work import copy as work_copy

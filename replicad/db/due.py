@@ -31,6 +31,8 @@ LEAST_BYTES = 512
 OVERDUE_SHARE = 2
 """Of a call's budget, one part in so many goes to the oldest once they are overdue: a file that is written all the time
 must not keep all others from their turn."""
+MOST_AHEAD_NS = 3600 * 10**9
+"""How far a moment of verification may lie in the future, after a clock was set back, and still be believed."""
 PAGE_FILES = 512
 """Files of a run of new ones looked up at once."""
 RANGES = 64
@@ -138,7 +140,8 @@ class DueParts:
         self._make(file, size, block_bytes, turn)
         self._db.execute(_MARK, (file, 0, turn, LEAST_BYTES))
         self._db.execute(
-            "UPDATE part SET turn = CASE at_ns WHEN 0 THEN ? ELSE at_ns END WHERE file = ? AND turn > at_ns", (turn, file)
+            "UPDATE part SET turn = CASE at_ns WHEN 0 THEN ? ELSE at_ns END WHERE file = ? AND turn > at_ns",
+            (turn, file),
         )
 
     def mark_blocks(self, blocks: Iterable[tuple[int, int]]) -> None:
@@ -166,6 +169,7 @@ class DueParts:
         Parts verified or looked at from `before_ns` on are left out, also those that could not be judged since
         `retry_ns`. Once the oldest were verified before `overdue_ns` they have their share beside what is new.
         """
+        self._back_from_the_future(before_ns + MOST_AHEAD_NS)
         bag = _Bag(budget_bytes // OVERDUE_SHARE, limit // OVERDUE_SHARE)
         bag.fill(self._old(overdue_ns, retry_ns, limit), at_least=1)
         late, bag.budget_bytes, bag.limit = set(bag.parts), budget_bytes, limit
@@ -235,6 +239,11 @@ class DueParts:
         part = self._db.value("SELECT max(turn) FROM part WHERE turn < 0")
         return max(_FIRST_TURN if fresh is None else fresh, _FIRST_TURN if part is None else part) + 1
 
+    def _back_from_the_future(self, latest_ns: int) -> None:
+        """Verified later than now? The clock was wrong then, and would keep the part waiting until that moment."""
+        if self._db.value("SELECT 1 FROM part WHERE turn > ? LIMIT 1", (latest_ns,)):
+            self._db.execute("UPDATE part SET at_ns = 0, turn = ? WHERE turn > ?", (self._next_turn(), latest_ns))
+
     def _never(self, limit: int) -> Iterator[Due]:
         marked = self._db.all(
             "SELECT turn, file, stretch, at_ns, bytes, marks FROM part WHERE turn < 0"
@@ -283,7 +292,7 @@ class DueParts:
         found = False
         while rows := self._db.all(
             "SELECT e.file, e.size, e.block_bytes, EXISTS(SELECT 1 FROM part p WHERE p.file = e.file) FROM entry e"
-            " WHERE e.file >= ? AND e.file <= ? AND e.size >= 0 ORDER BY e.file LIMIT ?",
+            " WHERE e.file > 0 AND e.file >= ? AND e.file <= ? AND e.size >= 0 ORDER BY e.file LIMIT ?",
             (first, last, PAGE_FILES),
         ):
             passed = 0

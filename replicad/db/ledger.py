@@ -37,7 +37,7 @@ REMEDY = (
 )
 """What to do about a damaged ledger."""
 
-_MIGRATIONS = (
+MIGRATIONS = (
     """
     CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
     CREATE TABLE directory(id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE);
@@ -191,7 +191,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         """Open or create. Raises BookDamagedError, DiskFullError, LockedError."""
-        self._db = Database(path, _MIGRATIONS, remedy=REMEDY.format(name=path.stem))
+        self.path = path
+        self._db = Database(path, MIGRATIONS, remedy=REMEDY.format(name=path.stem))
         self._directories: dict[bytes, int] = {}
         self._new = range(0)
         """File numbers given out last under which nothing was recorded yet: what is recorded there is new."""
@@ -500,11 +501,11 @@ class Ledger:
         return int(self._db.value("SELECT count(*) FROM entry WHERE file > 0 AND file = ?", (file,)))
 
     def without_blocks(self, directory: int, after: bytes | None, limit: int) -> list[tuple[bytes, Known]]:
-        """Up to `limit` recorded entries that are no regular files, directly in the directory with this number, whose
-        names sort after `after`, by name."""
+        """Up to `limit` entries, by name, that are no regular files and were described, directly in the directory with
+        this number; their names sort after `after`."""
         path = self._db.value("SELECT path FROM directory WHERE id = ?", (directory,))
         rows = self._db.all(
-            f"SELECT name, {_ENTRY_COLUMNS} FROM entry WHERE directory = ? AND file = 0 AND kind <> ?"
+            f"SELECT name, {_ENTRY_COLUMNS} FROM entry WHERE directory = ? AND file = 0 AND kind <> ? AND size >= 0"
             f" AND {'name > ?' if after is not None else '? IS NULL'} ORDER BY name LIMIT ?",
             (directory, Kind.FILE, after, limit),
         )
@@ -597,7 +598,7 @@ class Ledger:
             elif put.file:
                 changed[put.file] = row
             elif put.kind is not Kind.FILE:
-                directories.add(self._directory(split(put.path)[0], create=True) if put.path else _ROOT_PARENT)
+                directories.add(self._directory_of(put.path))
         if added:
             self._new = range(max(added) + 1, new.stop)
             sizes = [max(LEAST_BYTES, size) for size in added.values() if size >= 0]
@@ -623,6 +624,12 @@ class Ledger:
     def _any_gone(self) -> bool:
         return self._db.value("SELECT 1 FROM gone LIMIT 1") is not None
 
+    def _directory_of(self, path: bytes) -> int:
+        """Number of the directory that an entry stands in; a new one when there is none."""
+        number = self._directory(split(path)[0], create=True) if path else _ROOT_PARENT
+        assert number is not None, "it was created"
+        return number
+
     def _directory(self, path: bytes, *, create: bool) -> int | None:
         number = self._directories.get(path)
         if number is None:
@@ -646,8 +653,7 @@ class Ledger:
 
     def _entry_values(self, row: EntryRow) -> tuple[int | bytes | None, ...]:
         put = row.put
-        directory, name = split(put.path)
-        number = self._directory(directory, create=True) if put.path else _ROOT_PARENT
+        name, number = split(put.path)[1], self._directory_of(put.path)
         extra = None
         if put.meta.xattrs or put.target or put.device:
             extra = _encoder.encode(Extra(put.meta.xattrs, put.target, put.device))

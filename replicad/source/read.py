@@ -23,9 +23,7 @@ from replicad.model.entry import Stamp
 from replicad.source.meta import Description, describe_open_file
 from replicad.source.root import Root, Trail, Trouble, is_regular, let_settle, split, trouble
 from replicad.system.clock import Clock
-from replicad.system.direct import (
-    DirectReader,
-)
+from replicad.system.direct import DirectReader, settle_content
 
 SMALL_BYTES = 1024 * 1024
 """Files up to this size are read whole; larger ones are a `LargeRead`."""
@@ -206,6 +204,7 @@ def _read_open(
     stamp, size = root.stamp(status, fd), status.st_size
     if size > SMALL_BYTES:
         return Outgrown(path, stamp)
+    settle_content(fd)
     data = _read_whole(fd, size, access)
     description = describe_open_file(fd, stamp, status)
     access.before_second_look(path)

@@ -24,6 +24,9 @@ class Extent:
     """When the part that was verified longest ago was verified; 0 = some part never was (or there is none)."""
     since_bytes: int = 0
     """Bytes whose last verification is older than the moment that `extent` was asked about."""
+    waiting_bytes: int = 0
+    """Of these, what was looked at since then and could not be judged, as a file that is being written: it is due again
+    when that is over. A round is done when nothing but this is left."""
 
 
 @dataclass(frozen=True, slots=True)
