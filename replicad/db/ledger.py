@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from replicad.db.catalog import LOOKUP_MARKS, lookup_groups
 from replicad.db.database import Database
 from replicad.db.due import LEAST_BYTES, SCHEMA, DueParts
 from replicad.model.entry import Kind, Meta, Put, Stamp
@@ -495,6 +496,35 @@ class Ledger:
             (file, limit),
         )
         return [(join(row[0], row[1]), Known._make(row[2:])) for row in rows]
+
+    def named_all(self, files: Sequence[int], limit: int) -> dict[int, list[tuple[bytes, Known]]]:
+        """The same for many files at once."""
+        found: dict[int, list[tuple[bytes, Known]]] = {}
+        for group in lookup_groups(files):
+            rows = self._db.all(
+                f"SELECT d.path, e.name, {_ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
+                f" WHERE e.file > 0 AND e.file IN ({LOOKUP_MARKS}) LIMIT ?",
+                (*group, limit * len(group)),
+            )
+            if len(rows) == limit * len(group):  # some have very many names
+                found.update((file, self.named(file, limit)) for file in group)
+                continue
+            for row in rows:
+                known = Known._make(row[2:])
+                found.setdefault(known.file, []).append((join(row[0], row[1]), known))
+        return found
+
+    def first_blocks(self, files: Sequence[int], end: int) -> dict[int, dict[int, BlockRow]]:
+        """Recorded blocks with numbers below `end` of many files at once."""
+        found: dict[int, dict[int, BlockRow]] = {}
+        for group in lookup_groups(files):
+            rows = self._db.all(
+                f"SELECT file, number, id, checksum, seq FROM block WHERE file IN ({LOOKUP_MARKS}) AND number < ?",
+                (*group, end),
+            )
+            for row in rows:
+                found.setdefault(row[0], {})[row[1]] = BlockRow._make(row)
+        return found
 
     def name_count(self, file: int) -> int:
         """How many names the file with this number has."""

@@ -182,16 +182,18 @@ def _read_small(
     return result
 
 
-def open_file(trail: Trail, path: bytes) -> int:
+def open_file(trail: Trail, path: bytes, flags: int = 0) -> int:
     """Descriptor of the file at `path`, leaving its access time alone where we may. Raises OSError."""
     above, name = split(path)
     directory = trail.enter(above)
     try:
-        return os.open(name, _FILE_FLAGS | os.O_NOATIME, dir_fd=directory)
+        return os.open(name, _FILE_FLAGS | os.O_NOATIME | flags, dir_fd=directory)
     except PermissionError as error:
         if error.errno != errno.EPERM:
             raise
-        return os.open(name, _FILE_FLAGS, dir_fd=directory)  # not our file: only its owner may read it unnoticed
+        return os.open(
+            name, _FILE_FLAGS | flags, dir_fd=directory
+        )  # not our file: only its owner may read it unnoticed
 
 
 def _read_open(

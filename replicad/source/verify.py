@@ -21,27 +21,26 @@ import msgspec
 from msgspec.structs import replace
 
 from replicad.model.block import block_id, checksum
-from replicad.model.entry import Kind, Stamp
+from replicad.model.entry import Kind, Meta, Stamp
 from replicad.model.verdict import Sight
-from replicad.source.meta import Description, Xattrs, describe, describe_open_file
+from replicad.source.meta import Description, Xattrs, describe, read_xattrs
 from replicad.source.read import REAL, Access, misreported, open_file
 from replicad.source.reread import Moved, block_length
 from replicad.source.root import Root, Trail, Trouble, trouble
 from replicad.system.clock import Clock
 from replicad.system.direct import (
-    ALIGN_BYTES,
     BUFFER_BYTES,
+    DIRECT_FLAG,
+    CacheGauge,
     DirectReader,
     aligned,
     borrow_buffer,
-    cached_pages,
     drop_pages,
     drop_pages_not_in,
     is_refusal,
     resident_pages,
     return_buffer,
     set_buffered,
-    set_direct,
     storage_read_bytes,
 )
 
@@ -170,6 +169,15 @@ def _compared(name: Name, stamp: Stamp, description: Description) -> Outcome:
     return Examined(name.path, drift=tuple(_drift(name, stamp, description)), unseen=description.troubles)
 
 
+def _metadata(fd: int, name: Name, stamp: Stamp) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of an open file: where it drifted, and what could not be read."""
+    xattrs, unseen = read_xattrs(fd)
+    if stamp == name.stamp and xattrs == name.xattrs:
+        return (), unseen
+    described = Description(Meta(stamp.mode, stamp.uid, stamp.gid, stamp.mtime_ns, xattrs), troubles=unseen)
+    return tuple(_drift(name, stamp, described)), unseen
+
+
 def _drift(name: Name, stamp: Stamp, description: Description) -> Iterator[str]:
     was = name.stamp
     if stamp.kind != was.kind:
@@ -204,6 +212,7 @@ class _Look:
 
     def __init__(self, root: Root, trail: Trail, view: memoryview, access: Access) -> None:
         self._root, self._trail, self._view, self._access = root, trail, view, access
+        self._gauge = CacheGauge()
         self.direct_bytes = 0
         """Bytes read directly that are not all-zero: the medium must have given these. (An area that was allocated and
         never written reads as zeros without it.)"""
@@ -219,15 +228,16 @@ class _Look:
 
     def _at_name(self, stretch: Stretch, name: Name) -> Outcome:
         try:
-            fd = open_file(self._trail, name.path)
+            fd, is_direct = self._open(name.path)
             try:
                 status = os.fstat(fd)
                 stamp = self._root.stamp(status, fd)
                 if stamp != name.stamp and (stamp.kind != Kind.FILE or stamp.identity != name.stamp.identity):
                     return Moved(name.path, stamp)
-                reading = _Reading(fd, status, stretch, self._view, self._access)
-                reading.run()
-                described = _compared(name, stamp, describe_open_file(fd, stamp, status))
+                reading = _Reading(fd, is_direct, status, stretch, self._view, self._access)
+                if not (is_direct and self._is_quickly_well(fd, stretch, reading)):
+                    reading.run()
+                drift, unseen = _metadata(fd, name, stamp)
                 self._access.before_second_look(name.path)
                 after = self._root.stamp(os.fstat(fd), fd)
             finally:
@@ -238,27 +248,51 @@ class _Look:
             return Moved(name.path, after)
         if reading.is_short:
             return misreported(name.path, reading.seen_size, stamp.size)
-        assert isinstance(described, Examined), "the identity was compared before"
         self.direct_bytes += reading.direct_bytes
-        return replace(
-            described,
-            read_bytes=reading.read_bytes,
-            is_media=reading.is_direct,
-            odd=tuple(reading.odd),
-            learned=reading.learned,
+        return Examined(
+            name.path, reading.read_bytes, reading.is_direct, tuple(reading.odd), reading.learned, drift, unseen
         )
+
+    def _is_quickly_well(self, fd: int, stretch: Stretch, reading: _Reading) -> bool:
+        """The short way for a file of one block that is what it should be, as nearly all are. Whatever else it may be,
+        the long way finds out."""
+        size, row = reading.seen_size, stretch.expected.get(0)
+        if size > stretch.block_bytes or not size or row is None or not row.checksum or not row.id:
+            return False
+        was_cached = self._gauge.pages(fd, 0, size)
+        try:
+            count = self._access.read_into(fd, DirectReader(fd), self._view[: aligned(size)], 0)
+        except OSError:
+            return False
+        if not was_cached and self._gauge.pages(fd, 0, size):
+            drop_pages(fd)
+        if count < size or checksum(self._view[:size]) != row.checksum:
+            return False
+        reading.read_bytes = reading.direct_bytes = size
+        return True
+
+    def _open(self, path: bytes) -> tuple[int, bool]:
+        """The file's descriptor, and whether it reads past the page cache."""
+        try:
+            return open_file(self._trail, path, DIRECT_FLAG), True
+        except OSError as error:
+            if not is_refusal(error):
+                raise
+        return open_file(self._trail, path), False
 
 
 class _Reading:
     """Reads one stretch of an open file and compares it block by block."""
 
-    def __init__(self, fd: int, status: os.stat_result, stretch: Stretch, view: memoryview, access: Access) -> None:
+    def __init__(
+        self, fd: int, is_direct: bool, status: os.stat_result, stretch: Stretch, view: memoryview, access: Access
+    ) -> None:
         self._fd, self._size, self._stretch, self._view, self._access = fd, status.st_size, stretch, view, access
         self._sparse = status.st_blocks * 512 < status.st_size
         self._step = stretch.block_bytes
         self._begin = min(stretch.blocks.start * self._step, self._size)
         self._end = min(stretch.blocks.stop * self._step, self._size)
-        self.is_direct = self._step % ALIGN_BYTES == 0 and set_direct(fd)
+        self.is_direct = is_direct
         self._reader = DirectReader(fd) if self.is_direct else None
         self._resident = b""
         """Pages that were cached before buffered reading."""
@@ -275,7 +309,7 @@ class _Reading:
         begin, length = self._begin, self._end - self._begin
         if self._end <= self._begin:
             return
-        was_cached = cached_pages(self._fd, begin, length)
+        was_cached = CacheGauge().pages(self._fd, begin, length) if self._reader else 0
         if self._reader is None:
             self._resident = resident_pages(self._fd, begin, length)
         try:
@@ -288,7 +322,7 @@ class _Reading:
         finally:
             if self._reader is None:
                 drop_pages_not_in(self._resident, self._fd, begin, length)
-            elif was_cached == 0 and cached_pages(self._fd, begin, length):
+            elif was_cached == 0 and CacheGauge().pages(self._fd, begin, length):
                 drop_pages(self._fd, begin, length)
 
     def _pieces(self) -> Iterator[tuple[int, int]]:

@@ -25,6 +25,9 @@ BUFFER_BYTES = 4 * 1024 * 1024
 MAX_SPARE_BUFFERS = 8
 """Buffers kept for reuse; the kernel takes longer to hand out fresh memory than to fill it from the disk."""
 
+DIRECT_FLAG = os.O_DIRECT
+"""For open(2): the descriptor reads past the page cache, or EINVAL where the file system refuses."""
+
 _spare: list[mmap.mmap] = []
 
 
@@ -103,15 +106,6 @@ def is_cached(fd: int, offset: int) -> bool:
         return False
 
 
-def set_direct(fd: int) -> bool:
-    """Let `fd` itself read past the page cache from now on; False where the file system refuses."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
-    except OSError:
-        return False
-    return True
-
-
 def set_buffered(fd: int) -> None:
     """Let `fd` read through the page cache again."""
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
@@ -163,18 +157,25 @@ def resident_pages(fd: int, offset: int, size: int) -> bytes:
     return pages.raw if told else b""
 
 
-def cached_pages(fd: int, offset: int, size: int) -> int:
-    """How many pages of that range are in the page cache; 0 also when the kernel will not tell."""
-    global _has_cachestat
-    if _has_cachestat:
-        asked = (ctypes.c_uint64 * 2)(offset, size)
-        told = (ctypes.c_uint64 * 5)()
-        if _memory.syscall(_CACHESTAT, fd, asked, told, 0) == 0:
-            return told[0]
-        if ctypes.get_errno() in (errno.EPERM, errno.EOPNOTSUPP):
-            return 0
-        _has_cachestat = False  # an older kernel, or a filter of system calls that does not know it
-    return sum(page & 1 for page in resident_pages(fd, offset - offset % mmap.PAGESIZE, size))
+class CacheGauge:
+    """Tells how many pages of a file are in the page cache. For one thread."""
+
+    def __init__(self) -> None:
+        self._asked = (ctypes.c_uint64 * 2)()
+        self._told = (ctypes.c_uint64 * 5)()
+        self._where = ctypes.addressof(self._asked), ctypes.addressof(self._told)
+
+    def pages(self, fd: int, offset: int, size: int) -> int:
+        """Cached pages of that range; 0 also when the kernel will not tell."""
+        global _has_cachestat
+        if _has_cachestat:
+            self._asked[0], self._asked[1] = offset, size
+            if _memory.syscall(_CACHESTAT, fd, *self._where, 0) == 0:
+                return self._told[0]
+            if ctypes.get_errno() in (errno.EPERM, errno.EOPNOTSUPP):
+                return 0
+            _has_cachestat = False  # an older kernel, or a filter of system calls that does not know it
+        return sum(page & 1 for page in resident_pages(fd, offset - offset % mmap.PAGESIZE, size))
 
 
 def drop_pages_not_in(before: bytes, fd: int, offset: int, size: int) -> None:

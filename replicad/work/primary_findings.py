@@ -224,6 +224,8 @@ class PrimaryFindings:
 
 def name_of(path: bytes, known: Known) -> Name:
     """The recorded entry as a scrub compares it."""
+    if not known.extra:
+        return Name(path, stamp_of(known))
     put = put_of(path, known)
     return Name(path, stamp_of(known), put.meta.xattrs, put.target, put.device)
 

@@ -19,7 +19,7 @@ from functools import partial
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from replicad.db.audit import audit
-from replicad.db.due import Due, stretch_count
+from replicad.db.due import STRETCH_BLOCKS, Due, stretch_count
 from replicad.db.ledger import BlockRow
 from replicad.model.divergence import Part, Side
 from replicad.model.entry import show_path
@@ -158,8 +158,10 @@ class PrimarySurface:
     def _load(self, parts: Sequence[Due]) -> list[Job]:
         """What is recorded of these parts; those that exist no more are forgotten."""
         ledger, jobs = self._dataset.ledger, list[Job]()
+        all_named = ledger.named_all(list({part.file for part in parts}), NAMES_TRIED)
+        first_rows = ledger.first_blocks([part.file for part in parts if not part.stretch], STRETCH_BLOCKS)
         for part in parts:
-            named = ledger.named(part.file, NAMES_TRIED)
+            named = all_named.get(part.file)
             if not named:
                 ledger.due.forget(part.file)
                 continue
@@ -168,7 +170,8 @@ class PrimarySurface:
                 ledger.due.forget(part.file, part.stretch)
                 continue
             blocks = part.blocks
-            rows = ledger.blocks(part.file, blocks.start, blocks.stop)
+            first = first_rows.get(part.file, {})
+            rows = ledger.blocks(part.file, blocks.start, blocks.stop) if part.stretch else first
             names = [name_of(path, entry) for path, entry in named]
             jobs.append(Job(part, Stretch(names, known.block_bytes, blocks, rows), rows))
         return jobs
