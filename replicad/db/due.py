@@ -103,9 +103,9 @@ class Ages:
     total_bytes: int
     never_bytes: int
     since_bytes: int
-    """Not verified since the moment asked about, `never_bytes` included."""
+    """Neither verified nor looked at since the moment asked about."""
     waiting_bytes: int
-    """Of these, what was looked at since then and could not be judged."""
+    """Looked at since then, but could not be judged."""
     oldest_ns: int
 
 
@@ -219,6 +219,7 @@ class DueParts:
 
     def ages(self, before_ns: int) -> Ages:
         """How it stands: sums that are kept up to date, nothing is counted."""
+        before_ns = max(1, before_ns)
         fresh = int(self._db.value("SELECT coalesce(sum(bytes), 0) FROM fresh"))
         total, never, since, oldest = self._db.one(
             "SELECT coalesce(sum(bytes), 0), coalesce(sum(bytes) FILTER (WHERE at_ns = 0), 0),"
@@ -229,7 +230,7 @@ class DueParts:
             "SELECT coalesce(sum(bytes), 0) FROM part WHERE turn > at_ns AND turn >= ? AND at_ns < ?",
             (before_ns, before_ns),
         )
-        return Ages(total + fresh, never + fresh, since + fresh, int(waiting), 0 if fresh else int(oldest))
+        return Ages(total + fresh, never + fresh, since + fresh - waiting, int(waiting), 0 if fresh else int(oldest))
 
     # below: how
 

@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 MAX_PARTS = 4096
 """Parts of one call: with small files about a second of work."""
 BATCH_PARTS = 256
-BATCH_BYTES = 32 * 1024 * 1024
+BATCH_BYTES = 16 * 1024 * 1024
 """One batch: one call of a worker thread, a few milliseconds to some tenths of a second."""
 READERS = 4
 """Batches under way at once: cold small files wait for the disk, which answers several at once; of large ones one is
