@@ -14,6 +14,7 @@ import pytest
 
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_tree import build_tree, is_root
+from replicad.db.database import PAGE_BYTES
 from replicad.link.channel import Channel
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
 from replicad.source import read as source_read
@@ -675,7 +676,8 @@ async def test_a_damaged_ledger_is_named_and_mended_by_moving_it_away(tmp_path: 
         await primary.reopen()
         book = tmp_path / "state" / "ledger" / "www.db"
         data = bytearray(book.read_bytes())
-        data[len(data) // 2] ^= 1
+        for page in range(PAGE_BYTES, len(data), PAGE_BYTES):  # whichever of them the pass needs
+            data[page + PAGE_BYTES // 2] ^= 1
         book.write_bytes(data)
         with pytest.raises(BookDamagedError, match="move the file away, then type replicad sync www --wait and"):
             await primary.sync(fra1)

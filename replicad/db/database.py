@@ -224,7 +224,7 @@ class Database:
             if isinstance(mapped, BookDamagedError):
                 return [mapped.what]
             raise mapped from error
-        return [] if found == ["ok"] else found
+        return [] if found == ["ok"] else [_named(text) for text in found]
 
     def _mapped(self, error: apsw.Error) -> ReplicadError:
         """apsw's errors as ours: the one table."""
@@ -238,3 +238,8 @@ class Database:
         if isinstance(error, (apsw.BusyError, apsw.LockedError)):
             return LockedError("another process holds the book", where=where, hint="stop the other replicad first")
         return ReplicadError(f"database error: {error}", where=where)
+
+
+def _named(problem: str) -> str:
+    """What the integrity check says, with its number for a failed checksum in words."""
+    return problem.replace(f"error code={apsw.SQLITE_IOERR_DATA}", "it fails its checksum")

@@ -38,6 +38,7 @@ from replicad.system.direct import (
     is_cached,
     is_refusal,
     return_buffer,
+    settle_content,
 )
 
 SLAB_BYTES = BUFFER_BYTES
@@ -195,6 +196,7 @@ class LargeRead:
                     raise
                 self._refused = True
         self._bypassed = False
+        settle_content(self._fd, offset, wanted)  # a direct read does that by itself
         return self._access.read_into(self._fd, None, self._view[:wanted], offset)
 
     def _cut(

@@ -22,9 +22,7 @@ from replicad.model.entry import Stamp
 from replicad.source.meta import Description, describe_open_file
 from replicad.source.root import Root, Trail, Trouble, is_regular, let_settle, split, trouble
 from replicad.system.clock import Clock
-from replicad.system.direct import (
-    DirectReader,
-)
+from replicad.system.direct import DirectReader, settle_content
 
 SMALL_BYTES = 1024 * 1024
 """Files up to this size are read whole; larger ones are a `LargeRead`."""
@@ -186,16 +184,18 @@ def _read_small(
     return result
 
 
-def open_file(trail: Trail, path: bytes) -> int:
+def open_file(trail: Trail, path: bytes, flags: int = 0) -> int:
     """Descriptor of the file at `path`, leaving its access time alone where we may. Raises OSError."""
     above, name = split(path)
     directory = trail.enter(above)
     try:
-        return os.open(name, _FILE_FLAGS | os.O_NOATIME, dir_fd=directory)
+        return os.open(name, _FILE_FLAGS | os.O_NOATIME | flags, dir_fd=directory)
     except PermissionError as error:
         if error.errno != errno.EPERM:
             raise
-        return os.open(name, _FILE_FLAGS, dir_fd=directory)  # not our file: only its owner may read it unnoticed
+        return os.open(
+            name, _FILE_FLAGS | flags, dir_fd=directory
+        )  # not our file: only its owner may read it unnoticed
 
 
 def _read_open(
@@ -208,6 +208,7 @@ def _read_open(
     stamp, size = root.stamp(status, fd), status.st_size
     if size > SMALL_BYTES:
         return Outgrown(path, stamp)
+    settle_content(fd)
     data = _read_whole(fd, size, access)
     description = describe_open_file(fd, stamp, status)
     access.before_second_look(path)

@@ -23,6 +23,8 @@ from replicad.model.errors import BookDamagedError, HeldError
 from replicad.source.exclude import Excluded
 from replicad.source.root import RootIdentity
 from replicad.source.watch import Watch
+from replicad.system.disk import Disk
+from replicad.work.quarantine import DIRECTORY, Quarantine
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -75,7 +77,7 @@ class Dataset:
         self._executor = ThreadPoolExecutor(1, f"ledger-{config.name}")
         self._path = state / "ledger" / f"{config.name}.db"
         self._ledger: Ledger | None = None
-        self.quarantine = state / "quarantine" / config.name
+        self.quarantine = Quarantine(state, Disk(), f"{DIRECTORY}/{config.name}")
         """Where bad bytes are kept aside."""
         self._findings_path = findings_path(state, config.name)
         self._findings: Findings | None = None

@@ -1,6 +1,6 @@
 """Quarantine: bad bytes, kept aside so that what happened can be looked into after the repair.
 
-One directory below a store, readable by its owner alone, bounded: when there is no room for more, the oldest go. What
+One directory in a store's or the state directory, readable by its owner alone, bounded: when there is no room for more, the oldest go. What
 is kept here is never used as a source of anything but whole frames that prove themselves.
 """
 
@@ -19,17 +19,19 @@ DIRECTORY = "quarantine"
 MAX_KEPT_BYTES = 512 * 1024 * 1024
 """Eight segments, or some hundred blocks with their neighbours."""
 MAX_KEPT_FILES = 1000
+NOT_KEPT = "the bad bytes could not be kept aside"
 
 
 class Quarantine:
-    """The quarantine of one store. One thread at a time."""
+    """The quarantine of one store, or of one dataset. One thread at a time."""
 
-    def __init__(self, store: Path, disk: Disk) -> None:
-        self._store, self._disk = store, disk
-        self.directory = store / DIRECTORY
+    def __init__(self, base: Path, disk: Disk, name: str = DIRECTORY) -> None:
+        """The directory is `name` below `base`, a store or a state directory, to which paths are relative."""
+        self._base, self._name, self._disk = base, name, disk
+        self.directory = base / name
 
     def keep(self, name: str, data: bytes) -> str:
-        """Keep bytes; the file's path relative to the store, "" when there is no room for them."""
+        """Keep bytes; the file's path relative to the base, "" when there is no room for them."""
         path = self.directory / name
         try:
             self._make_room(len(data))
@@ -37,7 +39,7 @@ class Quarantine:
         except ReplicadError as error:
             log.warning("bad bytes cannot be kept", path=str(path), reason=str(error))
             return ""
-        return f"{DIRECTORY}/{name}"
+        return f"{self._name}/{name}"
 
     def keep_file(self, path: Path, name: str) -> Path:
         """Give a file a second name here, so that it outlives being replaced. Raises ReplicadError."""
@@ -51,7 +53,7 @@ class Quarantine:
 
     def read(self, kept: str, size: int) -> bytes:
         """The first `size` bytes of what was kept under that relative path; b"" when it is gone."""
-        path = self._store / kept
+        path = self._base / kept
         if not kept or path.parent != self.directory:
             return b""
         try:

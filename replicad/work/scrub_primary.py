@@ -1,0 +1,400 @@
+"""Scrub of the primary: every block of every entry that nobody wrote, and all metadata, against the ledger.
+
+**Owns** the way of one batch: whose turn it is (the ledger) → look (a worker thread) → findings (the book) → verified
+(the ledger). **Never** holds the ledger's thread for longer than a batch takes, since passes need it, and never judges
+what somebody was writing: that stays due, behind the others, until the next pass has recorded it.
+
+A part counts as verified when it was looked at, also when something was found: the finding stays open in the book, the
+scrub goes on. It counts only if the record is still the one that it was compared with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from replicad.db.audit import audit
+from replicad.db.due import STRETCH_BLOCKS, Due, stretch_count
+from replicad.db.ledger import BlockRow
+from replicad.model.divergence import Part, Side
+from replicad.model.entry import show_path
+from replicad.model.errors import BookDamagedError, SourceError
+from replicad.source.read import REAL, Access
+from replicad.source.root import Root, Trouble, root_identity
+from replicad.source.verify import Examined, Name, Outcome, Stretch, examine, examine_entries
+from replicad.system.clock import Clock
+from replicad.work.dataset import Dataset
+from replicad.work.primary_findings import BOOK_KEY, Place, PrimaryFindings, block_key, metadata_key, name_of
+from replicad.work.surface import Extent, Verified
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+MAX_PARTS = 4096
+"""Parts of one call: with small files about a second of work."""
+BATCH_PARTS = 256
+BATCH_BYTES = 16 * 1024 * 1024
+"""One batch: one call of a worker thread, a few milliseconds to some tenths of a second."""
+READERS = 4
+"""Batches under way at once: cold small files wait for the disk, which answers several at once; of large ones one is
+read while another is hashed."""
+NAMES_TRIED = 8
+"""Names of one file that are tried until one leads to it."""
+PAGE_ENTRIES = 512
+"""Entries without blocks that are compared in one call."""
+RETRY_NS = 60 * 10**9
+"""What could not be judged is not looked at again before this: the pass that settles it needs its time too."""
+OVERDUE_SHARE = 0.75
+"""Of `scrub_every`: what was verified longer ago than that is not kept waiting by what is new."""
+OUTDATED_NS = 60 * 10**9
+"""How often all open findings are checked for being outdated; one look at the ledger each."""
+MAX_DOUBTS = 20
+"""Places named one by one that could not be looked at."""
+
+
+class Job(NamedTuple):
+    """One part and what is recorded of it."""
+
+    part: Due
+    stretch: Stretch
+    rows: dict[int, BlockRow]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one call has done so far."""
+
+    media_bytes: int = 0
+    cache_bytes: int = 0
+    units: int = 0
+    found: int = 0
+    doubts: list[str] = field(default_factory=list)
+
+    def count(self, seen: Examined) -> None:
+        """Count what was read."""
+        if seen.is_media:
+            self.media_bytes += seen.read_bytes
+        else:
+            self.cache_bytes += seen.read_bytes
+
+    def doubt(self, path: bytes, reason: str) -> None:
+        """Something could not be looked at."""
+        self.doubts.append(f"{show_path(path)}: {reason}")
+
+    def verified(self) -> Verified:
+        """The sum."""
+        doubts = self.doubts[:MAX_DOUBTS]
+        if len(self.doubts) > MAX_DOUBTS:
+            doubts.append(f"and {len(self.doubts) - MAX_DOUBTS} more")
+        return Verified(self.media_bytes, self.cache_bytes, self.units, self.found, tuple(doubts))
+
+
+class PrimarySurface:
+    """The primary's copy of one dataset, as a scrub works on it."""
+
+    side = Side.PRIMARY
+    peer = ""
+
+    def __init__(self, dataset: Dataset, pool: Executor, clock: Clock, *, access: Access = REAL) -> None:
+        self.dataset = dataset.config.name
+        self._dataset, self._pool, self._clock, self._access = dataset, pool, clock, access
+        self._findings = PrimaryFindings(dataset, dataset.quarantine)
+        self._turn = asyncio.Lock()
+        self._outdated_ns = 0
+        """When the open findings were last checked for being outdated."""
+
+    async def extent(self, before_ns: int) -> Extent:
+        """How it stands; see `Surface`."""
+        await self._open()
+        ages = await self._in_ledger(lambda: self._dataset.ledger.due.ages(before_ns))
+        return Extent(ages.total_bytes, ages.never_bytes, ages.oldest_ns, ages.since_bytes, ages.waiting_bytes)
+
+    async def verify(self, budget_bytes: int) -> Verified:
+        """Verify the next parts; see `Surface`."""
+        async with self._turn:
+            await self._open()
+            await self._check_root()
+            tally, started_ns = Tally(), max(1, self._clock.now_ns())
+            await self._settle_outdated(started_ns)
+            while not tally.units:  # those whose turn it is may all be waiting for a pass
+                jobs = await self._in_ledger(self._take, budget_bytes, started_ns)
+                if not jobs:
+                    break
+                await self._verify(jobs, tally, started_ns)
+                await self._in_ledger(self._dataset.ledger.due.tidy)
+            return tally.verified()
+
+    async def structure(self) -> Verified:
+        """Check the ledger itself; see `Surface`."""
+        async with self._turn:
+            await self._open()
+            started_ns = self._clock.now_ns()
+            path = self._dataset.ledger.path
+            problems = await self._in_pool(audit, path)
+            if problems:
+                await self._in_books(self._findings.report_book, problems, path.name, started_ns)
+            else:
+                why = "every page of the ledger was read and is well, and so is what they say"
+                await self._in_books(self._findings.set_gone, BOOK_KEY, why, started_ns)
+            self._outdated_ns = 0
+            await self._settle_outdated(started_ns)
+            return Verified(found=min(1, len(problems)))
+
+    # whose turn it is: in the ledger's thread
+
+    def _take(self, budget_bytes: int, started_ns: int) -> list[Due]:
+        overdue_ns = started_ns - int(OVERDUE_SHARE * self._dataset.config.scrub_every_s * 1e9)
+        return self._dataset.ledger.due.take(
+            budget_bytes, MAX_PARTS, before_ns=started_ns, overdue_ns=overdue_ns, retry_ns=started_ns - RETRY_NS
+        )
+
+    def _load(self, parts: Sequence[Due]) -> list[Job]:
+        """What is recorded of these parts; those that exist no more are forgotten."""
+        ledger, jobs = self._dataset.ledger, list[Job]()
+        all_named = ledger.named_all(list({part.file for part in parts}), NAMES_TRIED)
+        first_rows = ledger.first_blocks([part.file for part in parts if not part.stretch], STRETCH_BLOCKS)
+        for part in parts:
+            named = all_named.get(part.file)
+            if not named:
+                ledger.due.forget(part.file)
+                continue
+            known = named[0][1]
+            if known.size >= 0 and part.stretch >= stretch_count(known.size, known.block_bytes):
+                ledger.due.forget(part.file, part.stretch)
+                continue
+            blocks = part.blocks
+            first = first_rows.get(part.file, {})
+            rows = ledger.blocks(part.file, blocks.start, blocks.stop) if part.stretch else first
+            names = [name_of(path, entry) for path, entry in named]
+            jobs.append(Job(part, Stretch(names, known.block_bytes, blocks, rows), rows))
+        return jobs
+
+    # one call's parts
+
+    async def _verify(self, parts: Sequence[Due], tally: Tally, started_ns: int) -> None:
+        """Several batches at once; when one fails the others end first."""
+        waiting = deque(_batches([part for part in parts if part.file > 0]))
+        open_keys = frozenset(await self._in_books(self._findings.open))
+
+        async def work() -> None:
+            while waiting:
+                await self._verify_files(waiting.popleft(), tally, started_ns, open_keys)
+
+        tasks = [asyncio.create_task(work()) for _ in range(min(READERS, len(waiting)))]
+        try:
+            for task in tasks:
+                await task
+            for part in parts:
+                if part.file <= 0:
+                    await self._verify_directory(part, tally, started_ns, open_keys)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _verify_files(
+        self, parts: Sequence[Due], tally: Tally, started_ns: int, open_keys: frozenset[str]
+    ) -> None:
+        jobs = await self._in_ledger(self._load, parts)
+        outcomes = await self._in_pool(self._examine, [job.stretch for job in jobs])
+        verified: list[tuple[Due, int]] = []
+        waiting: list[Due] = []
+        learned: list[tuple[BlockRow, bytes]] = []
+        for job, seen in zip(jobs, outcomes, strict=True):
+            if not isinstance(seen, Examined):
+                _note_unseen(seen, tally)
+                waiting.append(job.part)
+                continue
+            tally.count(seen)
+            clean = not seen.odd and not seen.drift
+            if not clean and not await self._report(job, seen, tally):
+                waiting.append(job.part)  # it was recorded anew while it was read
+                continue
+            if open_keys:
+                await self._settle_well(job, seen, open_keys)
+            for reason in seen.unseen:
+                tally.doubt(seen.path, reason)
+            learned.extend((job.rows[number], found) for number, found in seen.learned.items())
+            verified.append((job.part, seen.read_bytes))
+        counted = await self._in_ledger(self._record, verified, waiting, learned, started_ns)
+        tally.units += counted
+
+    def _record(
+        self,
+        verified: Sequence[tuple[Due, int]],
+        waiting: Sequence[Due],
+        learned: Sequence[tuple[BlockRow, bytes]],
+        started_ns: int,
+    ) -> int:
+        ledger = self._dataset.ledger
+        if learned:
+            ledger.learn([row for row, _ in learned], [found for _, found in learned])
+        ledger.due.postpone(waiting, max(started_ns, self._clock.now_ns()))
+        return ledger.due.settle([part for part, _ in verified], started_ns, [size for _, size in verified])
+
+    async def _verify_directory(self, part: Due, tally: Tally, started_ns: int, open_keys: frozenset[str]) -> None:
+        """All entries without blocks of one directory. One that was written comes back when it is recorded anew."""
+        after: bytes | None = None
+        is_seen, is_empty = True, True
+        while page := await self._in_ledger(self._page, -part.file, after):
+            after, is_empty = page[-1].path.rpartition(b"/")[2], False
+            for name, seen in zip(page, await self._in_pool(self._examine_entries, page), strict=True):
+                if isinstance(seen, Examined):
+                    await self._settle_entry(name, 0, seen, tally, open_keys)
+                elif _note_unseen(seen, tally):
+                    is_seen = False
+            if len(page) < PAGE_ENTRIES:
+                break
+        if is_empty:
+            await self._in_ledger(self._dataset.ledger.due.forget, part.file)
+        verified = [(part, 0)] if is_seen and not is_empty else []
+        waiting = [] if is_seen else [part]
+        counted = await self._in_ledger(self._record, verified, waiting, (), started_ns)
+        tally.units += counted
+
+    def _page(self, directory: int, after: bytes | None) -> list[Name]:
+        rows = self._dataset.ledger.without_blocks(directory, after, PAGE_ENTRIES)
+        return [name_of(path, known) for path, known in rows]
+
+    # findings
+
+    async def _report(self, job: Job, seen: Examined, tally: Tally) -> bool:
+        """Put what was not well into the book; False, and nothing said, when the record has moved on meanwhile."""
+        name = next(name for name in job.stretch.names if name.path == seen.path)
+        if not await self._in_ledger(self._findings.is_recorded, name, job.part.file):
+            return False
+        source = "media" if seen.is_media else "cache"
+        for odd in seen.odd:
+            place = Place(job.part, name, job.rows.get(odd.number), odd, source)
+            if not await self._in_ledger(self._findings.is_current, place):
+                return False
+            kept = await self._in_pool(self._findings.keep, place)
+            affected, count = await self._in_ledger(self._findings.affected, job.part.file, odd)
+            at_ns = self._clock.now_ns()
+            await self._in_books(self._findings.report_block, place, affected, count, kept, at_ns)
+            tally.found += 1
+        if seen.drift:
+            await self._report_drift(name, job.part.file, seen.drift, tally)
+        return True
+
+    async def _report_drift(self, name: Name, file: int, drift: Sequence[str], tally: Tally) -> None:
+        await self._in_books(self._findings.report_metadata, name, file, drift, self._clock.now_ns())
+        tally.found += 1
+
+    async def _settle_entry(
+        self, name: Name, file: int, seen: Examined, tally: Tally, open_keys: frozenset[str]
+    ) -> None:
+        for reason in seen.unseen:
+            tally.doubt(name.path, reason)
+        if seen.drift:
+            if await self._in_ledger(self._findings.is_recorded, name, file):
+                await self._report_drift(name, file, seen.drift, tally)
+        elif (key := metadata_key(name.path)) in open_keys and not seen.unseen:
+            (again,) = await self._in_pool(self._examine_entries, [name])
+            if isinstance(again, Examined) and not again.drift:
+                await self._gone(key, "the metadata is what is recorded again: looked at twice")
+
+    async def _settle_well(self, job: Job, seen: Examined, open_keys: frozenset[str]) -> None:
+        """Blocks of this part that had an open finding and were well just now are read once more, by themselves."""
+        odd = {one.number for one in seen.odd}
+        for number in job.stretch.blocks:
+            key = block_key(job.part.file, number)
+            if key in open_keys and number not in odd and await self._is_well(job.stretch, number):
+                await self._gone(key, "the block is what is recorded again: read from the medium twice")
+        key = metadata_key(seen.path)
+        if key in open_keys and not seen.drift and not seen.unseen:
+            await self._gone(key, "the metadata is what is recorded again")
+
+    async def _is_well(self, stretch: Stretch, number: int) -> bool:
+        block = Stretch(stretch.names, stretch.block_bytes, range(number, number + 1), stretch.expected)
+        (again,) = await self._in_pool(self._examine, [block])
+        return isinstance(again, Examined) and not again.odd
+
+    async def _gone(self, key: str, why: str) -> None:
+        await self._in_books(self._findings.set_gone, key, why, self._clock.now_ns())
+
+    async def _settle_outdated(self, now_ns: int) -> None:
+        """Findings about what was written or dropped since are gone."""
+        if 0 <= now_ns - self._outdated_ns < OUTDATED_NS:
+            return
+        self._outdated_ns = now_ns
+        for found in (await self._in_books(self._findings.open)).values():
+            if found.part in (Part.BLOCK, Part.METADATA):
+                why = await self._in_ledger(self._findings.outdated, found)
+                if why:
+                    await self._gone(found.key, why)
+
+    # where work is done
+
+    def _examine(self, stretches: Sequence[Stretch]) -> list[Outcome]:
+        with Root(self._dataset.root) as root:
+            return examine(root, stretches, access=self._access)
+
+    def _examine_entries(self, names: Sequence[Name]) -> list[Outcome]:
+        with Root(self._dataset.root) as root:
+            return examine_entries(root, names, self._clock)
+
+    async def _open(self) -> None:
+        """Both books; the findings first, so that a damaged ledger is found. Raises BookDamagedError, DiskFullError."""
+        await self._dataset.open_findings()
+        try:
+            await self._dataset.open()
+        except BookDamagedError as error:
+            await self._report_damaged(error)
+            raise
+
+    async def _check_root(self) -> None:
+        """Raises SourceError when the root is not the one that is recorded: what hangs there says nothing."""
+        seen = await self._in_pool(root_identity, self._dataset.root)
+        recorded = await self._in_ledger(self._dataset.ledger.get, "root")
+        if recorded is not None and recorded != f"{seen.fsid:x}:{seen.inode}":
+            raise SourceError(
+                "the root directory is not the one that was replicated so far",
+                where=show_path(self._dataset.root),
+                hint="is the file system mounted? nothing was verified",
+            )
+
+    async def _in_ledger(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        """In the ledger's thread, one transaction; damage that shows is a finding before it is an error."""
+        try:
+            return await self._dataset.in_ledger(work, *args, **kwargs)
+        except BookDamagedError as error:
+            await self._report_damaged(error)
+            raise
+
+    async def _report_damaged(self, error: BookDamagedError) -> None:
+        path = error.where.rpartition("/")[2]
+        await self._in_books(self._findings.report_book, [error.what], path, self._clock.now_ns())
+
+    async def _in_books(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        return await self._dataset.in_findings(work, *args, **kwargs)
+
+    async def _in_pool(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args, **kwargs))
+
+
+def _batches(parts: Iterable[Due]) -> Iterator[list[Due]]:
+    """Parts in their order, in batches."""
+    batch: list[Due] = []
+    size = 0
+    for part in parts:
+        if batch and (len(batch) >= BATCH_PARTS or size + part.bytes > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(part)
+        size += part.bytes
+    if batch:
+        yield batch
+
+
+def _note_unseen(seen: Outcome, tally: Tally) -> bool:
+    """Whether it could not be looked at for a reason that a person should know; one that was written needs none."""
+    if isinstance(seen, Trouble) and not seen.vanished:
+        tally.doubt(seen.path, seen.reason)
+        return True
+    return False
