@@ -29,9 +29,11 @@ from replicad.model.snapshot import Head
 UNSETTLED = 2**62
 ZERO = b""
 """The id of a block that is all-zero now and was not always."""
+UNKNOWN_CHECKSUM = b""
+"""Checksum of a block that was adopted from a replica's record: only its id is known until its bytes were read here."""
 
 REMEDY = (
-    "move the file away, then type replicad sync {name} --wait and replicad release {name}:"
+    "stop the daemon, type replicad rebuild --ledger {name} and start it again:"
     " the replica has the record, nothing is sent twice"
 )
 """What to do about a damaged ledger."""
@@ -303,6 +305,21 @@ class Ledger:
             for (name,) in self._db.rows("SELECT name FROM entry WHERE directory = ? ORDER BY name DESC", (number,)):
                 yield join(directory, name)
 
+    def begin_claims(self) -> None:
+        """Start to note which inode each file number stands for; `claim` does it."""
+        self._db.execute("DROP TABLE IF EXISTS temp.claim")
+        self._db.execute("CREATE TEMP TABLE claim(file INTEGER PRIMARY KEY, device INTEGER, inode INTEGER)")
+
+    def claim(self, file: int, device: int, inode: int) -> bool:
+        """Whether the number `file` stands for this inode: the first one that asks has it."""
+        self._db.execute("INSERT OR IGNORE INTO temp.claim VALUES (?, ?, ?)", (file, device, inode))
+        found = self._db.one("SELECT device, inode FROM temp.claim WHERE file = ?", (file,))
+        return found == (device, inode)
+
+    def has_entries(self) -> bool:
+        """Whether anything is recorded."""
+        return self._db.value("SELECT 1 FROM entry LIMIT 1") is not None
+
     def list_lacking(self, covered: int) -> None:
         """Note which entries a replica that has everything up to `covered` may lack; `listed` gives them."""
         self._db.execute("DROP TABLE IF EXISTS temp.lacking")
@@ -499,6 +516,12 @@ class Ledger:
             rows = "SELECT DISTINCT file, 1, 0 FROM entry WHERE file > 0"
             self._db.execute(f"INSERT INTO cut {rows} {_KEEP_LOWER}")
             self.put("next_file", None)
+
+    def take_over(self, replica: str, head: Head, covered: int) -> None:
+        """Count `replica`, whose history ends with `head`, as having everything up to `covered`: all that was adopted
+        from it. Its older files, which are not recorded here, keep their numbers to themselves."""
+        self._set_standing(replica, Standing(covered, head, covered, head))
+        self.put("next_file", None)
 
     def _set_standing(self, replica: str, now: Standing) -> None:
         self._db.execute(

@@ -163,7 +163,12 @@ class Recorder:
             row = existing.get(block.index)
             if row is None or row.id != block.id:
                 rows.append(BlockRow(file, block.index, block.id, block.checksum, seq))
-            elif row.seq <= self.covered:
+                listed.blocks.append(block.index)
+                listed.ids.append(block.id)
+                continue
+            if not row.checksum:  # adopted; these are the bytes with the recorded id
+                rows.append(row._replace(checksum=block.checksum))
+            if row.seq <= self.covered:
                 continue
             listed.blocks.append(block.index)
             listed.ids.append(block.id)

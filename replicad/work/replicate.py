@@ -18,12 +18,15 @@ from replicad.model.snapshot import Head
 from replicad.source.hook import run_hook
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
-from replicad.work.adopt import adopt
+from replicad.system.logs import logger
+from replicad.work.adopt import GOES_ON, adopt
 from replicad.work.copy import LastSeal, Pass
 from replicad.work.dataset import Dataset
 from replicad.work.outcome import Outcome
 from replicad.work.read_remote import RemoteReader
 from replicad.work.shipping import Shipping
+
+log = logger("work.replicate")
 
 SEALS_IN_RPO = 2
 """A snapshot is due this many times in an rpo, so that one slow pass does not break the objective."""
@@ -206,15 +209,31 @@ class Replication:
         if head == standing.sent:
             await dataset.in_ledger(self._arrived)
             return
-        if not await dataset.in_ledger(ledger.get, "released"):
+        if not await dataset.in_ledger(self._may_go_on):
             raise dataset.held_error(_diverged(standing.head, head, self._replica))
         reader = await RemoteReader.open(await self._dial(), dataset.config.name)
         try:
-            await adopt(dataset, self._replica, head, reader)
+            self._status.state = "catching-up"
+            adopted = await adopt(dataset, self._replica, head, reader, self._clock)
         finally:
             await reader.close()
+        log.info(
+            "goes on from the replica's record",
+            dataset=dataset.config.name,
+            replica=self._replica,
+            snapshot=head.number,
+            as_recorded=adopted.entries,
+            changed=adopted.changed,
+            missing=adopted.missing,
+            unseen=adopted.unseen,
+        )
 
     # inside `in_ledger`
+
+    def _may_go_on(self) -> bool:
+        """Whether a person has decided that this replica's history is to be gone on from."""
+        ledger = self._dataset.ledger
+        return bool(ledger.get("released") or ledger.get(GOES_ON.format(self._replica)))
 
     def _arrived(self) -> None:
         """What was sent last arrived, its acknowledgement did not. Whether it was complete is not known any more, so
@@ -274,7 +293,7 @@ def _diverged(ours: Head, theirs: Head, replica: str) -> str:
     if not ours.number:
         return (
             f"replica {replica} holds snapshot {theirs.number}, this ledger knows of none:"
-            " the ledger was lost or is new"
+            " the ledger was lost or is new; a release lets it begin anew with the replica's record"
         )
     return (
         f"replica {replica} is at snapshot {theirs.number} ({theirs.digest.hex()[:12]}), the ledger says"

@@ -17,7 +17,7 @@ from replicad.db.ledger import Action, Ledger, Step
 from replicad.model.entry import Kind, Stamp
 from replicad.source.exclude import Excluded
 from replicad.source.root import Root, Trouble
-from replicad.source.scan import DirectoryDiff, Found, Gone, walk
+from replicad.source.scan import DirectoryDiff, Drifted, Found, Gone, walk
 
 REPLACED, PUTS, DROPS = 0, 1, 2
 PHASES = (REPLACED, PUTS, DROPS)
@@ -47,6 +47,9 @@ class Survey:
     troubles: list[Trouble] = field(default_factory=list)
     """The first MAX_TROUBLES; `trouble_count` counts all."""
     trouble_count: int = 0
+    drifted: list[Drifted] = field(default_factory=list)
+    """The first MAX_DRIFTED entries that differ though nobody changed them; `drift_count` counts all."""
+    drift_count: int = 0
 
     @property
     def lost(self) -> int:
@@ -65,6 +68,8 @@ class Survey:
 
 
 MAX_TROUBLES = 100
+MAX_DRIFTED = 1000
+"""Each becomes a finding of its own. More at once is no rot but a mount with other options, and is one story."""
 
 
 def survey(
@@ -107,6 +112,8 @@ class _Planner:
         survey.unchanged += diff.unchanged
         survey.trouble_count += len(diff.troubles)
         survey.troubles.extend(diff.troubles[: MAX_TROUBLES - len(survey.troubles)])
+        survey.drift_count += len(diff.drifted)
+        survey.drifted.extend(diff.drifted[: MAX_DRIFTED - len(survey.drifted)])
         replaced = {found.path for found in diff.changed} if diff.gone else set()
         for gone in diff.gone:
             self._drop(gone, REPLACED if gone.path in replaced else DROPS)
