@@ -10,6 +10,7 @@ outlives a crash of either side (guarantee 8).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -31,8 +32,9 @@ MIGRATIONS = (
         id TEXT PRIMARY KEY, key TEXT NOT NULL, side TEXT NOT NULL, peer TEXT NOT NULL, verdict TEXT NOT NULL,
         state TEXT NOT NULL, found_ns INTEGER NOT NULL, changed_ns INTEGER NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
     CREATE UNIQUE INDEX divergence_open ON divergence(side, peer, key) WHERE state = 'open';
+    CREATE INDEX divergence_key ON divergence(side, peer, key);
     CREATE INDEX divergence_found ON divergence(found_ns);
-    CREATE TABLE total(side TEXT, verdict TEXT, count INTEGER NOT NULL, PRIMARY KEY(side, verdict)) WITHOUT ROWID;
+    CREATE TABLE given(id TEXT, side TEXT, verdict TEXT, PRIMARY KEY(id, verdict)) WITHOUT ROWID;
     CREATE TABLE receipt(
         number INTEGER PRIMARY KEY, divergence TEXT NOT NULL, at_ns INTEGER NOT NULL, result TEXT NOT NULL,
         body BLOB NOT NULL);
@@ -89,33 +91,31 @@ class Findings:
     # divergences
 
     def report(self, found: Divergence) -> Divergence:
-        """Remember a finding. One that is open already (same side, peer and key) keeps id, moment and history.
-
-        What is returned stands in the book."""
+        """Remember a finding. One that is open already (same side, peer and key) keeps id, moment and history, and what
+        the other side said about the same damage. Damage that a person has acknowledged stays so as long as it is the
+        same. What is returned stands in the book."""
 
         def write() -> Divergence:
-            known = self._open_one(found)
-            if known:
-                joined = msgspec.structs.replace(
-                    found, id=known.id, found_ns=known.found_ns, events=(*known.events, *found.events)
-                )
-            else:
-                name = found.id or divergence_id(found.dataset, found.side, found.peer, found.key, found.found_ns)
-                joined = msgspec.structs.replace(found, id=name)
-            self._write(joined)
-            self._count(known, joined)
-            return joined
+            if known := self._latest(found, State.OPEN):
+                return self._write(known.found_again(found))
+            noted = self._latest(found, State.ACKNOWLEDGED)
+            if noted and found.state is State.OPEN and noted.is_same_damage(found):
+                return noted
+            return self._write(msgspec.structs.replace(found, id=self._free_id(found)))
 
         return self._durably(write)
 
     def update(self, found: Divergence) -> None:
-        """Write a divergence that has changed; it must have been reported."""
+        """Write a divergence that has changed; it must have been reported. One that a person has acknowledged meanwhile
+        is not opened again by somebody who did not know."""
 
         def write() -> None:
             known = self.get_exactly(found.id)
             assert known is not None, f"{found.id} was never reported"
-            self._write(found)
-            self._count(known, found)
+            if known.state is State.ACKNOWLEDGED and found.state is State.OPEN:
+                self._write(msgspec.structs.replace(known.found_again(found), state=State.ACKNOWLEDGED))
+            else:
+                self._write(found)
 
         self._durably(write)
 
@@ -143,8 +143,9 @@ class Findings:
         return [_divergence.decode(body) for (body,) in rows]
 
     def totals(self) -> dict[tuple[str, str], int]:
-        """How many divergences were ever given each (side, verdict)."""
-        return {(side, verdict): count for side, verdict, count in self._db.all("SELECT * FROM total")}
+        """How many divergences were ever given each (side, verdict); one that changes to and fro counts once."""
+        rows = self._db.all("SELECT side, verdict, count(*) FROM given GROUP BY side, verdict")
+        return {(side, verdict): count for side, verdict, count in rows}
 
     # repairs
 
@@ -168,8 +169,8 @@ class Findings:
         return [_receipt.decode(body) for (body,) in rows]
 
     def repaired_since(self, at_ns: int) -> int:
-        """Repairs made since then, well or not."""
-        return int(self._db.value("SELECT count(*) FROM receipt WHERE at_ns >= ?", (at_ns,)))
+        """Repairs made since then, well or not; to undo one is none."""
+        return int(self._db.value("SELECT count(*) FROM receipt WHERE at_ns >= ? AND result != 'undone'", (at_ns,)))
 
     def repair_totals(self) -> dict[str, int]:
         """How many repairs had each result."""
@@ -223,14 +224,25 @@ class Findings:
 
     # below: how
 
-    def _open_one(self, found: Divergence) -> Divergence | None:
+    def _latest(self, found: Divergence, state: State) -> Divergence | None:
         body = self._db.value(
-            "SELECT body FROM divergence WHERE side = ? AND peer = ? AND key = ? AND state = 'open'",
-            (found.side, found.peer, found.key),
+            "SELECT body FROM divergence WHERE side = ? AND peer = ? AND key = ? AND state = ?"
+            " ORDER BY changed_ns DESC LIMIT 1",
+            (found.side, found.peer, found.key, state),
         )
         return _divergence.decode(body) if body else None
 
-    def _write(self, found: Divergence) -> None:
+    def _free_id(self, found: Divergence) -> str:
+        """The id that it came with, or a new one; never that of another finding, which would be overwritten."""
+        taken = self.get_exactly(found.id) if found.id else None
+        if found.id and (taken is None or (taken.side, taken.peer, taken.key) == (found.side, found.peer, found.key)):
+            return found.id
+        moments = itertools.count(found.found_ns)
+        names = (divergence_id(found.dataset, found.side, found.peer, found.key, at_ns) for at_ns in moments)
+        return next(name for name in names if self.get_exactly(name) is None)
+
+    def _write(self, found: Divergence) -> Divergence:
+        """Write it and count its verdict, once for each that it is ever given; what was written."""
         self._db.execute(
             "INSERT OR REPLACE INTO divergence VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -238,14 +250,10 @@ class Findings:
                 found.state.value, found.found_ns, found.changed_ns, _encode(found),
             ),
         )  # fmt: skip
-
-    def _count(self, before: Divergence | None, now: Divergence) -> None:
-        """Count a verdict when it is first given to a divergence."""
-        if before is None or before.verdict is not now.verdict:
-            self._db.execute(
-                "INSERT INTO total VALUES(?, ?, 1) ON CONFLICT(side, verdict) DO UPDATE SET count = count + 1",
-                (now.side.value, now.verdict.value),
-            )
+        self._db.execute(
+            "INSERT OR IGNORE INTO given VALUES(?, ?, ?)", (found.id, found.side.value, found.verdict.value)
+        )
+        return found
 
     def _durably(self, write: Callable[[], Result]) -> Result:
         self._db.begin(durable=True)

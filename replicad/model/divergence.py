@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 
 from replicad.model.block import block_id
 from replicad.model.entry import show_path
-from replicad.model.verdict import Evidence, Sight, Verdict, is_lost
+from replicad.model.verdict import Evidence, Sight, Verdict, Witness, is_lost
 
 MAX_AFFECTED = 100
 """Affected files that are named one by one; `affected_count` counts all."""
 MAX_BITS = 64
 """Positions of flipped bits that are named one by one; `bits` counts all."""
+MAX_EVENTS = 200
+"""Lines of history, and looks, that one divergence keeps: of one that stays for months, the first and the latest."""
 MAX_BLOCKS_NAMED = 4096
 """Blocks that one divergence names: more than a segment of 64 KiB blocks holds; small ones come in several."""
 ID_CHARACTERS = 8
@@ -154,8 +157,33 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
 
     def with_event(self, at_ns: int, what: str, **changes: object) -> Divergence:
         """The divergence with one more line of history, and whatever else changed with it."""
-        events = (*self.events, Event(at_ns, what))
+        events = first_and_latest((*self.events, Event(at_ns, what)))
         return msgspec.structs.replace(self, events=events, changed_ns=at_ns, **changes)
+
+    def is_same_damage(self, other: Divergence) -> bool:
+        """Whether the very same was seen: neither mended nor worse since."""
+        return _damage(self) == _damage(other)
+
+    def found_again(self, found: Divergence) -> Divergence:
+        """This divergence, and what finding it once more adds. That the other side has not been asked about the same
+        damage again does not undo what it said."""
+        settled = self.is_same_damage(found) and found.evidence.witness is Witness.SILENT
+        stays = settled and found.verdict is Verdict.INCONCLUSIVE
+        return msgspec.structs.replace(
+            found,
+            id=self.id,
+            found_ns=self.found_ns,
+            changed_ns=max(self.changed_ns, found.changed_ns),
+            verdict=self.verdict if stays else found.verdict,
+            evidence=self.evidence if stays else found.evidence,
+            bits=self.bits if stays else found.bits,
+            bit_positions=self.bit_positions if stays else found.bit_positions,
+            affected=found.affected or self.affected,
+            affected_count=found.affected_count or self.affected_count,
+            looks=first_and_latest((*self.looks, *(look for look in found.looks if look not in self.looks))),
+            events=first_and_latest((*self.events, *(event for event in found.events if event not in self.events))),
+            quarantine=found.quarantine or self.quarantine,
+        )
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,6 +232,18 @@ SUSPECT_KINDS = {
     "same_mtime": "content changed under an unchanged modification time",
     "scrambled": "many files became incompressible at once, as encryption makes them",
 }
+
+
+Line = TypeVar("Line", Event, Look)
+
+
+def first_and_latest(lines: tuple[Line, ...]) -> tuple[Line, ...]:
+    """At most MAX_EVENTS lines: how it began, and what was last."""
+    return lines if len(lines) <= MAX_EVENTS else lines[:1] + lines[1 - MAX_EVENTS :]
+
+
+def _damage(found: Divergence) -> tuple[object, ...]:
+    return (found.part, found.offset, found.length, found.expected, found.seen, found.blocks)
 
 
 def divergence_id(dataset: str, side: Side, peer: str, key: str, found_ns: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from replicad.model.divergence import Part
+from replicad.model.divergence import Divergence, Part
 from replicad.model.verdict import Verdict
 
 
@@ -68,6 +68,14 @@ def remedy_for(part: Part, verdict: Verdict) -> Remedy:
         return remedy
     return _OF_PARTS.get(part, remedy)
 
+
+def remedy_of(found: Divergence) -> Remedy:
+    """What is done about a divergence: as above, but nothing is mended with bytes that nobody has."""
+    remedy = remedy_for(found.part, found.verdict)
+    return Remedy.NONE_LEFT if found.is_lost and remedy in _WITH_PROVEN_BLOCKS else remedy
+
+
+_WITH_PROVEN_BLOCKS = frozenset({Remedy.MEND_REPLICA, Remedy.MEND_PRIMARY})
 
 WRITES_PRIMARY = frozenset({Remedy.MEND_PRIMARY, Remedy.MEND_METADATA})
 """Remedies that write into the primary's data: by default only a person orders them."""

@@ -77,7 +77,8 @@ class Verdict(StrEnum):
     OK = "ok"
     """Both copies are what the record says. Nothing is done."""
     CHANGED = "changed"
-    """The primary's file was written since. Nothing is done here: the next pass reads it whole and replicates it."""
+    """The primary's file was written since, and the replica's copy is not in question. Nothing is done here: the next
+    pass reads it whole and replicates it."""
     REPLICA_ROT = "replica_rot"
     """The replica's stored bytes changed. They are kept aside; a proven block from the primary is appended in their
     place (by itself, unless `repair` says "ask")."""
@@ -141,24 +142,27 @@ TABLE: dict[tuple[Sight, Sight], Verdict] = {
 
 def judge(evidence: Evidence) -> Verdict:
     """The verdict; total over all evidence."""
+    primary, replica = speaking(evidence), evidence.replica
+    confirmed = evidence.witness is Witness.CONFIRMS
+    if (primary, replica) == (Sight.DIFFERS, Sight.DIFFERS) and evidence.same_bytes and confirmed:
+        return Verdict.RECORD_ROT  # before the books: two copies that agree say which record is wrong
     if evidence.books is Books.DIFFER:
         return Verdict.RECORD_DIVERGENCE
-    primary, replica = speaking(evidence), evidence.replica
-    if Sight.DIFFERS in (primary, replica) and evidence.witness is not Witness.CONFIRMS:
+    if Sight.DIFFERS in (primary, replica) and not confirmed:
         return Verdict.INCONCLUSIVE
     if evidence.writing is Writing.WRITTEN and replica in (Sight.MATCHES, Sight.UNKNOWN):
         return Verdict.CHANGED
-    if (primary, replica) == (Sight.DIFFERS, Sight.DIFFERS) and evidence.same_bytes:
-        return Verdict.RECORD_ROT
     verdict = TABLE[primary, replica]
-    if verdict is Verdict.OK and evidence.metadata_differs and evidence.writing is Writing.UNWRITTEN:
-        return Verdict.METADATA_DRIFT
+    if verdict is Verdict.OK and evidence.metadata_differs:
+        return Verdict.METADATA_DRIFT if evidence.writing is Writing.UNWRITTEN else Verdict.INCONCLUSIVE
     return verdict
 
 
 def speaking(evidence: Evidence) -> Sight:
-    """What the primary's look says about the record: a file that was written speaks for it no more, and one of which
-    that is unknown says nothing yet."""
+    """What the primary's look says about the record: recorded bytes are a proof, whoever wrote them; other bytes of a
+    file that was written say nothing about the record any more, and of one where that is unknown, nothing yet."""
+    if evidence.primary is Sight.MATCHES:
+        return Sight.MATCHES
     if evidence.writing is Writing.WRITTEN:
         return Sight.ABSENT
     if evidence.writing is Writing.UNKNOWN and evidence.primary in (Sight.DIFFERS, Sight.UNREADABLE):
@@ -167,6 +171,9 @@ def speaking(evidence: Evidence) -> Sight:
 
 
 def is_lost(evidence: Evidence) -> bool:
-    """Whether it is certain that neither side can give the recorded bytes."""
-    both = (speaking(evidence), evidence.replica)
-    return Sight.MATCHES not in both and Sight.UNKNOWN not in both
+    """Whether it is certain that neither side can give the recorded bytes: both were looked at, and it is settled that
+    the looks are right and what the record is."""
+    if judge(evidence) in (Verdict.INCONCLUSIVE, Verdict.RECORD_ROT, Verdict.RECORD_DIVERGENCE):
+        return False
+    looks = (evidence.primary, evidence.replica)
+    return Sight.UNKNOWN not in looks and Sight.MATCHES not in looks
