@@ -117,6 +117,8 @@ class Step(NamedTuple):
     links: int
     known: bool
     """Whether the ledger has an entry at this path."""
+    moved: bool = False
+    """Whether it is a new path of a recorded file whose content was not written by the look of it."""
 
 
 class Extra(msgspec.Struct, frozen=True, array_like=True):
@@ -272,6 +274,14 @@ class Ledger:
         )
         return Known._make(row) if row else None
 
+    def was_elsewhere(self, stamp: Stamp) -> bool:
+        """Whether a regular file with this inode, size and modification time is recorded, wherever it stands."""
+        found = self._db.value(
+            "SELECT 1 FROM entry WHERE file > 0 AND inode = ? AND device = ? AND size = ? AND mtime_ns = ? LIMIT 1",
+            (stamp.inode, stamp.device, stamp.size, stamp.mtime_ns),
+        )
+        return found is not None
+
     def has_files(self) -> bool:
         """Whether any regular file is recorded."""
         return self._db.value("SELECT 1 FROM entry WHERE file > 0 LIMIT 1") is not None
@@ -394,17 +404,17 @@ class Ledger:
         self._db.execute("DROP TABLE IF EXISTS temp.plan")
         self._db.execute(
             "CREATE TEMP TABLE plan(phase INTEGER, number INTEGER, action INTEGER, path BLOB, size INTEGER,"
-            " links INTEGER, known INTEGER, PRIMARY KEY(phase, number)) WITHOUT ROWID"
+            " links INTEGER, known INTEGER, moved INTEGER, PRIMARY KEY(phase, number)) WITHOUT ROWID"
         )
 
     def add_to_plan(self, steps: Iterable[Step]) -> None:
         """Add steps; (phase, number) orders them."""
-        self._db.executemany("INSERT INTO temp.plan VALUES (?,?,?,?,?,?,?)", steps)
+        self._db.executemany("INSERT INTO temp.plan VALUES (?,?,?,?,?,?,?,?)", steps)
 
     def planned(self, phase: int, after: int, limit: int) -> list[Step]:
         """The next steps of a phase with numbers above `after`."""
         rows = self._db.all(
-            "SELECT phase, number, action, path, size, links, known FROM temp.plan"
+            "SELECT phase, number, action, path, size, links, known, moved FROM temp.plan"
             " WHERE phase = ? AND number > ? ORDER BY number LIMIT ?",
             (phase, after, limit),
         )

@@ -53,6 +53,8 @@ class Adopted:
     """Entries that could not be looked at: they are read once they can be."""
     lost_records: int = 0
     """Pieces of the record that the replica has lost: large files are read again."""
+    seen_size: int = 0
+    """Bytes of the files that were seen so far, on the disk or not."""
     named: list[Named] = field(default_factory=list)
     """The first MAX_NAMED of those that were not taken over."""
 
@@ -67,8 +69,8 @@ class Adopted:
             self.named.append(Named(show_path(path), reason))
 
 
-Heard = Callable[[Adopted, int], None]
-"""Told how far it is, and how many entries the record has."""
+Heard = Callable[[Adopted, SnapshotLine], None]
+"""Told how far it is, and what is adopted."""
 
 
 async def adopt(
@@ -84,7 +86,7 @@ async def adopt(
             async for ops in reader.record(head.number):
                 await dataset.in_ledger(adoption.take, ops)
                 if heard:
-                    heard(adoption.adopted, line.entries)
+                    heard(adoption.adopted, line)
         await dataset.durably(adoption.finish, replica, head, line)
         return adoption.adopted
     finally:
@@ -152,6 +154,7 @@ class Adoption:
 
     def _put(self, put: Put, look: Described | Trouble) -> None:
         self._file = 0
+        self.adopted.seen_size += put.size
         if not self.whole:
             if put.path and self.ledger.entry(put.path) is None:
                 self._note(put, 0, Stamp(put.kind, 0, 0, 0, 0, 0, UNREAD_SIZE, 0, 0))

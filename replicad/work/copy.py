@@ -140,7 +140,7 @@ class Pass:
         except ReplicadError as error:
             self._outcome.trouble(found.drifted[0].path, f"has drifted, and that could not be written down: {error}")
         if found.drift_count > len(drifted):
-            text = f"the first of {found.drift_count} entries whose metadata changed without a write: other mount options?"
+            text = f"first of {found.drift_count} entries whose metadata changed without a write: other mount options?"
             self._outcome.trouble(found.drifted[0].path, text)
 
     def _walk(self, only: frozenset[bytes] | None) -> Survey:

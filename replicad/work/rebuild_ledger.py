@@ -40,8 +40,9 @@ class LedgerRebuilt:
 
 
 @contextmanager
-def stopped_daemon(state: Path) -> Iterator[None]:
+def stopped_daemon(state: Path, disk: Disk | None = None) -> Iterator[None]:
     """Keep daemons away from the state directory for a while. Raises LockedError when one runs."""
+    (disk or Disk()).make_directory(state)
     try:
         lock = Lock(state / "lock")
     except LockedError as error:
@@ -89,9 +90,7 @@ async def rebuild_ledger(
     return LedgerRebuilt(final, adopted, kept)
 
 
-async def _fill(
-    dataset: Dataset, reader: Reader, line: SnapshotLine, clock: Clock, heard: Heard | None
-) -> Adopted:
+async def _fill(dataset: Dataset, reader: Reader, line: SnapshotLine, clock: Clock, heard: Heard | None) -> Adopted:
     """Adopt the snapshot into the new ledger."""
     replica, *others = dataset.replicas
     await dataset.open()

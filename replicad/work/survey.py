@@ -146,16 +146,18 @@ class _Planner:
             survey.moved += found.known is None
             self._add(PUTS, Action.SAME, found.path, found=found)
         else:
+            moved = self._has_files and found.known is None and self._ledger.was_elsewhere(stamp)
             survey.files += 1
             survey.size += stamp.size
             survey.rewritten += rewritten
-            self._add(PUTS, Action.READ, found.path, found=found)
+            survey.moved += moved and found.links == 1  # else a further name of it
+            self._add(PUTS, Action.READ, found.path, found=found, moved=moved)
 
-    def _add(self, phase: int, action: Action, path: bytes, found: Found | None = None) -> None:
+    def _add(self, phase: int, action: Action, path: bytes, found: Found | None = None, *, moved: bool = False) -> None:
         self._number += 1
         self.survey.drops += action is Action.DROP
         size, links, known = (found.stamp.size, found.links, found.known is not None) if found else (0, 0, True)
-        self._steps.append(Step(phase, self._number, action, path, size, links, known))
+        self._steps.append(Step(phase, self._number, action, path, size, links, known, moved))
 
 
 def _written(known: Stamp, now: Stamp) -> bool:
