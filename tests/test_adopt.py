@@ -249,7 +249,7 @@ async def test_the_old_ledger_is_kept_and_its_finding_settled(tmp_path: Path, ro
                 await primary.sync(fra1)
         (found,) = findings(primary)
         assert (found.key, found.part, found.path) == ("book:ledger", Part.BOOK, b"www.db")
-        assert found.verdict is Verdict.PRIMARY_UNREADABLE
+        assert found.verdict is Verdict.PRIMARY_ROT
         done = await rebuilt(primary, fra1, root)
         assert done.kept
         assert done.kept.read_bytes()[:5000] == bytes(data)[:5000]

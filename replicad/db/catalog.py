@@ -51,8 +51,12 @@ MIGRATIONS = (
         PRIMARY KEY(segment, offset)) WITHOUT ROWID;
     INSERT INTO directory VALUES(1, 0, x'');
     """,
+    """
+    CREATE INDEX entry_died ON entry(died) WHERE died IS NOT NULL;
+    CREATE INDEX file_block_died ON file_block(died) WHERE died IS NOT NULL;
+    """,
 )
-"""Version history: 1 = first."""
+"""Version history: 1 = first; 2 = what a snapshot ended is found without reading all (only ended rows are indexed)."""
 
 ROOT = 1
 """Id of the dataset's root directory; its own entry stands in it with an empty name."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from replicad.db.findings import Findings
 from replicad.model.divergence import Divergence, Event, Part, Side, State
 from replicad.model.errors import BookDamagedError, ReplicadError
-from replicad.model.verdict import Evidence, Sight, Writing, judge
+from replicad.model.verdict import Evidence, Sight, Witness, Writing, judge
 from replicad.system.logs import logger
 
 log = logger("work.book_damage")
@@ -23,10 +23,10 @@ LEDGER, CATALOG = "book:ledger", "book:catalog"
 """Keys of the findings."""
 
 _EVIDENCE = {
-    # A page that fails its checksum is not given out: it cannot be read. What it said can be had from elsewhere, or
-    # else making the book anew will say so: the ledger from the replica's record, the catalog from the segments.
-    Side.PRIMARY: Evidence(primary=Sight.UNREADABLE, replica=Sight.MATCHES, writing=Writing.UNWRITTEN),
-    Side.REPLICA: Evidence(primary=Sight.ABSENT, replica=Sight.UNREADABLE, writing=Writing.UNWRITTEN),
+    # The page's own checksum is the witness. What it said is had from elsewhere, or making the book anew will say that it
+    # is not: the ledger from the replica's record, the catalog from the segments.
+    Side.PRIMARY: Evidence(Sight.DIFFERS, Sight.MATCHES, Writing.UNWRITTEN, Witness.CONFIRMS),
+    Side.REPLICA: Evidence(Sight.ABSENT, Sight.DIFFERS, Writing.UNWRITTEN, Witness.CONFIRMS),
 }
 
 
@@ -61,7 +61,7 @@ def note(findings: Findings, found: Divergence) -> None:
 
 
 def note_at(path: Path, found: Divergence) -> None:
-    """The same, in a book that is not open."""
+    """The same, in a book that this process need not have open."""
     with _told(found.key), closing(Findings(path)) as findings:
         note(findings, found)
 

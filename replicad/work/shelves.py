@@ -8,9 +8,9 @@ connection still looks like from here. Readers have their own connection and dis
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,22 @@ from replicad.config import ClientConfig, ListenConfig
 from replicad.db.findings import Findings
 from replicad.link.channel import Channel
 from replicad.link.messages import OpenRead, OpenWrite, Refuse
-from replicad.model.errors import DiskFullError, LockedError, PeerError, RefusedError, ReplicadError
+from replicad.model.divergence import Side
+from replicad.model.errors import (
+    BookDamagedError,
+    DiskFullError,
+    LockedError,
+    PeerError,
+    RefusedError,
+    ReplicadError,
+)
 from replicad.status import StoreStatus
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
 from replicad.work.archive import Archive, ArchiveReader
+from replicad.work.book_damage import damaged, findings_of, note_at
 from replicad.work.receive import Receiving
 from replicad.work.serve import Serving
 
@@ -133,12 +142,15 @@ class Shelves:
         async with shelf.turn:
             assert shelf.archive is not None
             window = self._config.window_bytes
-            await Receiving(channel, shelf.archive, shelf.executor, shelf.status, self._clock, window).run()
+            receiving = Receiving(channel, shelf.archive, shelf.executor, shelf.status, self._clock, window)
+            async with self._noting_damage(shelf, key):
+                await receiving.run()
 
     async def _read(self, channel: Channel, key: Key) -> None:
         shelf = await self._shelf(channel, key, create=False)
         assert shelf.archive is not None
-        await Serving(channel, self._directory(key)).run()
+        async with self._noting_damage(shelf, key):
+            await Serving(channel, self._directory(key)).run()
 
     async def _shelf(self, channel: Channel, key: Key, *, create: bool) -> _Shelf:
         """The opened shelf; tells the client when there is none or it cannot be opened."""
@@ -175,13 +187,25 @@ class Shelves:
             create=True,
         )
         try:
-            shelf.archive = await _in_thread(shelf, opening)
+            async with self._noting_damage(shelf, key):
+                shelf.archive = await _in_thread(shelf, opening)
         except ReplicadError as error:
             shelf.status.state = {DiskFullError: "full", LockedError: "closed"}.get(type(error), "damaged")
             shelf.status.reason = str(error)
             raise
         shelf.status.state, shelf.status.reason = "idle", ""
         await _in_thread(shelf, partial(_describe, shelf, self._directory(key)))
+
+    @asynccontextmanager
+    async def _noting_damage(self, shelf: _Shelf, key: Key) -> AsyncIterator[None]:
+        """Make a damaged catalog a finding, whoever meets it; the error goes on its way."""
+        try:
+            yield
+        except BookDamagedError as error:
+            client, dataset = key
+            found = damaged(Side.REPLICA, dataset, client, error, self._clock.now_ns())
+            await _in_thread(shelf, partial(note_at, findings_of(self._directory(key)), found))
+            raise
 
     def _directory(self, key: Key) -> Path:
         """Where the store is. Raises PeerError for a name that may not become a path."""
