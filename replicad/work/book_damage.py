@@ -23,10 +23,10 @@ LEDGER, CATALOG = "book:ledger", "book:catalog"
 """Keys of the findings."""
 
 _EVIDENCE = {
-    # The page's own checksum is the witness. What it said is had from elsewhere, or making the book anew will say that it
-    # is not: the ledger from the replica's record, the catalog from the segments.
+    # The page's own checksum is the witness. What it said is had from elsewhere, or making the book anew will say that
+    # it is not: the ledger from the replica's record, the catalog from the segments.
     Side.PRIMARY: Evidence(Sight.DIFFERS, Sight.MATCHES, Writing.UNWRITTEN, Witness.CONFIRMS),
-    Side.REPLICA: Evidence(Sight.ABSENT, Sight.DIFFERS, Writing.UNWRITTEN, Witness.CONFIRMS),
+    Side.REPLICA: Evidence(Sight.MATCHES, Sight.DIFFERS, Writing.UNWRITTEN, Witness.CONFIRMS),
 }
 
 

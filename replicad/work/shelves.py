@@ -34,7 +34,7 @@ from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
-from replicad.work.archive import Archive, ArchiveReader
+from replicad.work.archive import Archive, ArchiveReader, catalog_path
 from replicad.work.book_damage import damaged, findings_of, note_at
 from replicad.work.receive import Receiving
 from replicad.work.serve import Serving
@@ -202,9 +202,10 @@ class Shelves:
         try:
             yield
         except BookDamagedError as error:
-            client, dataset = key
-            found = damaged(Side.REPLICA, dataset, client, error, self._clock.now_ns())
-            await _in_thread(shelf, partial(note_at, findings_of(self._directory(key)), found))
+            directory, (client, dataset) = self._directory(key), key
+            if error.where == str(catalog_path(directory)):
+                found = damaged(Side.REPLICA, dataset, client, error, self._clock.now_ns())
+                await _in_thread(shelf, partial(note_at, findings_of(directory), found))
             raise
 
     def _directory(self, key: Key) -> Path:
