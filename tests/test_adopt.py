@@ -6,6 +6,7 @@ import json
 import os
 import random
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,14 +53,14 @@ def fill(root: Path, count: int = 20, size: int = 70_000) -> None:
 
 
 async def rebuilt(
-    primary: Rig, fra1: Replica, root: Path, others: tuple[str, ...] = (), **options: object
+    primary: Rig, fra1: Replica, root: Path, others: tuple[str, ...] = (), config: DatasetConfig | None = None
 ) -> LedgerRebuilt:
     """The rig's ledger made anew from a replica, as the verb does it, with the daemon stopped."""
     await primary.reopen()
     reader = await RemoteReader.open(await fra1.dial(), "www")
     try:
-        config = DatasetConfig("www", root)
-        return await rebuild_ledger(config, primary.directory / "state", "fra1", others, reader, **options)  # type: ignore[arg-type]
+        config = config or DatasetConfig("www", root)
+        return await rebuild_ledger(config, primary.directory / "state", "fra1", others, reader)
     finally:
         await reader.close()
 
@@ -329,6 +330,56 @@ async def test_a_release_after_a_lost_ledger_lets_no_mass_deletion_through(tmp_p
             assert status.held
             assert "50 entries would be dropped" in status.reason
             assert differences(describe_snapshot(fra1.archive), old) == []
+
+
+async def test_a_release_waits_for_a_root_that_is_not_mounted(tmp_path: Path, root: Path) -> None:
+    """An empty directory in the root's place is not adopted from, and what the record says is not forgotten for that:
+    once the root is back, rot below the lost ledger still does not travel."""
+    fill(root, 5)
+    good = copied(root)
+    async with replica(tmp_path / "store") as fra1:
+        async with rig(tmp_path / "first", root) as primary:
+            await primary.sync(fra1)
+        rot(root / "3")
+        root.rename(tmp_path / "elsewhere")
+        root.mkdir()
+        async with rig(tmp_path / "second", root) as primary:
+            await primary.sync(fra1)
+            await primary.dataset.in_ledger(primary.dataset.release)
+            for _ in range(2):
+                with pytest.raises(SourceError, match="is the file system mounted"):
+                    await primary.sync(fra1)
+            root.rmdir()
+            (tmp_path / "elsewhere").rename(root)
+            assert (await primary.sync(fra1)).pass_ok
+            assert differences(describe_snapshot(fra1.archive), good) == []
+
+
+async def test_a_record_is_adopted_between_the_hooks(tmp_path: Path, root: Path) -> None:
+    """Where the root is there only between them, by the verb as well as after a release."""
+    fill(root, 5)
+    away = tmp_path / "away"
+    hooks: dict[str, object] = {
+        "hook_pre": ("mv", str(away), str(root)),
+        "hook_post": ("mv", str(root), str(away)),
+    }
+    root.rename(away)
+    async with replica(tmp_path / "store") as fra1:
+        async with rig(tmp_path / "first", root, **hooks) as primary:
+            await primary.sync(fra1)
+            before = primary.status["fra1"].sent_bytes
+            done = await rebuilt(primary, fra1, root, config=replace(DatasetConfig("www", root), **hooks))  # type: ignore[arg-type]
+            assert done.adopted.files == 5
+            assert (await primary.sync(fra1)).pass_ok
+            assert primary.status["fra1"].sent_bytes - before < 1000
+        good = describe_snapshot(fra1.archive)
+        rot(away / "3")
+        async with rig(tmp_path / "second", root, **hooks) as primary:
+            await primary.sync(fra1)
+            await primary.dataset.in_ledger(primary.dataset.release)
+            assert (await primary.sync(fra1)).pass_ok
+            assert differences(describe_snapshot(fra1.archive), good) == []
+            assert away.exists()
 
 
 def test_file_numbers_of_a_new_ledger_keep_clear_of_the_record(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from replicad.db.ledger import UNKNOWN_CHECKSUM, BlockRow, EntryRow, Ledger
 from replicad.link.messages import SnapshotLine
 from replicad.model.block import ID_BYTES, block_count
 from replicad.model.entry import FUZZY, INLINE_BLOCKS, Kind, Map, Op, Put, Stamp, show_path
-from replicad.model.errors import PeerError
+from replicad.model.errors import PeerError, SourceError
 from replicad.model.snapshot import Head
 from replicad.source.meta import Described, describe
 from replicad.source.root import Root, Trouble
@@ -63,6 +63,11 @@ class Adopted:
         """Entries of the record seen so far."""
         return self.entries + self.changed + self.missing + self.unseen
 
+    @property
+    def finds_nothing(self) -> bool:
+        """Whether the record has entries and nothing but the root was found on the disk."""
+        return self.missing > 0 and self.entries + self.changed + self.unseen <= 1
+
     def differs(self, path: bytes, reason: str) -> None:
         """Name one, if there is room."""
         if len(self.named) < MAX_NAMED:
@@ -76,8 +81,10 @@ Heard = Callable[[Adopted, SnapshotLine], None]
 async def adopt(
     dataset: Dataset, replica: str, head: Head, reader: Reader, clock: Clock, heard: Heard | None = None
 ) -> Adopted:
-    """Adopt snapshot `head` of `replica`, and go on from there. Raises ReplicadError when it cannot be read; then the
-    same call begins again."""
+    """Adopt snapshot `head` of `replica`, and go on from there.
+
+    Raises SourceError when the root is not there, or holds nothing of the record: it is not mounted then. Raises
+    ReplicadError when the record cannot be read. In both cases the same call begins again."""
     line = await _line(reader, head) if head.number else SnapshotLine(0, 0, 0, False, 0, 0, 0, head.digest)
     root = await asyncio.to_thread(Root, dataset.root)
     try:
@@ -87,6 +94,9 @@ async def adopt(
                 await dataset.in_ledger(adoption.take, ops)
                 if heard:
                     heard(adoption.adopted, line)
+        if adoption.adopted.finds_nothing:
+            hint = "is the file system mounted? A dataset that was lost comes back with replicad restore"
+            raise SourceError("holds nothing of what the replica has", where=str(dataset.config.path), hint=hint)
         await dataset.durably(adoption.finish, replica, head, line)
         return adoption.adopted
     finally:

@@ -62,8 +62,10 @@ def note(findings: Findings, found: Divergence) -> None:
 
 def note_at(path: Path, found: Divergence) -> None:
     """The same, in a book that this process need not have open."""
-    with _told(found.key), closing(Findings(path)) as findings:
-        note(findings, found)
+    with _told(found.key):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with closing(Findings(path)) as findings:
+            note(findings, found)
 
 
 def mended(path: Path, key: str, now_ns: int, how: str) -> None:
@@ -81,5 +83,5 @@ def _told(key: str) -> Iterator[None]:
     """Findings that cannot be written must not hide the damage that they are about: the log has to do."""
     try:
         yield
-    except ReplicadError as error:
+    except (ReplicadError, OSError) as error:
         log.error("a damaged book is not in the findings", key=key, reason=str(error))

@@ -144,9 +144,8 @@ class Dataset:
         found = book_damage.damaged(Side.PRIMARY, self.config.name, "", error, Clock().now_ns())
         if self._findings is not None:
             book_damage.note(self._findings, found)
-            return
-        self._findings_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        book_damage.note_at(self._findings_path, found)
+        else:
+            book_damage.note_at(self._findings_path, found)
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)

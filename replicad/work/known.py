@@ -31,6 +31,8 @@ UNIT_BLOCKS = 256
 """Blocks that one unit reads again, at most: 16 MiB of 64 KiB blocks, less than shipping may hold."""
 UNIT_BYTES = 8 * 1024 * 1024
 """Their bytes, at most, unless one block is larger."""
+MAX_TOLD = 256
+"""Rotten blocks of one file that become findings at once; what a rotten disk has beyond that is found by the scrub."""
 LIST_ENTRIES = 1024
 """Entries taken from the ledger at once."""
 
@@ -170,12 +172,12 @@ class KnownEntries:
             if failure := failed.get(path):
                 ledger, covered = self._dataset.ledger, self._recorder.covered
                 await self._dataset.in_ledger(ledger.unsettle, path, known.file, covered)
-                self._outcome.rotten += len(failure.rotten)
+                self._outcome.rotten += failure.count
                 if failure.reason:
                     self._outcome.trouble(path, failure.reason)
-                await self._tell(path, failure.rotten)
+                await self._tell(path, failure.rotten.values())
 
-    async def _tell(self, path: bytes, rotten: Sequence[Rotten]) -> None:
+    async def _tell(self, path: bytes, rotten: Iterable[Rotten]) -> None:
         """Make findings of rotten blocks, each read once more from the medium before."""
         dataset, loop, found = self._dataset, asyncio.get_running_loop(), []
         for block in rotten:
@@ -183,6 +185,8 @@ class KnownEntries:
                 self._pool, look_again, self._root, block, dataset.config.name, self._clock.now_ns()
             )
             found += [seen] if seen else []
+        if not found:
+            return
         try:
             await dataset.open_findings()
             await dataset.in_findings(report, dataset.findings, found)
@@ -193,8 +197,21 @@ class KnownEntries:
 class Failure:
     """Why a recorded file could not be read again. A file that was merely written has no reason: the survey sees it."""
 
-    def __init__(self, reason: str = "", rotten: Sequence[Rotten] = ()) -> None:
-        self.reason, self.rotten = reason, rotten
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+        self.rotten: dict[int, Rotten] = {}
+        """Rotten blocks by number, the first MAX_TOLD."""
+        self.count = 0
+        """All of them."""
+
+    def add(self, block: Rotten) -> None:
+        """One more rotten block; one that was read again counts once."""
+        if block.number in self.rotten:
+            return
+        self.count += 1
+        if len(self.rotten) < MAX_TOLD:
+            self.rotten[block.number] = block
+        self.reason = f"{self.count} blocks differ from the ledger though the file was not written: not sent"
 
 
 Place = tuple[bytes, Known, BlockRow]
@@ -245,14 +262,10 @@ class _Rereading:
         verdict = judge_reread(Checksum(row.checksum), identity, checksum(data), identity)
         if verdict is Judgement.SAME and block_id(data) == row.id:
             return data
-        before = self.failed[path].rotten if path in self.failed else ()
         seen = Rotten(
             path, identity, known.file, row.number, known.block_bytes, len(data), row.id, row.checksum, checksum(data)
         )
-        rotten = [*(block for block in before if block.number != row.number), seen]
-        self.failed[path] = Failure(
-            f"{len(rotten)} blocks differ from the ledger though the file was not written: not sent", rotten
-        )
+        self.failed.setdefault(path, Failure()).add(seen)
         return None
 
 

@@ -1,8 +1,7 @@
 """Rebuild ledger: make a primary's ledger anew from the record of a replica, with the daemon stopped.
 
 The new ledger is filled beside the old one (work/adopt.py) and takes its place only when it is complete and durable;
-the old one is kept. **Never** changes the dataset, and never takes an empty root for a dataset without files: where
-nothing of the record is there, nothing is exchanged.
+the old one is kept. **Never** changes the dataset, and exchanges nothing when the record could not be adopted whole.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from replicad.config import DatasetConfig
 from replicad.link.messages import SnapshotLine
-from replicad.model.errors import LockedError, SourceError, UsageError
+from replicad.model.errors import LockedError, UsageError
 from replicad.model.snapshot import Head
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
@@ -23,6 +22,7 @@ from replicad.work.adopt import GOES_ON, Adopted, Heard, adopt
 from replicad.work.book_damage import LEDGER, mended
 from replicad.work.dataset import Dataset, findings_path, ledger_path
 from replicad.work.exchange import exchange
+from replicad.work.hooks import hooks
 from replicad.work.reader import Reader
 
 _STAGING = "ledger.new"
@@ -94,15 +94,8 @@ async def _fill(dataset: Dataset, reader: Reader, line: SnapshotLine, clock: Clo
     """Adopt the snapshot into the new ledger."""
     replica, *others = dataset.replicas
     await dataset.open()
-    adopted = await adopt(dataset, replica, Head(line.number, line.digest), reader, clock, heard)
-    if adopted.missing and not _anything_there(adopted):
-        hint = "is the file system mounted? A dataset that is gone comes back with replicad restore"
-        raise SourceError("holds nothing of what the replica has", where=str(dataset.config.path), hint=hint)
+    async with hooks(dataset.config, replica):  # the root may be there only between them
+        adopted = await adopt(dataset, replica, Head(line.number, line.digest), reader, clock, heard)
     for other in others:
         await dataset.durably(dataset.ledger.put, GOES_ON.format(other), 1)
     return adopted
-
-
-def _anything_there(adopted: Adopted) -> bool:
-    """Whether anything but the root itself was found on the disk."""
-    return adopted.entries + adopted.changed + adopted.unseen > 1

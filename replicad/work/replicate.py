@@ -15,13 +15,13 @@ from concurrent.futures import Executor
 from replicad.link.channel import Channel
 from replicad.model.errors import HeldError, LinkError, ReplicadError
 from replicad.model.snapshot import Head
-from replicad.source.hook import run_hook
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
 from replicad.system.logs import logger
 from replicad.work.adopt import GOES_ON, adopt
 from replicad.work.copy import LastSeal, Pass
 from replicad.work.dataset import Dataset
+from replicad.work.hooks import hooks
 from replicad.work.outcome import Outcome
 from replicad.work.read_remote import RemoteReader
 from replicad.work.shipping import Shipping
@@ -139,23 +139,17 @@ class Replication:
             self._ended(outcome, started_ns, served)
 
     async def _hooked(self, shipping: Shipping, only: frozenset[bytes] | None) -> Outcome:
-        """The pass between its hooks. A failed pre hook stops it; the post hook runs in any case."""
-        config = self._dataset.config
-        environment = {"REPLICAD_DATASET": config.name, "REPLICAD_REPLICA": self._replica}
-        environment["REPLICAD_PATH"] = str(config.path)
-        try:
-            if config.hook_pre:
-                self._status.state = "hook"
-                await run_hook(config.hook_pre, timeout_s=config.hook_timeout_s, environment=environment)
+        """The pass between its hooks."""
+        async with hooks(self._dataset.config, self._replica, self._show_hook):
+            if self._has_hook:
                 only = None  # a hook may rewrite anything; its changes belong to this pass
             one = Pass(self._dataset, self._replica, shipping, self._status, self._pool, self._clock)
             outcome = await one.run(only, await self._last_seal())
             self._again = outcome.again
             return outcome
-        finally:
-            if config.hook_post:
-                self._status.state = "hook"
-                await run_hook(config.hook_post, timeout_s=config.hook_timeout_s, environment=environment)
+
+    def _show_hook(self) -> None:
+        self._status.state = "hook"
 
     def _ended(self, outcome: Outcome, started_ns: int, served: int) -> None:
         status = self._status
@@ -213,8 +207,9 @@ class Replication:
             raise dataset.held_error(_diverged(standing.head, head, self._replica))
         reader = await RemoteReader.open(await self._dial(), dataset.config.name)
         try:
-            self._status.state = "catching-up"
-            adopted = await adopt(dataset, self._replica, head, reader, self._clock)
+            async with hooks(dataset.config, self._replica, self._show_hook):  # the root may be there only between them
+                self._status.state = "catching-up"
+                adopted = await adopt(dataset, self._replica, head, reader, self._clock)
         finally:
             await reader.close()
         log.info(
