@@ -185,6 +185,8 @@ async def test_hard_links_made_and_broken_meanwhile_come_out_right(tmp_path: Pat
     fill(root, 6)
     os.link(root / "0", root / "0-too")
     os.link(root / "1", root / "1-too")
+    for name in ("2", "3"):
+        os.utime(root / name, ns=(0, 1_700_000_000_000_000_000))
     async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
         await primary.sync(fra1)
         status = (root / "0").stat()

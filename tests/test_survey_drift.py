@@ -14,7 +14,7 @@ import pytest
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_tree import is_root
 from replicad.db.findings import Findings
-from replicad.db.ledger import EntryRow, put_of, stamp_of
+from replicad.db.ledger import EntryRow, Known, put_of, stamp_of
 from replicad.model.divergence import Divergence, Part, Side
 from replicad.model.entry import Identity, Kind, Stamp
 from replicad.model.verdict import Sight, Verdict, Writing
@@ -22,6 +22,7 @@ from replicad.source.root import Root
 from replicad.source.scan import has_drifted
 from replicad.work import met
 from replicad.work.met import Rotten, look_again
+from replicad.work.record import was_renamed
 
 FILE = Stamp(Kind.FILE, 0o644, 1, 2, 0, 77, 1000, 5_000, 6_000)
 
@@ -251,6 +252,14 @@ async def test_a_file_renamed_into_another_place_in_the_same_pass(tmp_path: Path
         (root / "4").rename(root / "2")
         assert (await primary.sync(fra1)).pass_ok
         assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+@pytest.mark.parametrize("field", Stamp._fields)
+def test_an_inode_is_the_renamed_file_only_with_its_size_and_time(field: str) -> None:
+    """A number that was given to another file meanwhile differs in one of them; what else differs does not matter."""
+    known = Known(*FILE, 5, 65536, 0, None, 1)
+    other = FILE._replace(**{field: getattr(FILE, field) + 1})
+    assert was_renamed(known, other) is (field not in ("size", "mtime_ns"))
 
 
 def _rotten(path: Path, expected: bytes, seen: bytes, name: bytes = b"") -> Rotten:
