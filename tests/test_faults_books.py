@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from kit_faults import MIB, archive_of, assert_quiet, during, flip, served, sync
 from kit_pair import Pair, assert_same_tree, make_pair, replicad, running, wait_until
 from kit_rig import differences, snapshots
 from replicad.db.database import PAGE_BYTES
+from replicad.db.findings import Findings
 
 Harm = Callable[[Path], None]
 
@@ -72,6 +74,12 @@ def _shown(node_config: Path) -> str:
     return " ".join(replicad("status", "--config", node_config, code=1).stdout.split())
 
 
+def _open_keys(book: Path) -> list[str]:
+    """Keys of the open findings of one side."""
+    with closing(Findings(book)) as findings:
+        return [found.key for found in findings.listed()]
+
+
 def _touch_everything(root: Path) -> None:
     """So that a pass looks at each page of the ledger."""
     for path in root.rglob("*"):
@@ -83,8 +91,8 @@ def _touch_everything(root: Path) -> None:
 @pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("running_on", [False, True], ids=["restarted", "running"])
 def test_a_rotten_ledger_is_told_and_the_hint_mends_it(pair: Pair, root: Path, harm: Harm, running_on: bool) -> None:
-    """The daemon lives and its status names the ledger and what to do; moving it away and a release bring back a
-    primary whose next snapshot is exact, and no old one has changed."""
+    """The daemon lives, its status names the ledger and what to do, and a finding says so; the verb, or moving the file
+    away and a release, bring back a primary whose next snapshot is exact, and no old one has changed."""
     ledger = pair.primary.state / "ledger" / "www.db"
     old = [tree_at(archive_of(pair), number) for number in (1, 2)]
     if running_on:
@@ -99,12 +107,20 @@ def test_a_rotten_ledger_is_told_and_the_hint_mends_it(pair: Pair, root: Path, h
     line = during(pair, lambda line: line.state == "failed", "the damage is told")
     assert str(ledger) in line.last_error
     here = _shown(pair.primary.config)
-    assert str(ledger) in here and "replicad release www" in here
+    assert str(ledger) in here and "replicad rebuild --ledger www" in here
+    assert _open_keys(pair.primary.state / "findings" / "www.db") == ["book:ledger"]
     count = len(snapshots(archive_of(pair)))
     assert not served(pair).pass_ok
-    ledger.rename(ledger.with_name("moved-away"))
-    assert "held" in pair.sync(code=1).stdout
-    replicad("release", "www", "--config", pair.primary.config)
+    if running_on:
+        ledger.rename(ledger.with_name("moved-away"))
+        assert "held" in pair.sync(code=1).stdout
+        replicad("release", "www", "--config", pair.primary.config)
+    else:
+        pair.primary.stop()
+        done = replicad("rebuild", "--ledger", "www", "--config", pair.primary.config)
+        assert "the old one is kept as www.db.old" in done.stdout
+        assert _open_keys(pair.primary.state / "findings" / "www.db") == []
+        pair.primary.start()
     pair.sync()
     assert len(snapshots(archive_of(pair))) == count + 1
     assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
@@ -132,12 +148,14 @@ def test_a_rotten_catalog_is_told_and_a_rebuild_mends_it(pair: Pair, root: Path,
     wait_until(lambda: not served(pair).pass_ok, "the primary is refused")
     there = _shown(pair.replica.config)
     assert "damaged" in there and "replicad rebuild" in there, there
+    assert _open_keys(archive_of(pair) / "findings.db") == ["book:catalog"]
     here = _shown(pair.primary.config)
     assert "damaged" in here or "fails its checksum" in here or "catalog" in here, here
     if replicad("rebuild", "--config", pair.replica.config, code=None).returncode:
         pair.replica.stop()
         replicad("rebuild", "--config", pair.replica.config)
         pair.replica.start()
+    assert _open_keys(archive_of(pair) / "findings.db") == []
     synced(pair)
     assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
     assert [tree_at(archive_of(pair), number) for number in (1, 2)] == old

@@ -668,7 +668,7 @@ async def test_a_punched_hole_is_a_hole_on_the_replica(tmp_path: Path, root: Pat
 
 
 async def test_a_damaged_ledger_is_named_and_mended_by_moving_it_away(tmp_path: Path, root: Path) -> None:
-    """The error says what to do; doing it literally goes on without sending anything twice."""
+    """The error says what to do; moving the file away and a release do as well, without sending anything twice."""
     for number in range(50):
         (root / f"{number}").write_bytes(random.Random(number).randbytes(70_000))
     async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
@@ -679,7 +679,7 @@ async def test_a_damaged_ledger_is_named_and_mended_by_moving_it_away(tmp_path: 
         for page in range(PAGE_BYTES, len(data), PAGE_BYTES):  # whichever of them the pass needs
             data[page + PAGE_BYTES // 2] ^= 1
         book.write_bytes(data)
-        with pytest.raises(BookDamagedError, match="move the file away, then type replicad sync www --wait and"):
+        with pytest.raises(BookDamagedError, match="type replicad rebuild --ledger www and start"):
             await primary.sync(fra1)
         book.rename(tmp_path / "bad.db")
         assert (await primary.sync(fra1)).held

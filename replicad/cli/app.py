@@ -54,7 +54,7 @@ VERBS = (
     Verb("scrub", "replicad.cli.scrub", "scrub", "Read everything again now, hold that up, or see how it stands."),
     Verb("snapshots", "replicad.cli.restore", "snapshots", "List what can be restored."),
     Verb("restore", "replicad.cli.restore", "restore", "Bring back a dataset, or parts of it."),
-    Verb("rebuild", "replicad.cli.rebuild", "rebuild", "Rebuild a catalog from the store's segments."),
+    Verb("rebuild", "replicad.cli.rebuild", "rebuild", "Rebuild a catalog from segments, or a ledger from a replica."),
     Verb("stdio", "replicad.cli.stdio", "stdio", "Serve one connection of an OpenSSH server (forced command)."),
     Verb("demo", "replicad.cli.demo", "demo", "Watch two daemons replicate and restore a real tree."),
 )

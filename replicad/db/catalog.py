@@ -61,11 +61,13 @@ MIGRATIONS = (
         PRIMARY KEY(segment, offset)) WITHOUT ROWID;
     CREATE TABLE scrubbed(
         segment INTEGER PRIMARY KEY, size INTEGER NOT NULL, at_ns INTEGER NOT NULL, source TEXT NOT NULL);
+    CREATE INDEX entry_died ON entry(died) WHERE died IS NOT NULL;
+    CREATE INDEX file_block_died ON file_block(died) WHERE died IS NOT NULL;
     INSERT INTO meta SELECT 'uncopied_' || key, value FROM meta WHERE key IN ('segment', 'offset');
     """,
 )
 """Version history: 1 = first; 2 = copies of the frames that are no blocks, places of blocks by segment, what was mended
-and when each segment was verified."""
+and when each segment was verified, and what a snapshot ended (only ended rows are indexed)."""
 
 MENDED = "SELECT offset, length FROM mended WHERE segment = ? ORDER BY offset"
 ROOT = 1

@@ -31,9 +31,11 @@ from replicad.model.snapshot import Head
 UNSETTLED = 2**62
 ZERO = b""
 """The id of a block that is all-zero now and was not always."""
+UNKNOWN_CHECKSUM = b""
+"""Checksum of a block that was adopted from a replica's record: only its id is known until its bytes were read here."""
 
 REMEDY = (
-    "move the file away, then type replicad sync {name} --wait and replicad release {name}:"
+    "stop the daemon, type replicad rebuild --ledger {name} and start it again:"
     " the replica has the record, nothing is sent twice"
 )
 """What to do about a damaged ledger."""
@@ -119,6 +121,8 @@ class Step(NamedTuple):
     links: int
     known: bool
     """Whether the ledger has an entry at this path."""
+    moved: bool = False
+    """Whether it is a new path of a recorded file whose content was not written by the look of it."""
 
 
 class Extra(msgspec.Struct, frozen=True, array_like=True):
@@ -282,6 +286,14 @@ class Ledger:
         )
         return Known._make(row) if row else None
 
+    def was_elsewhere(self, stamp: Stamp) -> bool:
+        """Whether a regular file with this inode, size and modification time is recorded, wherever it stands."""
+        found = self._db.value(
+            "SELECT 1 FROM entry WHERE file > 0 AND inode = ? AND device = ? AND size = ? AND mtime_ns = ? LIMIT 1",
+            (stamp.inode, stamp.device, stamp.size, stamp.mtime_ns),
+        )
+        return found is not None
+
     def has_files(self) -> bool:
         """Whether any regular file is recorded."""
         return self._db.value("SELECT 1 FROM entry WHERE file > 0 LIMIT 1") is not None
@@ -314,6 +326,21 @@ class Ledger:
         for number, directory in rows:
             for (name,) in self._db.rows("SELECT name FROM entry WHERE directory = ? ORDER BY name DESC", (number,)):
                 yield join(directory, name)
+
+    def begin_claims(self) -> None:
+        """Start to note which inode each file number stands for; `claim` does it."""
+        self._db.execute("DROP TABLE IF EXISTS temp.claim")
+        self._db.execute("CREATE TEMP TABLE claim(file INTEGER PRIMARY KEY, device INTEGER, inode INTEGER)")
+
+    def claim(self, file: int, device: int, inode: int) -> bool:
+        """Whether the number `file` stands for this inode: the first one that asks has it."""
+        self._db.execute("INSERT OR IGNORE INTO temp.claim VALUES (?, ?, ?)", (file, device, inode))
+        found = self._db.one("SELECT device, inode FROM temp.claim WHERE file = ?", (file,))
+        return found == (device, inode)
+
+    def has_entries(self) -> bool:
+        """Whether anything is recorded."""
+        return self._db.value("SELECT 1 FROM entry LIMIT 1") is not None
 
     def list_lacking(self, covered: int) -> None:
         """Note which entries a replica that has everything up to `covered` may lack; `listed` gives them."""
@@ -390,17 +417,17 @@ class Ledger:
         self._db.execute("DROP TABLE IF EXISTS temp.plan")
         self._db.execute(
             "CREATE TEMP TABLE plan(phase INTEGER, number INTEGER, action INTEGER, path BLOB, size INTEGER,"
-            " links INTEGER, known INTEGER, PRIMARY KEY(phase, number)) WITHOUT ROWID"
+            " links INTEGER, known INTEGER, moved INTEGER, PRIMARY KEY(phase, number)) WITHOUT ROWID"
         )
 
     def add_to_plan(self, steps: Sequence[Step]) -> None:
         """Add steps; (phase, number) orders them."""
-        self._db.insert("INSERT INTO temp.plan", "(?,?,?,?,?,?,?)", steps)
+        self._db.insert("INSERT INTO temp.plan", "(?,?,?,?,?,?,?,?)", steps)
 
     def planned(self, phase: int, after: int, limit: int) -> list[Step]:
         """The next steps of a phase with numbers above `after`."""
         rows = self._db.all(
-            "SELECT phase, number, action, path, size, links, known FROM temp.plan"
+            "SELECT phase, number, action, path, size, links, known, moved FROM temp.plan"
             " WHERE phase = ? AND number > ? ORDER BY number LIMIT ?",
             (phase, after, limit),
         )
@@ -582,6 +609,12 @@ class Ledger:
             rows = "SELECT DISTINCT file, 1, 0 FROM entry WHERE file > 0"
             self._db.execute(f"INSERT INTO cut {rows} {_KEEP_LOWER}")
             self.put("next_file", None)
+
+    def take_over(self, replica: str, head: Head, covered: int) -> None:
+        """Count `replica`, whose history ends with `head`, as having everything up to `covered`: all that was adopted
+        from it. Its older files, which are not recorded here, keep their numbers to themselves."""
+        self._set_standing(replica, Standing(covered, head, covered, head))
+        self.put("next_file", None)
 
     def _set_standing(self, replica: str, now: Standing) -> None:
         self._db.execute(

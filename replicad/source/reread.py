@@ -116,7 +116,9 @@ class Judgement(Enum):
 
 
 def judge_reread(expected: Checksum, expected_identity: Identity, seen: Checksum, seen_identity: Identity) -> Judgement:
-    """Judge one block: `expected` as recorded, `seen` as read now. Pure."""
+    """Judge one block: `expected` as recorded, `seen` as read now. Pure.
+
+    A block that was adopted from a replica's record has no checksum yet (b""): then SAME says that its id decides."""
     if seen_identity != expected_identity:
         return Judgement.WRITTEN
-    return Judgement.SAME if seen == expected else Judgement.ROT
+    return Judgement.SAME if seen == expected or not expected else Judgement.ROT

@@ -80,6 +80,15 @@ class Gone(msgspec.Struct, frozen=True):
     """As it was known."""
 
 
+class Drifted(msgspec.Struct, frozen=True):
+    """An entry that differs from what is known although nobody changed it: inode and both times are the known ones, and
+    whatever the kernel does to an entry moves its ctime. Neither changed nor gone: it stays as it is known."""
+
+    path: bytes
+    stamp: Stamp
+    known: Stamp
+
+
 class DirectoryDiff(msgspec.Struct):
     """What differs in one directory; a huge directory comes in several. Apply `gone` before `changed`: a path that
     was a directory and is something else now stands in both."""
@@ -87,6 +96,7 @@ class DirectoryDiff(msgspec.Struct):
     path: bytes
     changed: list[Found] = []
     gone: list[Gone] = []
+    drifted: list[Drifted] = []
     unchanged: int = 0
     unchanged_bytes: int = 0
     """Sizes of the unchanged regular files."""
@@ -224,6 +234,8 @@ class _Walk:
         stamp, known = self.root.stamp(status, directory), self.known.entry(path)
         if known == stamp:
             return None
+        if known and has_drifted(known, stamp):
+            return DirectoryDiff(above, drifted=[Drifted(path, stamp, Stamp._make(known))])
         found = Found(path, stamp, status.st_nlink, Stamp._make(known) if known else None)
         return DirectoryDiff(above, changed=[found])
 
@@ -300,7 +312,7 @@ class _Walk:
                         self._descend(prefix + name, status, before)
                 else:
                     self._differs(diff, prefix + name, stamp, status, before)
-                    full = len(diff.changed) >= DIFF_ENTRIES
+                    full = len(diff.changed) + len(diff.drifted) >= DIFF_ENTRIES
                     if full:
                         break
         except OSError as error:
@@ -334,6 +346,11 @@ class _Walk:
         self, diff: DirectoryDiff, path: bytes, stamp: Sequence[int], status: os.stat_result,
         before: tuple[int, ...] | None,
     ) -> None:  # fmt: skip
+        if before and has_drifted(before, stamp):
+            diff.drifted.append(Drifted(path, Stamp._make(stamp), Stamp._make(before)))
+            if stamp[0] == before[0] == _DIRECTORY:
+                self._descend(path, status, before)
+            return
         reason = _unfit(path, stamp[0])
         if reason:
             diff.troubles.append(Trouble(path, reason))
@@ -380,7 +397,23 @@ class _Walk:
         diff.troubles.append(trouble(place.path, "directory cannot be listed", error))
 
 
-_FILE, _DIRECTORY = Kind.FILE.value, Kind.DIRECTORY.value
+_FILE, _DIRECTORY, _SYMLINK = Kind.FILE.value, Kind.DIRECTORY.value, Kind.SYMLINK.value
+_SIZE, _TIMES = 6, slice(7, 9)
+
+
+def has_drifted(known: Sequence[int], now: Sequence[int]) -> bool:
+    """Whether an entry with these two stamps was changed by something else than the kernel. Pure.
+
+    A regular file that only grew was perhaps not: one long write stamps the file once and lengthens it as it goes on,
+    so a size that was recorded meanwhile is outgrown under the same times. Directories have whatever size their file
+    system's check gives them.
+    """
+    if known[_TIMES] != now[_TIMES] or known[4:6] != now[4:6] or known[:] == now[:]:
+        return False
+    if known[:4] != now[:4]:
+        return True
+    shrank = now[0] == _FILE and now[_SIZE] < known[_SIZE]
+    return shrank or (now[0] == _SYMLINK and now[_SIZE] != known[_SIZE])
 
 
 def _exists(directory: int, name: bytes) -> bool:

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from replicad.db.ledger import Action, Known, Step
 from replicad.model.block import block_size_for
 from replicad.model.entry import FUZZY, Drop, Kind, Op, Put
+from replicad.model.errors import ReplicadError
 from replicad.model.snapshot import Commit, Head
 from replicad.source.large import LargeRead, open_large
 from replicad.source.meta import Described, describe
@@ -32,6 +33,7 @@ from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
 from replicad.work.dataset import Dataset
 from replicad.work.known import KnownEntries
+from replicad.work.met import drift, report
 from replicad.work.outcome import Outcome
 from replicad.work.record import Recorder, given
 from replicad.work.scouts import Scouts, Small
@@ -113,7 +115,9 @@ class Pass:
         self._root = root
         self._outcome.head = standing.head
         self._recorder = Recorder(ledger, standing.covered, seq, root.look)
-        self._known = KnownEntries(self._dataset, self._recorder, self._shipping, root, self._outcome, self._pool)
+        self._known = KnownEntries(
+            self._dataset, self._recorder, self._shipping, root, self._outcome, self._pool, self._clock
+        )
 
     async def _catch_up(self) -> None:
         if await self._dataset.in_ledger(self._dataset.ledger.lacks_something, self._recorder.covered):
@@ -135,9 +139,25 @@ class Pass:
         for trouble in found.troubles:
             self._outcome.trouble(trouble.path, trouble.reason)
         self._outcome.unread += found.trouble_count - len(found.troubles)
+        await self._tell_drift(found)
         self._status.pending_files = self._status.total_files = found.files
         self._status.pending_bytes = self._status.total_bytes = found.size
         return found
+
+    async def _tell_drift(self, found: Survey) -> None:
+        """Make findings of entries that changed though nobody changed them: they are not copied."""
+        if not found.drifted:
+            return
+        dataset, now_ns = self._dataset, self._clock.now_ns()
+        drifted = [drift(one, dataset.config.name, now_ns) for one in found.drifted]
+        try:
+            await dataset.open_findings()
+            await dataset.in_findings(report, dataset.findings, drifted)
+        except ReplicadError as error:
+            self._outcome.trouble(found.drifted[0].path, f"has drifted, and that could not be written down: {error}")
+        if found.drift_count > len(drifted):
+            text = f"first of {found.drift_count} entries whose metadata changed without a write: other mount options?"
+            self._outcome.trouble(found.drifted[0].path, text)
 
     def _walk(self, only: frozenset[bytes] | None, soon: Soon) -> Survey:
         dataset = self._dataset

@@ -19,11 +19,14 @@ from typing import ParamSpec, TypeVar
 from replicad.config import DatasetConfig
 from replicad.db.findings import Findings
 from replicad.db.ledger import Ledger
+from replicad.model.divergence import Side
 from replicad.model.errors import BookDamagedError, HeldError
 from replicad.source.exclude import Excluded
 from replicad.source.root import RootIdentity
 from replicad.source.watch import Watch
+from replicad.system.clock import Clock
 from replicad.system.disk import Disk
+from replicad.work import book_damage
 from replicad.work.quarantine import DIRECTORY, Quarantine
 
 Given = ParamSpec("Given")
@@ -56,6 +59,11 @@ class Hints:
         return None if taken is None else frozenset(taken)
 
 
+def ledger_path(state: Path, dataset: str) -> Path:
+    """Where a dataset's ledger is."""
+    return state / "ledger" / f"{dataset}.db"
+
+
 def findings_path(state: Path, dataset: str) -> Path:
     """Where a primary's findings about a dataset are."""
     return state / "findings" / f"{dataset}.db"
@@ -75,7 +83,7 @@ class Dataset:
         self.watch = Watch(self.root, self.excluded, config.debounce_s) if config.watch else None
         self._hints: list[Hints] = []
         self._executor = ThreadPoolExecutor(1, f"ledger-{config.name}")
-        self._path = state / "ledger" / f"{config.name}.db"
+        self._path = ledger_path(state, config.name)
         self._ledger: Ledger | None = None
         self.quarantine = Quarantine(state, Disk(), f"{DIRECTORY}/{config.name}")
         """Where bad bytes are kept aside."""
@@ -112,7 +120,11 @@ class Dataset:
     def _open(self) -> None:
         if self._ledger is None:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._ledger = Ledger(self._path)
+            try:
+                self._ledger = Ledger(self._path)
+            except BookDamagedError as error:
+                self._note_damage(error)
+                raise
 
     def _close(self) -> None:
         if self._ledger is not None:
@@ -128,6 +140,14 @@ class Dataset:
         if self._findings is not None:
             self._findings.close()
             self._findings = None
+
+    def _note_damage(self, error: BookDamagedError) -> None:
+        """Make a damaged ledger a finding, if its book can be written. In the books' thread."""
+        found = book_damage.damaged(Side.PRIMARY, self.config.name, "", error, Clock().now_ns())
+        if self._findings is not None:
+            book_damage.note(self._findings, found)
+        else:
+            book_damage.note_at(self._findings_path, found)
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -150,8 +170,9 @@ class Dataset:
             try:
                 result = work()
                 self.ledger.commit()
-            except BookDamagedError:
+            except BookDamagedError as error:
                 self._close()  # so that the next pass opens what an operator has put in its place
+                self._note_damage(error)
                 raise
             except BaseException:
                 self.ledger.rollback()

@@ -17,9 +17,12 @@ from msgspec.structs import replace
 from replicad.db.ledger import ZERO, BlockRow, Known, put_of, stamp_of
 from replicad.model.block import Buffer, Checksum, block_id, checksum
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Drop, Op
+from replicad.model.errors import ReplicadError
 from replicad.source.reread import Ask, Judgement, Moved, Reread, judge_reread, reread
 from replicad.source.root import Root, Trouble
+from replicad.system.clock import Clock
 from replicad.work.dataset import Dataset
+from replicad.work.met import Rotten, look_again, report
 from replicad.work.outcome import Outcome
 from replicad.work.record import UNREAD_SIZE, Recorder, given, listed_of, maps, operations
 from replicad.work.shipping import Shipping, Unit, load_nothing
@@ -28,6 +31,8 @@ UNIT_BLOCKS = 256
 """Blocks that one unit reads again, at most: 16 MiB of 64 KiB blocks, less than shipping may hold."""
 UNIT_BYTES = 8 * 1024 * 1024
 """Their bytes, at most, unless one block is larger."""
+MAX_TOLD = 256
+"""Rotten blocks of one file that become findings at once; what a rotten disk has beyond that is found by the scrub."""
 LIST_ENTRIES = 1024
 """Entries taken from the ledger at once."""
 
@@ -47,10 +52,17 @@ class KnownEntries:
     """Ships recorded entries of one pass."""
 
     def __init__(
-        self, dataset: Dataset, recorder: Recorder, shipping: Shipping, root: Root, outcome: Outcome, pool: Executor
+        self,
+        dataset: Dataset,
+        recorder: Recorder,
+        shipping: Shipping,
+        root: Root,
+        outcome: Outcome,
+        pool: Executor,
+        clock: Clock,
     ) -> None:
         self._dataset, self._recorder, self._shipping = dataset, recorder, shipping
-        self._root, self._outcome, self._pool = root, outcome, pool
+        self._root, self._outcome, self._pool, self._clock = root, outcome, pool, clock
 
     async def catch_up(self, checkpoint: Callable[[], Awaitable[None]]) -> None:
         """Ship everything that the ledger has recorded and the replica lacks; `checkpoint` is awaited now and then."""
@@ -160,16 +172,46 @@ class KnownEntries:
             if failure := failed.get(path):
                 ledger, covered = self._dataset.ledger, self._recorder.covered
                 await self._dataset.in_ledger(ledger.unsettle, path, known.file, covered)
-                self._outcome.rotten += failure.rotten
+                self._outcome.rotten += failure.count
                 if failure.reason:
                     self._outcome.trouble(path, failure.reason)
+                await self._tell(path, failure.rotten.values())
+
+    async def _tell(self, path: bytes, rotten: Iterable[Rotten]) -> None:
+        """Make findings of rotten blocks, each read once more from the medium before."""
+        dataset, loop, found = self._dataset, asyncio.get_running_loop(), []
+        for block in rotten:
+            seen = await loop.run_in_executor(
+                self._pool, look_again, self._root, block, dataset.config.name, self._clock.now_ns()
+            )
+            found += [seen] if seen else []
+        if not found:
+            return
+        try:
+            await dataset.open_findings()
+            await dataset.in_findings(report, dataset.findings, found)
+        except ReplicadError as error:
+            self._outcome.trouble(path, f"is rotten, and that could not be written down: {error}")
 
 
 class Failure:
     """Why a recorded file could not be read again. A file that was merely written has no reason: the survey sees it."""
 
-    def __init__(self, reason: str = "", rotten: int = 0) -> None:
-        self.reason, self.rotten = reason, rotten
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+        self.rotten: dict[int, Rotten] = {}
+        """Rotten blocks by number, the first MAX_TOLD."""
+        self.count = 0
+        """All of them."""
+
+    def add(self, block: Rotten) -> None:
+        """One more rotten block; one that was read again counts once."""
+        if block.number in self.rotten:
+            return
+        self.count += 1
+        if len(self.rotten) < MAX_TOLD:
+            self.rotten[block.number] = block
+        self.reason = f"{self.count} blocks differ from the ledger though the file was not written: not sent"
 
 
 Place = tuple[bytes, Known, BlockRow]
@@ -220,10 +262,10 @@ class _Rereading:
         verdict = judge_reread(Checksum(row.checksum), identity, checksum(data), identity)
         if verdict is Judgement.SAME and block_id(data) == row.id:
             return data
-        rotten = self.failed[path].rotten + 1 if path in self.failed else 1
-        self.failed[path] = Failure(
-            f"{rotten} blocks differ from the ledger though the file was not written: not sent", rotten
+        seen = Rotten(
+            path, identity, known.file, row.number, known.block_bytes, len(data), row.id, row.checksum, checksum(data)
         )
+        self.failed.setdefault(path, Failure()).add(seen)
         return None
 
 

@@ -1,8 +1,7 @@
 """Rebuild: make a catalog from the segments alone.
 
-**Owns** the exchange of the catalog: the new one is complete and durable before it takes the place of the old one,
-which is kept beside it. With a target elsewhere nothing in the store is written, so that a store on a read-only
-medium can be restored from.
+The new catalog takes the place of the old one, which is kept beside it (work/exchange.py). With a target elsewhere
+nothing in the store is written, so that a store on a read-only medium can be restored from.
 """
 
 from __future__ import annotations
@@ -26,12 +25,11 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.system.logs import logger
 from replicad.work.archive import catalog_path, fresh_catalog_path
+from replicad.work.book_damage import CATALOG, findings_of, mended
+from replicad.work.exchange import exchange, remove
 from replicad.work.replay import Progress, Replay
 
 log = logger("work.rebuild")
-
-_LOG, _INDEX = "-wal", "-shm"
-"""What SQLite keeps beside a database. The log is part of it, the index of the log is made anew when it is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +66,13 @@ def rebuild_catalog(
     disk = disk or Disk()
     target = into or fresh_catalog_path(directory)
     with _alone(directory, needed=into is None and not locked), _Knowledge(knowing) as known:
-        _remove(target)
+        remove(target)
         rebuilt = _fill(directory, target, disk, known, readonly=into is not None, progress=progress)
         if into is not None:
             return rebuilt
-        _give_to_owner(target, directory)
-        disk.sync_file(target)
         final = catalog_path(directory)
-        kept = _set_aside(final, disk)
-        disk.rename_durable(target, final)
+        kept = exchange(target, final, directory, disk)
+        mended(findings_of(directory), CATALOG, Clock().now_ns(), "made anew from the segments")
         return Rebuilt(final, rebuilt.head, rebuilt.damage, rebuilt.torn, kept)
 
 
@@ -196,31 +192,3 @@ def _alone(directory: Path, *, needed: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _give_to_owner(catalog: Path, directory: Path) -> None:
-    """Whoever the store belongs to has to write the catalog, also when root has rebuilt it."""
-    if os.geteuid() == 0:
-        owner = directory.stat()
-        os.chown(catalog, owner.st_uid, owner.st_gid)
-
-
-def _set_aside(path: Path, disk: Disk) -> Path | None:
-    """Move the old catalog and what belongs to it out of the way; its files before it, so that no stale log is ever
-    beside the new one."""
-    if not path.exists():
-        _remove(path)
-        return None
-    kept = path.with_name(path.name + ".old")
-    _remove(kept)
-    path.with_name(path.name + _INDEX).unlink(missing_ok=True)
-    for suffix in (_LOG, ""):
-        if (side := path.with_name(path.name + suffix)).exists():
-            disk.rename_durable(side, kept.with_name(kept.name + suffix))
-    return kept
-
-
-def _remove(path: Path) -> None:
-    """Remove what an earlier rebuild left."""
-    for suffix in (_LOG, _INDEX, ""):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -61,7 +61,7 @@ class Recorder:
         replaced: list[tuple[int, int]] = []
         fresh = self.ledger.next_file(len(reads))
         for number, (step, read) in enumerate(reads, fresh):
-            if step.known or read.links > 1:
+            if step.known or step.moved or read.links > 1:
                 put, listed = self._one_small(step, read, number, linked, rows, replaced)
                 ops.extend(operations(put, listed))
                 is_old = not fresh <= put.file < fresh + len(reads)
@@ -133,11 +133,13 @@ class Recorder:
 
     def _in_place(self, before: Known | None, stamp: Stamp, links: int, block_bytes: int) -> Known | None:
         """The recorded file that a path leads to now, perhaps rewritten: the one recorded there, or one of which
-        this path became a further name."""
+        this path became a further name, or the only one: a renamed file stays itself, so that what differs in it is
+        told as a change of that file."""
         if before and in_place(before, stamp):
             return before
-        for path, known in self.ledger.same_inode(stamp) if links > 1 else ():
-            if known.block_bytes == block_bytes and (now := self.look(path)) and same_file(now, stamp):
+        for path, known in self.ledger.same_inode(stamp) if links > 1 or before is None else ():
+            is_named_so = (now := self.look(path)) and same_file(now, stamp)
+            if known.block_bytes == block_bytes and (is_named_so or was_renamed(known, stamp)):
                 return known
         return None
 
@@ -167,8 +169,11 @@ class Recorder:
             row = existing.get(block.index)
             if row is None or row.id != block.id:
                 rows.append(BlockRow(file, block.index, block.id, block.checksum, seq))
-            elif row.seq <= self.covered:
-                continue
+            else:
+                if not row.checksum:  # adopted, and these are the bytes that the record names
+                    rows.append(row._replace(checksum=block.checksum))
+                if row.seq <= self.covered:
+                    continue
             listed.blocks.append(block.index)
             listed.ids.append(block.id)
         if existing:
@@ -280,6 +285,12 @@ class Recorder:
 def in_place(known: Known, stamp: Stamp) -> bool:
     """Whether the file at a path is still the one recorded there, perhaps rewritten: same inode, same file number."""
     return known.file > 0 and (known.device, known.inode) == (stamp.device, stamp.inode)
+
+
+def was_renamed(known: Known, stamp: Stamp) -> bool:
+    """Whether a recorded file with this stamp's inode is the same one, its content not written by the look of it: a
+    number that was given to another file would have another size or time."""
+    return (known.size, known.mtime_ns) == (stamp.size, stamp.mtime_ns)
 
 
 def same_file(one: Stamp, other: Stamp) -> bool:

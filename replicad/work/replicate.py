@@ -15,16 +15,19 @@ from concurrent.futures import Executor
 from replicad.link.channel import Channel
 from replicad.model.errors import HeldError, LinkError, ReplicadError
 from replicad.model.snapshot import Head
-from replicad.source.hook import run_hook
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
-from replicad.work.adopt import adopt
+from replicad.system.logs import logger
+from replicad.work.adopt import GOES_ON, adopt
 from replicad.work.copy import LastSeal, Pass
 from replicad.work.dataset import Dataset
+from replicad.work.hooks import hooks
 from replicad.work.outcome import Outcome
 from replicad.work.read_remote import RemoteReader
 from replicad.work.scouts import Scouts
 from replicad.work.shipping import Shipping
+
+log = logger("work.replicate")
 
 SEALS_IN_RPO = 2
 """A snapshot is due this many times in an rpo, so that one slow pass does not break the objective."""
@@ -144,23 +147,17 @@ class Replication:
             self._ended(outcome, started_ns, served)
 
     async def _hooked(self, shipping: Shipping, only: frozenset[bytes] | None) -> Outcome:
-        """The pass between its hooks. A failed pre hook stops it; the post hook runs in any case."""
-        config = self._dataset.config
-        environment = {"REPLICAD_DATASET": config.name, "REPLICAD_REPLICA": self._replica}
-        environment["REPLICAD_PATH"] = str(config.path)
-        try:
-            if config.hook_pre:
-                self._status.state = "hook"
-                await run_hook(config.hook_pre, timeout_s=config.hook_timeout_s, environment=environment)
+        """The pass between its hooks."""
+        async with hooks(self._dataset.config, self._replica, self._show_hook):
+            if self._has_hook:
                 only = None  # a hook may rewrite anything; its changes belong to this pass
             one = Pass(self._dataset, self._replica, shipping, self._status, self._pool, self._scouts, self._clock)
             outcome = await one.run(only, await self._last_seal())
             self._again = outcome.again
             return outcome
-        finally:
-            if config.hook_post:
-                self._status.state = "hook"
-                await run_hook(config.hook_post, timeout_s=config.hook_timeout_s, environment=environment)
+
+    def _show_hook(self) -> None:
+        self._status.state = "hook"
 
     def _ended(self, outcome: Outcome, started_ns: int, served: int) -> None:
         status = self._status
@@ -214,15 +211,32 @@ class Replication:
         if head == standing.sent:
             await dataset.in_ledger(self._arrived)
             return
-        if not await dataset.in_ledger(ledger.get, "released"):
+        if not await dataset.in_ledger(self._may_go_on):
             raise dataset.held_error(_diverged(standing.head, head, self._replica))
         reader = await RemoteReader.open(await self._dial(), dataset.config.name)
         try:
-            await adopt(dataset, self._replica, head, reader)
+            async with hooks(dataset.config, self._replica, self._show_hook):  # the root may be there only between them
+                self._status.state = "catching-up"
+                adopted = await adopt(dataset, self._replica, head, reader, self._clock)
         finally:
             await reader.close()
+        log.info(
+            "goes on from the replica's record",
+            dataset=dataset.config.name,
+            replica=self._replica,
+            snapshot=head.number,
+            as_recorded=adopted.entries,
+            changed=adopted.changed,
+            missing=adopted.missing,
+            unseen=adopted.unseen,
+        )
 
     # inside `in_ledger`
+
+    def _may_go_on(self) -> bool:
+        """Whether a person has decided that this replica's history is to be gone on from."""
+        ledger = self._dataset.ledger
+        return bool(ledger.get("released") or ledger.get(GOES_ON.format(self._replica)))
 
     def _arrived(self) -> None:
         """What was sent last arrived, its acknowledgement did not. Whether it was complete is not known any more, so
@@ -282,7 +296,7 @@ def _diverged(ours: Head, theirs: Head, replica: str) -> str:
     if not ours.number:
         return (
             f"replica {replica} holds snapshot {theirs.number}, this ledger knows of none:"
-            " the ledger was lost or is new"
+            " the ledger was lost or is new; a release lets it begin anew with the replica's record"
         )
     return (
         f"replica {replica} is at snapshot {theirs.number} ({theirs.digest.hex()[:12]}), the ledger says"

@@ -8,9 +8,9 @@ connection still looks like from here. Readers have their own connection and dis
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,22 @@ from replicad.config import ClientConfig, ListenConfig
 from replicad.db.findings import Findings
 from replicad.link.channel import Channel
 from replicad.link.messages import OpenRead, OpenWrite, Refuse
-from replicad.model.errors import BookDamagedError, DiskFullError, LockedError, PeerError, RefusedError, ReplicadError
+from replicad.model.divergence import Side
+from replicad.model.errors import (
+    BookDamagedError,
+    DiskFullError,
+    LockedError,
+    PeerError,
+    RefusedError,
+    ReplicadError,
+)
 from replicad.status import StoreStatus
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
 from replicad.work.archive import Archive, ArchiveReader, catalog_path
+from replicad.work.book_damage import damaged, findings_of, note_at
 from replicad.work.mend_store import StoreMender
 from replicad.work.quarantine import Quarantine
 from replicad.work.receive import Receiving
@@ -117,7 +126,7 @@ class Shelves:
 
     def _with_findings(self, key: Key, work: Callable[[Findings], Result]) -> Result:
         shelf = self._shelves[key]
-        shelf.findings = shelf.findings or Findings(findings_path(self._directory(key)))
+        shelf.findings = shelf.findings or Findings(findings_of(self._directory(key)))
         return work(shelf.findings)
 
     async def open_all(self) -> None:
@@ -184,12 +193,15 @@ class Shelves:
         async with shelf.turn:
             assert shelf.archive is not None
             window = self._config.window_bytes
-            await Receiving(channel, shelf.archive, shelf.executor, shelf.status, self._clock, window).run()
+            receiving = Receiving(channel, shelf.archive, shelf.executor, shelf.status, self._clock, window)
+            async with self._noting_damage(shelf, key):
+                await receiving.run()
 
     async def _read(self, channel: Channel, key: Key) -> None:
         shelf = await self._shelf(channel, key, create=False)
         assert shelf.archive is not None
-        await Serving(channel, self._directory(key)).run()
+        async with self._noting_damage(shelf, key):
+            await Serving(channel, self._directory(key)).run()
 
     async def _shelf(self, channel: Channel, key: Key, *, create: bool) -> _Shelf:
         """The opened shelf; tells the client when there is none or it cannot be opened."""
@@ -227,12 +239,11 @@ class Shelves:
             create=True,
         )
         try:
-            shelf.archive = await _in_thread(shelf, opening)
+            async with self._noting_damage(shelf, key):
+                shelf.archive = await _in_thread(shelf, opening)
         except ReplicadError as error:
             shelf.status.state = {DiskFullError: "full", LockedError: "closed"}.get(type(error), "damaged")
             shelf.status.reason = str(error)
-            if isinstance(error, BookDamagedError):
-                await _in_thread(shelf, partial(self._tell_of_book, shelf, key, error))
             raise
         shelf.status.state, shelf.status.reason = "idle", ""
         await _in_thread(shelf, partial(_describe, shelf, self._directory(key)))
@@ -243,7 +254,7 @@ class Shelves:
         assert shelf.archive is not None
         directory = self._directory(key)
         try:
-            shelf.findings = shelf.findings or Findings(findings_path(directory))
+            shelf.findings = shelf.findings or Findings(findings_of(directory))
         except ReplicadError as error:
             log.error("findings cannot be kept", store=f"{key[0]}/{key[1]}", reason=str(error))
             shelf.status.reason = str(error)
@@ -256,28 +267,24 @@ class Shelves:
         book.settle_book(shelf.archive.inventory)
         shelf.archive.doubt(name for found in book.open_ones() for name in found.blocks)
 
-    def _tell_of_book(self, shelf: _Shelf, key: Key, error: BookDamagedError) -> None:
-        """A store whose catalog cannot be read has a finding, although it cannot be opened."""
-        directory = self._directory(key)
-        if not directory.is_dir() or error.where != str(catalog_path(directory)):
-            return
-        try:
-            shelf.findings = shelf.findings or Findings(findings_path(directory))
-            self._store_findings(shelf.findings, key).report_book([error.what], is_unreadable=True)
-        except ReplicadError as trouble:
-            log.error("findings cannot be kept", store=f"{key[0]}/{key[1]}", reason=str(trouble))
-
     def _store_findings(self, findings: Findings, key: Key) -> StoreFindings:
         return StoreFindings(*key, findings, Quarantine(self._directory(key), self._disk), self._clock)
+
+    @asynccontextmanager
+    async def _noting_damage(self, shelf: _Shelf, key: Key) -> AsyncIterator[None]:
+        """Make a damaged catalog a finding, whoever meets it; the error goes on its way."""
+        try:
+            yield
+        except BookDamagedError as error:
+            directory, (client, dataset) = self._directory(key), key
+            if error.where == str(catalog_path(directory)):
+                found = damaged(Side.REPLICA, dataset, client, error, self._clock.now_ns())
+                await _in_thread(shelf, partial(note_at, findings_of(directory), found))
+            raise
 
     def _directory(self, key: Key) -> Path:
         """Where the store is. Raises PeerError for a name that may not become a path."""
         return store_path(self._config.store, *key)
-
-
-def findings_path(store: Path) -> Path:
-    """Where the findings about a store are."""
-    return store / "findings.db"
 
 
 def _describe(shelf: _Shelf, directory: Path) -> None:

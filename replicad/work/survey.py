@@ -4,8 +4,9 @@ The plan lives in the ledger's temporary table, so a tree of any size is planned
 its size are known before the first byte is read, and the guards can judge the whole change at once: a dataset of
 which more than the configured share would be dropped or rewritten is held, and nothing of it has been sent.
 
-Phases: 0 drops what stands where something of another kind stands now, 1 puts, 2 drops the rest (after the puts,
-so that a renamed file's blocks are still recorded when its new name is).
+Phases: 0 drops what stands where something of another kind stands now, 1 puts renamed files (while their blocks are
+still recorded under the old names, which others may have by now), 2 puts the rest, 3 drops the rest (after the puts,
+for the same reason).
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from replicad.db.ledger import Action, Ledger, Step
 from replicad.model.entry import Kind, Stamp
 from replicad.source.exclude import Excluded
 from replicad.source.root import Root, Trouble
-from replicad.source.scan import DirectoryDiff, Found, Gone, Soon, walk
+from replicad.source.scan import DirectoryDiff, Drifted, Found, Gone, Soon, walk
 
-REPLACED, PUTS, DROPS = 0, 1, 2
-PHASES = (REPLACED, PUTS, DROPS)
+REPLACED, MOVED, PUTS, DROPS = 0, 1, 2, 3
+PHASES = (REPLACED, MOVED, PUTS, DROPS)
 HOLD_FROM_ENTRIES = 20
 """A change of fewer entries never holds a dataset, whatever its share: in a small tree every edit is a big share."""
 _BATCH = 2000
@@ -47,6 +48,9 @@ class Survey:
     troubles: list[Trouble] = field(default_factory=list)
     """The first MAX_TROUBLES; `trouble_count` counts all."""
     trouble_count: int = 0
+    drifted: list[Drifted] = field(default_factory=list)
+    """The first MAX_DRIFTED entries that differ though nobody changed them; `drift_count` counts all."""
+    drift_count: int = 0
 
     @property
     def lost(self) -> int:
@@ -65,6 +69,8 @@ class Survey:
 
 
 MAX_TROUBLES = 100
+MAX_DRIFTED = 1000
+"""Each becomes a finding of its own. More at once is no rot but a mount with other options, and is one story."""
 
 
 def survey(
@@ -109,6 +115,8 @@ class _Planner:
         survey.unchanged += diff.unchanged
         survey.trouble_count += len(diff.troubles)
         survey.troubles.extend(diff.troubles[: MAX_TROUBLES - len(survey.troubles)])
+        survey.drift_count += len(diff.drifted)
+        survey.drifted.extend(diff.drifted[: MAX_DRIFTED - len(survey.drifted)])
         replaced = {found.path for found in diff.changed} if diff.gone else set()
         for gone in diff.gone:
             self._drop(gone, REPLACED if gone.path in replaced else DROPS)
@@ -141,16 +149,18 @@ class _Planner:
             survey.moved += found.known is None
             self._add(PUTS, Action.SAME, found.path, found=found)
         else:
+            moved = self._has_files and found.known is None and self._ledger.was_elsewhere(stamp)
             survey.files += 1
             survey.size += stamp.size
             survey.rewritten += rewritten
-            self._add(PUTS, Action.READ, found.path, found=found)
+            survey.moved += moved and found.links == 1  # else a further name of it
+            self._add(MOVED if moved else PUTS, Action.READ, found.path, found=found, moved=moved)
 
-    def _add(self, phase: int, action: Action, path: bytes, found: Found | None = None) -> None:
+    def _add(self, phase: int, action: Action, path: bytes, found: Found | None = None, *, moved: bool = False) -> None:
         self._number += 1
         self.survey.drops += action is Action.DROP
         size, links, known = (found.stamp.size, found.links, found.known is not None) if found else (0, 0, True)
-        self._steps.append(Step(phase, self._number, action, path, size, links, known))
+        self._steps.append(Step(phase, self._number, action, path, size, links, known, moved))
 
 
 def _written(known: Stamp, now: Stamp) -> bool:
