@@ -44,7 +44,7 @@ OPTIONS = {"ext4": "noatime", "xfs": "noatime", "btrfs": "noatime,max_inline=0"}
 PATIENCE_S = 20.0
 
 
-class CannotRot(Exception):  # noqa: N818  it is a refusal with a reason, not a failure of the test
+class CannotRot(Exception):
     """These bytes cannot be damaged below the file system, and why."""
 
 

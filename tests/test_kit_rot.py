@@ -1,4 +1,4 @@
-"""The rot of the test kit is real: it comes from below the file system, and it does what its name says, nothing else."""
+"""The rot of the test kit is real: it comes from below the file system, and does what its name says, nothing else."""
 
 from __future__ import annotations
 
