@@ -12,12 +12,14 @@ last segment, where a crash may have torn a write.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -149,6 +151,8 @@ class Fault:
     expected: Expected
     what: str
     """In one line, to find it again."""
+    undo: Callable[[], object] = field(default=lambda: None, compare=False)
+    """Puts the bytes back as they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +227,8 @@ class Shelf:
         else:
             at = choose.randrange(victim.offset + HEADER_BYTES, victim.end)
             first, after = self._decayed(victim, at, kind, choose)
-        self._write(victim.segment, first, after)
-        return self._fault(kind, victim, frozenset({victim.id}))
+        undo = self._write(victim.segment, first, after)
+        return self._fault(kind, victim, undo, frozenset({victim.id}))
 
     def _victim(self, kind: Harm, wanted: list[Place], choose: random.Random) -> tuple[Place, bytes]:
         """A frame to damage, and the frame to put over it where one is needed."""
@@ -246,7 +250,7 @@ class Shelf:
         pairs = [
             (self.current[new], self.current[old])
             for ids in self.versions.values()
-            for old, new in zip(ids, ids[1:], strict=False)
+            for old, new in itertools.pairwise(ids)
             if new in wanted and old in self.current and old != new
         ]
         for new, old in choose.sample(pairs, len(pairs)):
@@ -276,8 +280,8 @@ class Shelf:
             if self._reserve(place):
                 before = self._read(place.segment, place.offset, place.end - place.offset)
                 at = choose.randrange(len(before))
-                self._write(place.segment, place.offset, decay(before, at, Kind.BIT, choose.randrange(2**32)))
-                return self._fault(kind, place)
+                after = decay(before, at, Kind.BIT, choose.randrange(2**32))
+                return self._fault(kind, place, self._write(place.segment, place.offset, after))
         raise CannotRot(f"{kind}: there is no such frame left")
 
     def _frames_for(self, kind: Harm) -> list[Place]:
@@ -300,30 +304,31 @@ class Shelf:
             file.write(garbage)
             file.flush()
             os.fsync(file.fileno())
-        return Fault(Harm.GARBAGE, self._expected(Harm.GARBAGE, number, size, len(garbage)), f"{path.name} at {size}")
+        expected = self._expected(Harm.GARBAGE, number, size, len(garbage))
+        return Fault(Harm.GARBAGE, expected, f"{path.name} at {size}", partial(os.truncate, path, size))
 
     # segments
 
     def _harm_segment(self, kind: Harm, choose: random.Random) -> Fault:
         number = self._segment(choose)
         path = segment_path(self.directory, number)
-        frames, also = self.frames[number], ()
+        frames, also, offset = self.frames[number], (), 0
+        undo: Callable[[], object]
         if kind is Harm.TRUNCATED:
             frames = frames[choose.randrange(1, len(frames)) :]
-            os.truncate(path, frames[0].offset + choose.randrange(frames[0].end - frames[0].offset))
+            offset = frames[0].offset
+            undo = _cut(path, offset + choose.randrange(frames[0].end - offset))
         elif kind is Harm.LOST:
+            undo = partial(path.write_bytes, path.read_bytes())
             path.unlink()
         else:
             other = self._segment(choose)
             frames, also = frames + self.frames[other], (other,)
-            twin, between = segment_path(self.directory, other), path.with_suffix(".swap")
-            path.rename(between)
-            twin.rename(path)
-            between.rename(twin)
-        offset = frames[0].offset if kind is Harm.TRUNCATED else 0
+            undo = partial(_swap, path, segment_path(self.directory, other))
+            undo()
         named = frozenset(place.id for place in frames if self.current.get(place.id) == place)
         expected = self._expected(kind, number, offset, 0, named, also)
-        return Fault(kind, expected, f"{path.name} {also or ''} from {offset}")
+        return Fault(kind, expected, f"{path.name} {also or ''} from {offset}", undo)
 
     def _segment(self, choose: random.Random) -> int:
         """A sealed segment in which nothing is damaged yet; nothing else will be."""
@@ -377,10 +382,12 @@ class Shelf:
         self.touched.update((place.segment, index + by) for by in (-1, 0, 1))
         return True
 
-    def _fault(self, kind: Harm, place: Place, blocks: frozenset[bytes] = frozenset()) -> Fault:
+    def _fault(
+        self, kind: Harm, place: Place, undo: Callable[[], None], blocks: frozenset[bytes] = frozenset()
+    ) -> Fault:
         size = place.end - place.offset
         expected = self._expected(kind, place.segment, place.offset, size, blocks)
-        return Fault(kind, expected, f"{expected.path} at {place.offset}, {size} bytes")
+        return Fault(kind, expected, f"{expected.path} at {place.offset}, {size} bytes", undo)
 
     def _expected(
         self,
@@ -399,10 +406,30 @@ class Shelf:
         with segment_path(self.directory, segment).open("rb") as file:
             return os.pread(file.fileno(), size, offset)
 
-    def _write(self, segment: int, offset: int, data: bytes) -> None:
-        with segment_path(self.directory, segment).open("r+b", buffering=0) as file:
-            os.pwrite(file.fileno(), data, offset)
-            os.fsync(file.fileno())
+    def _write(self, segment: int, offset: int, data: bytes) -> Callable[[], None]:
+        """Change bytes of a segment; what changes them back."""
+        before = self._read(segment, offset, len(data))
+        _overwrite(segment_path(self.directory, segment), offset, data)
+        return partial(_overwrite, segment_path(self.directory, segment), offset, before)
+
+
+def _overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), data, offset)
+        os.fsync(file.fileno())
+
+
+def _cut(path: Path, size: int) -> Callable[[], None]:
+    tail = path.read_bytes()[size:]
+    os.truncate(path, size)
+    return partial(_overwrite, path, size, tail)
+
+
+def _swap(left: Path, right: Path) -> None:
+    between = left.with_suffix(".swap")
+    left.rename(between)
+    right.rename(left)
+    between.rename(right)
 
 
 def _index(places: list[Place], offset: int) -> int:
@@ -433,7 +460,8 @@ def harm_book(path: Path, side: Side, seed: int) -> Fault:
             os.fsync(file.fileno())
             if book_problems(path):
                 expected = Expected(side, frozenset({Part.BOOK}), BOOK_VERDICTS, path.name)
-                return Fault(f"{_book(side)} page", expected, f"{path.name} page {page + 1}, byte {at}")
+                what = f"{path.name} page {page + 1}, byte {at}"
+                return Fault(f"{_book(side)} page", expected, what, partial(_overwrite, path, at, bytes([before])))
             os.pwrite(file.fileno(), bytes([before]), at)  # a free page: nobody will ever read it
     raise CannotRot(f"{path}: no page of it is in use")
 

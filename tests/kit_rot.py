@@ -140,9 +140,9 @@ class Disk:
         with open(path, "rb", buffering=0) as file:
             return os.pread(file.fileno(), FS_BLOCK_BYTES, offset - offset % FS_BLOCK_BYTES)
 
-    def heal(self, rotten: Rotten) -> None:
-        """Undo the damage below the file system, as it was done."""
-        with open(rotten.path, "rb", buffering=0) as file:
+    def heal(self, rotten: Rotten, path: Path | None = None) -> None:
+        """Undo the damage below the file system, as it was done; `path` when the file has moved since."""
+        with open(path or rotten.path, "rb", buffering=0) as file:
             self._write(rotten.place, rotten.after, rotten.before, rotten.path)
             self._forget(file.fileno())
 

@@ -122,6 +122,15 @@ def test_a_stale_frame_is_what_the_block_was_before(store: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in Harm if kind is not Harm.STALE])
+def test_damage_can_be_undone(store: Path, kind: Harm) -> None:
+    """Undone, the store is what it was, byte for byte."""
+    before = {number: segment_path(store, number).read_bytes() for number in segment_numbers(store)}
+    for seed in range(3):
+        Shelf(store).harm(kind, seed).undo()
+        assert {number: segment_path(store, number).read_bytes() for number in segment_numbers(store)} == before
+
+
 @pytest.mark.parametrize("kind", OF_SEGMENTS)
 def test_whole_segments_suffer(store: Path, kind: Harm) -> None:
     """A segment is cut, gone or in another one's place; the blocks that this costs are named."""
