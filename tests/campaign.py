@@ -26,15 +26,14 @@ from pathlib import Path
 
 import blake3
 
-from kit_campaign import Account, Case, Detector, Document, as_lost, as_markdown, as_text, primary_fault
+from kit_campaign import Account, Case, Detector, as_lost, as_markdown, as_text, primary_fault
 from kit_damage import OF_BLOCKS, OF_SEGMENTS, OF_STRUCTURE, Fault, Harm, Shelf, harm_book, live_blocks
+from kit_detect import CommandLine
 from kit_faults import configure
-from kit_pair import Node, Pair, make_pair, replicad, running, wait_until
+from kit_pair import Pair, make_pair, replicad, running, wait_until
 from kit_rot import MIB, CannotRot, Disk, Kind, Rotten, real_disk, why_no_disks
 from kit_workload import BIG_BYTES, PIECE_BYTES, Known, Tree, Truth, differing, piece, tree_of
 from replicad.model.divergence import Side
-from replicad.model.errors import LinkError
-from replicad.status import ScrubStatus
 
 PAGE = Path(__file__).parent.parent / "docs" / "RELIABILITY.md"
 BEGIN, END = "<!-- campaign: begin -->", "<!-- campaign: end -->"
@@ -66,72 +65,6 @@ class Plan:
 
 
 # ---------------------------------------------------------------------------------------------------- the program
-
-
-class CommandLine:
-    """Detection by the program, with the commands that a person would type. A daemon may be killed at any moment: what
-    found nobody at the other end is typed again."""
-
-    def __init__(self, pair: Pair) -> None:
-        self._pair = pair
-        self._read: dict[str, tuple[int, int]] = {}
-        """By side: bytes read before the last restart, and since."""
-
-    def scrub(self) -> None:
-        """Both sides at once."""
-        threads = [threading.Thread(target=self._scrub, args=pair) for pair in self._sides()]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
-            threads[0].join(0.5)
-            self.read_bytes()
-        for thread in threads:
-            thread.join()
-
-    def documents(self) -> list[Document]:
-        """Each side's own book."""
-        found: list[Document] = []
-        for node, side in self._sides():
-            listed = json.loads(self._typed(node, "divergence", "list", "--all", "--json") or "[]")
-            found += [document for document in listed if document["side"] == side.value]
-        return found
-
-    def acknowledge(self, document: Document) -> None:
-        """As a person does who has read it."""
-        for node, side in self._sides():
-            if document["side"] == side.value:
-                self._typed(node, "divergence", "ack", document["id"])
-
-    def read_bytes(self) -> int:
-        """Sum over all lives of both daemons, as their status tells."""
-        for node, side in self._sides():
-            with contextlib.suppress(LinkError):
-                now = sum(line.media_bytes + line.cache_bytes for line in _own_scrubs(node, side))
-                before, last = self._read.get(side.value, (0, 0))
-                self._read[side.value] = (before + last, now) if now < last else (before, now)
-        return sum(map(sum, self._read.values()))
-
-    def _sides(self) -> list[tuple[Node, Side]]:
-        return [(self._pair.primary, Side.PRIMARY), (self._pair.replica, Side.REPLICA)]
-
-    def _scrub(self, node: Node, side: Side) -> None:
-        self._typed(node, "scrub", "start", "www", "--side", side.value, "--wait")
-
-    def _typed(self, node: Node, *words: str) -> str:
-        """Standard output of a command; exit code 1 says that there are findings, 3 that nobody answered."""
-        for _ in range(TRIES):
-            done = replicad(*words, "--config", node.config, code=None, timeout=1800)
-            if done.returncode in (0, 1):
-                return done.stdout
-            assert done.returncode == 3, f"{words} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
-            time.sleep(1)
-        raise AssertionError(f"{words}: {node.config} does not answer:\n{done.stderr}")
-
-
-def _own_scrubs(node: Node, side: Side) -> list[ScrubStatus]:
-    return [
-        line for line in node.status().scrubs if line.side == side.value and (side is Side.REPLICA or not line.peer)
-    ]
 
 
 class Reaper:
