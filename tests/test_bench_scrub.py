@@ -60,7 +60,7 @@ def test_fio_gives_a_rate(tmp_path: Path) -> None:
 
 def test_a_child_s_cpu_is_counted() -> None:
     """CPU of the program that was run, not of the test."""
-    assert Spent(sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass").cpu_s >= 0.5
+    assert Spent(sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass").cpu_s > 0.4
 
 
 def test_an_outcome_adds_up() -> None:
