@@ -288,7 +288,8 @@ class Campaign:
         with self.tree.paused():
             for case in cases:
                 for document in case.documents if case.outcome == "lost" else ():
-                    self.detector.acknowledge(document)
+                    if document["state"] == "open":
+                        self.detector.acknowledge(document)
                 if case.guard:
                     if case.outcome != "repaired" and not case.guard.hit:
                         self.tree.rewrite(case.guard.file)

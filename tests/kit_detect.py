@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from kit_campaign import Document
 from kit_pair import Node, Pair, replicad, wait_until
@@ -34,24 +34,23 @@ class CommandLine:
 
     def scrub(self, *sides: Side) -> None:
         """Have these sides (default: both, at once) read everything; returns when that is done."""
-        threads = [
-            threading.Thread(target=self._scrub, args=pair) for pair in self._sides() if pair[1] in (sides or Side)
-        ]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
-            threads[0].join(0.5)
-            self.read_bytes()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor() as pool:
+            wanted = [pair for pair in self._sides() if pair[1] in (sides or Side)]
+            running = [pool.submit(self._scrub, node, side) for node, side in wanted]
+            while wait(running, 0.5).not_done:
+                self.read_bytes()
+        for one in running:
+            one.result()
 
     def documents(self, *sides: Side) -> list[Document]:
         """All divergences ever found, each side's own."""
-        found: list[Document] = []
+        return [one for node, side in self._sides() if side in (sides or Side) for one in self._listed(node, side)]
+
+    def acknowledge(self, document: Document) -> None:
+        """As a person does who has read it."""
         for node, side in self._sides():
-            listed = json.loads(self._typed(node, "divergence", "list", "--all", "--json") or "[]")
-            found += [one for one in listed if one["side"] == side.value and side in (sides or Side)]
-        return found
+            if document["side"] == side.value:
+                self._typed(node, "divergence", "ack", document["id"], "--note", "restored from elsewhere")
 
     def repair(self, document: Document) -> None:
         """As a person does who has read `divergence show`."""
@@ -79,12 +78,6 @@ class CommandLine:
             raise AssertionError(f"{error}; there is {json.dumps(found, indent=1)[:4000]}") from None
         return found
 
-    def acknowledge(self, document: Document) -> None:
-        """As a person does who has read it."""
-        for node, side in self._sides():
-            if document["side"] == side.value:
-                self._typed(node, "divergence", "ack", document["id"])
-
     def read_bytes(self) -> int:
         """Sum over all lives of both daemons, as their status tells."""
         for node, side in self._sides():
@@ -99,6 +92,17 @@ class CommandLine:
 
     def _scrub(self, node: Node, side: Side) -> None:
         self._typed(node, "scrub", "start", "www", "--side", side.value, "--wait")
+
+    def _listed(self, node: Node, side: Side) -> list[Document]:
+        """One side's book. A book that could not be read is no empty book: it is asked again, until patience ends."""
+        words = ("divergence", "list", "--all", "--json", "--side", side.value, "--config", node.config)
+        for _ in range(TRIES):
+            said = json.loads(replicad(*words, code=None).stdout)
+            if not said["unread"]:
+                listed: list[Document] = said["divergences"]
+                return listed
+            time.sleep(1)
+        raise AssertionError(f"{node.config}: {said['unread']}")
 
     def _typed(self, node: Node, *words: str) -> str:
         """Standard output of a command; exit code 1 says that there are findings, 3 that nobody answered."""

@@ -54,7 +54,9 @@ class Program:
         side = "primary" if words[-1] == self.stage.primary else "replica"
         verdict = "inconclusive" if self.looks < 3 else f"{side}_rot"
         state = "repaired" if self.is_repaired or (side == "replica" and self.looks > 2) else "open"
-        return json.dumps([{"id": f"{side}-id", "side": side, "verdict": verdict, "state": state}])
+        return json.dumps(
+            {"divergences": [{"id": f"{side}-id", "side": side, "verdict": verdict, "state": state}], "unread": []}
+        )
 
 
 def play(stage: Stage, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +102,7 @@ def test_a_repair_that_does_not_repair_is_no_success(stage: Stage, monkeypatch: 
 def test_what_is_never_found_ends_the_demo_with_an_error(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says which side never got how far."""
     program = Program(stage)
-    monkeypatch.setattr(program, "ask", lambda *words, allowed=(0,): "[]")
+    monkeypatch.setattr(program, "ask", lambda *words, allowed=(0,): '{"divergences": []}')
     monkeypatch.setattr(demo_rot, "PATIENCE_S", 0.1)
     with pytest.raises(ReplicadError, match=r"primary never has judged .* nothing was found"):
         play(stage, program, monkeypatch)

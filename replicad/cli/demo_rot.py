@@ -118,8 +118,9 @@ def _sides(stage: Stage, victim: _Victim | None) -> list[tuple[str, Path]]:
 
 
 def _listed(side: str, config: Path) -> list[Divergence]:
-    said = ask("divergence", "list", "--all", "--json", "--config", config, allowed=(0, 1))
-    return [one for one in json.loads(said or "[]") if one["side"] == side]
+    words = ("divergence", "list", "--all", "--json", "--side", side, "--config", config)
+    found: list[Divergence] = json.loads(ask(*words, allowed=(0, 1, 3)))["divergences"]
+    return found
 
 
 def _until(side: str, config: Path, reached: Callable[[Divergence], bool], what: str) -> list[Divergence]:
