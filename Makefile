@@ -11,7 +11,7 @@ STAMP  := $(VENV)/.installed
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit format bench packages constraints clean
+.PHONY: help demo test check unit format bench campaign packages constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +34,11 @@ format: $(STAMP) ## bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## speed and memory against rsync; writes to the terminal
+bench: $(STAMP) ## speed and memory against rsync; ARGS="scrub" for scrubs against dd, xxhsum, restic, borg, fio
 	$(BIN)/python tests/bench.py $(ARGS)
+
+campaign: packages $(STAMP) ## thousands of real faults under a workload and kills, as root; ARGS="--seed N --faults N"
+	$(BIN)/python tests/campaign.py $(ARGS)
 
 packages: ## Debian packages that the tests drive (installs as root, tells otherwise)
 	@PYTHON=$(PYTHON) tests/install-packages

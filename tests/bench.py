@@ -1,6 +1,7 @@
 """Benchmarks: replicad against rsync over ssh, in turn, in one run. `make bench` runs all of them.
 
     python tests/bench.py [CASE]... [--rounds N] [--scale F] [--json FILE]
+    python tests/bench.py scrub [CASE]...             (bench_scrub.py: reading and judging instead of copying)
 
 Each case prepares a tree, then lets both programs do the same work N times in turn with cold caches, and prints the
 median seconds of each, the median of the pairwise ratios, bytes on the wire and peak memory. Absolute times say
@@ -383,6 +384,10 @@ class Bench:
 
 def main() -> None:
     """Run the cases named, all by default."""
+    if sys.argv[1:2] == ["scrub"]:
+        import bench_scrub  # which imports this module
+
+        return bench_scrub.main(sys.argv[2:])
     names = [name for name in vars(Bench) if not name.startswith("_")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(names))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kit_pair import replicad, wait_until
+from replicad.cli import demo_rot
 
 
 @pytest.fixture
@@ -35,12 +36,13 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_demo_proves_a_restore_and_cleans_up(tree: Path, scene: Path) -> None:
-    """All six acts are played, little is sent the second time, everything is equal, nothing is left."""
+    """All ten acts are played, everything restored is equal, rot is found and repaired, and nothing is left."""
     said = replicad("demo", tree).stdout
     assert "all equal" in said
-    assert len(re.findall(r"^\d\. ", said, re.MULTILINE)) == 6
+    assert len(re.findall(r"^\d+\. ", said, re.MULTILINE)) == 10
+    assert "byte for byte: repaired" in said and said.count("replicad divergence show") == 2
     assert re.search(r"metrics of ams1: http://127\.0\.0\.1:\d+/metrics", said)
-    assert list(scene.iterdir()) == []
+    assert list(scene.iterdir()) == [] and list(demo_rot.MEMORY.glob("replicad-demo-*")) == []
     assert (tree / "sub").is_dir(), "the tree itself is only read"
 
 
@@ -57,7 +59,8 @@ def test_the_demo_keeps_the_pair_running_when_asked(tree: Path, scene: Path) -> 
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not any(_alive(pid) for pid in pids), "both daemons end")
-    shutil.rmtree(scene_directory)
+    for place in re.findall(r"rm -r (.*)", said)[0].split():
+        shutil.rmtree(place)
 
 
 def test_the_demo_wants_a_directory(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +105,33 @@ async def test_renaming_a_directory_costs_no_data(tmp_path: Path, root: Path) ->
         await primary.sync(fra1)
         assert sent_during(primary, before) < 60_000
         assert differences(describe_snapshot(fra1.archive, 1), old) == []
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_a_new_directory_that_is_renamed_during_the_pass_leaves_nothing_behind(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files below it were read under its old name before it could be described: the old name is in no snapshot."""
+    describe, read_small, was_read = work_copy.describe, work_copy.read_small, threading.Event()
+
+    def reading(*args: object, **kwargs: object) -> object:
+        found = read_small(*args, **kwargs)  # type: ignore[arg-type]
+        was_read.set()
+        return found
+
+    def describing(*args: object, **kwargs: object) -> object:
+        if was_read.wait(30) and (root / "old").exists():
+            (root / "old").rename(root / "new")
+        return describe(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(work_copy, "read_small", reading)
+    monkeypatch.setattr(work_copy, "describe", describing)
+    (root / "old" / "below").mkdir(parents=True)
+    (root / "old" / "below" / "file").write_bytes(b"small")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        assert (root / "new" / "below" / "file").exists()
+        await primary.sync(fra1)
         assert differences(describe_snapshot(fra1.archive), copied(root)) == []
 
 

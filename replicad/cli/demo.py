@@ -13,17 +13,16 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from replicad.cli import output
+from replicad.cli import demo_rot, output
+from replicad.cli.stage import Stage, run, this_program, title
 from replicad.http.api import Client
 from replicad.model.entry import show_path
 from replicad.model.errors import LinkError, ReplicadError, UsageError
@@ -43,49 +42,28 @@ def demo(
     """Show on this machine alone what replicad does, with real parts, in about a minute.
 
     Two daemons on loopback with real SSH and generated keys: replicate a copy of DIR, change some files, replicate
-    again, restore, compare everything. DIR itself is only read.
+    again, restore, compare everything; then let both copies rot, find it, judge it, repair it. DIR itself is only read.
     """
     source = (directory or Path(os.__file__).parent).resolve()
     if not source.is_dir():
         raise UsageError("is no directory", where=str(source), hint="name a directory to protect")
     scene = Path(tempfile.mkdtemp(prefix="replicad-demo-"))
+    memory = demo_rot.place_in_memory(_measure(source)[1])
     done = False
     try:
-        with _stage(scene, keep) as stage:
+        with _stage(scene, memory, keep) as stage:
             _play(stage, source)
             done = True
     finally:
         if not (keep and done):
             shutil.rmtree(scene, ignore_errors=True)
-
-
-@dataclass(slots=True)
-class _Stage:
-    """Where the demo plays."""
-
-    scene: Path
-    daemons: list[subprocess.Popen[bytes]]
-    keep: bool
-
-    @property
-    def tree(self) -> Path:
-        return self.scene / "www"
-
-    @property
-    def primary(self) -> Path:
-        return self.scene / "ams1.toml"
-
-    @property
-    def replica(self) -> Path:
-        return self.scene / "fra1.toml"
-
-    def state(self, name: str) -> Path:
-        return self.scene / f"{name}-state"
+            if memory:
+                shutil.rmtree(memory, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _stage(scene: Path, keep: bool) -> Iterator[_Stage]:
-    stage = _Stage(scene, [], keep)
+def _stage(scene: Path, memory: Path | None, keep: bool) -> Iterator[Stage]:
+    stage = Stage(scene, (memory or scene) / "www", [], keep)
     finished = False
     try:
         yield stage
@@ -98,51 +76,51 @@ def _stage(scene: Path, keep: bool) -> Iterator[_Stage]:
                 daemon.wait(STOP_S)
 
 
-def _play(stage: _Stage, source: Path) -> None:
-    _title(1, f"A real tree: a copy of {source}")
+def _play(stage: Stage, source: Path) -> None:
+    title(1, f"A real tree: a copy of {source}")
     shutil.copytree(source, stage.tree, symlinks=True, ignore_dangling_symlinks=True, ignore=_no_special_files)
     files, size = _measure(stage.tree)
     output.line(f"   {files} files, {output.show_bytes(size)}")
-    _title(2, "Pair two nodes: ams1 has the data, fra1 keeps the copy")
+    title(2, "Pair two nodes: ams1 has the data, fra1 keeps the copy")
     _pair(stage)
-    _title(3, "First copy: every block checksummed, over SSH, durable on fra1 before it counts")
-    _run("sync", "www", "--wait", "--config", stage.primary)
+    title(3, "First copy: every block checksummed, over SSH, durable on fra1 before it counts")
+    run("sync", "www", "--wait", "--config", stage.primary)
     before = _line_sent(stage)
     output.line(f"   sent {output.show_bytes(before)} for {output.show_bytes(size)} of files")
-    _title(4, "Change some files, copy again: only what changed travels")
+    title(4, "Change some files, copy again: only what changed travels")
     for what in _change(stage.tree):
         output.line(f"   {what}")
-    _run("sync", "www", "--wait", "--config", stage.primary)
+    run("sync", "www", "--wait", "--config", stage.primary)
     output.line(f"   sent {output.show_bytes(_line_sent(stage) - before)} this time")
-    _title(5, "Restore from fra1 and compare every file, byte for byte, and its metadata")
+    title(5, "Restore from fra1 and compare every file, byte for byte, and its metadata")
     target = stage.scene / "restored"
-    _run("restore", "www", target, "--config", stage.primary)
+    run("restore", "www", target, "--config", stage.primary)
     _prove(stage.tree, target)
-    _title(6, "What the daemons say of themselves")
-    _run("status", "--config", stage.primary)
+    demo_rot.play(stage, first=6)
+    title(10, "What the daemons say of themselves")
+    run("status", "--config", stage.primary)
     _tell_where(stage)
 
 
-def _pair(stage: _Stage) -> None:
-    scene = stage.scene
-    line = _run(
+def _pair(stage: Stage) -> None:
+    line = run(
         "init", "replica", "--config", stage.replica, "--name", "fra1", "--listen", f"127.0.0.1:{_free_port()}",
-        "--store", scene / "fra1-store", "--state", stage.state("fra1"), "--http", "127.0.0.1:0", quiet=True,
+        "--store", stage.store, "--state", stage.state("fra1"), "--http", "127.0.0.1:0", quiet=True,
     )  # fmt: skip
-    answer = _run(
+    answer = run(
         "init", "primary", "--config", stage.primary, "--name", "ams1", "--dataset", f"www={stage.tree}",
         "--replica", line, "--state", stage.state("ams1"), "--http", "127.0.0.1:0", quiet=True,
     )  # fmt: skip
-    _run("authorize", "--config", stage.replica, answer, quiet=True)
+    run("authorize", "--config", stage.replica, answer, quiet=True)
     for name, config in (("fra1", stage.replica), ("ams1", stage.primary)):
         _start(stage, name, config)
 
 
-def _start(stage: _Stage, name: str, config: Path) -> None:
+def _start(stage: Stage, name: str, config: Path) -> None:
     command = ["replicad", "run", "--config", str(config)]
     output.line(f"   $ {' '.join(command)} &")
     with (stage.scene / f"{name}.log").open("wb") as log:
-        daemon = subprocess.Popen([*_this_program(), *command[1:]], stdout=log, stderr=log, start_new_session=True)
+        daemon = subprocess.Popen([*this_program(), *command[1:]], stdout=log, stderr=log, start_new_session=True)
     stage.daemons.append(daemon)
     end = time.monotonic() + START_S
     while True:
@@ -206,7 +184,7 @@ def _difference(left: Path, right: Path) -> str:
     return ""
 
 
-def _tell_where(stage: _Stage) -> None:
+def _tell_where(stage: Stage) -> None:
     for name in ("ams1", "fra1"):
         output.line(f"   metrics of {name}: http://{_status(stage, name).http}/metrics")
     output.line()
@@ -216,35 +194,17 @@ def _tell_where(stage: _Stage) -> None:
         output.line(f"Both daemons go on running. Everything is in {stage.scene}. Try:")
         output.line(f"   replicad status --config {stage.primary}")
         output.line(f"   replicad snapshots www --config {stage.primary}")
-        output.line(f"Stop and clean up: kill {' '.join(str(d.pid) for d in stage.daemons)} && rm -r {stage.scene}")
+        pids = " ".join(str(daemon.pid) for daemon in stage.daemons)
+        places = [str(stage.scene), *([str(stage.tree.parent)] if stage.tree.parent != stage.scene else [])]
+        output.line(f"Stop and clean up: kill {pids} && rm -r {' '.join(places)}")
 
 
-def _status(stage: _Stage, name: str) -> NodeStatus:
+def _status(stage: Stage, name: str) -> NodeStatus:
     return Client(stage.state(name)).status()
 
 
-def _line_sent(stage: _Stage) -> int:
+def _line_sent(stage: Stage) -> int:
     return _status(stage, "ams1").datasets[0].sent_bytes
-
-
-def _run(*words: str | Path, quiet: bool = False) -> str:
-    """Show a command, run it, return its standard output (`quiet`) or let it print. Raises ReplicadError."""
-    shown = " ".join(f"'{word}'" if " " in str(word) else str(word) for word in words)
-    output.line(output.mark(f"   $ replicad {shown}", "dim"))
-    command = [*_this_program(), *map(str, words)]
-    done = subprocess.run(command, check=False, text=True, capture_output=quiet)
-    if done.returncode:
-        raise ReplicadError(f"replicad {words[0]} failed with exit code {done.returncode}: {done.stderr or ''}")
-    return (done.stdout or "").strip()
-
-
-def _this_program() -> list[str]:
-    return [sys.executable, "-m", "replicad"]
-
-
-def _title(number: int, text: str) -> None:
-    output.line()
-    output.line(output.mark(f"{number}. {text}", "bold"))
 
 
 def _measure(tree: Path) -> tuple[int, int]:

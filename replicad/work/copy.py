@@ -85,6 +85,9 @@ class Pass:
         self._outcome = Outcome()
         self._started_ns = clock.now_ns()
         self._sealed_s, self._sealed_bytes = clock.monotonic_s(), shipping.shipped_bytes
+        self._unrecorded: set[bytes] = set()
+        """New directories that went away before they were described: nothing below them may be recorded, because no
+        walk looks below a directory that is not recorded, and so nothing would ever drop it."""
 
     async def run(self, only: frozenset[bytes] | None, last: LastSeal) -> Outcome:
         """Do it; with `only` just these directories are walked. Everything is acknowledged when this returns.
@@ -209,7 +212,7 @@ class Pass:
                 return partial(self._large, steps[0])
             return partial(self._small, await self._read_small(steps))
         if action is Action.DESCRIBE:
-            return partial(self._described, await self._describe(steps))
+            return partial(self._described, steps, await self._describe(steps))
         return partial(self._same if action is Action.SAME else self._dropped, steps)
 
     async def _planned(self, phase: int) -> AsyncIterator[tuple[Action, list[Step]]]:
@@ -245,6 +248,9 @@ class Pass:
         good: list[tuple[Step, FileRead]] = []
         done: list[Step] = []
         for step, read in zip(steps, small.read.files, strict=True):
+            if self._is_adrift(step.path):
+                done.append(step)
+                continue
             if isinstance(read, Outgrown):
                 await self._large(step)
                 continue
@@ -278,7 +284,7 @@ class Pass:
     # large files
 
     async def _large(self, step: Step) -> None:
-        if step.links > 1 and await self._linked(step):
+        if self._is_adrift(step.path) or (step.links > 1 and await self._linked(step)):
             self._done(step, 0)
             return
         block_bytes = (await self._block_sizes([step])).get(step.path) or self._block_bytes(step.size)
@@ -349,6 +355,7 @@ class Pass:
 
     async def _same(self, steps: Sequence[Step]) -> None:
         """Ship new names of recorded files; a file that was rewritten since the survey is read like any other."""
+        steps = [step for step in steps if not self._is_adrift(step.path)]
         described = await self._describe(steps)
         found = await self._dataset.in_ledger(self._same_or_none, steps, described)
         await self._known.ship([(step.path, known) for step, known in found if known])
@@ -366,18 +373,35 @@ class Pass:
             for step, item in zip(steps, described, strict=True)
         ]
 
-    async def _described(self, items: Sequence[Described | Trouble]) -> None:
+    async def _described(self, steps: Sequence[Step], items: Sequence[Described | Trouble]) -> None:
         good: list[Described] = []
-        for item in items:
+        for step, item in zip(steps, items, strict=True):
+            if self._is_adrift(step.path):
+                continue
             if isinstance(item, Trouble):
                 self._outcome.unreadable(item)
+                self._leave_out(step)
             elif item.stamp.kind == Kind.FILE:
                 self._outcome.trouble(item.path, "became a regular file during the pass; it will be read in the next")
+                self._leave_out(step)
             else:
                 self._outcome.attributes(item.path, item.description.troubles)
                 good.append(item)
         if good:
             await self._ship_ops(await self._dataset.in_ledger(self._recorder.described, good))
+
+    def _leave_out(self, step: Step) -> None:
+        if not step.known:
+            self._unrecorded.add(step.path)
+
+    def _is_adrift(self, path: bytes) -> bool:
+        """Whether a directory above `path` is not recorded. The next walk finds it under its new name."""
+        above = path.rpartition(b"/")[0] if self._unrecorded else b""
+        while above:
+            if above in self._unrecorded:
+                return True
+            above = above.rpartition(b"/")[0]
+        return False
 
     async def _dropped(self, steps: Sequence[Step]) -> None:
         paths = [step.path for step in steps]
