@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from replicad.link.messages import MAX_MESSAGE_BYTES, Message, decode_untrusted
+from replicad.link.messages import MAX_CASES_BYTES, MAX_MESSAGE_BYTES, MAX_SEEN_BYTES, Message, decode_untrusted
 from replicad.model.errors import PeerError
 
 LENGTH_BYTES = 4
@@ -25,8 +25,10 @@ MIN_MESSAGE_BYTES = 2
 SMALL_BYTES = 256 * 1024
 """Longest message that carries no stored frames (an Offer of 4096 ids takes half): decoded into objects, a longer
 one could take many times its length in memory."""
-_LARGE_TAGS = frozenset({9, 10, 11, 17})
-"""Blocks, Record, Seal, Listing: each is one run of bytes, so memory stays close to the length."""
+_LARGE_TAGS = {9: MAX_MESSAGE_BYTES, 10: MAX_MESSAGE_BYTES, 11: MAX_MESSAGE_BYTES, 17: MAX_MESSAGE_BYTES,
+               24: MAX_SEEN_BYTES + 1024, 27: MAX_CASES_BYTES}  # fmt: skip
+"""Blocks, Record, Seal, Listing, Examine: each is one run of bytes, so memory stays close to the length. Cases: bytes of
+damaged places and few objects beside them."""
 _TAG_AT = LENGTH_BYTES + 1
 _HEAD_BYTES = LENGTH_BYTES + MIN_MESSAGE_BYTES
 """What must be there before a frame is judged."""
@@ -102,6 +104,6 @@ def _length_problem(size: int, tag: int) -> str:
     """Why no message of the kind `tag` may have this length, or ""."""
     if not MIN_MESSAGE_BYTES <= size <= MAX_MESSAGE_BYTES:
         return f"of {size} bytes; {MIN_MESSAGE_BYTES} to {MAX_MESSAGE_BYTES} are allowed"
-    if size > SMALL_BYTES and tag not in _LARGE_TAGS:
-        return f"of {size} bytes whose kind may have {SMALL_BYTES}"
+    if size > (limit := _LARGE_TAGS.get(tag, SMALL_BYTES)):
+        return f"of {size} bytes whose kind may have {limit}"
     return ""
