@@ -393,7 +393,8 @@ class Ledger:
             (*after, rows),
         )
         found = self._db.all(
-            "SELECT file, number, id, checksum, seq FROM block WHERE (file, number) > (?, ?) AND (file, number) <= (?, ?)"
+            "SELECT file, number, id, checksum, seq FROM block"
+            " WHERE (file, number) > (?, ?) AND (file, number) <= (?, ?)"
             f" AND id IN ({','.join('?' * len(ids))})",
             (*after, *(end or (2**63 - 1, 2**63 - 1)), *ids),
         )

@@ -27,8 +27,8 @@ SMALL_BYTES = 256 * 1024
 one could take many times its length in memory."""
 _LARGE_TAGS = {9: MAX_MESSAGE_BYTES, 10: MAX_MESSAGE_BYTES, 11: MAX_MESSAGE_BYTES, 17: MAX_MESSAGE_BYTES,
                24: MAX_SEEN_BYTES + 1024, 27: MAX_CASES_BYTES}  # fmt: skip
-"""Blocks, Record, Seal, Listing, Examine: each is one run of bytes, so memory stays close to the length. Cases: bytes of
-damaged places and few objects beside them."""
+"""Blocks, Record, Seal, Listing, Examine: each is one run of bytes, so memory stays close to the length. Cases: bytes
+of damaged places and few objects beside them."""
 _TAG_AT = LENGTH_BYTES + 1
 _HEAD_BYTES = LENGTH_BYTES + MIN_MESSAGE_BYTES
 """What must be there before a frame is judged."""

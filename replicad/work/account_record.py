@@ -26,7 +26,7 @@ PIECE_ENTRIES = 500
 """Entries summed in one visit to the ledger's thread: a few milliseconds, behind which a pass waits."""
 PIECE_BLOCKS = 4096
 """Block rows read at once."""
-_MODULUS = 2 ** (8 * ID_BYTES)
+_MODULUS: int = 2 ** (8 * ID_BYTES)
 _FILE_BYTES = 8
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -18,9 +18,11 @@ from replicad.model.snapshot import Head
 from replicad.source.hook import run_hook
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
+from replicad.system.disk import Disk
 from replicad.work.adopt import adopt
 from replicad.work.copy import LastSeal, Pass
 from replicad.work.dataset import Dataset
+from replicad.work.interrupted import finish_interrupted
 from replicad.work.outcome import Outcome
 from replicad.work.read_remote import RemoteReader
 from replicad.work.shipping import Shipping
@@ -115,6 +117,7 @@ class Replication:
                 await self._dataset.in_ledger(self._remember)
             if reason := await self._dataset.in_ledger(self._dataset.held):
                 raise self._dataset.held_error(reason)
+            await finish_interrupted(self._dataset, self._pool, Disk())
             shipping = await self._session()
             served = self._status.pass_requested  # with what came while this pass waited: it is promised a full walk
             self._asked.clear()

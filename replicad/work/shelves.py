@@ -19,7 +19,8 @@ from typing import TypeVar
 from replicad.config import ClientConfig, ListenConfig
 from replicad.db.findings import Findings
 from replicad.link.channel import Channel
-from replicad.link.messages import OpenRead, OpenWrite, Refuse
+from replicad.link.messages import OpenRead, OpenTend, OpenWrite, Refuse
+from replicad.model.divergence import Divergence
 from replicad.model.errors import DiskFullError, LockedError, PeerError, RefusedError, ReplicadError
 from replicad.status import StoreStatus
 from replicad.store.store import store_path
@@ -29,6 +30,7 @@ from replicad.system.logs import logger
 from replicad.work.archive import Archive, ArchiveReader
 from replicad.work.receive import Receiving
 from replicad.work.serve import Serving
+from replicad.work.tended import LocalScrub, StoreMender, Tended
 
 log = logger("work.shelves")
 
@@ -42,6 +44,23 @@ Result = TypeVar("Result")
 Key = tuple[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class OpenStore:
+    """One open store, as whoever mends or scrubs it is handed it. Archive and findings belong to the executor."""
+
+    client: str
+    dataset: str
+    directory: Path
+    archive: Archive
+    findings: Findings
+    executor: ThreadPoolExecutor
+
+
+MakeMender = Callable[[OpenStore], StoreMender]
+ScrubOf = Callable[[str, str], LocalScrub | None]
+"""The scrub of a client's dataset, None while there is none."""
+
+
 @dataclass(slots=True)
 class _Shelf:
     """One archive and the thread it belongs to."""
@@ -51,15 +70,27 @@ class _Shelf:
     archive: Archive | None = None
     findings: Findings | None = None
     writer: asyncio.Task[None] | None = None
+    tender: asyncio.Task[None] | None = None
+    mender: StoreMender | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the writer."""
+    tending: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Shelves:
     """All stores of a node."""
 
     def __init__(
-        self, config: ListenConfig, clients: Callable[[], Sequence[ClientConfig]], disk: Disk, clock: Clock
+        self,
+        config: ListenConfig,
+        clients: Callable[[], Sequence[ClientConfig]],
+        disk: Disk,
+        clock: Clock,
+        *,
+        make_mender: MakeMender | None = None,
+        scrub_of: ScrubOf | None = None,
     ) -> None:
+        self._make_mender, self._scrub_of = make_mender, scrub_of
         self._config, self._clients, self._disk, self._clock = config, clients, disk, clock
         self._shelves: dict[Key, _Shelf] = {}
         self._opening = asyncio.Lock()
@@ -104,6 +135,9 @@ class Shelves:
             case OpenRead():
                 key = await self._admitted(channel, client, message.dataset)
                 await self._read(channel, key)
+            case OpenTend():
+                key = await self._admitted(channel, client, message.dataset)
+                await self._tend(channel, key)
             case _:
                 raise PeerError(f"began with {type(message).__name__}", where=client)
 
@@ -139,6 +173,33 @@ class Shelves:
         shelf = await self._shelf(channel, key, create=False)
         assert shelf.archive is not None
         await Serving(channel, self._directory(key)).run()
+
+    async def _tend(self, channel: Channel, key: Key) -> None:
+        """A second tending session ends the first, as with writers; it runs beside all others."""
+        shelf = await self._shelf(channel, key, create=False)
+        before, shelf.tender = shelf.tender, asyncio.current_task()
+        if before and not before.done():
+            before.cancel()
+        async with shelf.tending:
+            opened = await self._opened(shelf, key)
+
+            async def find(name: str) -> Divergence | None:
+                return await _in_thread(shelf, partial(opened.findings.get_exactly, name))
+
+            scrub, mender = self._scrub_of(*key) if self._scrub_of else None, self._mender(shelf, opened)
+            await Tended(channel, opened.directory, mender=mender, scrub=scrub, find=find, disk=self._disk).run()
+
+    def _mender(self, shelf: _Shelf, opened: OpenStore) -> StoreMender | None:
+        if shelf.mender is None and self._make_mender:
+            shelf.mender = self._make_mender(opened)
+        return shelf.mender
+
+    async def _opened(self, shelf: _Shelf, key: Key) -> OpenStore:
+        directory = self._directory(key)
+        if shelf.findings is None:
+            shelf.findings = await _in_thread(shelf, partial(Findings, directory / "findings.db"))
+        assert shelf.archive is not None
+        return OpenStore(*key, directory, shelf.archive, shelf.findings, shelf.executor)
 
     async def _shelf(self, channel: Channel, key: Key, *, create: bool) -> _Shelf:
         """The opened shelf; tells the client when there is none or it cannot be opened."""
