@@ -200,7 +200,7 @@ class Tended:
         self, mender: StoreMender, found: Divergence, said: Testify, frames: Sequence[bytes]
     ) -> Divergence:
         judged = await mender.testimony(found, said.checksum, said.sights)
-        if judged.state is State.OPEN and remedy_of(judged) in MENDED_WITH_BLOCKS:
+        if judged.state is State.OPEN and (frames or remedy_of(judged) in MENDED_WITH_BLOCKS):
             return await mender.mend(judged, frames)
         return judged
 
