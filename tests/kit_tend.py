@@ -141,16 +141,14 @@ class DictMender:
         self.sights[found.id] = list(sights)
         primary = next((one for one in sights if one is not Sight.MATCHES), Sight.MATCHES)
         witness = Witness.CONFIRMS if checksum_by_peer == found.seen else Witness.CONTRADICTS
-        evidence = Evidence(
-            primary=primary, replica=found.evidence.replica, writing=Writing.UNWRITTEN, witness=witness
-        )
+        evidence = Evidence(primary=primary, replica=found.evidence.replica, writing=Writing.UNWRITTEN, witness=witness)
         judged = found.with_event(2, "testified", evidence=evidence, verdict=judge(evidence))
         self._ask(lambda: self.findings.update(judged))
         return judged
 
-    async def mend(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
+    async def mend(self, found: Divergence, frames: Sequence[bytes], *, ordered: bool = False) -> Divergence:
         self.calls.append("mend")
-        if not self.auto:
+        if not (self.auto or ordered):
             return found
         for frame in frames:
             (one,) = split_frames(frame)

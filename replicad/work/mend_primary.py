@@ -18,7 +18,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
@@ -37,6 +37,7 @@ from replicad.work.attributes import opened_path, set_attributes
 from replicad.work.confirm import length_of
 from replicad.work.dataset import Dataset
 from replicad.work.interrupted import MENDING, WRITES_WITHIN_S, Intent, finish_interrupted
+from replicad.work.mended import PLANS, Mended
 from replicad.work.patch import Moved, Patch, Refusal
 
 log = logger("work.mend_primary")
@@ -50,15 +51,6 @@ Fetch = Callable[[bytes, int], Awaitable[bytes | str]]
 """A block by id and size, proven, or why it cannot be had."""
 
 _encode, _decode = msgspec.msgpack.encode, msgspec.msgpack.decode
-
-
-class Mended(NamedTuple):
-    """What became of one divergence."""
-
-    remedy: Remedy
-    result: str
-    """planned, repaired, failed, undone, refused, waiting, nothing."""
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +112,7 @@ class PrimaryMender:
         """What `mend` would do; nothing is written."""
         remedy = remedy_of(found)
         if remedy not in WRITES_PRIMARY:
-            return Mended(remedy, "nothing", _NOT_HERE.get(remedy, "nothing is to be written here"))
+            return Mended(remedy, "nothing", PLANS[remedy])
         if found.part is Part.METADATA:
             return Mended(remedy, "planned", f"the recorded mode, owner and attributes of {show_path(found.path)}")
         target = await self._dataset.in_ledger(_target, self._dataset.ledger, found)
@@ -424,12 +416,3 @@ def _check_repaired(done: Receipt, now: bytes) -> str:
 
 def _undone(found: Divergence) -> str:
     return f"undone:{found.key}"
-
-
-_NOT_HERE = {
-    Remedy.NONE_LEFT: "no side has the bytes any more: restore an older state, then acknowledge the loss",
-    Remedy.LOOK_AGAIN: "not enough is known yet: it is looked at again by itself",
-    Remedy.ADOPT_RECORD: "it is this ledger that is wrong: replicad rebuild --ledger",
-    Remedy.REBUILD_BOOK: "a damaged book is made anew: replicad rebuild",
-}
-"""Why nothing is written in the dataset."""

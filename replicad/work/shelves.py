@@ -20,14 +20,16 @@ from replicad.config import ClientConfig, ListenConfig
 from replicad.db.findings import Findings
 from replicad.link.channel import Channel
 from replicad.link.messages import OpenRead, OpenTend, OpenWrite, Refuse
-from replicad.model.divergence import Divergence
+from replicad.model.divergence import Divergence, State
 from replicad.model.errors import DiskFullError, LockedError, PeerError, RefusedError, ReplicadError
+from replicad.model.remedy import Remedy, remedy_of
 from replicad.status import StoreStatus
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
 from replicad.work.archive import Archive, ArchiveReader
+from replicad.work.mended import PLANS, Mended
 from replicad.work.receive import Receiving
 from replicad.work.serve import Serving
 from replicad.work.tended import LocalScrub, StoreMender, Tended
@@ -141,6 +143,38 @@ class Shelves:
             case _:
                 raise PeerError(f"began with {type(message).__name__}", where=client)
 
+    # orders of a person of this node
+
+    async def open_ones(self) -> list[tuple[Key, Divergence]]:
+        """The open findings about all stores that can be opened."""
+        found: list[tuple[Key, Divergence]] = []
+        for key in sorted(self._shelves):
+            shelf = await self._open(key)
+            opened = await self._opened(shelf, key)
+            found += [(key, one) for one in await _in_thread(shelf, opened.findings.listed)]
+        return found
+
+    async def repair(self, key: Key, found: Divergence, *, dry_run: bool, now_ns: int) -> Mended:
+        """Repair one finding about a store, by order of a person: now if that needs nothing from the primary, else when
+        it comes with the blocks. Raises ReplicadError."""
+        shelf, remedy = await self._open(key), remedy_of(found)
+        opened = await self._opened(shelf, key)
+        mender = self._mender(shelf, opened)
+        if mender is None or remedy in (Remedy.NOTHING, Remedy.LOOK_AGAIN, Remedy.NONE_LEFT):
+            return Mended(remedy, "nothing", PLANS.get(remedy, "there is nothing to be repaired"))
+        wants = await mender.wants(found)
+        if dry_run:
+            return Mended(remedy, "planned", f"{PLANS[remedy]} ({len(wants)} blocks wanted from {key[0]})")
+        if wants:
+            await ShelfOrders(opened).order(found, now_ns)
+            return Mended(remedy, "waiting", f"ordered: it is done as soon as {key[0]} brings the blocks, in a minute")
+        async with shelf.tending:
+            after = await mender.mend(found, [], ordered=True)
+        said = after.events[-1].what if after.events else after.verdict.value
+        return Mended(remedy, "repaired" if after.state is State.REPAIRED else "failed", said)
+
+    # sessions
+
     async def _admitted(self, channel: Channel, client: str, dataset: str) -> Key:
         """The store that is meant, if this client has a right to it."""
         config = next((c for c in self._clients() if c.name == client), None)
@@ -182,12 +216,9 @@ class Shelves:
             before.cancel()
         async with shelf.tending:
             opened = await self._opened(shelf, key)
-
-            async def find(name: str) -> Divergence | None:
-                return await _in_thread(shelf, partial(opened.findings.get_exactly, name))
-
             scrub, mender = self._scrub_of(*key) if self._scrub_of else None, self._mender(shelf, opened)
-            await Tended(channel, opened.directory, mender=mender, scrub=scrub, find=find, disk=self._disk).run()
+            orders = ShelfOrders(opened)
+            await Tended(channel, opened.directory, mender=mender, scrub=scrub, orders=orders, disk=self._disk).run()
 
     def _mender(self, shelf: _Shelf, opened: OpenStore) -> StoreMender | None:
         if shelf.mender is None and self._make_mender:
@@ -247,6 +278,35 @@ class Shelves:
     def _directory(self, key: Key) -> Path:
         """Where the store is. Raises PeerError for a name that may not become a path."""
         return store_path(self._config.store, *key)
+
+
+class ShelfOrders:
+    """The findings book of one store as a tending session sees it, and what a person has ordered."""
+
+    def __init__(self, opened: OpenStore) -> None:
+        self._findings, self._executor = opened.findings, opened.executor
+
+    async def find(self, name: str) -> Divergence | None:
+        """See `tended.Orders`."""
+        return await self._ask(partial(self._findings.get_exactly, name))
+
+    async def is_ordered(self, name: str) -> bool:
+        """See `tended.Orders`."""
+        return bool(await self._ask(partial(self._findings.get, f"ordered:{name}")))
+
+    async def fulfil(self, name: str) -> None:
+        """See `tended.Orders`."""
+        if await self.is_ordered(name):
+            await self._ask(partial(self._findings.put, f"ordered:{name}", None))
+
+    async def order(self, found: Divergence, now_ns: int) -> None:
+        """Remember that a person wants it repaired; that the finding changed brings the primary's next round to it."""
+        ordered = found.with_event(now_ns, "a person has ordered its repair")
+        await self._ask(partial(self._findings.put, f"ordered:{found.id}", now_ns))
+        await self._ask(partial(self._findings.update, ordered))
+
+    async def _ask(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
 def _describe(shelf: _Shelf, directory: Path) -> None:

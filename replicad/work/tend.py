@@ -34,7 +34,8 @@ from replicad.work.conversation import Conversation
 from replicad.work.dataset import Dataset
 from replicad.work.holdings import Held, Holdings, pieces_of
 from replicad.work.interrupted import MENDING, finish_interrupted
-from replicad.work.mend_primary import Mended, PrimaryMender
+from replicad.work.mend_primary import PrimaryMender
+from replicad.work.mended import PLANS, Mended
 from replicad.work.mirror import Mirror, mirror_status
 from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import open_block
@@ -317,8 +318,9 @@ class Tending:
         out of reach, ReplicadError."""
         remedy = remedy_of(found)
         if dry_run:
-            plan = _PLANS.get(remedy) if found.side is Side.REPLICA or remedy is Remedy.SEND_RECORD else None
-            return Mended(remedy, "planned", plan) if plan else await self.mender.plan(found)
+            if found.side is Side.REPLICA or remedy is Remedy.SEND_RECORD:
+                return Mended(remedy, "nothing" if remedy in _IDLE else "planned", PLANS[remedy])
+            return await self.mender.plan(found)
         async with self._rounds:
             try:
                 async with _Side(self, await self._session()) as side:
@@ -434,17 +436,10 @@ class _Side:
                 await finish_interrupted(dataset, tending._pool, tending._disk)
 
 
+_IDLE = frozenset({Remedy.NOTHING, Remedy.LOOK_AGAIN, Remedy.NONE_LEFT, Remedy.ADOPT_RECORD})
 _OUTCOMES = {
     Agreement.AGREE: ("repaired", "the records of both sides agree"),
     Agreement.DIFFER: ("failed", "the records still differ"),
     Agreement.TOLD: ("waiting", "the next pass tells the replica the whole record anew; then they are compared again"),
     Agreement.LATER: ("waiting", "they cannot be compared now: the replica has not been told everything yet"),
 }
-_PLANS = {
-    Remedy.SEND_RECORD: "the next pass would tell the replica the whole record anew: names, not blocks",
-    Remedy.MEND_REPLICA: "the blocks would be read here, proven, and sent to be appended to the store",
-    Remedy.LAY_SEGMENT: "the segment would be laid anew from its good frames and proven blocks of this side",
-    Remedy.REBUILD_BOOK: "nothing from here: on the replica, replicad rebuild",
-    Remedy.NONE_LEFT: "nothing: no side has the bytes any more; restore an older state, then acknowledge the loss",
-}
-"""What a dry run says."""

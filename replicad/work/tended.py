@@ -11,7 +11,7 @@ whatever a client says here changes a finding, or appends a block that the recor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -57,8 +57,8 @@ from replicad.work.told import told
 
 CASES_BYTES = 1024 * 1024
 """What the findings of one message take beside their bad bytes, about; the message's limit is well above."""
-MENDED_WITH_BLOCKS = frozenset({Remedy.MEND_REPLICA, Remedy.LAY_SEGMENT})
-"""Remedies that a StoreMender carries out when a testimony is in."""
+MENDED_NOW = frozenset({Remedy.MEND_REPLICA, Remedy.LAY_SEGMENT})
+"""Remedies that a StoreMender carries out when a testimony is in. A book is not made anew while a primary waits."""
 
 Result = TypeVar("Result")
 
@@ -79,9 +79,10 @@ class StoreMender(Protocol):
         """Complete the evidence with what the primary says: its checksum of `seen`, and a look for each of `wants`, in
         their order; judge it and write it down."""
 
-    async def mend(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
+    async def mend(self, found: Divergence, frames: Sequence[bytes], *, ordered: bool = False) -> Divergence:
         """Mend what was found, as far as these proven frames, one block each, and what is there already allow; whether
-        it may be done without a person is the mender's to decide. What became of it stands in the book."""
+        that may be done unless a person has `ordered` it is the mender's to decide. What became of it stands in the
+        book. Frames may come in several calls."""
 
 
 class LocalScrub(Protocol):
@@ -93,8 +94,17 @@ class LocalScrub(Protocol):
         """Verify everything once from now on."""
 
 
-Find = Callable[[str], Awaitable[Divergence | None]]
-"""The finding with that id, open or not."""
+class Orders(Protocol):
+    """What the store's book has of single findings, and what a person of this node has ordered."""
+
+    async def find(self, name: str) -> Divergence | None:
+        """The finding with that id, open or not."""
+
+    async def is_ordered(self, name: str) -> bool:
+        """Whether a person has ordered its repair, which waited for the primary."""
+
+    async def fulfil(self, name: str) -> None:
+        """The order was carried out."""
 
 
 class Tended:
@@ -107,12 +117,12 @@ class Tended:
         *,
         mender: StoreMender | None,
         scrub: LocalScrub | None,
-        find: Find,
+        orders: Orders,
         disk: Disk | None = None,
     ) -> None:
         """Without a mender there are no findings to settle, without a scrub none to ask for."""
         self._channel, self._directory, self._disk = channel, directory, disk
-        self._mender, self._scrub, self._find = mender, scrub, find
+        self._mender, self._scrub, self._orders = mender, scrub, orders
         self._told: dict[str, list[Want]] = {}
         """What the last Cases message named, and what each of them wants: only that may be testified about."""
         self._thread = ThreadPoolExecutor(1, "tended")
@@ -189,7 +199,7 @@ class Tended:
             raise PeerError(f"said {len(said.sights)} things about {len(wants)} blocks", where=self._peer)
         held = {want.id for want, sight in zip(wants, said.sights, strict=True) if sight is Sight.MATCHES}
         frames = await self._frames(held, said.frames)
-        found = await self._find(said.divergence)
+        found = await self._orders.find(said.divergence)
         if found is None:
             raise PeerError(f"testified about {said.divergence!r}, which is unknown", where=self._peer)
         if found.state is State.OPEN:
@@ -200,8 +210,11 @@ class Tended:
         self, mender: StoreMender, found: Divergence, said: Testify, frames: Sequence[bytes]
     ) -> Divergence:
         judged = await mender.testimony(found, said.checksum, said.sights)
-        if judged.state is State.OPEN and (frames or remedy_of(judged) in MENDED_WITH_BLOCKS):
-            return await mender.mend(judged, frames)
+        if judged.state is State.OPEN and (frames or remedy_of(judged) in MENDED_NOW):
+            ordered = await self._orders.is_ordered(found.id)
+            judged = await mender.mend(judged, frames, ordered=ordered)
+        if judged.state is not State.OPEN:
+            await self._orders.fulfil(found.id)
         return judged
 
     async def _frames(self, held: set[bytes], announced: int) -> list[bytes]:
