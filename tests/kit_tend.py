@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kit_rig import Replica, Rig
+from replicad.db.catalog import MIGRATIONS
+from replicad.db.database import Database
 from replicad.db.findings import Findings
 from replicad.db.ledger import Known, stamp_of
 from replicad.link.messages import Want
@@ -81,6 +83,15 @@ async def report(primary: Rig, path: bytes, number: int = 0) -> Divergence:
     )
     await dataset.open_findings()
     return await dataset.in_findings(dataset.findings.report, found)
+
+
+def change_catalog(archive: Path, sql: str) -> None:
+    """Change one row behind everybody's back, with the checksum of its page right."""
+    database = Database(archive / "catalog.db", MIGRATIONS)
+    with database.transaction():
+        database.execute(sql)
+        assert database.changes() == 1, sql
+    database.close()
 
 
 async def standing(primary: Rig, found: Divergence) -> Divergence:

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from kit_rig import Replica, Rig, replica, rig
 from kit_source import await_tick
+from kit_tend import change_catalog
 from kit_tree import build_tree
-from replicad.db.catalog import MIGRATIONS
-from replicad.db.database import Database
 from replicad.model.entry import Op
 from replicad.source.read import Access
 from replicad.work import account_record
@@ -193,7 +192,7 @@ async def test_any_single_changed_row_is_named(tmp_path: Path, root: Path, path:
         await primary.sync(fra1)
         assert await named(primary, fra1) == set()
         await fra1.close()
-        change(fra1.archive / "catalog.db", CHANGES[path])
+        change_catalog(fra1.archive, CHANGES[path])
         assert await named(primary, fra1) == {path}
 
 
@@ -251,12 +250,3 @@ def tree(root: Path) -> None:
     (root / "d/large").write_bytes(random.Random(1).randbytes(6_000_000))
     (root / "d/link").symlink_to("somewhere")
     (root / "d/other").symlink_to("elsewhere")
-
-
-def change(book: Path, sql: str) -> None:
-    """Change a book behind everybody's back, with its page checksums right."""
-    database = Database(book, MIGRATIONS)
-    with database.transaction():
-        database.execute(sql)
-        assert database.changes() == 1, sql
-    database.close()

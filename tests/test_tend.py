@@ -11,18 +11,33 @@ from pathlib import Path
 
 import pytest
 
-from kit_rig import Replica, Rig, replica, rig
+from kit_rig import Replica, Rig, copied, describe_snapshot, differences, replica, rig
 from kit_store import flip, segment
-from kit_tend import BLOCK, DictMender, Menders, Scrub, known_of, report, rot, stamp_now, standing, tending
+from kit_tend import (
+    BLOCK,
+    DictMender,
+    Menders,
+    Scrub,
+    change_catalog,
+    known_of,
+    report,
+    rot,
+    stamp_now,
+    standing,
+    tending,
+)
 from replicad.db.ledger import stamp_of
 from replicad.link.messages import Want
 from replicad.model.block import block_id
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.errors import LinkError
+from replicad.model.snapshot import Head
 from replicad.model.verdict import Books, Sight, Verdict, Witness
-from replicad.work import holdings
+from replicad.work import account_record, compare_records, holdings
+from replicad.work.account_record import Sums
 from replicad.work.archive import ArchiveReader
 from replicad.work.confirm import Opinions
+from replicad.work.dataset import Dataset
 from replicad.work.tend import Tending
 
 DATA = random.Random(5).randbytes(5 * BLOCK + 1000)
@@ -34,9 +49,21 @@ class World:
     def __init__(self, primary: Rig, fra1: Replica, job: Tending, menders: Menders, scrub: Scrub) -> None:
         self.primary, self.fra1, self.job, self.menders, self.scrub = primary, fra1, job, menders, scrub
 
+        self.told = 0
+        job._tell_anew = self._tell
+
+    def _tell(self) -> None:
+        self.told += 1
+
     @property
     def file(self) -> Path:
+        """The file that rots."""
         return self.primary.root / "file"
+
+    async def head(self) -> Head:
+        """The replica's last snapshot, as the ledger knows it."""
+        ledger = self.primary.dataset.ledger
+        return (await self.primary.dataset.in_ledger(ledger.standing, "fra1")).head
 
     async def round(self) -> None:
         """One round of the job."""
@@ -365,6 +392,91 @@ async def test_a_hundred_findings_come_in_pages(tmp_path: Path) -> None:
         cases = [mender.add(number, bytes(BLOCK), []) for number in range(100)]
         await w.round()
         assert set(mender.sights) == {case.id for case in cases} == {found.id for found in await w.mirrored()}
+
+
+# both records
+
+CHANGES = {
+    "time": "UPDATE entry SET mtime_ns = mtime_ns + 1 WHERE name = x'66696c65'",
+    "block": "UPDATE file_block SET id = (SELECT id FROM file_block WHERE number = 3) WHERE number = 2",
+    "missing": "DELETE FROM entry WHERE name = x'66696c65'",
+    "only there": "INSERT INTO entry VALUES(1, x'7a', 1, NULL, 5, 1, 2, 3, 4, 0, 0, 0, 0, NULL)",
+}
+
+
+@pytest.mark.parametrize("change", sorted(CHANGES))
+async def test_records_that_differ_are_named_told_anew_and_agree(tmp_path: Path, change: str) -> None:
+    """The path is a finding; the next pass tells the whole record without sending a block; the account then agrees."""
+    async with world(tmp_path) as w:
+        await w.round()
+        tree = copied(w.primary.root)
+        change_catalog(w.fra1.archive, CHANGES[change])
+        w.job.request_account()
+        await w.round()
+        findings = w.primary.dataset.findings
+        (found,) = await w.primary.dataset.in_findings(findings.listed)
+        assert (found.part, found.verdict, found.evidence.books) == (
+            Part.ENTRY,
+            Verdict.RECORD_DIVERGENCE,
+            Books.DIFFER,
+        )
+        assert (found.path, found.peer) == (b"z" if change == "only there" else b"file", "fra1")
+        assert w.told == 1
+        before = w.primary.status["fra1"].sent_bytes
+        assert (await w.primary.sync(w.fra1)).pass_ok
+        assert w.primary.status["fra1"].sent_bytes - before < 10_000
+        assert differences(describe_snapshot(w.fra1.archive), tree) == []
+        await w.round()
+        assert (await standing(w.primary, found)).state is State.REPAIRED
+
+
+async def test_records_are_compared_once_in_a_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And when a person asks; not at every round."""
+    compared: list[int] = []
+    account = account_record.account_of_ledger
+
+    async def counted(dataset: Dataset, covered: int) -> Sums:
+        compared.append(covered)
+        return await account(dataset, covered)
+
+    monkeypatch.setattr(compare_records, "account_of_ledger", counted)
+    async with world(tmp_path) as w:
+        for _ in range(3):
+            await w.round()
+        assert len(compared) == 1
+        w.job.request_account()
+        await w.round()
+        assert len(compared) == 2
+
+
+async def test_what_was_told_anew_in_vain_is_not_told_again_and_again(tmp_path: Path) -> None:
+    """It stays open, and an order of a person tells it once more."""
+    async with world(tmp_path) as w:
+        await w.round()
+        for _ in range(3):  # somebody changes it again before the next comparison
+            change_catalog(w.fra1.archive, CHANGES["time"] + " AND died IS NULL")
+            w.job.request_account()
+            await w.round()
+            await w.primary.sync(w.fra1)
+            change_catalog(w.fra1.archive, CHANGES["time"] + " AND died IS NULL")
+            await w.round()
+        assert w.told == 1
+        (found,) = await w.primary.dataset.in_findings(w.primary.dataset.findings.listed)
+        before = w.told
+        assert (await w.job.repair(found, dry_run=True)).result == "planned"
+        assert (await w.job.repair(found, dry_run=False)).result == "waiting"
+        assert w.told == before + 1
+
+
+async def test_records_are_not_compared_while_the_replica_lacks_something(tmp_path: Path) -> None:
+    """What it was not told yet is no difference."""
+    async with world(tmp_path) as w:
+        ledger = w.primary.dataset.ledger
+        await w.primary.dataset.open()
+        await w.primary.dataset.in_ledger(ledger.restart, "fra1", (await w.head()))
+        await w.round()
+        assert w.told == 0
+        assert await w.primary.dataset.in_findings(w.primary.dataset.findings.listed) == []
 
 
 # the link
