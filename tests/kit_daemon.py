@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from replicad.http.contract import SyncRequest
+from replicad.http.contract import RepairResult, SyncRequest
 from replicad.http.server import HttpServer
-from replicad.model.errors import ReplicadError
+from replicad.model.errors import ReplicadError, UsageError
 from replicad.status import DatasetStatus, JobStatus, NodeStatus, StoreStatus, Trouble
 from replicad.system.clock import Clock
 
@@ -96,6 +96,10 @@ def _changed(value: Part, changes: dict[str, object]) -> Part:
     return value
 
 
+async def _nothing() -> None:
+    """Takes no time."""
+
+
 class FakeDaemon:
     """Answers from `node`, which a test changes as it likes, and remembers what it was asked for."""
 
@@ -108,6 +112,10 @@ class FakeDaemon:
         self.on_status: Callable[[], None] = lambda: None
         """Called before each status: here a test lets the world go on."""
         self.on_sync: Callable[[], None] = lambda: None
+        self.results: dict[str, list[RepairResult]] = {}
+        """What a repair of each id ends with; all of them in one when all are asked for."""
+        self.on_repair: Callable[[], Awaitable[None]] = _nothing
+        """Awaited in the middle of a repair: here a test lets it take its time."""
 
     def status(self) -> NodeStatus:
         self.on_status()
@@ -132,6 +140,21 @@ class FakeDaemon:
     async def reload(self) -> list[str]:
         self._ask("reload")
         return self.problems
+
+    async def repair(self, id: str | None, *, dry_run: bool) -> list[RepairResult]:
+        self._ask(f"repair {id}{' dry run' * dry_run}")
+        await self.on_repair()
+        self.asked.append("repaired")
+        return [result for name in ([id] if id is not None else self.results) for result in self._results(name)]
+
+    async def undo_repair(self, id: str) -> list[RepairResult]:
+        self._ask(f"undo {id}")
+        return self._results(id)
+
+    def _results(self, name: str) -> list[RepairResult]:
+        if name not in self.results:
+            raise UsageError(f"there is no divergence {name!r}", hint="replicad divergence list names them")
+        return self.results[name]
 
     def serve(self, line: DatasetStatus, *, ok: bool = True, **changes: object) -> None:
         """End the pass that was asked for."""

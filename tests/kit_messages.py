@@ -1,15 +1,31 @@
-"""Kit: one valid example of every message, for tests that must cover all of them."""
+"""Kit: one valid example of every message, for tests that must cover all of them, and any value of a type."""
 
 from __future__ import annotations
 
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
+from hypothesis import strategies as st
+
+from kit_findings import primary_rot, replica_rot
 from replicad.link.messages import (
+    BUCKETS,
     PROTOCOL,
+    Account,
+    Accounted,
     Acked,
     Blocks,
     Bye,
+    Case,
+    Cases,
     Credit,
+    Direct,
+    Directed,
+    Examine,
+    Examined,
     Fetch,
     Hello,
+    Inquire,
     Listing,
     ListSnapshots,
     Lost,
@@ -18,6 +34,7 @@ from replicad.link.messages import (
     Offer,
     Opened,
     OpenRead,
+    OpenTend,
     OpenWrite,
     Ping,
     Pong,
@@ -25,11 +42,15 @@ from replicad.link.messages import (
     Record,
     Refuse,
     Seal,
+    Settled,
     SnapshotLine,
     Snapshots,
+    Testify,
+    Want,
     Welcome,
 )
 from replicad.model.snapshot import Head
+from replicad.model.verdict import Sight
 
 EXAMPLES: tuple[Message, ...] = (
     Hello(PROTOCOL, "replicad 0.1.0"),
@@ -51,7 +72,29 @@ EXAMPLES: tuple[Message, ...] = (
     Listing(b"operations", True),
     Fetch(bytes(32)),
     Lost(bytes(32), "checksum differs"),
+    OpenTend("www"),
+    Examine(bytes(32), b"what was found instead of the block"),
+    Examined(bytes(16), bytes(32), Sight.MATCHES, ""),
+    Inquire("7c1e90ab"),
+    Cases([Case(replica_rot(id="7c1e90ab"), b"bad bytes", [Want(bytes(32), 77, 3), Want(bytes(32), 0, 0)])], True),
+    Testify("7c1e90ab", bytes(16), [Sight.MATCHES, Sight.ABSENT], 1),
+    Settled(primary_rot(id="0abc1234")),
+    Account(),
+    Accounted(Head(8, bytes(32)), 1234, [bytes(32)] * BUCKETS),
+    Direct("start"),
+    Directed(b'{"dataset":"www","side":"replica","peer":"ams1"}'),
     Ping(0),
     Pong(0),
     Bye("done"),
 )
+
+
+def any_of(kind: Any) -> st.SearchStrategy[Any]:
+    """Any value of a type as it can come from a peer or a book: every field filled, numbers of 64 bits."""
+    if kind is int:
+        return st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9)
+    if get_origin(kind) in (tuple, list):
+        return st.lists(any_of(get_args(kind)[0]), max_size=3).map(get_origin(kind))
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return st.builds(kind, **{name: any_of(hint) for name, hint in get_type_hints(kind).items()})
+    return st.from_type(kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from kit_daemon import FakeDaemon, Served, a_dataset, a_node, a_store, troubles
 from replicad.http import api
 from replicad.http.api import Client
-from replicad.http.contract import Freed, SyncRequest, has_served, parse_served_untrusted, status_query
+from replicad.http.contract import Freed, RepairResult, SyncRequest, has_served, parse_served_untrusted, status_query
 from replicad.model.errors import HeldError, LinkError, UsageError
 
 
@@ -69,6 +70,82 @@ def test_reload_answers_with_the_problems(tmp_path: Path) -> None:
         assert Client(tmp_path).reload() == daemon.problems
 
 
+A_RESULT = RepairResult("7c1e90ab", "mend_primary", "repaired", "64 KiB written back and read again")
+
+
+def test_repairs_answer_with_what_became_of_each(tmp_path: Path) -> None:
+    """One divergence or all are repaired, tried dry, or taken back, and each is told with its result."""
+    daemon = FakeDaemon(a_node())
+    other = RepairResult("0abc1234", "mend_replica", "waiting", "ams1 has not connected yet")
+    daemon.results = {"7c1e": [A_RESULT], "0a": [other]}
+    with Served(daemon, tmp_path):
+        client = Client(tmp_path)
+        assert client.repair("7c1e") == [A_RESULT] == client.undo_repair("7c1e")
+        assert client.repair(None, dry_run=True) == [A_RESULT, other]
+    asked = ["repair 7c1e", "repaired", "undo 7c1e", "repair None dry run", "repaired"]
+    assert daemon.asked == asked
+
+
+@pytest.mark.parametrize("name", ["ffff", "", "a b&all=1", "../../etc", "ü\udcff", "x" * 300, "undo"])
+def test_unknown_divergences_are_refused(tmp_path: Path, name: str) -> None:
+    """An id that is none, whatever it is made of, is a usage error with a hint, and never means all."""
+    daemon = FakeDaemon(a_node())
+    daemon.results = {"7c1e": [A_RESULT]}
+    with Served(daemon, tmp_path):
+        for ask in (Client(tmp_path).repair, Client(tmp_path).undo_repair):
+            with pytest.raises(UsageError, match="no divergence") as caught:
+                ask(name)
+            assert "divergence list" in caught.value.hint
+    assert all("None" not in asked for asked in daemon.asked)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "dry_run=1",
+        "all=0",
+        "id=7c1e&all=1",
+        "id=7c1e&undo=7c1e",
+        "undo=7c1e&dry_run=1",
+        "id=7c1e&dry_run=yes",
+        "id=7c1e&id=0a",
+        "x=1",
+    ],
+)
+def test_a_malformed_repair_repairs_nothing(tmp_path: Path, query: str) -> None:
+    """What does not say clearly what is to be repaired, and how, is answered 400, and nothing is begun."""
+    daemon = FakeDaemon(a_node())
+    daemon.results = {"7c1e": [A_RESULT]}
+    with Served(daemon, tmp_path):
+        assert _raw(tmp_path, f"POST /repair?{query}").startswith(b"HTTP/1.0 400")
+    assert daemon.asked == []
+
+
+def test_a_repair_goes_on_when_who_asked_goes_away(tmp_path: Path) -> None:
+    """A command that is interrupted leaves no half-done repair: it is finished all the same."""
+    daemon = FakeDaemon(a_node())
+    daemon.results = {"7c1e": [A_RESULT]}
+    begun, goes_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    async def take_time() -> None:
+        begun.set()
+        await asyncio.to_thread(goes_on.wait, 10)
+        done.set()
+
+    daemon.on_repair = take_time
+    with Served(daemon, tmp_path):
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.connect(str(tmp_path / "control.sock"))
+            stream.sendall(b"POST /repair?id=7c1e HTTP/1.0\r\n\r\n")
+            assert begun.wait(10)
+        Client(tmp_path).status()  # the server has turned to others since
+        goes_on.set()
+        assert done.wait(10)
+        Client(tmp_path).status()
+    assert daemon.asked == ["repair 7c1e", "repaired"]
+
+
 def test_a_refusal_keeps_its_words(tmp_path: Path) -> None:
     """What the daemon refuses reaches the person with its hint."""
     daemon = FakeDaemon(a_node(a_dataset()))
@@ -99,13 +176,19 @@ def test_waiting_ends_with_its_time(tmp_path: Path) -> None:
         assert not has_served(client.status(requests, timeout_s=0.03), requests)
 
 
+def _raw(state: Path, request: str) -> bytes:
+    """The answer to a request line as somebody may write it by hand."""
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(str(state / "control.sock"))
+        stream.sendall(f"{request} HTTP/1.0\r\n\r\n".encode())
+        return b"".join(iter(lambda: stream.recv(65536), b""))
+
+
 @pytest.mark.parametrize("query", ["served=x", "served=a/b/c", "served=a/b/-1", "served=a/b/1&timeout_s=soon"])
 def test_malformed_questions_are_refused(tmp_path: Path, query: str) -> None:
     """A question that is not of the contract's form is answered 400 with a reason in JSON."""
-    with Served(FakeDaemon(a_node()), tmp_path), socket.socket(socket.AF_UNIX) as stream:
-        stream.connect(str(tmp_path / "control.sock"))
-        stream.sendall(f"GET /status?{query} HTTP/1.0\r\n\r\n".encode())
-        answer = b"".join(iter(lambda: stream.recv(65536), b""))
+    with Served(FakeDaemon(a_node()), tmp_path):
+        answer = _raw(tmp_path, f"GET /status?{query}")
     assert answer.startswith(b"HTTP/1.0 400") and b'{"error":"GET /status: ' in answer
 
 

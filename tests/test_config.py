@@ -83,6 +83,11 @@ WRONG = {
         exclude = "*.tmp"                   #! dataset.exclude: must be an array
         max_change = "half"                 #! dataset.max_change: must be a number
         compression = true                  #! dataset.compression: must be a whole number, not true or false
+        scrub_every = 7                     #! dataset.scrub_every: must be a text with a unit, like "5m"
+        scrub_duty = "1/4"                  #! dataset.scrub_duty: must be a number
+        quiet_hours = 8                     #! dataset.quiet_hours: must be a text in quotes, not a number
+        repair = true                       #! dataset.repair: must be "auto" or "ask"
+        repair_limit = 1.5                  #! dataset.repair_limit: must be a whole number
         hook_pre = [
             "dump",
             7,                              #! dataset.hook_pre: must be a text in quotes
@@ -119,6 +124,11 @@ WRONG = {
         [listen]
         store = "/r"
         max_sessions = 0                    #! listen.max_sessions: must lie between 1 and 4096
+        scrub_every = "366d"                #! listen.scrub_every: must lie between "1s" and "365d"
+        scrub_duty = 1.01                   #! listen.scrub_duty: must lie above 0
+        quiet_hours = "8:00-18:00"          #! listen.quiet_hours: are no hours of a day; write them like "08:00-18:30"
+        repair = "never"                    #! listen.repair: must be "auto" or "ask"
+        repair_limit = -1                   #! listen.repair_limit: must lie between 0 and 1000000
         window = "1GiB"                     #! listen.window: must lie between "64KiB" and "256MiB"
         [[replica]]
         name = "r"
@@ -135,6 +145,11 @@ WRONG = {
         max_change = 0                      #! dataset.max_change: must lie above 0
         compression = 20                    #! dataset.compression: must lie between 0 and 19
         on_change = "panic"                 #! dataset.on_change: must be "fuzzy" or "skip"
+        scrub_every = 0                     #! dataset.scrub_every: must lie between "1s" and "365d"
+        scrub_duty = 0                      #! dataset.scrub_duty: must lie above 0
+        quiet_hours = "24:00-06:00"         #! dataset.quiet_hours: "24:00-06:00" are no hours of a day
+        repair = ""                         #! dataset.repair: must be "auto" or "ask"
+        repair_limit = 1000001              #! dataset.repair_limit: must lie between 0 and 1000000
         exclude = ["ok", "!"]               #! dataset.exclude: no pattern in gitignore syntax
         """,
     "names, addresses, paths and keys": """
@@ -276,6 +291,23 @@ def test_values_arrive_in_base_units() -> None:
     assert (dataset.rpo_s, dataset.debounce_s, dataset.block_bytes, dataset.max_change) == (5400.0, 0.0, 131072, 1.0)
     assert (dataset.exclude, dataset.hook_pre) == (("*.tmp", "!keep.tmp"), ("/bin/true", ""))
     assert config.replicas_of(dataset) == (replica,)
+
+
+def test_scrub_and_repair_are_set_for_each_side() -> None:
+    """A replica repairs its store by itself, a primary asks before a byte of the data is written, and both scrub within
+    a week, unless the file says otherwise."""
+    text = NODE + '[listen]\nstore = "/r"\n{listen}\n' + REPLICA + '[[dataset]]\nname = "d"\npath = "/d"\n{dataset}'
+    config = understood(text.format(listen="", dataset=""))
+    week_s, sides = 7 * 86400.0, (config.listen, config.datasets[0])
+    assert [side and (side.scrub_every_s, side.quiet_hours, side.repair_limit) for side in sides] == [
+        (week_s, "", 100)
+    ] * 2
+    assert [side and (side.scrub_duty, side.repair) for side in sides] == [(0.5, "auto"), (0.25, "ask")]
+    other = 'scrub_every = "12h"\nscrub_duty = 1\nquiet_hours = "22:00-06:30"\nrepair = "{}"\nrepair_limit = 0\n'
+    config = understood(text.format(listen=other.format("ask"), dataset=other.format("auto")))
+    for side, repair in ((config.listen, "ask"), (config.datasets[0], "auto")):
+        assert side and (side.scrub_every_s, side.scrub_duty, side.quiet_hours) == (43200.0, 1.0, "22:00-06:30")
+        assert (side.repair, side.repair_limit) == (repair, 0)
 
 
 @pytest.mark.parametrize(
@@ -479,6 +511,34 @@ def test_sizes_survive_their_notation(size: int) -> None:
 def test_durations_survive_their_notation(milliseconds: int) -> None:
     """What format_duration writes, parse_duration reads back exactly."""
     assert units.parse_duration(units.format_duration(milliseconds / 1000)) == milliseconds / 1000
+
+
+@given(st.integers(0, 24 * 60 - 1), st.integers(0, 24 * 60 - 1))
+def test_hours_survive_their_notation(begin: int, end: int) -> None:
+    """Any two moments of a day are hours, over midnight too; the same moment twice is neither a day nor nothing."""
+    text = "-".join(f"{minute // 60:02}:{minute % 60:02}" for minute in (begin, end))
+    if begin == end:
+        with pytest.raises(ValueError, match="no hours of a day"):
+            units.parse_hours(text)
+    else:
+        assert units.parse_hours(text) == (begin, end)
+
+
+@given(st.text() | st.from_regex(r"\d?\d:\d\d ?- ?\d\d:\d\d\n?", fullmatch=True))
+@example("08:60-09:00")
+@example("24:00-01:00")
+@example("٠٨:00-09:00")  # digits of another script
+@example("08:00-09:00\n")
+@example("08:00–09:00")
+def test_any_text_is_hours_or_a_value_error(text: str) -> None:
+    """Reading hours ends in two minutes of one day or in a ValueError that shows how to write them."""
+    try:
+        begin, end = units.parse_hours(text)
+    except ValueError as error:
+        assert "08:00-18:30" in str(error)
+    else:
+        assert 0 <= begin < 24 * 60 and 0 <= end < 24 * 60 and begin != end
+        assert text == f"{begin // 60:02}:{begin % 60:02}-{end // 60:02}:{end % 60:02}"
 
 
 @given(st.text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit_findings import a_divergence
+from kit_messages import any_of
 from replicad.model.divergence import (
     ID_CHARACTERS,
     MAX_BITS,
@@ -19,6 +19,7 @@ from replicad.model.divergence import (
     Divergence,
     Event,
     Look,
+    Part,
     Receipt,
     Side,
     State,
@@ -88,6 +89,13 @@ def test_an_id_depends_on_all_that_makes_a_finding() -> None:
     ids = {divergence_id(*words) for words in (base, *others)}
     assert divergence_id(*base) == divergence_id(*base) and len(ids) == len(others) + 1
     assert all(len(name) == ID_CHARACTERS and set(name) <= set("0123456789abcdef") for name in ids)
+
+
+def test_only_bytes_of_files_can_be_lost() -> None:
+    """With the same evidence a block or a segment is lost; records, metadata and books can be made anew."""
+    nowhere = Evidence(Sight.ABSENT, Sight.UNREADABLE)
+    lost = {part for part in Part if a_divergence(part=part, evidence=nowhere).is_lost}
+    assert lost == {Part.BLOCK, Part.SEGMENT}
 
 
 # ------------------------------------------------------------------------------------------------------ found again
@@ -185,17 +193,6 @@ def test_the_document_has_every_field() -> None:
     looks = document["looks"]
     assert isinstance(looks, list) and looks[0]["checksum"] == "ab" * 16
     assert document["lost"] is True and as_document(a_divergence())["lost"] is False
-
-
-def any_of(kind: Any) -> st.SearchStrategy[Any]:
-    """Any value of a type, every field of a Struct filled, with numbers that a book can hold."""
-    if kind is int:
-        return st.integers(-(2**63), 2**63 - 1)
-    if get_origin(kind) is tuple:
-        return st.lists(any_of(get_args(kind)[0]), max_size=3).map(tuple)
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return st.builds(kind, **{name: any_of(hint) for name, hint in get_type_hints(kind).items()})
-    return st.from_type(kind)
 
 
 @given(any_of(Divergence))

@@ -8,20 +8,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit_findings import replica_rot
 from kit_messages import EXAMPLES
 from replicad.link.frames import LENGTH_BYTES, SMALL_BYTES, Splitter, pack
 from replicad.link.messages import (
+    MAX_CASES_BYTES,
     MAX_MESSAGE_BYTES,
+    MAX_SEEN_BYTES,
+    MAX_WANTS,
     Blocks,
+    Case,
+    Cases,
+    Examine,
+    Inquire,
     Listing,
     Message,
     Offer,
     Ping,
     Read,
+    Settled,
     SnapshotLine,
     Snapshots,
+    Want,
     encode,
 )
+from replicad.model.divergence import MAX_AFFECTED, MAX_BLOCKS_NAMED, MAX_EVENTS, Affected, Event
 from replicad.model.errors import PeerError
 
 STREAM = b"".join(bytes(pack(message)) for message in EXAMPLES)
@@ -88,7 +99,7 @@ def test_random_bytes_end_in_messages_or_peer_error(data: bytes, cuts: list[int]
 
 
 @settings(max_examples=300)
-@given(st.integers(0, 32), st.binary(max_size=60))
+@given(st.integers(0, 40), st.binary(max_size=60))
 def test_random_fields_end_in_messages_or_peer_error(tag: int, fields: bytes) -> None:
     """A well-formed length and tag before random fields do no harm either."""
     message = bytes([0x90 | min(15, len(fields) + 1), tag]) + fields
@@ -102,7 +113,7 @@ def test_deep_nesting_ends_in_peer_error() -> None:
         split([len(message).to_bytes(LENGTH_BYTES, "big") + message])
 
 
-@given(st.integers(MAX_MESSAGE_BYTES + 1, 2**32 - 1), st.sampled_from([9, 10, 11, 17, 20]))
+@given(st.integers(MAX_MESSAGE_BYTES + 1, 2**32 - 1), st.sampled_from([9, 10, 11, 17, 20, 24, 27, 29]))
 def test_an_oversize_length_is_refused_at_the_first_bytes(size: int, tag: int) -> None:
     """The refusal needs the head alone: nothing is read or held for such a message."""
     with pytest.raises(PeerError, match="bytes"):
@@ -119,9 +130,34 @@ def test_a_length_below_the_smallest_message_is_refused(size: int) -> None:
 def test_only_messages_that_carry_frames_may_be_long() -> None:
     """A long message that decodes into many objects is refused at its head."""
     line = SnapshotLine(1, 1, 1, True, 1, 1, 0, b"")
-    for message in (Snapshots([line] * 30_000, False), Read(1, [b"x"] * 200_000, 0), Offer(bytes(SMALL_BYTES))):
+    for message in (
+        Snapshots([line] * 30_000, False),
+        Read(1, [b"x"] * 200_000, 0),
+        Offer(bytes(SMALL_BYTES)),
+        Inquire("7" * SMALL_BYTES),
+    ):
         encoded = encode(message)
         assert len(encoded) > SMALL_BYTES
+        with pytest.raises(PeerError, match="kind"):
+            Splitter().feed(len(encoded).to_bytes(LENGTH_BYTES, "big") + encoded[:2])
+        with pytest.raises(AssertionError):
+            pack(message)
+
+
+def test_findings_may_be_long_but_not_as_long_as_stored_frames() -> None:
+    """A finding with every list full, the bytes of the largest place and all the blocks that it wants travels in one
+    message; whoever promises more than a few megabytes of findings is refused at the head."""
+    full = replica_rot(
+        id="7c1e90ab",
+        blocks=(bytes(32),) * MAX_BLOCKS_NAMED,
+        affected=(Affected(b"p" * 4095, 0, 1),) * MAX_AFFECTED,
+        events=tuple(Event(2**62, "x" * 500) for _ in range(MAX_EVENTS)),
+    )
+    examine = Examine(bytes(32), bytes(MAX_SEEN_BYTES))
+    one = Cases([Case(full, bytes(MAX_SEEN_BYTES), [Want(bytes(32), 2**62, 2**62)] * MAX_WANTS)], False)
+    assert split([bytes(pack(examine)), bytes(pack(one)), bytes(pack(Settled(full)))]) == [examine, one, Settled(full)]
+    for message in (Cases([Case(full, b"", [])] * 12, False), Settled(replica_rot(what="x" * MAX_CASES_BYTES))):
+        encoded = encode(message)
         with pytest.raises(PeerError, match="kind"):
             Splitter().feed(len(encoded).to_bytes(LENGTH_BYTES, "big") + encoded[:2])
         with pytest.raises(AssertionError):

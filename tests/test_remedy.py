@@ -87,6 +87,7 @@ def test_nothing_is_mended_with_bytes_that_nobody_has() -> None:
     rotten = Evidence(Sight.ABSENT, Sight.DIFFERS, witness=Witness.CONFIRMS)
     assert remedy_of(found(Part.BLOCK, rotten)) is Remedy.NONE_LEFT
     assert remedy_of(found(Part.RECORD, rotten)) is Remedy.LAY_SEGMENT
+    assert remedy_of(found(Part.SEGMENT, rotten)) is Remedy.LAY_SEGMENT
     for primary, replica, writing, witness in itertools.product(Sight, Sight, Writing, Witness):
         one = found(Part.BLOCK, Evidence(primary, replica, writing, witness))
         if one.is_lost:

@@ -5,33 +5,68 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kit_messages import EXAMPLES
+from kit_findings import replica_rot
+from kit_messages import EXAMPLES, any_of
+from replicad.link import messages  # Testify would be taken for a test by its name
 from replicad.link.messages import (
+    BUCKETS,
+    MAX_CASES,
     MAX_CREDIT_BYTES,
     MAX_OFFER,
+    MAX_SEEN_BYTES,
+    MAX_WANTS,
     PROTOCOL,
+    Accounted,
     Acked,
     Bye,
+    Case,
+    Cases,
     Credit,
+    Direct,
+    Directed,
+    Examine,
+    Examined,
     Fetch,
     Hello,
+    Inquire,
     Lost,
     Message,
     Need,
     Offer,
     Opened,
     OpenRead,
+    OpenTend,
     OpenWrite,
     Ping,
     Pong,
     Read,
     Refuse,
+    Settled,
+    Want,
     Welcome,
+    decode_untrusted,
+    encode,
 )
-from replicad.link.session import MAX_GLOBS, TABLE, Role, Session, State, message_problem, refused, version_refusal
+from replicad.link.session import (
+    MAX_EVENTS,
+    MAX_GLOBS,
+    MAX_STATUS_BYTES,
+    TABLE,
+    Role,
+    Session,
+    State,
+    message_problem,
+    refused,
+    version_refusal,
+)
+from replicad.model import divergence
+from replicad.model.divergence import MAX_AFFECTED, MAX_BITS, MAX_BLOCKS_NAMED, Affected, Event, Look, Side
 from replicad.model.errors import PeerError
 from replicad.model.snapshot import Head
+from replicad.model.verdict import Sight
 
 # What each side may say in each state, as one line a case: C = client, S = server. Pings, Pongs and Byes of both
 # sides and the server's Refuse are legal in every state but "closed" and are left out here.
@@ -40,8 +75,10 @@ start          C Hello          greeting
 greeting       S Welcome        greeted
 greeted        C OpenWrite      opening for writing
 greeted        C OpenRead       opening for reading
+greeted        C OpenTend       opening for tending
 opening for writing S Opened    writing
 opening for reading S Opened    reading
+opening for tending S Opened    tending
 writing        C Offer          writing
 writing        C Blocks         writing
 writing        C Record         writing
@@ -57,6 +94,17 @@ reading        S Snapshots      reading
 reading        S Listing        reading
 reading        S Blocks         reading
 reading        S Lost           reading
+tending        C Examine        tending
+tending        C Inquire        tending
+tending        C Testify        tending
+tending        C Blocks         tending
+tending        C Account        tending
+tending        C Direct         tending
+tending        S Examined       tending
+tending        S Cases          tending
+tending        S Settled        tending
+tending        S Accounted      tending
+tending        S Directed       tending
 """
 
 
@@ -112,6 +160,16 @@ def test_the_wire_has_no_verb_for_deletion() -> None:
     assert said == {"Offer", "Blocks", "Record", "Seal", "Ping", "Pong", "Bye"}
 
 
+def test_a_tending_client_gives_evidence_and_nothing_else() -> None:
+    """While tending, a client asks, testifies, and sends proven blocks; a scrub can be hurried and not held up."""
+    said = {kind.__name__ for state, role, kind in TABLE if state is State.TENDING and role is Role.CLIENT}
+    assert said == {"Examine", "Inquire", "Testify", "Blocks", "Account", "Direct", "Ping", "Pong", "Bye"}
+    assert [action for action in ("start", "status", "pause", "resume", "") if not message_problem(Direct(action))] == [
+        "start",
+        "status",
+    ]
+
+
 BAD = (
     Hello(-1, ""),
     Hello(PROTOCOL, "x" * 5000),
@@ -140,10 +198,117 @@ BAD = (
     Read(1, [], -1),
     Lost(b"", "gone"),
     Lost(bytes(32), "x" * 5000),
+    OpenTend("d" * 256),
+    Examine(b"", b""),
+    Examine(bytes(33), b""),
+    Examine(bytes(32), bytes(MAX_SEEN_BYTES + 1)),
+    Examined(bytes(15), bytes(32), Sight.MATCHES, ""),
+    Examined(bytes(16), bytes(16), Sight.MATCHES, ""),
+    Examined(b"", b"", Sight.UNKNOWN, "x" * 5000),
+    Inquire("7" * 256),
+    Cases([Case(replica_rot(id="7c1e90ab"), b"", [])] * (MAX_CASES + 1), False),
+    Cases([Case(replica_rot(id="7c1e90ab"), bytes(MAX_SEEN_BYTES // 2 + 1), [])] * 2, False),
+    Cases([Case(replica_rot(id="7c1e90ab"), b"", [Want(bytes(32), 1, 1)] * (MAX_WANTS + 1))], False),
+    Cases([Case(replica_rot(id="7c1e90ab"), b"", [Want(b"", 1, 1)])], False),
+    Cases([Case(replica_rot(id="7c1e90ab"), b"", [Want(bytes(32), -1, 1)])], False),
+    Cases([Case(replica_rot(id="7c1e90ab"), b"", [Want(bytes(32), 1, 2**63)])], False),
+    Cases([Case(replica_rot(id=""), b"", [])], False),
+    messages.Testify("7" * 256, b"", [], 0),
+    messages.Testify("7c1e90ab", bytes(17), [], 0),
+    messages.Testify("7c1e90ab", b"", [Sight.ABSENT] * (MAX_WANTS + 1), 0),
+    messages.Testify("7c1e90ab", b"", [], -1),
+    messages.Testify("7c1e90ab", b"", [], MAX_WANTS + 1),
+    Accounted(Head(1, b"short"), 0, [bytes(32)] * BUCKETS),
+    Accounted(Head(), -1, [bytes(32)] * BUCKETS),
+    Accounted(Head(), 0, [bytes(32)] * (BUCKETS - 1)),
+    Accounted(Head(), 0, [bytes(32)] * (BUCKETS - 1) + [b""]),
+    Direct("pause"),
+    Direct(""),
+    Directed(bytes(MAX_STATUS_BYTES + 1)),
     Ping(-1),
     Pong(2**63),
     Bye("x" * 5000),
 )
+
+BAD_FINDINGS: tuple[dict[str, object], ...] = (
+    {"id": ""},
+    {"id": "7c1e90a"},
+    {"id": "7c1e90ab0"},
+    {"id": "7C1E90AB"},
+    {"id": "../../ab"},
+    {"key": "k" * 5000},
+    {"dataset": "d" * 5000},
+    {"peer": "p" * 5000},
+    {"what": "ü" * 3000},
+    {"quarantine": "q" * 5000},
+    {"path": b"p" * 5000},
+    {"found_ns": -1},
+    {"changed_ns": 2**63},
+    {"offset": -1},
+    {"length": 2**63},
+    {"file": -1},
+    {"number": 2**64 - 1},
+    {"affected_count": -1},
+    {"expected": b"short"},
+    {"seen": bytes(33)},
+    {"bits": -2},
+    {"bits": 2**63},
+    {"bit_positions": (0,) * (MAX_BITS + 1)},
+    {"bit_positions": (-1,)},
+    {"blocks": (bytes(32),) * (MAX_BLOCKS_NAMED + 1)},
+    {"blocks": (bytes(31),)},
+    {"affected": (Affected(b"a", 0, 1),) * (MAX_AFFECTED + 1)},
+    {"affected": (Affected(b"a" * 5000, 0, 1),)},
+    {"affected": (Affected(b"a", -1, 1),)},
+    {"affected": (Affected(b"a", 0, 2**63),)},
+    {"affected": (Affected(b"a", 0, 1, -1, 0),)},
+    {"affected": (Affected(b"a", 0, 1, 0, -1),)},
+    {"events": (Event(0, ""),) * (MAX_EVENTS + 1)},
+    {"events": (Event(0, "x" * 5000),)},
+    {"events": (Event(-1, ""),)},
+    {"looks": (Look(0, Side.REPLICA, Sight.DIFFERS, "media"),) * (MAX_EVENTS + 1)},
+    {"looks": (Look(-1, Side.REPLICA, Sight.DIFFERS, "media"),)},
+    {"looks": (Look(0, Side.REPLICA, Sight.DIFFERS, "s" * 5000),)},
+    {"looks": (Look(0, Side.REPLICA, Sight.DIFFERS, "media", b"short"),)},
+    {"looks": (Look(0, Side.REPLICA, Sight.DIFFERS, "media", b"", "x" * 5000),)},
+)
+
+
+@pytest.mark.parametrize("changes", BAD_FINDINGS, ids=lambda changes: ",".join(changes))
+def test_a_finding_beyond_a_limit_is_refused(changes: dict[str, object]) -> None:
+    """Whatever field of a peer's finding breaks its limit, the message is refused, in a list and alone: what gets in
+    can be kept in a book and shown to a person."""
+    found = replica_rot(**{"id": "7c1e90ab", **changes})
+    for message in (Settled(found), Cases([Case(found, b"", [])], False)):
+        with pytest.raises(PeerError, match="invalid"):
+            session_in(State.TENDING, Role.CLIENT).receive(message)
+
+
+def test_a_finding_that_a_book_keeps_is_one_that_travels() -> None:
+    """The limits of the wire leave room for every history that a book keeps."""
+    assert divergence.MAX_EVENTS <= MAX_EVENTS
+
+
+@given(st.one_of([any_of(kind) for kind in get_args(Message)]))
+def test_any_fields_are_taken_or_refused(message: Message) -> None:
+    """Whatever stands in the fields of a message that can be decoded, it is taken or it is refused with a PeerError, by
+    the side that may hear it; what is taken is what was sent."""
+    state, role, _ = next(key for key in TABLE if key[2] is type(message))
+    received = decode_untrusted(encode(message))
+    assert received == message
+    try:
+        session_in(state, role.other).receive(received)
+    except PeerError:
+        assert message_problem(message)
+
+
+@given(any_of(Settled))
+def test_a_finding_that_is_taken_can_be_kept(message: Settled) -> None:
+    """Numbers of a peer's finding that pass are ones that a book can hold, and its id names no path."""
+    if not message_problem(message):
+        found = message.found
+        assert all(0 <= number < 2**63 for number in (found.found_ns, found.changed_ns, found.length))
+        assert len(found.id) == 8 and found.id.isalnum()
 
 
 @pytest.mark.parametrize("message", BAD, ids=lambda message: type(message).__name__)

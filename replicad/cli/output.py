@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ import msgspec
 import typer
 
 from replicad.model.errors import ConfigError, ReplicadError
+from replicad.status import printable
 
+COLUMNS = 80
 EXIT_PIPE_CLOSED = 141
 """What shells show for a process whose reader went away (128 + SIGPIPE)."""
 PROGRESS_LINE_S = 10.0
@@ -58,7 +61,10 @@ def json_line(value: object) -> None:
     line(msgspec.json.encode(value, enc_hook=_plain).decode())
 
 
-def mark(text: str, style: Literal["ok", "warn", "bad", "dim", "bold"]) -> str:
+Style = Literal["ok", "warn", "bad", "dim", "bold"]
+
+
+def mark(text: str, style: Style) -> str:
     """`text` in a colour where stdout is a terminal that shows colours, unchanged otherwise."""
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if _shows_colours(sys.stdout) else text
 
@@ -70,6 +76,19 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in cells:
         padded = [cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
         line("  ".join(padded).rstrip())
+
+
+def wrapped(first: str, text: str, later: str) -> list[str]:
+    """`text` behind `first`, further lines behind `later`: COLUMNS wide, but a path or a command is never broken.
+    Control characters, which a peer's text or a file's name may hold, become "?"."""
+    return textwrap.wrap(
+        printable(text),
+        COLUMNS,
+        initial_indent=first,
+        subsequent_indent=later,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def show_bytes(size: float) -> str:

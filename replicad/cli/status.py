@@ -8,7 +8,6 @@ not see: a daemon out of reach is an error (exit code 3), and so is a replica ou
 from __future__ import annotations
 
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,8 @@ import typer
 
 from replicad.cli import output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from replicad.cli.output import COLUMNS as COLUMNS
+from replicad.cli.output import wrapped as _wrapped
 from replicad.http.api import Client
 from replicad.model.errors import LinkError
 from replicad.status import (
@@ -31,11 +32,9 @@ from replicad.status import (
     findings,
     is_late,
     lag_s,
-    printable,
 )
 from replicad.system.clock import format_ns
 
-COLUMNS = 80
 LABEL_COLUMNS = 14
 """Where the values of a block begin."""
 NAMED_TROUBLES = 10
@@ -247,15 +246,3 @@ def _rate_of_pass(line: DatasetStatus, now: NodeStatus) -> float:
 def _value(label: str, text: str, *, bad: bool = False) -> Iterator[str]:
     for line in _wrapped(f"  {label:<{LABEL_COLUMNS - 2}}", text, " " * LABEL_COLUMNS):
         yield output.mark(line, "bad") if bad else line
-
-
-def _wrapped(first: str, text: str, later: str) -> list[str]:
-    """`text` behind `first`, further lines behind `later`: COLUMNS wide, but a path or a command is never broken."""
-    return textwrap.wrap(
-        printable(text),
-        COLUMNS,
-        initial_indent=first,
-        subsequent_indent=later,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from string import hexdigits
 from typing import TypeVar
 
 import msgspec
@@ -126,12 +127,19 @@ class Findings:
 
     def find(self, prefix: str) -> Divergence:
         """The one divergence whose id begins with `prefix`. Raises UsageError when there is none or more than one."""
-        low, high = prefix.lower(), prefix.lower() + "g"  # ids are hex digits
-        rows = self._db.all("SELECT body FROM divergence WHERE id >= ? AND id < ? LIMIT 2", (low, high))
-        if len(rows) != 1 or not prefix:
-            text = f"more than one divergence begins with {prefix!r}" if rows else f"there is no divergence {prefix!r}"
+        found = self.beginning_with(prefix)
+        if len(found) != 1 or not prefix:
+            text = f"more than one divergence begins with {prefix!r}" if found else f"there is no divergence {prefix!r}"
             raise UsageError(text, hint="replicad divergence list names them")
-        return _divergence.decode(rows[0][0])
+        return found[0]
+
+    def beginning_with(self, prefix: str) -> list[Divergence]:
+        """The first two divergences whose id begins so: enough to know whether it names one."""
+        low, high = prefix.lower(), prefix.lower() + "g"
+        if set(low) - set(hexdigits):  # ids are hex digits
+            return []
+        rows = self._db.all("SELECT body FROM divergence WHERE id >= ? AND id < ? LIMIT 2", (low, high))
+        return [_divergence.decode(body) for (body,) in rows]
 
     def listed(self, *, side: Side | None = None, state: State | None = State.OPEN) -> list[Divergence]:
         """Divergences, oldest first; `side` and `state` None mean all."""

@@ -22,7 +22,10 @@ from replicad.http.contract import (
     Freed,
     Released,
     Reloaded,
+    Repaired,
+    RepairResult,
     SyncRequest,
+    repair_query,
     status_query,
 )
 from replicad.model.errors import LinkError, UsageError
@@ -31,6 +34,9 @@ from replicad.system.sockets import socket_address
 
 ANSWER_TIMEOUT_S = 10.0
 """How long the daemon may be silent beyond the wait that was asked of it; its event loop never blocks for a second."""
+REPAIR_TIMEOUT_S = 1800.0
+"""How long a repair may take before the command stops waiting for it; the daemon goes on. Repairing all that an hour's
+limit allows takes minutes: each block is fetched over the link, written, and read again from the medium."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A status of ten thousand datasets with a hundred troubles each stays below this."""
 
@@ -64,6 +70,15 @@ class Client:
     def reload(self) -> list[str]:
         """Have the configuration read again; the problems found, empty when it is in force."""
         return self._ask("POST", "/reload", [], Reloaded).problems
+
+    def repair(self, id: str | None, *, dry_run: bool = False) -> list[RepairResult]:
+        """Repair one divergence, or all open ones (None), or say what would be done. Takes as long as the repair.
+        Raises UsageError for an unknown id."""
+        return self._ask("POST", "/repair", repair_query(id, dry_run=dry_run), Repaired, REPAIR_TIMEOUT_S).results
+
+    def undo_repair(self, id: str) -> list[RepairResult]:
+        """Take a repair of the primary's data back. Raises UsageError for an unknown id."""
+        return self._ask("POST", "/repair", [("undo", id)], Repaired, REPAIR_TIMEOUT_S).results
 
     def _ask(
         self, verb: str, path: str, query: list[tuple[str, str]], kind: type[Answer], wait_s: float = 0.0

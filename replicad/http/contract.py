@@ -8,7 +8,7 @@ nothing of each other. Over the control socket, STATE/control.sock:
     POST /release?dataset=NAME   -> Released
     POST /reload                 -> Reloaded
     POST /scrub?action=start|pause|resume[&dataset=NAME][&side=primary|replica][&for_s=S] -> Directed
-    POST /repair?id=ID[&dry_run=1] | ?all=1[&dry_run=1] | ?undo=ID                        -> Repaired
+    POST /repair?id=ID[&dry_run=1] | ?all=1[&dry_run=1] | ?undo=ID                        -> Repaired, when it is done
     anything that fails          -> 4xx or 5xx with Failure
 """
 
@@ -119,6 +119,18 @@ class Daemon(Protocol):
 
     async def reload(self) -> list[str]:
         """Read the configuration file again. The problems found, in words; empty when it is in force."""
+
+    async def repair(self, id: str | None, *, dry_run: bool) -> list[RepairResult]:
+        """Repair the divergence whose id begins with `id`, or all open ones (None); in a dry run only say what would be
+        done. Raises UsageError when there is no such divergence, or more than one."""
+
+    async def undo_repair(self, id: str) -> list[RepairResult]:
+        """Put the bytes that a repair of the primary's data replaced back. Raises UsageError as `repair`."""
+
+
+def repair_query(id: str | None, *, dry_run: bool) -> list[tuple[str, str]]:
+    """The query of POST /repair for one divergence, or for all (None)."""
+    return [("all", "1") if id is None else ("id", id), *([("dry_run", "1")] if dry_run else [])]
 
 
 def has_served(status: NodeStatus, requests: Iterable[SyncRequest]) -> bool:

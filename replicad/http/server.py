@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from replicad.http.contract import (
     Freed,
     Released,
     Reloaded,
+    Repaired,
+    RepairResult,
     SyncRequest,
     has_served,
     parse_served_untrusted,
@@ -75,6 +77,7 @@ class HttpServer:
         self._over_tcp: _Listening | None = None
         self._over_socket: _Listening | None = None
         self._reload_task: asyncio.Future[list[str]] | None = None
+        self._repairs: set[asyncio.Task[list[RepairResult]]] = set()
         self._stopping = False
         self.address = ""
         """Where /metrics is, ADDR:PORT; "" until `start` and when there is no TCP listener."""
@@ -154,6 +157,7 @@ class HttpServer:
                 ("POST", "/sync"): self._sync,
                 ("POST", "/release"): self._release,
                 ("POST", "/reload"): self._reload,
+                ("POST", "/repair"): self._repair,
             }
         )
         listener = await asyncio.get_running_loop().create_unix_server(
@@ -205,6 +209,24 @@ class HttpServer:
         return _json(
             Reloaded(await asyncio.shield(self._reload_task))
         )  # who asked may go away; half a reload may not be
+
+    async def _repair(self, request: web.Request) -> web.Response:
+        task = asyncio.get_running_loop().create_task(self._repair_asked_untrusted(request))
+        self._repairs.add(task)
+        task.add_done_callback(self._repairs.discard)
+        return _json(Repaired(await asyncio.shield(task)))  # who asked may go away; half a repair may not be
+
+    def _repair_asked_untrusted(self, request: web.Request) -> Coroutine[None, None, list[RepairResult]]:
+        query = dict(request.query) if len(set(request.query)) == len(request.query) else {}
+        dry_run = query.pop("dry_run", None)
+        match query:
+            case {"id": name, **others} if not others and dry_run in (None, "1"):
+                return self._daemon.repair(name, dry_run=bool(dry_run))
+            case {"all": "1", **others} if not others and dry_run in (None, "1"):
+                return self._daemon.repair(None, dry_run=bool(dry_run))
+            case {"undo": name, **others} if not others and dry_run is None:
+                return self._daemon.undo_repair(name)
+        raise web.HTTPBadRequest(reason="what to repair is id=ID, all=1 or undo=ID")
 
     def _check_dataset(self, dataset: str) -> None:
         known = sorted({line.dataset for line in self._daemon.status().datasets})

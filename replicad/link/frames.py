@@ -6,8 +6,9 @@
 | 4 | length | the message as `messages.encode` gives it: a msgpack array whose first element is the tag |
 
 `00 00 00 03 92 14 07` is Ping(token=7): 3 bytes; an array of two; tag 20; 7. The length comes first so that the
-receiver can refuse before it holds anything, the tag second so that only messages made to carry stored frames may
-be long. **Never** lets anything out of a peer's bytes but messages or PeerError. History: 1 = first.
+receiver can refuse before it holds anything, the tag second so that only messages made to carry stored frames, or
+bytes to be judged, may be long. **Never** lets anything out of a peer's bytes but messages or PeerError. History:
+1 = first.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ MIN_MESSAGE_BYTES = 2
 SMALL_BYTES = 256 * 1024
 """Longest message that carries no stored frames (an Offer of 4096 ids takes half): decoded into objects, a longer
 one could take many times its length in memory."""
-_LARGE_TAGS = {9: MAX_MESSAGE_BYTES, 10: MAX_MESSAGE_BYTES, 11: MAX_MESSAGE_BYTES, 17: MAX_MESSAGE_BYTES,
-               24: MAX_SEEN_BYTES + 1024, 27: MAX_CASES_BYTES}  # fmt: skip
-"""Blocks, Record, Seal, Listing, Examine: each is one run of bytes, so memory stays close to the length. Cases: bytes
-of damaged places and few objects beside them."""
+_LONGER = {
+    **dict.fromkeys((9, 10, 11, 17), MAX_MESSAGE_BYTES),
+    24: MAX_SEEN_BYTES + 1024,
+    **dict.fromkeys((27, 29), MAX_CASES_BYTES),
+}
+"""By tag: Blocks, Record, Seal, Listing and Examine are each one run of bytes, so memory stays close to the length.
+Cases and Settled tell findings: a hostile one takes up to fifteen times its length (measured) until it is refused."""
 _TAG_AT = LENGTH_BYTES + 1
 _HEAD_BYTES = LENGTH_BYTES + MIN_MESSAGE_BYTES
 """What must be there before a frame is judged."""
@@ -104,6 +108,6 @@ def _length_problem(size: int, tag: int) -> str:
     """Why no message of the kind `tag` may have this length, or ""."""
     if not MIN_MESSAGE_BYTES <= size <= MAX_MESSAGE_BYTES:
         return f"of {size} bytes; {MIN_MESSAGE_BYTES} to {MAX_MESSAGE_BYTES} are allowed"
-    if size > (limit := _LARGE_TAGS.get(tag, SMALL_BYTES)):
+    if size > (limit := _LONGER.get(tag, SMALL_BYTES)):
         return f"of {size} bytes whose kind may have {limit}"
     return ""

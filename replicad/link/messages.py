@@ -28,7 +28,7 @@ MAX_TEXT_BYTES = 4096
 MAX_SEEN_BYTES = 2 * 1024 * 1024
 """Bytes of a damaged place that travel to be hashed by the other side: any block, and its frame's header."""
 MAX_CASES = 64
-"""Findings in one Cases message at most; their bytes together stay below MAX_SEEN_BYTES, unless it is one alone."""
+"""Findings in one Cases message at most; the bytes that were seen stay within MAX_SEEN_BYTES together."""
 MAX_CASES_BYTES = 3 * 1024 * 1024
 """A Cases message: the bytes of its findings, or of one alone, and what is told beside them."""
 MAX_WANTS = 4096

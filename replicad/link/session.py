@@ -2,7 +2,7 @@
 
     START --Hello--> GREETING --Welcome--> GREETED --OpenWrite--> OPENING_WRITE --Opened--> WRITING
                                                    |-OpenRead---> OPENING_READ  --Opened--> READING
-                                               `-OpenTend---> OPENING_TEND  --Opened--> TENDING
+                                                   `-OpenTend---> OPENING_TEND  --Opened--> TENDING
 
 The client is the side that dialled. Ping and Pong may be said in every state but CLOSED, Bye by either side ends
 the session, and the server may answer anything with Refuse, which ends it too. What the table does not hold is
@@ -12,7 +12,8 @@ allows it must also keep the limits of its fields (`message_problem`), so that n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -62,7 +63,7 @@ from replicad.link.messages import (
     Welcome,
 )
 from replicad.model.block import CHECKSUM_BYTES, ID_BYTES
-from replicad.model.divergence import MAX_AFFECTED, MAX_BITS, MAX_BLOCKS_NAMED, Divergence
+from replicad.model.divergence import ID_CHARACTERS, MAX_AFFECTED, MAX_BITS, MAX_BLOCKS_NAMED, Divergence
 from replicad.model.entry import MAX_PATH_BYTES
 from replicad.model.errors import PeerError, RefusedError
 from replicad.model.snapshot import Head
@@ -71,6 +72,9 @@ MAX_GLOBS = 256
 """Patterns in one Read at most; each is matched against every path of a snapshot."""
 MAX_EVENTS = 1000
 """Lines of history and looks of one finding."""
+MAX_STATUS_BYTES = 64 * 1024
+"""JSON of one ScrubStatus."""
+_FINDING_ID = re.compile(rf"[0-9a-f]{{{ID_CHARACTERS}}}")
 MAX_NAME_TEXT_BYTES = 255
 """Longest name of a node, client or dataset: names become directory names."""
 
@@ -211,8 +215,8 @@ def _globs(globs: Sequence[bytes]) -> str:
     return f"pattern over {MAX_PATH_BYTES} bytes" if any(len(glob) > MAX_PATH_BYTES for glob in globs) else ""
 
 
-def _seen(data: bytes) -> str:
-    return "" if len(data) <= MAX_SEEN_BYTES else f"{len(data)} bytes to be hashed"
+def _seen(size: int) -> str:
+    return "" if size <= MAX_SEEN_BYTES else f"{size} bytes to be hashed"
 
 
 def _hash(value: bytes, *lengths: int) -> str:
@@ -222,7 +226,9 @@ def _hash(value: bytes, *lengths: int) -> str:
 def _found(found: Divergence) -> str:
     """A finding of the peer's: it is shown to people and kept in a book."""
     texts = (found.id, found.key, found.dataset, found.peer, found.what, found.quarantine)
-    said = [look.reason for look in found.looks] + [event.what for event in found.events]
+    said = [text for look in found.looks for text in (look.source, look.reason)] + [one.what for one in found.events]
+    if not _FINDING_ID.fullmatch(found.id):
+        return "id of a finding"
     counts = (
         (len(found.affected), MAX_AFFECTED),
         (len(found.bit_positions), MAX_BITS),
@@ -234,18 +240,34 @@ def _found(found: Divergence) -> str:
         return "finding that is too long"
     if any(len(path) > MAX_PATH_BYTES for path in (found.path, *(one.path for one in found.affected))):
         return "finding with a path that is too long"
-    return next((problem for text in (*texts, *said) if (problem := _text(text))), "")
+    checks = (*map(_text, (*texts, *said)), _number(found.bits, least=-1), *map(_number, _numbers(found)))
+    hashes = (found.expected, found.seen, *(look.checksum for look in found.looks))
+    return next(filter(None, (*checks, *(_hash(value, 0, CHECKSUM_BYTES, ID_BYTES) for value in hashes))), "")
+
+
+def _numbers(found: Divergence) -> Iterator[int]:
+    """The numbers of a finding that a book must be able to hold."""
+    yield from (found.found_ns, found.changed_ns, found.offset, found.length, found.file, found.number)
+    yield found.affected_count
+    yield from found.bit_positions
+    for one in found.affected:
+        yield from (one.offset, one.length, one.first, one.last)
+    yield from (look.at_ns for look in found.looks)
+    yield from (event.at_ns for event in found.events)
 
 
 def _cases(cases: Sequence[Case]) -> str:
-    if len(cases) > MAX_CASES or sum(len(case.seen) for case in cases) > MAX_SEEN_BYTES + MAX_CASES * 1024:
+    if len(cases) > MAX_CASES:
         return f"{len(cases)} findings at once"
-    for case in cases:
-        if len(case.wants) > MAX_WANTS or any(len(want.id) != ID_BYTES for want in case.wants):
-            return "list of blocks"
-        if problem := _found(case.found):
-            return problem
-    return ""
+    problems = (_seen(sum(len(case.seen) for case in cases)), *map(_wants, cases), *(_found(c.found) for c in cases))
+    return next(filter(None, problems), "")
+
+
+def _wants(case: Case) -> str:
+    if len(case.wants) > MAX_WANTS:
+        return f"{len(case.wants)} blocks wanted"
+    places = (_number(value) for want in case.wants for value in (want.file, want.number))
+    return next(filter(None, (*(_hash(want.id, ID_BYTES) for want in case.wants), *places)), "")
 
 
 _RULES: dict[MessageType, Callable[[Any], str]] = {
@@ -271,7 +293,7 @@ _RULES: dict[MessageType, Callable[[Any], str]] = {
     Pong: lambda m: _number(m.token),
     Bye: lambda m: _text(m.reason),
     OpenTend: lambda m: _text(m.dataset, MAX_NAME_TEXT_BYTES),
-    Examine: lambda m: _hash(m.id, ID_BYTES) or _seen(m.data),
+    Examine: lambda m: _hash(m.id, ID_BYTES) or _seen(len(m.data)),
     Examined: lambda m: _hash(m.checksum, 0, CHECKSUM_BYTES) or _hash(m.id, 0, ID_BYTES) or _text(m.reason),
     Inquire: lambda m: _text(m.after, MAX_NAME_TEXT_BYTES),
     Cases: lambda m: _cases(m.cases),
@@ -289,6 +311,6 @@ _RULES: dict[MessageType, Callable[[Any], str]] = {
         or next((problem for part in m.sums if (problem := _hash(part, ID_BYTES))), "")
     ),
     Direct: lambda m: "" if m.action in ("start", "status") else "action",
-    Directed: lambda m: "" if len(m.status) <= 64 * 1024 else "status",
+    Directed: lambda m: "" if len(m.status) <= MAX_STATUS_BYTES else f"status of {len(m.status)} bytes",
 }
 """Limits of the fields; a kind that is not named has none beyond its length."""
