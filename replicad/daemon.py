@@ -12,24 +12,29 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import aiofiles
 
 from replicad import __version__
-from replicad.config import ClientConfig, Config, DatasetConfig, ReplicaConfig, load
-from replicad.http.contract import SyncRequest
+from replicad.config import ClientConfig, Config, DatasetConfig, ListenConfig, ReplicaConfig, load
+from replicad.db.findings import Findings
+from replicad.http.contract import Directed, RepairResult, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
 from replicad.link.reception import House, Reception
 from replicad.link.ssh import Dialler, Listener, listen
 from replicad.link.unix import SOCKET_NAME, serve_unix
 from replicad.model.block import self_test
+from replicad.model.divergence import Divergence, Side
 from replicad.model.errors import ConfigError, LinkError, ReplicadError, UsageError
-from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, encode
+from replicad.model.remedy import remedy_of
+from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, ScrubStatus, encode
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.system.heap import keep_freed_memory
@@ -37,8 +42,14 @@ from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
 from replicad.work.dataset import Dataset
 from replicad.work.job import Runner
+from replicad.work.mended import Mended
 from replicad.work.replicate import Replication
-from replicad.work.shelves import Shelves
+from replicad.work.scrub import Scrubbing, policy_of
+from replicad.work.scrubs import Answer, Scrubs
+from replicad.work.shelves import MakeMender, OpenStore, Shelves
+from replicad.work.surface import Surface
+from replicad.work.tended import StoreMender
+from replicad.work.tendings import Tendings
 
 log = logger("daemon")
 
@@ -46,18 +57,57 @@ SOFTWARE = f"replicad {__version__}"
 CLEAN_UP_S = 8.0
 """What a post hook gets to clean up when its dataset is stopped. With its ending and that of a session on a dead line
 (5 s each) a stop stays well below what service managers wait."""
+SCRUB_THREADS = 2
+"""Threads of their own for scrubs of this node's datasets: reading and hashing of one turn go on side by side, and
+replication never waits for a thread that scrubs."""
+RETUNED = ("scrub_every_s", "scrub_duty", "quiet_hours", "repair", "repair_limit")
+"""Keys of [listen] that are in force at once, with every session left alone."""
 REMEMBER_S = 30.0
 """How often the status is written down for `replicad status` of a dead daemon; an idle disk may sleep in between."""
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One finding that a person means, and what repairs it or takes its repair back."""
+
+    found: Divergence
+    repair: Callable[[bool], Awaitable[Mended]]
+    """The flag says whether only to say what would be done."""
+    undo: Callable[[], Awaitable[Mended]]
+
+
+@dataclass(frozen=True, slots=True)
+class Surfaces:
+    """What scrubs work on, by side; None = this side is not scrubbed. Opened anew after each failure; they raise
+    ReplicadError when they cannot be."""
+
+    primary: Callable[[Dataset, Executor, Clock], Awaitable[Surface]] | None = None
+    replica: Callable[[Shelves, str, str], Awaitable[Surface]] | None = None
+    """Of client and dataset."""
+    mender: Callable[[OpenStore, ListenConfig, Clock, Disk], StoreMender] | None = None
+    """What mends a store; None = nothing does."""
 
 
 class Daemon:
     """One node. `run` lives until it is told to stop."""
 
-    def __init__(self, config: Config, clock: Clock | None = None, disk: Disk | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock | None = None,
+        disk: Disk | None = None,
+        surfaces: Surfaces = Surfaces(),
+    ) -> None:
         self._config = config
         self._clock, self._disk = clock or Clock(), disk or Disk()
         self._status = NodeStatus(node=config.node.name, version=__version__, config_file=str(config.file))
         self._pool = ThreadPoolExecutor(config.node.threads, "work")
+        self._scrub_pool = ThreadPoolExecutor(SCRUB_THREADS, "scrub")
+        self._turnstile = asyncio.Lock()
+        self.surfaces = surfaces
         self._replica: ReplicaSide | None = None
         self._datasets: dict[str, Protected] = {}
         self._diallers: dict[ReplicaConfig, Dialler] = {}
@@ -97,10 +147,13 @@ class Daemon:
         status = self._status
         status.now_ns = self._clock.now_ns()
         status.datasets = [line for part in self._datasets.values() for line in part.statuses]
-        status.jobs = [line for part in self._datasets.values() for line in part.jobs]
+        parts = list(self._datasets.values())
+        status.jobs = [line for part in parts for line in (*part.jobs, *part.scrubs.jobs, *part.tendings.jobs)]
+        status.scrubs = [line for p in parts for line in (*p.scrubs.statuses, *p.tendings.statuses)]
         if self._replica:
+            status.scrubs = status.scrubs + self._replica.scrubs.statuses
             status.stores = self._replica.shelves.statuses
-            status.jobs = status.jobs + self._replica.jobs
+            status.jobs = status.jobs + self._replica.jobs + self._replica.scrubs.jobs
             status.sessions = self._replica.reception.sessions
             status.store_free_bytes = self._disk.free_bytes(self._replica.config.store)
             status.store_reserve_bytes = self._replica.config.reserve_bytes
@@ -114,6 +167,75 @@ class Daemon:
     def release(self, dataset: str) -> None:
         """Let a held dataset go on. Raises UsageError."""
         self._protected(dataset).release()
+
+    async def direct_scrub(self, action: str, dataset: str | None, side: str | None, for_s: float) -> Directed:
+        """Start, pause or resume the scrubs of one dataset or all, of one side or both, on this node; with side
+        "replica" a primary passes "start" on to the replicas of its own datasets. Raises ReplicadError."""
+        parts = [part for name, part in self._datasets.items() if dataset in (None, name)]
+        scrubs = [part.scrubs for part in parts] + ([self._replica.scrubs] if self._replica else [])
+        lines = [line for group in scrubs for line in group.statuses]
+        if not any(dataset in (None, line.dataset) and side in (None, line.side) for line in lines):
+            return await self._direct_replicas(action, dataset, side, parts)
+        answers: list[Answer] = []
+        for group in scrubs:
+            answers += await group.direct(
+                action, for_s, lambda line: dataset in (None, line.dataset) and side in (None, line.side)
+            )
+        until_ns = min((answer.until_ns for answer in answers), default=0)
+        return Directed([_scrub_request(answer.status, answer.number) for answer in answers], until_ns)
+
+    async def _direct_replicas(
+        self, action: str, dataset: str | None, side: str | None, parts: Sequence[Protected]
+    ) -> Directed:
+        if side != Side.REPLICA or not parts:
+            names = ", ".join(sorted({*self._datasets, *(line.dataset for line in self.status().scrubs)})) or "none"
+            what = f"{side} side of {dataset or 'any dataset'}" if side else f"dataset {dataset!r}"
+            raise UsageError(f"no scrub of {what} here", hint=f"datasets of this node: {names}")
+        replicas = ", ".join(sorted({replica.name for part in parts for replica in part.replicas}))
+        if action != "start":
+            text = "a primary can hurry the scrub of a replica, but not hold it up"
+            raise UsageError(text, hint=f"type it on the replica: {replicas}")
+        told = [(part, line.peer) for part in parts for line in part.tendings.statuses]
+        numbers = [await part.tendings.start_scrub(name) for part, name in told]
+        return Directed(
+            [
+                ScrubRequest(part.config.name, Side.REPLICA, name, number)
+                for (part, name), number in zip(told, numbers, strict=True)
+            ]
+        )
+
+    async def repair(self, id: str | None, *, dry_run: bool) -> list[RepairResult]:
+        """Repair one finding, or all that are open, of whichever side; in a dry run only say what would be done. Raises
+        UsageError when there is no such finding, or more than one."""
+        results = []
+        for order in await self._meant(id):
+            mended = await self._outcome(order.found, order.repair(dry_run))
+            if id is not None or mended.result != "nothing":
+                results.append(_repair_result(order.found, mended))
+        return results
+
+    async def undo_repair(self, id: str) -> list[RepairResult]:
+        """Put back what the last repair of a finding took away. Raises UsageError as `repair`."""
+        return [_repair_result(one.found, await self._outcome(one.found, one.undo())) for one in await self._meant(id)]
+
+    async def _meant(self, id: str | None) -> list[Order]:
+        """Who is to do something about the findings that are meant. A finding of a store on this very node is that
+        store's, though a primary's book here may mirror it."""
+        orders: dict[str, Order] = {}
+        for part in self._datasets.values():
+            orders |= {order.found.id: order for order in await part.orders(id)}
+        if self._replica:
+            orders |= {order.found.id: order for order in await self._replica.orders(id)}
+        if id is not None and len(orders) != 1:
+            text = f"more than one divergence begins with {id!r}" if orders else f"there is no divergence {id!r}"
+            raise UsageError(text, hint="replicad divergence list names them")
+        return list(orders.values())
+
+    async def _outcome(self, found: Divergence, work: Awaitable[Mended]) -> Mended:
+        try:
+            return await work
+        except ReplicadError as error:
+            return Mended(remedy_of(found), "failed", str(error))
 
     async def reload(self) -> list[str]:
         """Read the configuration file again; an invalid one changes nothing. The problems, in words."""
@@ -158,6 +280,7 @@ class Daemon:
 
     async def _apply_replica_side(self, config: Config) -> None:
         if self._replica and self._replica.fits(config):
+            self._replica.retune(config)
             await self._replica.recheck()
             return
         if self._replica:
@@ -189,7 +312,10 @@ class Daemon:
                 parts[name] = self._datasets[name]
                 continue
             diallers = [self._diallers[replica] for replica in replicas]
-            parts[name] = Protected(config, dataset, diallers, self._pool, self._clock)
+            parts[name] = Protected(config, dataset, diallers, self._pool, self._clock, self._disk)
+            if self.surfaces.primary:
+                opening = partial(self.surfaces.primary, parts[name].dataset, self._scrub_pool, self._clock)
+                parts[name].scrub(opening, self._turnstile)
             if name in before:
                 parts[name].take_over(before[name])
             parts[name].start()
@@ -255,6 +381,7 @@ class Daemon:
         if self._http:
             await self._http.stop()
         self._pool.shutdown()
+        self._scrub_pool.shutdown()
 
     def _protected(self, dataset: str) -> Protected:
         if dataset not in self._datasets:
@@ -303,7 +430,17 @@ class ReplicaSide:
     def __init__(self, daemon: Daemon, config: Config, disk: Disk, clock: Clock) -> None:
         assert config.listen is not None
         self.config, self._node = config.listen, config.node
-        self.shelves = Shelves(config.listen, daemon.clients, disk, clock)
+        self.scrubs = Scrubs(clock, _report_failure)
+        self.shelves = Shelves(
+            config.listen,
+            daemon.clients,
+            disk,
+            clock,
+            appeared=self._scrub,
+            make_mender=self._mender(daemon.surfaces, disk),
+            scrub_of=lambda client, dataset: self.scrubs.find(dataset, client),
+        )
+        self._clock, self._surface, self._turnstile = clock, daemon.surfaces.replica, asyncio.Lock()
         house = House(
             node=config.node.name,
             software=SOFTWARE,
@@ -321,7 +458,17 @@ class ReplicaSide:
     def fits(self, config: Config) -> bool:
         """Whether this is what `config` asks for."""
         node = self._node
-        return self.config == config.listen and (node.name, node.key) == (config.node.name, config.node.key)
+        retuned = {name: getattr(config.listen, name) for name in RETUNED} if config.listen else {}
+        return replace(self.config, **retuned) == config.listen and (node.name, node.key) == (
+            config.node.name,
+            config.node.key,
+        )
+
+    def retune(self, config: Config) -> None:
+        """Go by the keys that `fits` does not mind."""
+        assert config.listen is not None
+        self.config = config.listen
+        self.shelves.adjust(config.listen)
 
     async def recheck(self) -> None:
         """End the sessions of clients that may not connect any more."""
@@ -331,6 +478,7 @@ class ReplicaSide:
         """Open all stores and doors; the listener's address, "" without one."""
         self.config.store.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stack.push_async_callback(self.shelves.close)
+        self._stack.push_async_callback(self.scrubs.close)
         await self.shelves.open_all()
         self._stack.push_async_callback(self.reception.close)
         unix = await serve_unix(self._node.state / SOCKET_NAME, self.reception)
@@ -348,6 +496,53 @@ class ReplicaSide:
         self.jobs[0].running = False
         await self._stack.aclose()
 
+    async def orders(self, prefix: str | None) -> list[Order]:
+        """The findings about stores here that a person means by that."""
+        found = []
+        for key, one in await self.shelves.meant(prefix):
+
+            async def repair(dry_run: bool, key: tuple[str, str] = key, one: Divergence = one) -> Mended:
+                return await self.shelves.repair(key, one, dry_run=dry_run, now_ns=self._clock.now_ns())
+
+            async def undo(one: Divergence = one) -> Mended:
+                text = "what was appended to a store stays, and what was there before was never overwritten"
+                return Mended(remedy_of(one), "nothing", text)
+
+            found.append(Order(one, repair, undo))
+        return found
+
+    def _mender(self, surfaces: Surfaces, disk: Disk) -> MakeMender | None:
+        if (make := surfaces.mender) is None:
+            return None
+        return lambda opened: make(opened, self.config, self._clock, disk)
+
+    def _scrub(self, client: str, dataset: str) -> None:
+        """A store has appeared: scrub it from now on."""
+        if self._surface is None:
+            return
+
+        async def in_book(work: Callable[[Findings], Result]) -> Result:
+            return await self.shelves.in_findings(client, dataset, work)
+
+        self.scrubs.start(
+            Scrubbing(
+                partial(self._surface, self.shelves, client, dataset),
+                in_book,
+                ScrubStatus(dataset, Side.REPLICA, client),
+                lambda: policy_of(self.config),
+                self._clock,
+                turnstile=self._turnstile,
+            )
+        )
+
+
+def _repair_result(found: Divergence, mended: Mended) -> RepairResult:
+    return RepairResult(found.id, mended.remedy.value, mended.result, mended.text)
+
+
+def _scrub_request(status: ScrubStatus, number: int) -> ScrubRequest:
+    return ScrubRequest(status.dataset, status.side, status.peer, number)
+
 
 def _report_session(error: ReplicadError) -> None:
     """A session that ended badly."""
@@ -362,6 +557,11 @@ class _Loop:
     job: Replication
     runner: Runner
 
+    def wake(self) -> None:
+        """Have it look again now."""
+        self.job.wake()
+        self.runner.nudge()
+
 
 class Protected:
     """One dataset of this node: its ledger, its watch, and a job for each replica."""
@@ -373,22 +573,58 @@ class Protected:
         diallers: Sequence[Dialler],
         pool: ThreadPoolExecutor,
         clock: Clock,
+        disk: Disk,
     ) -> None:
         self.config, self.replicas = dataset, tuple(dialler.replica for dialler in diallers)
         self.statuses = [DatasetStatus(dataset.name, replica.name) for replica in self.replicas]
         self.jobs: list[JobStatus] = []
+        self.scrubs = Scrubs(clock, _report_failure)
+        self._clock = clock
+        self._scrub_job: Scrubbing | None = None
         self._dataset = Dataset(dataset, tuple(replica.name for replica in self.replicas), config.node.state)
+        self.tendings = Tendings(self._dataset, pool, clock, disk, _report_failure)
         self._loops: list[_Loop] = []
         for dialler, status in zip(diallers, self.statuses, strict=True):
             job = Replication(self._dataset, dialler.replica.name, dialler.dial, status, pool, clock)
             self.jobs.append(JobStatus(job.name))
             self._loops.append(_Loop(job, Runner(job, self.jobs[-1], clock, _report_failure)))
+            self.tendings.add(dialler.replica.name, dialler.dial, self._loops[-1].wake)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start watching and replicating."""
         self._tasks = [asyncio.create_task(loop.runner.run()) for loop in self._loops]
         self._tasks.append(asyncio.create_task(self._dataset.watch_forever()))
+        self.tendings.start()
+        if self._scrub_job:
+            self.scrubs.start(self._scrub_job)
+
+    async def orders(self, prefix: str | None) -> list[Order]:
+        """The findings about this dataset, on either side, that a person means by that."""
+        found = []
+        for one in await self.tendings.meant(prefix):
+
+            async def repair(dry_run: bool, one: Divergence = one) -> Mended:
+                return await self.tendings.repair(one, dry_run=dry_run)
+
+            found.append(Order(one, repair, partial(self.tendings.undo, one)))
+        return found
+
+    @property
+    def dataset(self) -> Dataset:
+        """What its jobs share."""
+        return self._dataset
+
+    def scrub(self, open_surface: Callable[[], Awaitable[Surface]], turnstile: asyncio.Lock) -> None:
+        """Scrub it as well, once it is started."""
+
+        async def in_book(work: Callable[[Findings], Result]) -> Result:
+            await self._dataset.open_findings()
+            return await self._dataset.in_findings(lambda: work(self._dataset.findings))
+
+        status = ScrubStatus(self.config.name, Side.PRIMARY, "")
+        policy = policy_of(self.config)
+        self._scrub_job = Scrubbing(open_surface, in_book, status, lambda: policy, self._clock, turnstile=turnstile)
 
     def take_over(self, before: Protected) -> None:
         """Go on in place of a part that was configured otherwise: who waits for a pass of that one gets one of this."""
@@ -396,6 +632,8 @@ class Protected:
         for status in self.statuses:
             if old := asked.get(status.replica):
                 status.pass_requested, status.pass_served = old.pass_requested, old.pass_served
+        if self._scrub_job and before._scrub_job:
+            self._scrub_job.take_over(before._scrub_job)
 
     def request(self) -> list[SyncRequest]:
         """Ask for a pass to every replica."""
@@ -419,6 +657,8 @@ class Protected:
                 task.cancel()
             left = (await asyncio.wait(left, timeout=CLEAN_UP_S))[1]
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.scrubs.close()
+        await self.tendings.close()
         for loop in self._loops:
             await loop.job.close()
         await self._dataset.close()
@@ -427,8 +667,7 @@ class Protected:
         await self._dataset.open()
         await self._dataset.in_ledger(self._dataset.release)
         for loop in self._loops:
-            loop.job.wake()
-            loop.runner.nudge()
+            loop.wake()
 
 
 def _report_failure(job: str, text: str, delay_s: float, defect: Exception | None) -> None:

@@ -116,7 +116,8 @@ class ScrubStatus(msgspec.Struct):
     never_bytes: int = 0
     """Bytes that were never verified since they were recorded."""
     oldest_verified_ns: int = 0
-    """Everything was verified after this; 0 while something never was."""
+    """Everything was verified after this, but for new data (`never_bytes`), which came after it; 0 until the first data
+    had been verified once."""
     left_bytes: int = 0
     """Bytes that the request under way, or the deadline, still wants."""
     forecast_ns: int = 0
@@ -187,8 +188,9 @@ class NodeStatus(msgspec.Struct):
 class Finding(msgspec.Struct, frozen=True):
     """One thing that a person should know about, and what to type or do next. `kind` is API:
 
-    held, rotten, unread, failed, lag (of a dataset); damaged, full (of a store); job, config (of the daemon); and
-    link, which alone among them says that a peer is out of reach rather than that something is wrong here.
+    held, rotten, unread, failed, lag (of a dataset); damaged, full (of a store); divergence, lost, inconclusive,
+    breaker, scrub, suspect (of one side of a dataset); job, config (of the daemon); and link, which alone among them
+    says that a peer is out of reach rather than that something is wrong here.
     """
 
     kind: str
@@ -200,6 +202,8 @@ class Finding(msgspec.Struct, frozen=True):
 LAG_FACTOR = 2.0
 """A lag above this multiple of the objective is a finding: a pass that has just begun ends within the next interval."""
 FREE_SPACE = "free space on the store's file system; intake goes on by itself"
+INCONCLUSIVE_S = 86400.0
+"""What has been unclear for longer than this is a finding of its own: by now it should have been settled."""
 CRASH_LOOP_FAILURES = 3
 """This many failures in a row, seconds apart, are no accident."""
 
@@ -215,6 +219,8 @@ def findings(status: NodeStatus) -> list[Finding]:
         found += _dataset_findings(line, status.now_ns)
     for store in status.stores:
         found += _store_findings(store)
+    for scrub in status.scrubs:
+        found += _scrub_findings(scrub, status)
     full = any(store.state == "full" for store in status.stores)
     if 0 <= status.store_free_bytes < status.store_reserve_bytes and not full:
         text = f"only {status.store_free_bytes} bytes are free, the reserve is {status.store_reserve_bytes}"
@@ -279,6 +285,46 @@ def _store_findings(store: StoreStatus) -> list[Finding]:
     if store.state == "full":
         text = f"intake has stopped: {store.reason or 'no room beyond the reserve'}"
         found.append(Finding("full", where, text, FREE_SPACE))
+    return found
+
+
+def is_here(line: ScrubStatus, status: NodeStatus) -> bool:
+    """Whether this scrub runs on the node whose status that is; else it is a replica's, as that said last."""
+    return line.side == "primary" or any((s.client, s.dataset) == (line.peer, line.dataset) for s in status.stores)
+
+
+def scrub_name(line: ScrubStatus, status: NodeStatus) -> str:
+    """Whose scrub it is, for people: "www here", "www on fra1", or at the replica "store ams1/www"."""
+    if line.side == "primary":
+        return f"{line.dataset} here"
+    return f"store {line.peer}/{line.dataset}" if is_here(line, status) else f"{line.dataset} on {line.peer}"
+
+
+def _scrub_findings(line: ScrubStatus, status: NodeStatus) -> list[Finding]:
+    found, now_ns = list[Finding](), status.now_ns
+    there = "" if is_here(line, status) else f"on {line.peer}: "
+
+    def add(kind: str, what: str, next_step: str) -> None:
+        found.append(Finding(kind, scrub_name(line, status), what, next_step))
+
+    by_verdict = {verdict: count for verdict, count in line.divergent.items() if verdict != "inconclusive"}
+    if count := sum(by_verdict.values()):
+        kinds = ", ".join(f"{number} {verdict}" for verdict, number in sorted(by_verdict.items()))
+        text = f"{count} open divergence{'s' * (count > 1)}: {kinds}"
+        add("divergence", text, "replicad divergence list, then: replicad divergence show ID")
+    if line.lost:
+        add("lost", f"{line.lost} of them are lost: no side has the bytes", "replicad divergence list")
+    if line.oldest_inconclusive_ns and now_ns - line.oldest_inconclusive_ns > INCONCLUSIVE_S * 1e9:
+        text = f"{line.divergent.get('inconclusive', 0)} findings are unclear, the oldest for more than a day"
+        add("inconclusive", text, "is the link up? then: replicad divergence list")
+    if line.breaker_open:
+        text = "repairs have stopped: too many within an hour; this disk may be dying"
+        add("breaker", text, f"{there}look at the disk (smartctl, dmesg), then: replicad repair --all")
+    if not line.on_track:
+        add("scrub", f"not every byte will be verified in time: {line.reason}", f"{there}replicad scrub status")
+    if line.suspects:
+        text = f"{line.suspects} changes look like damage; the versions before are kept"
+        add("suspect", text, f"{there}replicad suspects list {line.dataset}")
     return found
 
 

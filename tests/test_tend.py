@@ -380,9 +380,7 @@ async def test_the_replicas_scrub_is_mirrored_and_can_be_started(tmp_path: Path)
         status = w.job._status
         assert (status.peer, status.side, status.state, status.reason) == ("fra1", "replica", "running", "so?it is")
         assert status.divergent == {"both_rot": 2} and status.requested == 0
-        w.job.request_scrub()
-        await w.round()
-        assert status.requested == 1
+        assert await w.job.start_scrub() == status.requested == 1
 
 
 async def test_a_hundred_findings_come_in_pages(tmp_path: Path) -> None:

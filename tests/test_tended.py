@@ -169,7 +169,7 @@ async def test_an_order_of_the_replicas_person_is_carried_out(tmp_path: Path) ->
         found, orders = await n.case(channel, (0,)), ShelfOrders(n.mender.opened)
         await channel.send(Said(found.id, checksum(b"bad bytes"), [Sight.MATCHES], 1))
         assert (await asked(channel, Blocks(FRAMES[0]), Settled)).found.state is State.OPEN
-        ((key, one),) = await n.fra1._shelves.open_ones()
+        ((key, one),) = await n.fra1._shelves.meant(None)
         done = await n.fra1._shelves.repair(key, one, dry_run=True, now_ns=9)
         assert (done.result, await orders.is_ordered(found.id)) == ("planned", False)
         assert (await n.fra1._shelves.repair(key, one, dry_run=False, now_ns=9)).result == "waiting"
@@ -186,7 +186,7 @@ async def test_what_needs_no_block_is_mended_at_once_by_order(tmp_path: Path) ->
         found = n.mender.add(1, b"", [], Sight.UNREADABLE)
         found = found.with_event(2, "judged", verdict=Verdict.REPLICA_ROT)
         n.mender._ask(lambda: n.mender.findings.update(found))
-        ((key, one),) = await n.fra1._shelves.open_ones()
+        ((key, one),) = await n.fra1._shelves.meant(None)
         done = await n.fra1._shelves.repair(key, one, dry_run=False, now_ns=9)
         assert done.result == "repaired"
 

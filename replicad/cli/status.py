@@ -27,9 +27,11 @@ from replicad.status import (
     DatasetStatus,
     Finding,
     NodeStatus,
+    ScrubStatus,
     StoreStatus,
     decode,
     findings,
+    is_here,
     is_late,
     lag_s,
 )
@@ -107,14 +109,18 @@ def render(now: NodeStatus, found: list[Finding], earlier: NodeStatus | None = N
     for line in now.datasets:
         before = _same(line, earlier)
         rate = _rate_between(line, now, before, earlier) if before and earlier else _rate_of_pass(line, now)
+        scrubs = [s for s in now.scrubs if s.dataset == line.dataset and (s.side == "primary" or not is_here(s, now))]
         lines += ["", *_dataset(line, now.now_ns, rate)]
+        lines += [text for s in scrubs if s.peer in ("", line.replica) for text in _verified(s, now.now_ns)]
     for store in now.stores:
         lines += ["", *_store(store, now.now_ns)]
+        scrubs = [s for s in now.scrubs if (s.peer, s.dataset) == (store.client, store.dataset)]
+        lines += [text for s in scrubs if is_here(s, now) for text in _verified(s, now.now_ns)]
     if now.store_free_bytes >= 0:
         room = f"{output.show_bytes(now.store_free_bytes)} free"
         if now.store_reserve_bytes >= 0:
             room += f"; intake stops below {output.show_bytes(now.store_reserve_bytes)}"
-        lines += ["", *_value("store room", room)]
+        lines += ["", *value_lines("store room", room)]
     return lines
 
 
@@ -152,35 +158,57 @@ def _head(now: NodeStatus, found: list[Finding]) -> Iterator[str]:
 
 def _dataset(line: DatasetStatus, now_ns: int, rate: float) -> Iterator[str]:
     yield f"{line.dataset} -> {line.replica}: {_state(line)}"
-    yield from _value("replicated", _replicated(line, now_ns), bad=is_late(line, now_ns))
-    yield from _value("snapshot", _snapshot(line.last_snapshot, line.last_snapshot_ns, now_ns))
+    yield from value_lines("replicated", _replicated(line, now_ns), bad=is_late(line, now_ns))
+    yield from value_lines("snapshot", _snapshot(line.last_snapshot, line.last_snapshot_ns, now_ns))
     if line.pending_files or line.pending_bytes:
-        yield from _value("backlog", _backlog(line, rate))
+        yield from value_lines("backlog", _backlog(line, rate))
     if line.reason and not line.held:
-        yield from _value("why", line.reason)
-    yield from _value("size", f"{line.entries:,} entries, {output.show_bytes(line.size)}")
+        yield from value_lines("why", line.reason)
+    yield from value_lines("size", f"{line.entries:,} entries, {output.show_bytes(line.size)}")
     if line.unread:
-        yield from _value("unread", f"{line.unread:,} in the last pass:")
+        yield from value_lines("unread", f"{line.unread:,} in the last pass:")
         yield from _troubles(line)
     if line.fuzzy:
-        yield from _value("fuzzy", f"{line.fuzzy:,} files kept changing while they were read")
+        yield from value_lines("fuzzy", f"{line.fuzzy:,} files kept changing while they were read")
     if line.rotten:
-        yield from _value("rotten", f"{line.rotten:,} blocks differ from what was written; they were not sent")
+        yield from value_lines("rotten", f"{line.rotten:,} blocks differ from what was written; they were not sent")
     if line.watch.startswith("degraded"):
-        yield from _value("watch", line.watch)
+        yield from value_lines("watch", line.watch)
 
 
 def _store(store: StoreStatus, now_ns: int) -> Iterator[str]:
     bad = store.damaged or store.state in ("damaged", "full")
     state = "connected" if store.state == "receiving" else store.state  # the session stays open between passes
     yield f"store {store.client}/{store.dataset}: {output.mark(state, 'bad' if bad else 'ok')}"
-    yield from _value("received", _age(store.received_ns, now_ns))
-    yield from _value("snapshot", _snapshot(store.last_snapshot, store.last_snapshot_ns, now_ns))
+    yield from value_lines("received", _age(store.received_ns, now_ns))
+    yield from value_lines("snapshot", _snapshot(store.last_snapshot, store.last_snapshot_ns, now_ns))
     on_disk = f"{output.show_bytes(store.stored_bytes)} on disk with all history"
-    yield from _value("size", f"{store.entries:,} entries, {output.show_bytes(store.size)}; {on_disk}")
-    yield from _value("damaged", f"{store.damaged:,} frames" if store.damaged else "none found")
+    yield from value_lines("size", f"{store.entries:,} entries, {output.show_bytes(store.size)}; {on_disk}")
+    yield from value_lines("damaged", f"{store.damaged:,} frames" if store.damaged else "none found")
     if store.reason:
-        yield from _value("why", store.reason)
+        yield from value_lines("why", store.reason)
+
+
+def _verified(line: ScrubStatus, now_ns: int) -> Iterator[str]:
+    """One line for each side: how old the oldest verification is, what is new, what was found."""
+    where = "here" if line.side == "primary" else "replica"
+    parts = [f"{where}: {scrub_age(line, now_ns)}"]
+    if line.state in ("paused", "failed", "waiting"):
+        parts.append(line.state)
+    if count := sum(line.divergent.values()):
+        parts.append(f"{count:,} divergence{'s' * (count > 1)} open: replicad divergence list")
+    yield from value_lines("verified", ", ".join(parts), bad=bool(count) or not line.on_track)
+
+
+def scrub_age(line: ScrubStatus, now_ns: int) -> str:
+    """How long ago everything had been read again, in words."""
+    if not line.total_bytes:
+        return "nothing to verify yet"
+    new = f"{output.show_bytes(line.never_bytes)} new" if line.never_bytes else ""
+    if not line.oldest_verified_ns:
+        return f"never yet, {new or output.show_bytes(line.total_bytes)}"
+    age = output.show_duration(max(0, now_ns - line.oldest_verified_ns) / 1e9)
+    return f"everything within {age}" + (f", {new}" if new else "")
 
 
 def _state(line: DatasetStatus) -> str:
@@ -243,6 +271,7 @@ def _rate_of_pass(line: DatasetStatus, now: NodeStatus) -> float:
     return max(0.0, (line.total_bytes - line.pending_bytes) / elapsed_s) if elapsed_s > 0 else 0.0
 
 
-def _value(label: str, text: str, *, bad: bool = False) -> Iterator[str]:
+def value_lines(label: str, text: str, *, bad: bool = False) -> Iterator[str]:
+    """A labelled value in COLUMNS columns."""
     for line in _wrapped(f"  {label:<{LABEL_COLUMNS - 2}}", text, " " * LABEL_COLUMNS):
         yield output.mark(line, "bad") if bad else line

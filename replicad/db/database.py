@@ -159,6 +159,10 @@ class Database:
         """Rows changed by the last statement."""
         return self._connection.changes()
 
+    def stamp(self) -> tuple[int, int]:
+        """A value that is another one after any change of the database, by whomever."""
+        return int(self.value("PRAGMA data_version")), self._connection.total_changes()
+
     def rows(self, sql: str, values: Sequence[Value] = ()) -> Iterator[Row]:
         """The result rows, one by one."""
         try:

@@ -71,6 +71,10 @@ class Findings:
         """Read every page; what is wrong, in words."""
         return self._db.verify()
 
+    def stamp(self) -> tuple[int, int]:
+        """A value that is another one after any change of the book: whoever counts its lines knows when to count anew."""
+        return self._db.stamp()
+
     # remembered values
 
     def get(self, key: str) -> str | int | bytes | None:

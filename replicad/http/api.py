@@ -18,12 +18,14 @@ import msgspec
 from replicad.http.contract import (
     CONTROL_SOCKET,
     Accepted,
+    Directed,
     Failure,
     Freed,
     Released,
     Reloaded,
     Repaired,
     RepairResult,
+    ScrubRequest,
     SyncRequest,
     repair_query,
     status_query,
@@ -53,10 +55,12 @@ class Client:
     def __init__(self, state: Path) -> None:
         self._path = state / CONTROL_SOCKET
 
-    def status(self, served: Sequence[SyncRequest] = (), timeout_s: float = 0.0) -> NodeStatus:
-        """The daemon's status: at once, or as soon as the passes `served` have ended, at the latest after `timeout_s`
-        (MAX_WAIT_S at most)."""
-        return self._ask("GET", "/status", status_query(served, timeout_s), NodeStatus, timeout_s)
+    def status(
+        self, served: Sequence[SyncRequest] = (), timeout_s: float = 0.0, scrubbed: Sequence[ScrubRequest] = ()
+    ) -> NodeStatus:
+        """The daemon's status: at once, or as soon as the passes `served` and the scrubs `scrubbed` have ended, at the
+        latest after `timeout_s` (MAX_WAIT_S at most)."""
+        return self._ask("GET", "/status", status_query(served, timeout_s, scrubbed), NodeStatus, timeout_s)
 
     def sync(self, dataset: str | None = None) -> list[SyncRequest]:
         """Ask for a pass of one dataset, or of all, now. Raises UsageError for an unknown name."""
@@ -66,6 +70,12 @@ class Client:
     def release(self, dataset: str) -> list[Freed]:
         """Let a held dataset go on; returns what was held. Raises UsageError for an unknown name."""
         return self._ask("POST", "/release", [("dataset", dataset)], Released).released
+
+    def scrub(self, action: str, dataset: str | None = None, side: str | None = None, for_s: float = 0.0) -> Directed:
+        """Start, pause or resume scrubs. Raises UsageError for what is not there or cannot be passed on."""
+        given = [("dataset", dataset), ("side", side), ("for_s", f"{for_s:g}" if for_s else None)]
+        query = [("action", action), *((key, value) for key, value in given if value is not None)]
+        return self._ask("POST", "/scrub", query, Directed)
 
     def reload(self) -> list[str]:
         """Have the configuration read again; the problems found, empty when it is in force."""

@@ -3,7 +3,8 @@
 One table for both ends: the server (`server.py`) and the client of the CLI (`api.py`) import these values and
 nothing of each other. Over the control socket, STATE/control.sock:
 
-    GET  /status[?served=DATASET/REPLICA/NUMBER]...[&timeout_s=S]  -> NodeStatus; waits until all of these passes ended
+    GET  /status[?served=DATASET/REPLICA/NUMBER]...[&scrubbed=DATASET/SIDE/PEER/NUMBER]...[&timeout_s=S]
+                                 -> NodeStatus; waits until all of these passes and scrubs have ended
     POST /sync[?dataset=NAME]    -> Accepted
     POST /release?dataset=NAME   -> Released
     POST /reload                 -> Reloaded
@@ -117,6 +118,10 @@ class Daemon(Protocol):
     def release(self, dataset: str) -> None:
         """Let a held dataset go on, on all its replicas; nothing happens when it is not held. Raises UsageError."""
 
+    async def direct_scrub(self, action: str, dataset: str | None, side: str | None, for_s: float) -> Directed:
+        """Start, pause (for so long) or resume the scrubs of one dataset or all, of one side or both; remembered when
+        it returns. Raises UsageError for what is not here, ReplicadError when it cannot be remembered or passed on."""
+
     async def reload(self) -> list[str]:
         """Read the configuration file again. The problems found, in words; empty when it is in force."""
 
@@ -133,15 +138,21 @@ def repair_query(id: str | None, *, dry_run: bool) -> list[tuple[str, str]]:
     return [("all", "1") if id is None else ("id", id), *([("dry_run", "1")] if dry_run else [])]
 
 
-def has_served(status: NodeStatus, requests: Iterable[SyncRequest]) -> bool:
-    """Whether all these passes have ended. A dataset that is gone from the configuration is waited for no longer."""
+def has_served(status: NodeStatus, requests: Iterable[SyncRequest] = (), scrubs: Iterable[ScrubRequest] = ()) -> bool:
+    """Whether all these passes and scrubs have ended. What is gone from the configuration is waited for no longer."""
     served = {(line.dataset, line.replica): line.pass_served for line in status.datasets}
-    return all(served.get((r.dataset, r.replica), r.number) >= r.number for r in requests)
+    scrubbed = {(line.dataset, line.side, line.peer): line.served for line in status.scrubs}
+    return all(served.get((r.dataset, r.replica), r.number) >= r.number for r in requests) and all(
+        scrubbed.get((r.dataset, r.side, r.peer), r.number) >= r.number for r in scrubs
+    )
 
 
-def status_query(requests: Sequence[SyncRequest], timeout_s: float) -> list[tuple[str, str]]:
-    """The query of GET /status that waits for these passes."""
+def status_query(
+    requests: Sequence[SyncRequest], timeout_s: float, scrubs: Sequence[ScrubRequest] = ()
+) -> list[tuple[str, str]]:
+    """The query of GET /status that waits for these passes and scrubs."""
     query = [("served", f"{r.dataset}/{r.replica}/{r.number}") for r in requests]
+    query += [("scrubbed", f"{r.dataset}/{r.side}/{r.peer}/{r.number}") for r in scrubs]
     return [*query, ("timeout_s", f"{timeout_s:.3f}")] if query else []
 
 
@@ -150,6 +161,20 @@ def parse_served_untrusted(texts: Sequence[str]) -> list[SyncRequest]:
     if len(texts) > MAX_SERVED:
         raise ValueError(f"more than {MAX_SERVED} passes to wait for")
     return [_parse_one(text) for text in texts]
+
+
+def parse_scrubbed_untrusted(texts: Sequence[str]) -> list[ScrubRequest]:
+    """The inverse for the `scrubbed` values. Raises ValueError with the reason."""
+    if len(texts) > MAX_SERVED:
+        raise ValueError(f"more than {MAX_SERVED} scrubs to wait for")
+    return [_parse_scrub(text) for text in texts]
+
+
+def _parse_scrub(text: str) -> ScrubRequest:
+    parts = text.rsplit("/", 3)
+    if len(parts) != 4 or not (parts[3].isascii() and parts[3].isdigit()):
+        raise ValueError(f"scrubbed={text[:80]!r} is not DATASET/SIDE/PEER/NUMBER")
+    return ScrubRequest(dataset=parts[0], side=parts[1], peer=parts[2], number=int(parts[3]))
 
 
 def _parse_one(text: str) -> SyncRequest:

@@ -3,7 +3,8 @@
 Never counts anything itself: the status is the one truth, and this file a table from it to names that are API.
 Ages and timestamps first: a timestamp of 0 means "never", so that every age alert fires for it; the lag of a dataset
 that never was complete is +Inf, so that `lag > objective` holds for it too instead of matching nothing.
-Labels are bounded by the configuration: dataset, replica, client, job. docs/METRICS.md explains each name.
+Labels are bounded by the configuration (dataset, replica, client, job) and by words of our own (side, kind, source,
+result). docs/METRICS.md explains each name.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from replicad.status import DatasetStatus, JobStatus, NodeStatus, StoreStatus, lag_s
+from replicad.model.verdict import Verdict
+from replicad.status import DatasetStatus, JobStatus, NodeStatus, ScrubStatus, StoreStatus, is_here, lag_s
 
 __all__ = ["CONTENT_TYPE", "FAMILIES", "Exposition", "Family"]
 
@@ -107,10 +109,50 @@ def _job(name: str, help_text: str, value: Callable[[JobStatus], float]) -> Fami
     return Family(f"replicad_job_{name}", help_text, ("job",), samples)
 
 
+def _sides(line: ScrubStatus, status: NodeStatus) -> tuple[str, str, str, str]:
+    """Whose scrub it is: on a replica's own node the client is named, on a primary the replica."""
+    if line.side == "primary":
+        return line.dataset, "primary", "", ""
+    return (
+        (line.dataset, "replica", "", line.peer) if is_here(line, status) else (line.dataset, "replica", line.peer, "")
+    )
+
+
+_SIDES = ("dataset", "side", "replica", "client")
+
+
+def _scrub(name: str, help_text: str, value: Callable[[ScrubStatus], float]) -> Family:
+    """A metric of the scrub of one side of one dataset."""
+
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        for line in status.scrubs:
+            yield _sides(line, status), value(line)
+
+    return Family(f"replicad_{name}", help_text, _SIDES, samples)
+
+
+def _scrub_by(name: str, help_text: str, label: str, values: Callable[[ScrubStatus], dict[str, int]]) -> Family:
+    """One with a sample for each of a few words."""
+
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        for line in status.scrubs:
+            for word, count in sorted(values(line).items()):
+                yield (*_sides(line, status), word), float(count)
+
+    return Family(f"replicad_{name}", help_text, (*_SIDES, label), samples)
+
+
+def _zero_for_each(words: Iterable[str], counts: dict[str, int]) -> dict[str, int]:
+    """A sample for every word, so that a count that begins is seen to grow from 0."""
+    return dict.fromkeys(words, 0) | counts
+
+
 def _bytes_or_absent(size: int) -> float | None:
     """-1 stands for "this node has no store": no value at all is what an alert on low values needs then."""
     return None if size < 0 else float(size)
 
+
+KINDS = tuple(verdict.value for verdict in Verdict if verdict not in (Verdict.OK, Verdict.CHANGED))
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -184,6 +226,50 @@ FAMILIES: tuple[Family, ...] = (
     _store("received_bytes_total", "Bytes received from the client.", lambda s: float(s.received_bytes)),
     _store("damaged_frames", "Frames found damaged.", lambda s: float(s.damaged)),
     _store("full", "1 while intake is stopped for want of room.", lambda s: float(s.state == "full")),
+    _scrub(
+        "oldest_verified_timestamp_seconds",
+        "Everything was verified after this, or is newer; 0 = never.",
+        lambda s: s.oldest_verified_ns / 1e9,
+    ),
+    _scrub("scrub_every_seconds", "Every byte is to be verified again within this.", lambda s: s.scrub_every_s),
+    _scrub_by(
+        "verified_bytes_total",
+        "Bytes verified, from the medium or through a cache.",
+        "source",
+        lambda s: {"media": s.media_bytes, "cache": s.cache_bytes},
+    ),
+    _scrub("scrub_bytes", "Bytes that there are to verify.", lambda s: float(s.total_bytes)),
+    _scrub("never_verified_bytes", "Bytes that were never verified.", lambda s: float(s.never_bytes)),
+    _scrub("scrub_on_track", "1 while every byte will be verified in time.", lambda s: float(s.on_track)),
+    _scrub("scrub_paused", "1 while a person has paused it.", lambda s: float(bool(s.paused_until_ns))),
+    _scrub_by(
+        "divergent_blocks",
+        "Open divergences by verdict.",
+        "kind",
+        lambda s: _zero_for_each(KINDS, s.divergent),
+    ),
+    _scrub_by(
+        "divergences_total",
+        "Divergences ever found, by verdict.",
+        "kind",
+        lambda s: _zero_for_each(KINDS, s.divergences),
+    ),
+    _scrub("lost_blocks", "Open divergences of which no side has the bytes.", lambda s: float(s.lost)),
+    _scrub(
+        "open_divergence_oldest_timestamp_seconds",
+        "When the oldest open divergence was found; 0 = none is open.",
+        lambda s: s.oldest_open_ns / 1e9,
+    ),
+    _scrub(
+        "inconclusive_oldest_timestamp_seconds",
+        "When the oldest finding that is still unclear was found; 0 = none is.",
+        lambda s: s.oldest_inconclusive_ns / 1e9,
+    ),
+    _scrub("suspect_changes", "Suspect changes that nobody has released.", lambda s: float(s.suspects)),
+    _scrub_by(
+        "repairs_total", "Repairs by result.", "result", lambda s: _zero_for_each(("repaired", "failed"), s.repairs)
+    ),
+    _scrub("repair_breaker_open", "1 while repairs by themselves have stopped.", lambda s: float(s.breaker_open)),
     _job("running", "1 while the loop is alive.", lambda j: float(j.running)),
     _job("failures_total", "Failures; an unreachable peer is none.", lambda j: float(j.failures)),
     _job("last_success_timestamp_seconds", "When it last succeeded; 0 = never.", lambda j: j.last_success_ns / 1e9),

@@ -30,8 +30,10 @@ from replicad.http.contract import (
     Reloaded,
     Repaired,
     RepairResult,
+    ScrubRequest,
     SyncRequest,
     has_served,
+    parse_scrubbed_untrusted,
     parse_served_untrusted,
 )
 from replicad.http.metrics import CONTENT_TYPE, Exposition
@@ -55,6 +57,8 @@ BACKLOG = 16
 WAIT_POLL_S = 0.01
 """How often a waiting GET /status looks again: jobs write plain values and wake nobody, so this is all the delay that
 `replicad sync --wait` adds, at less than a thousandth of a CPU."""
+
+SCRUB_ACTIONS = ("start", "pause", "resume")
 
 INDEX = """replicad {version} on {node}
 
@@ -158,6 +162,7 @@ class HttpServer:
                 ("POST", "/release"): self._release,
                 ("POST", "/reload"): self._reload,
                 ("POST", "/repair"): self._repair,
+                ("POST", "/scrub"): self._scrub,
             }
         )
         listener = await asyncio.get_running_loop().create_unix_server(
@@ -180,9 +185,9 @@ class HttpServer:
         await self._wait(*_wait_asked_untrusted(request))
         return web.Response(body=encode(self._daemon.status()), content_type="application/json")
 
-    async def _wait(self, requests: list[SyncRequest], timeout_s: float) -> None:
+    async def _wait(self, requests: list[SyncRequest], scrubs: list[ScrubRequest], timeout_s: float) -> None:
         end = self._clock.monotonic_s() + timeout_s
-        while not has_served(self._daemon.status(), requests) and not self._stopping:
+        while not has_served(self._daemon.status(), requests, scrubs) and not self._stopping:
             if self._clock.monotonic_s() >= end:
                 return
             await self._clock.sleep(WAIT_POLL_S)
@@ -227,6 +232,18 @@ class HttpServer:
             case {"undo": name, **others} if not others and dry_run is None:
                 return self._daemon.undo_repair(name)
         raise web.HTTPBadRequest(reason="what to repair is id=ID, all=1 or undo=ID")
+
+    async def _scrub(self, request: web.Request) -> web.Response:
+        action, side = request.query.get("action", ""), request.query.get("side")
+        if action not in SCRUB_ACTIONS or side not in (None, "primary", "replica"):
+            raise web.HTTPBadRequest(reason="action is start, pause or resume; side is primary or replica")
+        try:
+            for_s = float(request.query.get("for_s", "0"))
+        except ValueError:
+            raise web.HTTPBadRequest(reason="for_s is no number") from None
+        if not 0 <= for_s < float("inf"):
+            raise web.HTTPBadRequest(reason="for_s is no length of time")
+        return _json(await self._daemon.direct_scrub(action, request.query.get("dataset"), side, for_s))
 
     def _check_dataset(self, dataset: str) -> None:
         known = sorted({line.dataset for line in self._daemon.status().datasets})
@@ -305,13 +322,14 @@ def _json(value: msgspec.Struct, code: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=code, content_type="application/json")
 
 
-def _wait_asked_untrusted(request: web.Request) -> tuple[list[SyncRequest], float]:
+def _wait_asked_untrusted(request: web.Request) -> tuple[list[SyncRequest], list[ScrubRequest], float]:
     try:
         requests = parse_served_untrusted(request.query.getall("served", []))
+        scrubs = parse_scrubbed_untrusted(request.query.getall("scrubbed", []))
         timeout_s = float(request.query.get("timeout_s", "0"))
     except ValueError as error:
         raise web.HTTPBadRequest(reason=str(error).replace("\n", " ")[:200]) from None
-    return requests, min(max(timeout_s, 0.0), MAX_WAIT_S)
+    return requests, scrubs, min(max(timeout_s, 0.0), MAX_WAIT_S)
 
 
 def _bind_private(path: Path) -> socket.socket:

@@ -21,6 +21,12 @@ class Clock:
         """Seconds from an arbitrary origin, never going back."""
         return time.monotonic()
 
+    def second_of_day(self) -> float:
+        """Seconds since the local day began, for hours that a person has named."""
+        now_ns = self.now_ns()
+        local = time.localtime(now_ns // 1_000_000_000)
+        return local.tm_hour * 3600 + local.tm_min * 60 + local.tm_sec + now_ns % 1_000_000_000 / 1e9
+
     async def sleep(self, seconds: float) -> None:
         """Wait without blocking the event loop."""
         await asyncio.sleep(seconds)

@@ -89,10 +89,13 @@ class Shelves:
         disk: Disk,
         clock: Clock,
         *,
+        appeared: Callable[[str, str], None] = lambda client, dataset: None,
         make_mender: MakeMender | None = None,
         scrub_of: ScrubOf | None = None,
     ) -> None:
-        self._make_mender, self._scrub_of = make_mender, scrub_of
+        """`appeared` is called once for each store that there is, or comes to be, before it is opened. Without
+        `make_mender` no findings are settled in tending sessions, without `scrub_of` they can start no scrub."""
+        self._appeared, self._make_mender, self._scrub_of = appeared, make_mender, scrub_of
         self._config, self._clients, self._disk, self._clock = config, clients, disk, clock
         self._shelves: dict[Key, _Shelf] = {}
         self._opening = asyncio.Lock()
@@ -101,6 +104,30 @@ class Shelves:
     def statuses(self) -> list[StoreStatus]:
         """One for each store, by name."""
         return [self._shelves[key].status for key in sorted(self._shelves)]
+
+    def adjust(self, config: ListenConfig) -> None:
+        """Go by this configuration from now on; nothing that is open needs to be opened anew for it."""
+        self._config = config
+        for shelf in self._shelves.values():
+            shelf.mender = None  # the next one goes by the new configuration
+
+    async def opened(self, client: str, dataset: str) -> Archive:
+        """The archive of a store that has appeared, opened if need be. Raises ReplicadError when it cannot be."""
+        shelf = await self._open((client, dataset))
+        assert shelf.archive is not None
+        return shelf.archive
+
+    async def in_findings(self, client: str, dataset: str, work: Callable[[Findings], Result]) -> Result:
+        """Run `work` on the findings book of a store that has appeared, in the store's thread. The store itself need
+        not be one that can be opened. Raises ReplicadError when the book cannot be."""
+        key = client, dataset
+        return await _in_thread(self._shelves[key], partial(self._with_findings, key, work))
+
+    def _with_findings(self, key: Key, work: Callable[[Findings], Result]) -> Result:
+        shelf = self._shelves[key]
+        if shelf.findings is None:
+            shelf.findings = Findings(self._directory(key) / "findings.db")
+        return work(shelf.findings)
 
     async def open_all(self) -> None:
         """Open what is there, so that damage is found and shown now and not at the first session.
@@ -145,19 +172,23 @@ class Shelves:
 
     # orders of a person of this node
 
-    async def open_ones(self) -> list[tuple[Key, Divergence]]:
-        """The open findings about all stores that can be opened."""
+    async def meant(self, prefix: str | None) -> list[tuple[Key, Divergence]]:
+        """The findings about stores whose ids begin so, two at most of each; all that are open for None."""
         found: list[tuple[Key, Divergence]] = []
         for key in sorted(self._shelves):
-            shelf = await self._open(key)
-            opened = await self._opened(shelf, key)
-            found += [(key, one) for one in await _in_thread(shelf, opened.findings.listed)]
+
+            def ask(book: Findings) -> list[Divergence]:
+                return book.listed() if prefix is None else book.beginning_with(prefix)
+
+            found += [(key, one) for one in await self.in_findings(*key, ask)]
         return found
 
     async def repair(self, key: Key, found: Divergence, *, dry_run: bool, now_ns: int) -> Mended:
         """Repair one finding about a store, by order of a person: now if that needs nothing from the primary, else when
         it comes with the blocks. Raises ReplicadError."""
         shelf, remedy = await self._open(key), remedy_of(found)
+        if found.state is not State.OPEN:
+            return Mended(remedy, "nothing", f"it is {found.state.value} already")
         opened = await self._opened(shelf, key)
         mender = self._mender(shelf, opened)
         if mender is None or remedy in (Remedy.NOTHING, Remedy.LOOK_AGAIN, Remedy.NONE_LEFT):
@@ -226,11 +257,9 @@ class Shelves:
         return shelf.mender
 
     async def _opened(self, shelf: _Shelf, key: Key) -> OpenStore:
-        directory = self._directory(key)
-        if shelf.findings is None:
-            shelf.findings = await _in_thread(shelf, partial(Findings, directory / "findings.db"))
+        findings = await self.in_findings(*key, lambda book: book)
         assert shelf.archive is not None
-        return OpenStore(*key, directory, shelf.archive, shelf.findings, shelf.executor)
+        return OpenStore(*key, self._directory(key), shelf.archive, findings, shelf.executor)
 
     async def _shelf(self, channel: Channel, key: Key, *, create: bool) -> _Shelf:
         """The opened shelf; tells the client when there is none or it cannot be opened."""
@@ -249,6 +278,7 @@ class Shelves:
         if key not in self._shelves:
             executor = ThreadPoolExecutor(1, f"store-{key[0]}-{key[1]}")
             self._shelves[key] = _Shelf(StoreStatus(*key), executor)
+            self._appeared(*key)
         shelf = self._shelves[key]
         async with self._opening:
             if shelf.archive is None:

@@ -20,7 +20,7 @@ from replicad.link.messages import Case, Examined, Lost
 from replicad.model.block import ID_BYTES, checksum
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.entry import Map, Op, Put
-from replicad.model.errors import LinkError, UsageError
+from replicad.model.errors import LinkError, ReplicadError, UsageError
 from replicad.model.glob import escaped
 from replicad.model.remedy import Remedy, remedy_of
 from replicad.model.verdict import Sight, Verdict
@@ -45,6 +45,8 @@ TEND_EVERY_S = 60.0
 """How often a replica is asked for its findings: short against an hour in which a person should hear of one."""
 LOOK_EVERY_S = 5.0
 """How often the findings book is looked at for news."""
+AWAITED_S = 2.0
+"""How often it is asked while somebody waits for its scrub to end."""
 IDLE_CLOSE_S = 300.0
 """A session that had nothing to settle for so long is closed between rounds: it takes a place on the replica."""
 AGAIN_S, LAST_AGAIN_S = 300.0, 3600.0
@@ -107,9 +109,11 @@ class Tending:
         self._seen = (0, 0)
         self._left: dict[str, int] = {}
         """How many blocks a finding of the replica's wanted when it was last testified about."""
-        self._wants_scrub = self._wants_account = False
+        self._scrubbed_until = 0
+        """Somebody here waits for the replica's scrub to serve this number."""
+        self._wants_account = False
         self._nudged = asyncio.Event()
-        self._rounds = asyncio.Lock()
+        self._rounds, self._opening = asyncio.Lock(), asyncio.Lock()
 
     @property
     def name(self) -> str:
@@ -120,10 +124,17 @@ class Tending:
         """Do a round now."""
         self._nudged.set()
 
-    def request_scrub(self) -> None:
-        """Have the replica scrub its side of the dataset; `served` of the mirrored status tells when it has."""
-        self._wants_scrub = True
+    async def start_scrub(self) -> int:
+        """Have the replica scrub its side of the dataset now; the number that `served` of the mirrored status reaches
+        when it has. Raises LinkError, ReplicadError."""
+        talk = await self._session()
+        said = await talk.direct("start")
+        if said is None:
+            raise UsageError(f"{self.replica} runs no scrub of {self._dataset.config.name}", hint="look there")
+        mirror_status(self._status, said)
+        self._scrubbed_until = max(self._scrubbed_until, self._status.requested)
         self._nudged.set()
+        return self._status.requested
 
     def request_account(self) -> None:
         """Compare the two records in the next round."""
@@ -140,17 +151,25 @@ class Tending:
 
     async def wait(self) -> None:
         """Until a nudge, news in the findings book, or the next time."""
-        until_s = self._clock.monotonic_s() + TEND_EVERY_S
+        every_s = TEND_EVERY_S if self._status.served >= self._scrubbed_until else AWAITED_S
+        until_s, look_s = self._clock.monotonic_s() + every_s, min(every_s, LOOK_EVERY_S)
         while not self._nudged.is_set() and self._clock.monotonic_s() < until_s:
-            waits = [asyncio.ensure_future(self._nudged.wait()), asyncio.ensure_future(self._clock.sleep(LOOK_EVERY_S))]
+            await self._pause(look_s)
             try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
-                await asyncio.gather(*waits, return_exceptions=True)
-            if await self._news() != self._seen:
-                return
+                if await self._news() != self._seen:
+                    return
+            except ReplicadError:
+                return  # the next round says what is wrong with the book
+
+    async def _pause(self, seconds: float) -> None:
+        """So long, or until a nudge."""
+        waits = [asyncio.ensure_future(self._nudged.wait()), asyncio.ensure_future(self._clock.sleep(seconds))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def step(self) -> None:
         """One round. Raises ReplicadError; LinkError when the replica is out of reach."""
@@ -195,11 +214,12 @@ class Tending:
         return own + theirs
 
     async def _session(self) -> Conversation:
-        if self._talk and self._talk.is_over:
-            await self.close()
-        if self._talk is None:
-            self._talk = await Conversation.open(await self._dial(), self._dataset.config.name)
-        return self._talk
+        async with self._opening:
+            if self._talk and self._talk.is_over:
+                await self.close()
+            if self._talk is None:
+                self._talk = await Conversation.open(await self._dial(), self._dataset.config.name)
+            return self._talk
 
     # own findings
 
@@ -290,13 +310,7 @@ class Tending:
         return Mirror(self._dataset.findings, self._dataset.config.name, self.replica)
 
     async def _mirror_scrub(self, talk: Conversation) -> None:
-        wanted, self._wants_scrub = self._wants_scrub, False
-        try:
-            said = await talk.direct("start" if wanted else "status")
-        except BaseException:
-            self._wants_scrub = wanted or self._wants_scrub
-            raise
-        if said:
+        if said := await talk.direct("status"):
             mirror_status(self._status, said)
         else:
             self._status.state, self._status.reason = "waiting", f"{self.replica} runs no scrub of it yet"
