@@ -25,14 +25,15 @@ import aiofiles
 from replicad import __version__
 from replicad.config import ClientConfig, Config, DatasetConfig, ReplicaConfig, load
 from replicad.db.findings import Findings
-from replicad.http.contract import Directed, ScrubRequest, SyncRequest
+from replicad.http.contract import Directed, RepairResult, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
 from replicad.link.reception import House, Reception
 from replicad.link.ssh import Dialler, Listener, listen
 from replicad.link.unix import SOCKET_NAME, serve_unix
 from replicad.model.block import self_test
-from replicad.model.divergence import Side
+from replicad.model.divergence import Divergence, Side
 from replicad.model.errors import ConfigError, LinkError, ReplicadError, UsageError
+from replicad.model.remedy import remedy_of
 from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, ScrubStatus, encode
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
@@ -41,6 +42,7 @@ from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
 from replicad.work.dataset import Dataset
 from replicad.work.job import Runner
+from replicad.work.mended import Mended
 from replicad.work.replicate import Replication
 from replicad.work.scouts import Scouts
 from replicad.work.scrub import Scrubbing, policy_of
@@ -48,6 +50,7 @@ from replicad.work.scrub_primary import PrimarySurface
 from replicad.work.scrubs import Answer, Scrubs
 from replicad.work.shelves import Shelves
 from replicad.work.surface import Surface
+from replicad.work.tendings import Tendings
 
 log = logger("daemon")
 
@@ -65,9 +68,16 @@ REMEMBER_S = 30.0
 
 
 Result = TypeVar("Result")
-DirectReplica = Callable[[], Awaitable[int]]
-"""Has a replica scrub its side of a dataset now; the number that `served` of its line reaches when that has ended.
-Raises LinkError when the replica cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One finding that a person means, and what repairs it or takes its repair back."""
+
+    found: Divergence
+    repair: Callable[[bool], Awaitable[Mended]]
+    """The flag says whether only to say what would be done."""
+    undo: Callable[[], Awaitable[Mended]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +160,9 @@ class Daemon:
         status = self._status
         status.now_ns = self._clock.now_ns()
         status.datasets = [line for part in self._datasets.values() for line in part.statuses]
-        status.jobs = [line for part in self._datasets.values() for line in (*part.jobs, *part.scrubs.jobs)]
-        status.scrubs = [line for p in self._datasets.values() for line in (*p.scrubs.statuses, *p.mirrored)]
+        parts = list(self._datasets.values())
+        status.jobs = [line for part in parts for line in (*part.jobs, *part.scrubs.jobs, *part.tendings.jobs)]
+        status.scrubs = [line for p in parts for line in (*p.scrubs.statuses, *p.tendings.statuses)]
         if self._replica:
             status.scrubs = status.scrubs + self._replica.scrubs.statuses
             status.stores = self._replica.shelves.statuses
@@ -197,12 +208,47 @@ class Daemon:
         if action != "start":
             text = "a primary can hurry the scrub of a replica, but not hold it up"
             raise UsageError(text, hint=f"type it on the replica: {replicas}")
-        told = [(part, name, direct) for part in parts for name, direct in part.direct_replicas.items()]
-        if not told:
-            raise UsageError("the replica cannot be told from here", hint=f"type it on the replica: {replicas}")
+        told = [(part, line.peer) for part in parts for line in part.tendings.statuses]
+        numbers = [await part.tendings.start_scrub(name) for part, name in told]
         return Directed(
-            [ScrubRequest(part.config.name, Side.REPLICA, name, await direct()) for part, name, direct in told]
+            [
+                ScrubRequest(part.config.name, Side.REPLICA, name, number)
+                for (part, name), number in zip(told, numbers, strict=True)
+            ]
         )
+
+    async def repair(self, id: str | None, *, dry_run: bool) -> list[RepairResult]:
+        """Repair one finding, or all that are open, of whichever side; in a dry run only say what would be done. Raises
+        UsageError when there is no such finding, or more than one."""
+        results = []
+        for order in await self._meant(id):
+            mended = await self._outcome(order.found, order.repair(dry_run))
+            if id is not None or mended.result != "nothing":
+                results.append(_repair_result(order.found, mended))
+        return results
+
+    async def undo_repair(self, id: str) -> list[RepairResult]:
+        """Put back what the last repair of a finding took away. Raises UsageError as `repair`."""
+        return [_repair_result(one.found, await self._outcome(one.found, one.undo())) for one in await self._meant(id)]
+
+    async def _meant(self, id: str | None) -> list[Order]:
+        """Who is to do something about the findings that are meant. A finding of a store on this very node is that
+        store's, though a primary's book here may mirror it."""
+        orders: dict[str, Order] = {}
+        for part in self._datasets.values():
+            orders |= {order.found.id: order for order in await part.orders(id)}
+        if self._replica:
+            orders |= {order.found.id: order for order in await self._replica.orders(id)}
+        if id is not None and len(orders) != 1:
+            text = f"more than one divergence begins with {id!r}" if orders else f"there is no divergence {id!r}"
+            raise UsageError(text, hint="replicad divergence list names them")
+        return list(orders.values())
+
+    async def _outcome(self, found: Divergence, work: Awaitable[Mended]) -> Mended:
+        try:
+            return await work
+        except ReplicadError as error:
+            return Mended(remedy_of(found), "failed", str(error))
 
     async def reload(self) -> list[str]:
         """Read the configuration file again; an invalid one changes nothing. The problems, in words."""
@@ -279,7 +325,7 @@ class Daemon:
                 parts[name] = self._datasets[name]
                 continue
             diallers = [self._diallers[replica] for replica in replicas]
-            parts[name] = Protected(config, dataset, diallers, self._pool, self._scouts, self._clock)
+            parts[name] = Protected(config, dataset, diallers, self._pool, self._scouts, self._clock, self._disk)
             opening = partial(self.surfaces.primary, parts[name].dataset, self._scrub_pool, self._clock)
             parts[name].scrub(opening, self._turnstile)
             if name in before:
@@ -397,8 +443,15 @@ class ReplicaSide:
     def __init__(self, daemon: Daemon, config: Config, disk: Disk, clock: Clock) -> None:
         assert config.listen is not None
         self.config, self._node = config.listen, config.node
-        self.shelves = Shelves(config.listen, daemon.clients, disk, clock, appeared=self._scrub)
         self.scrubs = Scrubs(clock, _report_failure)
+        self.shelves = Shelves(
+            config.listen,
+            daemon.clients,
+            disk,
+            clock,
+            appeared=self._scrub,
+            scrub_of=lambda client, dataset: self.scrubs.find(dataset, client),
+        )
         self._clock, self._surface, self._turnstile = clock, daemon.surfaces.replica, asyncio.Lock()
         house = House(
             node=config.node.name,
@@ -455,6 +508,21 @@ class ReplicaSide:
         self.jobs[0].running = False
         await self._stack.aclose()
 
+    async def orders(self, prefix: str | None) -> list[Order]:
+        """The findings about stores here that a person means by that."""
+        found = []
+        for key, one in await self.shelves.meant(prefix):
+
+            async def repair(dry_run: bool, key: tuple[str, str] = key, one: Divergence = one) -> Mended:
+                return await self.shelves.repair(key, one, dry_run=dry_run, now_ns=self._clock.now_ns())
+
+            async def undo(one: Divergence = one) -> Mended:
+                text = "what was appended to a store stays, and what was there before was never overwritten"
+                return Mended(remedy_of(one), "nothing", text)
+
+            found.append(Order(one, repair, undo))
+        return found
+
     def _scrub(self, client: str, dataset: str) -> None:
         """A store has appeared: scrub it from now on."""
 
@@ -471,6 +539,10 @@ class ReplicaSide:
                 turnstile=self._turnstile,
             )
         )
+
+
+def _repair_result(found: Divergence, mended: Mended) -> RepairResult:
+    return RepairResult(found.id, mended.remedy.value, mended.result, mended.text)
 
 
 def _scrub_request(status: ScrubStatus, number: int) -> ScrubRequest:
@@ -490,6 +562,11 @@ class _Loop:
     job: Replication
     runner: Runner
 
+    def wake(self) -> None:
+        """Have it look again now."""
+        self.job.wake()
+        self.runner.nudge()
+
 
 class Protected:
     """One dataset of this node: its ledger, its watch, and a job for each replica."""
@@ -502,31 +579,42 @@ class Protected:
         pool: ThreadPoolExecutor,
         scouts: Scouts,
         clock: Clock,
+        disk: Disk,
     ) -> None:
         self.config, self.replicas = dataset, tuple(dialler.replica for dialler in diallers)
         self.statuses = [DatasetStatus(dataset.name, replica.name) for replica in self.replicas]
         self.jobs: list[JobStatus] = []
         self.scrubs = Scrubs(clock, _report_failure)
-        self.mirrored: list[ScrubStatus] = []
-        """How the scrubs of its replicas stand, as those said last; filled by whoever asks them."""
-        self.direct_replicas: dict[str, DirectReplica] = {}
-        """By the replica's name; filled by whoever can tell it."""
         self._clock = clock
         self._scrub_job: Scrubbing | None = None
         self._dataset = Dataset(dataset, tuple(replica.name for replica in self.replicas), config.node.state)
+        self.tendings = Tendings(self._dataset, pool, clock, disk, _report_failure)
         self._loops: list[_Loop] = []
         for dialler, status in zip(diallers, self.statuses, strict=True):
             job = Replication(self._dataset, dialler.replica.name, dialler.dial, status, pool, scouts, clock)
             self.jobs.append(JobStatus(job.name))
             self._loops.append(_Loop(job, Runner(job, self.jobs[-1], clock, _report_failure)))
+            self.tendings.add(dialler.replica.name, dialler.dial, self._loops[-1].wake)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start watching and replicating."""
         self._tasks = [asyncio.create_task(loop.runner.run()) for loop in self._loops]
         self._tasks.append(asyncio.create_task(self._dataset.watch_forever()))
+        self.tendings.start()
         if self._scrub_job:
             self.scrubs.start(self._scrub_job)
+
+    async def orders(self, prefix: str | None) -> list[Order]:
+        """The findings about this dataset, on either side, that a person means by that."""
+        found = []
+        for one in await self.tendings.meant(prefix):
+
+            async def repair(dry_run: bool, one: Divergence = one) -> Mended:
+                return await self.tendings.repair(one, dry_run=dry_run)
+
+            found.append(Order(one, repair, partial(self.tendings.undo, one)))
+        return found
 
     @property
     def dataset(self) -> Dataset:
@@ -576,6 +664,7 @@ class Protected:
             left = (await asyncio.wait(left, timeout=CLEAN_UP_S))[1]
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.scrubs.close()
+        await self.tendings.close()
         for loop in self._loops:
             await loop.job.close()
         await self._dataset.close()
@@ -584,8 +673,7 @@ class Protected:
         await self._dataset.open()
         await self._dataset.in_ledger(self._dataset.release)
         for loop in self._loops:
-            loop.job.wake()
-            loop.runner.nudge()
+            loop.wake()
 
 
 def _report_failure(job: str, text: str, delay_s: float, defect: Exception | None) -> None:

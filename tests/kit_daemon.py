@@ -8,13 +8,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from replicad.http.contract import RepairResult, SyncRequest
+from replicad.http.contract import Directed, RepairResult, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
 from replicad.model.errors import ReplicadError, UsageError
-from replicad.status import DatasetStatus, JobStatus, NodeStatus, StoreStatus, Trouble
-from replicad.http.contract import Directed, ScrubRequest, SyncRequest
-from replicad.http.server import HttpServer
-from replicad.model.errors import ReplicadError
 from replicad.status import DatasetStatus, JobStatus, NodeStatus, ScrubStatus, StoreStatus, Trouble
 from replicad.system.clock import Clock
 

@@ -32,7 +32,7 @@ from replicad.work.dataset import Dataset
 from replicad.work.replicate import Replication
 from replicad.work.scout import Scout
 from replicad.work.scouts import Scouts
-from replicad.work.shelves import Shelves
+from replicad.work.shelves import MakeMender, ScrubOf, Shelves
 
 TYPES = {
     Kind.FILE: stat.S_IFREG,
@@ -48,12 +48,24 @@ TYPES = {
 class Replica:
     """The replica's side: shelves on a directory, reached by channels in memory."""
 
-    def __init__(self, store: Path, disk: Disk | None = None, reserve_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        store: Path,
+        disk: Disk | None = None,
+        reserve_bytes: int = 0,
+        make_mender: MakeMender | None = None,
+        scrub_of: ScrubOf | None = None,
+    ) -> None:
         self.store = store
         store.mkdir(exist_ok=True)
         clients = [ClientConfig("ams1", "key")]
         self._shelves = Shelves(
-            ListenConfig(store, reserve_bytes=reserve_bytes), lambda: clients, disk or Disk(), Clock()
+            ListenConfig(store, reserve_bytes=reserve_bytes),
+            lambda: clients,
+            disk or Disk(),
+            Clock(),
+            make_mender=make_mender,
+            scrub_of=scrub_of,
         )
         self._sessions: set[asyncio.Task[None]] = set()
         self.pairs: list[Pair] = []
@@ -186,9 +198,9 @@ async def rig(
 
 
 @asynccontextmanager
-async def replica(store: Path, disk: Disk | None = None, **options: int) -> AsyncIterator[Replica]:
+async def replica(store: Path, disk: Disk | None = None, **options: object) -> AsyncIterator[Replica]:
     """A replica that is closed in the end."""
-    made = Replica(store, disk, **options)
+    made = Replica(store, disk, **options)  # type: ignore[arg-type]
     try:
         yield made
     finally:

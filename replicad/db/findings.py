@@ -154,6 +154,16 @@ class Findings:
         )
         return [_divergence.decode(body) for (body,) in rows]
 
+    def news(self, side: Side) -> tuple[int, int]:
+        """Something that changes whenever an open divergence of this side comes, goes or changes."""
+        row = self._db.one(
+            "SELECT count(*), coalesce(sum(changed_ns % 4294967291), 0) FROM divergence"
+            " WHERE state = 'open' AND side = ?",
+            (side,),
+        )
+        assert row is not None
+        return row[0], row[1]
+
     def totals(self) -> dict[tuple[str, str], int]:
         """How many divergences were ever given each (side, verdict); one that changes to and fro counts once."""
         rows = self._db.all("SELECT side, verdict, count(*) FROM given GROUP BY side, verdict")

@@ -232,6 +232,7 @@ class HttpServer:
             case {"undo": name, **others} if not others and dry_run is None:
                 return self._daemon.undo_repair(name)
         raise web.HTTPBadRequest(reason="what to repair is id=ID, all=1 or undo=ID")
+
     async def _scrub(self, request: web.Request) -> web.Response:
         action, side = request.query.get("action", ""), request.query.get("side")
         if action not in SCRUB_ACTIONS or side not in (None, "primary", "replica"):

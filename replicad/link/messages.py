@@ -33,6 +33,9 @@ MAX_CASES_BYTES = 3 * 1024 * 1024
 """A Cases message: the bytes of its findings, or of one alone, and what is told beside them."""
 MAX_WANTS = 4096
 """Blocks that one finding asks for."""
+MAX_TESTIMONY_BYTES = 16 * 1024 * 1024
+"""Frames that follow one Testify at most, headers included: the server holds them until all have come. Whoever has more
+of them testifies again."""
 BUCKETS = 256
 """Parts into which an account divides a record, so that a difference is narrowed down before anything is listed."""
 

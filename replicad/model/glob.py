@@ -164,3 +164,8 @@ def _set(inside: bytes, shown: str) -> bytes:
         ranges += b"\\x%02x-\\x%02x" % (low, high)
         index += 1
     return rb"(?" + (b"!" if negated else b"=") + b"[" + ranges + b"])" + _CHARACTER
+
+
+def escaped(path: bytes) -> bytes:
+    """A pattern that matches `path` and what is below it."""
+    return re.sub(rb"([\\*?\[\]])", rb"\\\1", path)

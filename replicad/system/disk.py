@@ -216,6 +216,10 @@ class Disk:
         """Make the written bytes and the length of the file durable. Raises OSError."""
         os.fdatasync(fd)
 
+    def sync_with_times(self, fd: int) -> None:
+        """The same, and its times and rights as well. Raises OSError."""
+        os.fsync(fd)
+
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""
         with errors_at(path, "syncing a directory"):

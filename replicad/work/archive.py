@@ -33,6 +33,7 @@ from replicad.model.errors import (
 from replicad.model.glob import compile_globs
 from replicad.model.position import Position
 from replicad.model.snapshot import Commit, Head, decode_commit, records_digest
+from replicad.model.verdict import Sight
 from replicad.store.format import (
     HEADER_BYTES,
     Frame,
@@ -519,6 +520,37 @@ class ArchiveReader:
                 run.append(place)
         if run:
             yield from self._read(run)
+
+    def look(self, name: bytes) -> tuple[Sight, str]:
+        """What the medium holds of one block now, and why it is not well; what is not well was looked at twice.
+
+        Raises BookDamagedError."""
+        place = self._listing.places([name]).get(name)
+        if place is None:
+            return Sight.ABSENT, "this block is not in the store"
+        first = self._look(place)
+        if first[0] in (Sight.MATCHES, Sight.ABSENT):
+            return first
+        second = self._look(place)
+        if second == first:
+            return first
+        return Sight.UNKNOWN, f"two looks contradict each other: {first[1] or 'well'}; {second[1] or 'well'}"
+
+    def _look(self, place: BlockPlace) -> tuple[Sight, str]:
+        self._files.close()  # what stands under the segment's name now, not a file that was opened before
+        try:
+            view = self._files.read(place.segment, place.offset, _end(place) - place.offset)
+        except FileNotFoundError:
+            return Sight.ABSENT, f"segment {place.segment} is missing"
+        except ReplicadError as error:
+            return Sight.UNREADABLE, f"segment {place.segment} cannot be read: {error}"
+        try:
+            problem = _frame_problem(view, place, place.offset)
+            if not problem:
+                plain_payload(parse_frame(view, 0))
+        except FrameError as error:
+            problem = str(error)
+        return (Sight.DIFFERS, problem) if problem else (Sight.MATCHES, "")
 
     def _read(self, run: list[BlockPlace]) -> list[bytes | Lost]:
         """Frames that lie near one another, in ascending order, with one read."""

@@ -92,10 +92,6 @@ class StoreMender:
 
     # asking
 
-    def adjust(self, repair: str, repair_limit: int) -> None:
-        """Go by these settings from now on."""
-        self._repair, self._repair_limit = repair, repair_limit
-
     async def open_cases(self) -> list[Divergence]:
         """Open findings that need a word from the primary or a repair, oldest first."""
         cases = await self._in_shelf(self._book.open_ones)

@@ -1,7 +1,8 @@
 """Quarantine: bad bytes, kept aside so that what happened can be looked into after the repair.
 
-One directory in a store's or the state directory, readable by its owner alone, bounded: when there is no room for more, the oldest go. What
-is kept here is never used as a source of anything but whole frames that prove themselves.
+One directory in a store or in the state directory, readable by its owner alone, bounded: when there is no room for
+more, the oldest go. What is kept here is never used as a source of anything but whole frames that prove themselves, and
+of an undo.
 """
 
 from __future__ import annotations

@@ -66,12 +66,12 @@ class Recorder:
                 ops.extend(operations(put, listed))
                 is_old = not fresh <= put.file < fresh + len(reads)
                 others = self._other_names(put, read.stamp) if step.known or is_old else []
-                entries.extend(EntryRow(other, read.stamp, self.seq) for other in others)
+                entries.extend(EntryRow(other, recorded(other, read.stamp), self.seq) for other in others)
                 ops.extend(others)
                 lacking.update(dict.fromkeys(listed.ids))
             else:
                 put = self._new_small(read, number, rows, lacking, ops)
-            entries.append(EntryRow(put, read.stamp, self.seq))
+            entries.append(EntryRow(put, recorded(put, read.stamp), self.seq))
         self.ledger.record_entries(entries)
         self.ledger.record_blocks(rows)
         self.ledger.forget_unnamed(replaced)
@@ -236,7 +236,7 @@ class Recorder:
     def end_large(self, put: Put, stamp: Stamp) -> list[Put]:
         """The file was read to its end: its blocks and its entries belong to the snapshot now. All its entries."""
         puts = [*self._other_names(put, stamp), put]
-        self.ledger.record_entries([EntryRow(each, stamp, self.seq) for each in puts])
+        self.ledger.record_entries([EntryRow(each, recorded(each, stamp), self.seq) for each in puts])
         self.ledger.cut(put.file, block_count(put.size, put.block_bytes), self.seq)
         self.ledger.settle(put.file, self.seq)
         return puts
@@ -280,6 +280,12 @@ class Recorder:
     def lacking(self, file: int, after: int, limit: int) -> list[BlockRow]:
         """The next blocks of a file that the replica lacks, with numbers above `after`."""
         return self.ledger.lacking_blocks(file, self.covered, after, limit)
+
+
+def recorded(put: Put, stamp: Stamp) -> Stamp:
+    """The stamp that a file is recorded under. One that shrank while it was read has the size that the replica is told;
+    its times are outdated, so the next walk finds it changed in any case."""
+    return stamp if stamp.size == put.size else stamp._replace(size=put.size)
 
 
 def in_place(known: Known, stamp: Stamp) -> bool:

@@ -17,11 +17,13 @@ from replicad.model.errors import HeldError, LinkError, ReplicadError
 from replicad.model.snapshot import Head
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
+from replicad.system.disk import Disk
 from replicad.system.logs import logger
 from replicad.work.adopt import GOES_ON, adopt
 from replicad.work.copy import LastSeal, Pass
 from replicad.work.dataset import Dataset
 from replicad.work.hooks import hooks
+from replicad.work.interrupted import finish_interrupted
 from replicad.work.outcome import Outcome
 from replicad.work.read_remote import RemoteReader
 from replicad.work.scouts import Scouts
@@ -126,6 +128,7 @@ class Replication:
                 await self._dataset.in_ledger(self._remember)
             if reason := await self._dataset.in_ledger(self._dataset.held):
                 raise self._dataset.held_error(reason)
+            await finish_interrupted(self._dataset, self._pool, Disk())
             shipping = await self._session()
             served = self._status.pass_requested  # with what came while this pass waited: it is promised a full walk
             self._asked.clear()

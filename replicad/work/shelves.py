@@ -14,13 +14,13 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from replicad.config import ClientConfig, ListenConfig
 from replicad.db.findings import Findings
 from replicad.link.channel import Channel
-from replicad.link.messages import OpenRead, OpenWrite, Refuse
-from replicad.model.divergence import Side
+from replicad.link.messages import OpenRead, OpenTend, OpenWrite, Refuse
+from replicad.model.divergence import Divergence, Side, State
 from replicad.model.errors import (
     BookDamagedError,
     DiskFullError,
@@ -29,19 +29,22 @@ from replicad.model.errors import (
     RefusedError,
     ReplicadError,
 )
+from replicad.model.remedy import Remedy, remedy_of
 from replicad.status import StoreStatus
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
+from replicad.work import mend_store
 from replicad.work.archive import Archive, ArchiveReader, catalog_path
 from replicad.work.book_damage import damaged, findings_of, note_at
-from replicad.work.mend_store import StoreMender
+from replicad.work.mended import PLANS, Mended
 from replicad.work.quarantine import Quarantine
 from replicad.work.receive import Receiving
 from replicad.work.scrub_replica import ReplicaSurface
 from replicad.work.serve import Serving
 from replicad.work.store_findings import StoreFindings
+from replicad.work.tended import LocalScrub, StoreMender, Tended
 
 log = logger("work.shelves")
 
@@ -55,6 +58,22 @@ Result = TypeVar("Result")
 Key = tuple[str, str]
 
 
+class OpenStore(NamedTuple):
+    """One open store, as whoever mends or scrubs it is handed it. Archive and findings belong to the executor."""
+
+    client: str
+    dataset: str
+    directory: Path
+    archive: Archive
+    findings: Findings
+    executor: ThreadPoolExecutor
+
+
+MakeMender = Callable[[OpenStore], StoreMender]
+ScrubOf = Callable[[str, str], LocalScrub | None]
+"""The scrub of a client's dataset, None while there is none."""
+
+
 @dataclass(slots=True)
 class _Shelf:
     """One archive and the thread it belongs to."""
@@ -64,9 +83,12 @@ class _Shelf:
     archive: Archive | None = None
     findings: Findings | None = None
     writer: asyncio.Task[None] | None = None
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    surface: ReplicaSurface | None = None
+    tender: asyncio.Task[None] | None = None
     mender: StoreMender | None = None
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the writer."""
+    tending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    surface: ReplicaSurface | None = None
 
 
 class Shelves:
@@ -80,9 +102,12 @@ class Shelves:
         clock: Clock,
         *,
         appeared: Callable[[str, str], None] = lambda client, dataset: None,
+        make_mender: MakeMender | None = None,
+        scrub_of: ScrubOf | None = None,
     ) -> None:
-        """`appeared` is called once for each store that there is, or comes to be, before it is opened."""
-        self._appeared = appeared
+        """`appeared` is called once for each store that there is, or comes to be, before it is opened. Without
+        `scrub_of` tending sessions can start no scrub; `make_mender` is for tests."""
+        self._appeared, self._make_mender, self._scrub_of = appeared, make_mender or self._real_mender, scrub_of
         self._config, self._clients, self._disk, self._clock = config, clients, disk, clock
         self._shelves: dict[Key, _Shelf] = {}
         self._opening = asyncio.Lock()
@@ -96,8 +121,7 @@ class Shelves:
         """Go by this configuration from now on; nothing that is open needs to be opened anew for it."""
         self._config = config
         for shelf in self._shelves.values():
-            if shelf.mender:
-                shelf.mender.adjust(config.repair, config.repair_limit)
+            shelf.mender = None  # the next one goes by the new configuration
 
     async def surface(self, client: str, dataset: str) -> ReplicaSurface:
         """What a scrub of a store that has appeared works on; the store is opened if need be. Raises ReplicadError when
@@ -105,12 +129,6 @@ class Shelves:
         shelf = await self._judged(client, dataset)
         assert shelf.surface is not None
         return shelf.surface
-
-    async def mender(self, client: str, dataset: str) -> StoreMender:
-        """What settles the findings about a store; raises as `surface`."""
-        shelf = await self._judged(client, dataset)
-        assert shelf.mender is not None
-        return shelf.mender
 
     async def _judged(self, client: str, dataset: str) -> _Shelf:
         shelf = await self._open((client, dataset))
@@ -164,8 +182,47 @@ class Shelves:
             case OpenRead():
                 key = await self._admitted(channel, client, message.dataset)
                 await self._read(channel, key)
+            case OpenTend():
+                key = await self._admitted(channel, client, message.dataset)
+                await self._tend(channel, key)
             case _:
                 raise PeerError(f"began with {type(message).__name__}", where=client)
+
+    # orders of a person of this node
+
+    async def meant(self, prefix: str | None) -> list[tuple[Key, Divergence]]:
+        """The findings about stores whose ids begin so, two at most of each; all that are open for None."""
+        found: list[tuple[Key, Divergence]] = []
+        for key in sorted(self._shelves):
+
+            def ask(book: Findings) -> list[Divergence]:
+                return book.listed() if prefix is None else book.beginning_with(prefix)
+
+            found += [(key, one) for one in await self.in_findings(*key, ask)]
+        return found
+
+    async def repair(self, key: Key, found: Divergence, *, dry_run: bool, now_ns: int) -> Mended:
+        """Repair one finding about a store, by order of a person: now if that needs nothing from the primary, else when
+        it comes with the blocks. Raises ReplicadError."""
+        shelf, remedy = await self._open(key), remedy_of(found)
+        if found.state is not State.OPEN:
+            return Mended(remedy, "nothing", f"it is {found.state.value} already")
+        opened = await self._opened(shelf, key)
+        mender = self._mender(shelf, opened)
+        if remedy in (Remedy.NOTHING, Remedy.LOOK_AGAIN, Remedy.NONE_LEFT):
+            return Mended(remedy, "nothing", PLANS.get(remedy, "there is nothing to be repaired"))
+        wants = await mender.wants(found)
+        if dry_run:
+            return Mended(remedy, "planned", f"{PLANS[remedy]} ({len(wants)} blocks wanted from {key[0]})")
+        if wants:
+            await ShelfOrders(opened).order(found, now_ns)
+            return Mended(remedy, "waiting", f"ordered: it is done as soon as {key[0]} brings the blocks, in a minute")
+        async with shelf.tending:
+            after = await mender.mend(found, [], ordered=True)
+        said = after.events[-1].what if after.events else after.verdict.value
+        return Mended(remedy, "repaired" if after.state is State.REPAIRED else "failed", said)
+
+    # sessions
 
     async def _admitted(self, channel: Channel, client: str, dataset: str) -> Key:
         """The store that is meant, if this client has a right to it."""
@@ -202,6 +259,34 @@ class Shelves:
         assert shelf.archive is not None
         async with self._noting_damage(shelf, key):
             await Serving(channel, self._directory(key)).run()
+
+    async def _tend(self, channel: Channel, key: Key) -> None:
+        """A second tending session ends the first, as with writers; it runs beside all others."""
+        shelf = await self._shelf(channel, key, create=False)
+        before, shelf.tender = shelf.tender, asyncio.current_task()
+        if before and not before.done():
+            before.cancel()
+        async with shelf.tending:
+            opened = await self._opened(shelf, key)
+            scrub, mender = self._scrub_of(*key) if self._scrub_of else None, self._mender(shelf, opened)
+            orders = ShelfOrders(opened)
+            await Tended(channel, opened.directory, mender=mender, scrub=scrub, orders=orders, disk=self._disk).run()
+
+    def _mender(self, shelf: _Shelf, opened: OpenStore) -> StoreMender:
+        if shelf.mender is None:
+            shelf.mender = self._make_mender(opened)
+        return shelf.mender
+
+    def _real_mender(self, opened: OpenStore) -> StoreMender:
+        config = self._config
+        return mend_store.StoreMender(
+            *opened, self._clock, self._disk, repair=config.repair, repair_limit=config.repair_limit
+        )
+
+    async def _opened(self, shelf: _Shelf, key: Key) -> OpenStore:
+        findings = await self.in_findings(*key, lambda book: book)
+        assert shelf.archive is not None
+        return OpenStore(*key, self._directory(key), shelf.archive, findings, shelf.executor)
 
     async def _shelf(self, channel: Channel, key: Key, *, create: bool) -> _Shelf:
         """The opened shelf; tells the client when there is none or it cannot be opened."""
@@ -260,9 +345,7 @@ class Shelves:
             shelf.status.reason = str(error)
             return
         parts = (*key, directory, shelf.archive, shelf.findings, shelf.executor, self._clock, self._disk)
-        config = self._config
         shelf.surface = ReplicaSurface(*parts)
-        shelf.mender = StoreMender(*parts, repair=config.repair, repair_limit=config.repair_limit)
         book = self._store_findings(shelf.findings, key)
         book.settle_book(shelf.archive.inventory)
         shelf.archive.doubt(name for found in book.open_ones() for name in found.blocks)
@@ -285,6 +368,35 @@ class Shelves:
     def _directory(self, key: Key) -> Path:
         """Where the store is. Raises PeerError for a name that may not become a path."""
         return store_path(self._config.store, *key)
+
+
+class ShelfOrders:
+    """The findings book of one store as a tending session sees it, and what a person has ordered."""
+
+    def __init__(self, opened: OpenStore) -> None:
+        self._findings, self._executor = opened.findings, opened.executor
+
+    async def find(self, name: str) -> Divergence | None:
+        """See `tended.Orders`."""
+        return await self._ask(partial(self._findings.get_exactly, name))
+
+    async def is_ordered(self, name: str) -> bool:
+        """See `tended.Orders`."""
+        return bool(await self._ask(partial(self._findings.get, f"ordered:{name}")))
+
+    async def fulfil(self, name: str) -> None:
+        """See `tended.Orders`."""
+        if await self.is_ordered(name):
+            await self._ask(partial(self._findings.put, f"ordered:{name}", None))
+
+    async def order(self, found: Divergence, now_ns: int) -> None:
+        """Remember that a person wants it repaired; that the finding changed brings the primary's next round to it."""
+        ordered = found.with_event(now_ns, "a person has ordered its repair")
+        await self._ask(partial(self._findings.put, f"ordered:{found.id}", now_ns))
+        await self._ask(partial(self._findings.update, ordered))
+
+    async def _ask(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
 def _describe(shelf: _Shelf, directory: Path) -> None:

@@ -1,0 +1,165 @@
+"""Conversation: the primary's side of a tending session, one question after the other.
+
+**Never** trusts the answer: a message that answers another question, findings that come in no order, or one about
+something else are a PeerError. Damage is a value here as everywhere; an exception means that nothing was learnt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+
+from replicad.link.channel import Channel
+from replicad.link.messages import (
+    Account,
+    Accounted,
+    Blocks,
+    Bye,
+    Case,
+    Cases,
+    Direct,
+    Directed,
+    Examine,
+    Examined,
+    Inquire,
+    Message,
+    Opened,
+    OpenTend,
+    Refuse,
+    Settled,
+    Testify,
+)
+from replicad.link.session import refused, show_text
+from replicad.model.divergence import Divergence
+from replicad.model.errors import BookDamagedError, LinkError, PeerError, ReplicadError, UsageError
+from replicad.model.verdict import Sight
+from replicad.status import ScrubStatus
+
+ANSWER_S = 600.0
+"""How long an answer may take: summing up the record of ten million blocks, or reading a medium that is dying."""
+
+Kind = TypeVar("Kind", Opened, Examined, Cases, Settled, Accounted, Directed)
+
+
+class Conversation:
+    """A tending session of one dataset. Several tasks may use it; their questions are asked one after the other."""
+
+    def __init__(self, channel: Channel) -> None:
+        """Use `open`."""
+        self._channel = channel
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, channel: Channel, dataset: str) -> Conversation:
+        """Begin on a greeted channel, which is then the conversation's.
+
+        Raises UsageError (the replica does not have this dataset yet), RefusedError, LinkError, PeerError; the channel
+        is then closed."""
+        talk = cls(channel)
+        try:
+            await talk._ask([OpenTend(dataset)], Opened)
+        except BaseException:
+            await talk.close()
+            raise
+        return talk
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._channel.over.is_set()
+
+    async def close(self) -> None:
+        """End it."""
+        await self._channel.close()
+
+    async def examine(self, name: bytes, data: bytes) -> Examined:
+        """What the other side makes of these bytes, and what it holds of the block."""
+        return await self._ask([Examine(name, data)], Examined)
+
+    async def inquire(self, after: str) -> Cases:
+        """Its next open findings."""
+        answer = await self._ask([Inquire(after)], Cases)
+        names = [after, *(case.found.id for case in answer.cases)]
+        if any(one >= other for one, other in itertools.pairwise(names)) or (answer.more and not answer.cases):
+            raise self._broke("named its findings in no order")
+        return answer
+
+    async def testify(
+        self, case: Case, checksum: bytes, sights: Sequence[Sight], pieces: Sequence[bytes], frames: int
+    ) -> Divergence:
+        """Say what we hold, and send `frames` proven blocks in these pieces; what became of the finding."""
+        said: list[Message] = [Testify(case.found.id, checksum, list(sights), frames)]
+        said += [Blocks(piece) for piece in pieces]
+        found = (await self._ask(said, Settled)).found
+        if found.id != case.found.id:
+            raise self._broke("settled another finding")
+        return found
+
+    async def account(self) -> Accounted:
+        """Its record as a whole."""
+        return await self._ask([Account()], Accounted)
+
+    async def direct(self, action: str) -> ScrubStatus | None:
+        """How its scrub of this dataset stands, after telling it to start one or just "status"; None without one."""
+        answer = await self._ask([Direct(action)], Directed)
+        if not answer.status:
+            return None
+        try:
+            return msgspec.json.decode(answer.status, type=ScrubStatus)
+        except msgspec.MsgspecError as error:
+            raise self._broke(f"described its scrub in other words: {error}") from None
+
+    async def _ask(self, said: Sequence[Message], kind: type[Kind]) -> Kind:
+        async with self._turn:
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    return await self._answered(said, kind)
+            except BaseException:  # an answer that is still to come would be taken for that of the next question
+                self._channel.hang_up("an answer was not waited for")
+                raise
+
+    async def _answered(self, said: Sequence[Message], kind: type[Kind]) -> Kind:
+        try:
+            for message in said:
+                await self._channel.send(message)
+            answer = await self._channel.receive()
+        except TimeoutError:
+            raise
+        except LinkError as error:
+            raise await self._reason(error) from None
+        if isinstance(answer, kind):
+            return answer
+        raise self._no(answer)
+
+    async def _reason(self, error: LinkError) -> ReplicadError:
+        """Why the session ended, if its last message says so."""
+        try:
+            while True:
+                message = await self._channel.receive()
+                if isinstance(message, Refuse | Bye):
+                    return self._no(message)
+        except ReplicadError:
+            return error
+
+    def _no(self, message: Message) -> ReplicadError:
+        peer = self._channel.peer
+        match message:
+            case Refuse("unknown", text):
+                return UsageError(show_text(text), where=peer)
+            case Refuse("busy" | "stopping", text):
+                return LinkError(show_text(text), where=peer)
+            case Refuse("damaged", text):
+                hint = "on the replica: replicad status"
+                return BookDamagedError(show_text(text), where=peer, hint=hint)
+            case Refuse():
+                return refused(message, peer)
+            case Bye(reason):
+                return LinkError(f"ended the session: {show_text(reason)}", where=peer)
+        return self._broke(f"answered with {type(message).__name__}")
+
+    def _broke(self, text: str) -> PeerError:
+        return PeerError(text, where=self._channel.peer)

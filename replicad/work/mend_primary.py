@@ -1,0 +1,416 @@
+"""Mend the primary: write a replica's proven block over bytes that rotted, or set metadata that drifted, and undo it.
+
+    turn → record → proven block → open alone, same identity → keep the bad bytes → note the intent, durably
+         → write, sync, times back, sync → read again from the medium → the ledger takes the new stamp and drops
+           the intent, in one transaction → receipt, finding settled
+
+**Owns** that order, and the breaker. **Never** writes anything but the recorded bytes (or, to undo, those that were
+there before), never where the record has no block, and never while another program has the file open. What a crash cuts
+short is settled by `interrupted.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+import msgspec
+
+from replicad.db.ledger import BlockRow, Known, Ledger, put_of, stamp_of
+from replicad.model.block import LARGEST_BLOCK_BYTES, block_id, checksum
+from replicad.model.divergence import Divergence, Part, Receipt, State
+from replicad.model.entry import Put, Stamp, show_path
+from replicad.model.errors import ReplicadError
+from replicad.model.remedy import WRITES_PRIMARY, Remedy, remedy_of
+from replicad.source.meta import describe
+from replicad.source.root import Root, Trail, Trouble, lstat_at, split
+from replicad.system.clock import Clock
+from replicad.system.disk import Disk
+from replicad.system.logs import logger
+from replicad.work.attributes import opened_path, set_attributes
+from replicad.work.confirm import length_of
+from replicad.work.dataset import Dataset
+from replicad.work.interrupted import MENDING, WRITES_WITHIN_S, Intent, finish_interrupted
+from replicad.work.mended import PLANS, Mended
+from replicad.work.patch import Moved, Patch, Refusal
+from replicad.work.quarantine import NOT_KEPT
+
+log = logger("work.mend_primary")
+
+TURN_S = 30.0
+"""How long a repair waits for a pass to end; longer, and it says so instead of letting a person wait."""
+HOUR_NS = 3600 * 10**9
+MAX_PIECE_BYTES = 2 * LARGEST_BLOCK_BYTES
+"""What one repair took away, at most: a block, or an entry's metadata."""
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+Fetch = Callable[[bytes, int], Awaitable[bytes | str]]
+"""A block by id and size, proven, or why it cannot be had."""
+
+_encode, _decode = msgspec.msgpack.encode, msgspec.msgpack.decode
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What is to be written, and where."""
+
+    path: bytes
+    known: Known
+    row: BlockRow
+
+    @property
+    def offset(self) -> int:
+        return self.row.number * self.known.block_bytes
+
+    @property
+    def length(self) -> int:
+        return length_of(self.known, self.row.number)
+
+    @property
+    def stamp(self) -> Stamp:
+        return stamp_of(self.known)
+
+
+class PrimaryMender:
+    """Repairs one dataset."""
+
+    def __init__(self, dataset: Dataset, pool: Executor, clock: Clock, disk: Disk) -> None:
+        self._dataset, self._pool, self._clock, self._disk = dataset, pool, clock, disk
+
+    # may it be done
+
+    async def may_by_itself(self, found: Divergence) -> bool:
+        """Whether the configuration and the breaker let a repair happen without a person; opens the breaker when there
+        were too many. What a person has undone stays as it is."""
+        dataset = self._dataset
+        if dataset.config.repair != "auto" or remedy_of(found) not in WRITES_PRIMARY:
+            return False
+        return await dataset.in_findings(self._breaker_lets_through, found)
+
+    def _breaker_lets_through(self, found: Divergence) -> bool:
+        findings, now_ns = self._dataset.findings, self._clock.now_ns()
+        if findings.get("breaker") or findings.get(_undone(found)) == found.seen:
+            return False
+        since_ns = max(now_ns - HOUR_NS, int(findings.get("breaker_closed_ns") or 0))
+        if findings.repaired_since(since_ns) < self._dataset.config.repair_limit:
+            return True
+        findings.put("breaker", f"{self._dataset.config.repair_limit} repairs within an hour")
+        return False
+
+    def _close_breaker(self) -> None:
+        findings = self._dataset.findings
+        if findings.get("breaker"):
+            findings.put("breaker", None)
+            findings.put("breaker_closed_ns", self._clock.now_ns())
+
+    # repair
+
+    async def plan(self, found: Divergence) -> Mended:
+        """What `mend` would do; nothing is written."""
+        remedy = remedy_of(found)
+        if remedy not in WRITES_PRIMARY:
+            return Mended(remedy, "nothing", PLANS[remedy])
+        if found.part is Part.METADATA:
+            return Mended(remedy, "planned", f"the recorded mode, owner and attributes of {show_path(found.path)}")
+        target = await self._dataset.in_ledger(_target, self._dataset.ledger, found)
+        if target is None:
+            return Mended(remedy, "nothing", "the record has another block there now: nothing is to be repaired")
+        where = f"{target.length} bytes at byte {target.offset} of {show_path(target.path)}"
+        return Mended(remedy, "planned", f"would write block {target.row.id.hex()[:12]} of a replica: {where}")
+
+    async def mend(self, found: Divergence, fetch: Fetch, source: str, *, by_person: bool) -> Mended:
+        """Repair one finding of this side. An order of a person closes the breaker."""
+        planned = await self.plan(found)
+        if planned.result != "planned":
+            return planned
+        if by_person:
+            await self._dataset.in_findings(self._close_breaker)
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._dataset.turn.acquire()
+        except TimeoutError:
+            return planned._replace(result="waiting", text="a pass is under way: repair again when it has ended")
+        try:
+            return await self._guarded(found, planned.remedy, partial(self._mend, found, fetch, source))
+        finally:
+            self._dataset.turn.release()
+
+    async def _guarded(self, found: Divergence, remedy: Remedy, work: Callable[[], Awaitable[Mended]]) -> Mended:
+        """A result for everything that may come between."""
+        where = show_path(found.path)
+        try:
+            await finish_interrupted(self._dataset, self._pool, self._disk)
+            return await work()
+        except Moved as error:
+            return Mended(remedy, "refused", f"{where}: {error}; nothing was written, the next pass looks at it")
+        except Refusal as error:
+            return Mended(remedy, "refused", f"{where}: {error}; nothing was written")
+        except ReplicadError as error:
+            return Mended(remedy, "failed", str(error))
+
+    async def _mend(self, found: Divergence, fetch: Fetch, source: str) -> Mended:
+        if found.part is Part.METADATA:
+            return await self._mend_metadata(found)
+        target = await self._dataset.in_ledger(_target, self._dataset.ledger, found)
+        if target is None:
+            raise Moved("the record has another block there now")
+        good = await fetch(target.row.id, target.length)
+        if isinstance(good, str):
+            return Mended(Remedy.MEND_PRIMARY, "waiting", f"{source} cannot give the block now: {good}")
+        if block_id(good) != target.row.id or (target.row.checksum and checksum(good) != target.row.checksum):
+            return Mended(Remedy.MEND_PRIMARY, "failed", f"{source} gives a block that is not the recorded one")
+        return await self._write(found, target, good, source)
+
+    async def _write(self, found: Divergence, target: _Target, good: bytes, source: str) -> Mended:
+        """Write the proven bytes; settle the finding when the medium gives them back."""
+        written = await self._patched(target, good, partial(self._keep_aside, found))
+        if written is None:
+            text = "the medium gives the recorded bytes by now: nothing was written, it is looked at again"
+            return Mended(Remedy.MEND_PRIMARY, "nothing", text)
+        bad, seen_after, quarantine = written
+        result = "repaired" if seen_after == checksum(good) else "failed"
+        found = msgspec.structs.replace(found, quarantine=quarantine or found.quarantine)
+        text = await self._settle(found, target.path, target.offset, target.length, bad, seen_after, source, result)
+        return Mended(Remedy.MEND_PRIMARY, result, text)
+
+    async def _patched(
+        self, target: _Target, data: bytes, keep: Callable[[bytes], str]
+    ) -> tuple[bytes, bytes, str] | None:
+        """Put `data` in place of what is there: checksums of before and after, and where the bytes from before are
+        kept; None when there is nothing to do. Raises Refusal, Moved, ReplicadError."""
+        root = await self._in_pool(Root, self._dataset.root)
+        try:
+            patch = await self._in_pool(Patch, root, target.path, target.stamp, self._disk)
+            try:
+                bad = await self._in_pool(_read, patch, target)
+                if bad == data:
+                    return None
+                kept = await self._in_pool(keep, bad) if bad else ""
+                now = await self._written(patch, target, data)
+                after = await self._in_pool(_read, patch, target)
+                await self._dataset.durably(self._take_stamp, target.path, target.stamp, now)
+                return checksum(bad) if bad else b"", checksum(after) if after else b"", kept
+            finally:
+                await self._in_pool(patch.close)
+        finally:
+            await self._in_pool(root.close)
+
+    async def _written(self, patch: Patch, target: _Target, data: bytes) -> Stamp:
+        """Write, and put the times back; the stamp that the file has then."""
+        intent = await self._intend(target.path, target.stamp, patch.atime_ns)
+        try:
+            await self._in_pool(self._check_in_time, patch, intent)
+        except Refusal:
+            await self._dataset.durably(self._dataset.ledger.put, MENDING, None)
+            raise
+        return await self._in_pool(_write_at, patch, intent, target.offset, data)
+
+    async def _intend(self, path: bytes, stamp: Stamp, atime_ns: int) -> Intent:
+        intent = Intent(path, tuple(stamp), atime_ns, self._clock.now_ns())
+        await self._dataset.durably(self._dataset.ledger.put, MENDING, _encode(intent))
+        return intent
+
+    def _check_in_time(self, patch: Patch, intent: Intent) -> None:
+        """The last look before the first byte."""
+        patch.check()
+        if not 0 <= self._clock.now_ns() - intent.at_ns < WRITES_WITHIN_S * 1e9 / 2:
+            raise Refusal("the disk of the ledger took too long; try again")
+
+    def _take_stamp(self, path: bytes, before: Stamp, now: Stamp) -> None:
+        """What we wrote does not count as a change, and the intent is settled: both or neither."""
+        ledger = self._dataset.ledger
+        ledger.restamp(path, before, now)
+        ledger.put(MENDING, None)
+
+    def _keep_aside(self, found: Divergence, bad: bytes) -> str:
+        """Keep the bad bytes; where. Those of an earlier repair are not lost by it. Raises Refusal: what cannot be taken
+        back is not done."""
+        kept = self._dataset.quarantine.keep(f"{found.id}-{checksum(bad).hex()[:8]}.bad", bad)
+        if not kept:
+            raise Refusal(f"{NOT_KEPT}, so nothing is written")
+        return kept
+
+    async def _settle(
+        self,
+        found: Divergence,
+        path: bytes,
+        offset: int,
+        length: int,
+        before: bytes,
+        after: bytes,
+        source: str,
+        result: str,
+    ) -> str:
+        """The receipt and the finding's new state; what happened, in words."""
+        now_ns, remedy = self._clock.now_ns(), remedy_of(found)
+        text = f"{length} bytes at byte {offset} of {show_path(path)} are those of {source} again"
+        if found.part is Part.METADATA:
+            text = f"mode, owner and attributes of {show_path(path)} are the recorded ones again"
+        if result == "failed":
+            text = (
+                f"{show_path(path)} was written, but the medium does not give back what was written: replace the disk"
+            )
+        receipt = Receipt(
+            divergence=found.id,
+            at_ns=now_ns,
+            remedy=remedy.value,
+            path=path,
+            offset=offset,
+            length=length,
+            before=before,
+            after=after,
+            source=source,
+            result=result,
+            detail=found.quarantine,
+        )
+        settled = found.with_event(now_ns, text, state=State.REPAIRED if result == "repaired" else State.OPEN)
+        await self._dataset.in_findings(self._write_down, settled, receipt)
+        return text
+
+    def _write_down(self, found: Divergence, receipt: Receipt) -> None:
+        self._dataset.findings.add_receipt(receipt)
+        self._dataset.findings.update(found)
+
+    # metadata
+
+    async def _mend_metadata(self, found: Divergence) -> Mended:
+        ledger = self._dataset.ledger
+        known = await self._dataset.in_ledger(ledger.known, found.path)
+        if known is None:
+            raise Moved("the entry was dropped")
+        before = await self._set_metadata(found.path, known, put_of(found.path, known))
+        found = msgspec.structs.replace(found, quarantine=await self._in_pool(self._keep_aside, found, _encode(before)))
+        after = checksum(_encode(put_of(found.path, known).meta))
+        text = await self._settle(found, found.path, 0, 0, checksum(_encode(before)), after, "the record", "repaired")
+        return Mended(Remedy.MEND_METADATA, "repaired", text)
+
+    async def _set_metadata(self, path: bytes, known: Known, wanted: Put) -> Put:
+        """Give the entry this metadata; what it had before. Raises Refusal, Moved, ReplicadError."""
+        root = await self._in_pool(Root, self._dataset.root)
+        try:
+            (entry,) = await self._in_pool(describe, root, [path])
+            if isinstance(entry, Trouble):
+                raise Moved(entry.reason) if entry.vanished else Refusal(entry.reason)
+            if entry.stamp.identity != stamp_of(known).identity or entry.stamp.kind != wanted.kind:
+                raise Moved("somebody changed it since it was recorded")
+            had = msgspec.structs.replace(wanted, meta=entry.description.meta)
+            await self._intend(path, stamp_of(known), 0)
+            now, unset = await self._in_pool(_set_attributes, root, path, wanted, self._disk)
+            await self._dataset.durably(self._take_stamp, path, stamp_of(known), now)
+            if unset:
+                raise Refusal(f"the system refuses to set {'; '.join(unset)}")
+            return had
+        finally:
+            await self._in_pool(root.close)
+
+    # undo
+
+    async def undo(self, found: Divergence) -> Mended:
+        """Put back what the last repair of this finding took away."""
+        remedy = remedy_of(found)
+        receipts = await self._dataset.in_findings(self._dataset.findings.receipts, found.id)
+        done = next((one for one in reversed(receipts) if one.result in ("repaired", "undone")), None)
+        if done is None or done.result == "undone":
+            return Mended(remedy, "nothing", "there is no repair of it that could be undone")
+        kept = await self._in_pool(self._dataset.quarantine.read, found.quarantine, MAX_PIECE_BYTES)
+        if not kept:
+            return Mended(remedy, "refused", "the bytes from before were not readable and could not be kept")
+        async with self._dataset.turn:
+            return await self._guarded(found, remedy, partial(self._undo, found, done, kept))
+
+    async def _undo(self, found: Divergence, done: Receipt, bad: bytes) -> Mended:
+        if checksum(bad) != done.before:
+            raise Refusal(f"the bytes that were kept in {found.quarantine} are damaged themselves")
+        if found.part is Part.METADATA:
+            known = await self._dataset.in_ledger(self._dataset.ledger.known, found.path)
+            if known is None:
+                raise Moved("the entry was dropped")
+            await self._set_metadata(found.path, known, _decode(bad, type=Put))
+        else:
+            target = await self._dataset.in_ledger(_target, self._dataset.ledger, found)
+            if target is None or len(bad) != target.length:
+                raise Moved("the record has another block there now")
+            await self._patched(target, bad, partial(_check_repaired, done))
+        now_ns, text = self._clock.now_ns(), f"{show_path(found.path)} is as it was before the repair"
+        receipt = msgspec.structs.replace(
+            done, at_ns=now_ns, result="undone", before=done.after, after=done.before, source="quarantine"
+        )
+        await self._dataset.in_findings(self._open_again, found.with_event(now_ns, text, state=State.OPEN), receipt)
+        return Mended(remedy_of(found), "undone", text)
+
+    def _open_again(self, found: Divergence, receipt: Receipt) -> None:
+        findings = self._dataset.findings
+        findings.put(_undone(found), found.seen)
+        findings.add_receipt(receipt)
+        if all(one.key != found.key for one in findings.listed(side=found.side)):
+            findings.update(found)
+
+    async def _in_pool(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args, **kwargs))
+
+
+# pieces that run in threads
+
+
+def _target(ledger: Ledger, found: Divergence) -> _Target | None:
+    row = ledger.blocks(found.file, found.number, found.number + 1).get(found.number)
+    known = ledger.known(found.path)
+    if row is None or (row.id,) != found.blocks[:1] or known is None or known.file != found.file:
+        return None
+    return _Target(found.path, known, row) if length_of(known, found.number) else None
+
+
+def _read(patch: Patch, target: _Target) -> bytes:
+    """What the medium gives; nothing where it gives an error."""
+    try:
+        return patch.read(target.offset, target.length)[0]
+    except OSError:
+        return b""
+
+
+def _write_at(patch: Patch, intent: Intent, offset: int, data: bytes) -> Stamp:
+    """Write as far as the medium takes it, what it holds then is read afterwards; put the times back in any case."""
+    try:
+        patch.write(offset, data)
+    except OSError as error:
+        log.warning("the medium does not take a repair", path=show_path(intent.path), reason=error.strerror)
+    try:
+        return patch.set_times(intent.atime_ns, intent.recorded.mtime_ns)
+    except OSError as error:
+        raise ReplicadError(
+            f"was written, and its times cannot be put back: {error.strerror}",
+            where=show_path(intent.path),
+            hint="make it writable for the daemon; the next pass tries again",
+        ) from error
+
+
+def _set_attributes(root: Root, path: bytes, put: Put, disk: Disk) -> tuple[Stamp, list[str]]:
+    """The stamp that the entry has then, and what the system refused."""
+    above, name = split(path)
+    with Trail(root) as trail:
+        directory = trail.enter(above)
+        atime_ns = lstat_at(directory, name).st_atime_ns
+        if name:
+            with opened_path(name, directory) as ref:
+                unset = set_attributes(put, ref, atime_ns=atime_ns)
+        else:
+            unset = set_attributes(put, directory, atime_ns=atime_ns)
+        disk.sync_file_system(directory, Path(os.fsdecode(root.path)))
+        now = root.stamp(lstat_at(directory, name), directory)
+    return now, unset
+
+
+def _check_repaired(done: Receipt, now: bytes) -> str:
+    """What is about to be undone must still be there."""
+    if checksum(now) != done.after:
+        raise Refusal("it does not hold what the repair wrote any more")
+    return ""
+
+
+def _undone(found: Divergence) -> str:
+    return f"undone:{found.key}"

@@ -1,0 +1,142 @@
+"""Patch: one file of the dataset, open to have one block written, or its metadata set, and nothing else.
+
+The only place that writes into the primary's data. The way down goes through open directories and follows no symlink;
+nobody else has the file open (a lease of the kernel, which makes whoever opens it wait until we are done); the identity
+is looked at before and after; the size never changes; times are put back. All of it runs in a thread.
+
+**Never** decides whether to write: `mend_primary.py` does, and writes its intent down first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import stat
+from types import TracebackType
+
+from replicad.model.entry import Stamp
+from replicad.source.root import Root, Trail, is_regular, split
+from replicad.system.disk import AlignedBuffer, Disk, read_at, set_direct
+
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_HARMLESS = signal.SIGURG
+"""What the kernel says when somebody waits for the lease: a signal that does nothing, where its default ends us."""
+_CAPABILITY = "security.capability"
+_BUFFER_BYTES = 2 * 1024 * 1024
+"""Any block, and what aligning it takes."""
+
+
+class Refusal(Exception):
+    """Nothing was written, and why not: a guard, or the system, said no."""
+
+
+class Moved(Refusal):
+    """Nothing was written: the file is not the recorded one any more."""
+
+
+class Patch:
+    """One open file. Raises Refusal, Moved, and OSError where the medium does not answer."""
+
+    def __init__(self, root: Root, path: bytes, expected: Stamp, disk: Disk) -> None:
+        """Open the file that has this identity."""
+        self._root, self._expected, self._disk = root, expected, disk
+        self._fd = _open(root, path)
+        try:
+            if not is_regular(os.fstat(self._fd)):
+                raise Moved("it is no regular file any more")
+            _take_lease(self._fd)
+            self.check()
+            self.atime_ns = os.fstat(self._fd).st_atime_ns
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Patch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; whoever waits for it goes on."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def stamp(self) -> Stamp:
+        """What it is now."""
+        return self._root.stamp(os.fstat(self._fd), self._fd)
+
+    def check(self) -> None:
+        """The file is as recorded, and nobody waits for it."""
+        if self.stamp().identity != self._expected.identity:
+            raise Moved("somebody wrote it since it was recorded")
+        if fcntl.fcntl(self._fd, fcntl.F_GETLEASE) != fcntl.F_WRLCK:
+            raise Refusal("another program opens it just now; try again")
+
+    def read(self, offset: int, size: int) -> tuple[bytes, bool]:
+        """Bytes from the medium, and whether they do come from there. Raises OSError."""
+        direct = set_direct(self._fd, True)
+        try:
+            return bytes(read_at(self._fd, AlignedBuffer(_BUFFER_BYTES), offset, size)), direct
+        finally:
+            set_direct(self._fd, False)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write within the file, durably. Raises OSError."""
+        assert offset + len(data) <= self._expected.size, "a block ends behind its file's end"
+        privileges = _privileges(self._fd)
+        try:
+            done = 0
+            while done < len(data):
+                done += self._disk.pwrite(self._fd, data[done:], offset + done)
+            self._disk.sync(self._fd)
+        finally:
+            _give_back(self._fd, privileges)
+
+    def set_times(self, atime_ns: int, mtime_ns: int) -> Stamp:
+        """Give the file these times, durably; the stamp that it has then."""
+        os.utime(self._fd, ns=(atime_ns, mtime_ns))
+        self._disk.sync_with_times(self._fd)
+        return self.stamp()
+
+
+def _open(root: Root, path: bytes) -> int:
+    above, name = split(path)
+    try:
+        with Trail(root) as trail:
+            return os.open(name, _FLAGS, dir_fd=trail.enter(above))
+    except (FileNotFoundError, NotADirectoryError):
+        raise Moved("it is not there any more") from None
+    except OSError as error:
+        raise Refusal(f"it cannot be opened for writing: {error.strerror}") from error
+
+
+def _privileges(fd: int) -> tuple[int, bytes | None]:
+    """What the kernel takes from a program that is written: its setuid bits and its capabilities."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    try:
+        return mode, os.getxattr(fd, _CAPABILITY)
+    except OSError:
+        return mode, None
+
+
+def _give_back(fd: int, before: tuple[int, bytes | None]) -> None:
+    mode, capability = before
+    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        os.fchmod(fd, mode)
+    if capability is not None and _privileges(fd)[1] != capability:
+        os.setxattr(fd, _CAPABILITY, capability)
+
+
+def _take_lease(fd: int) -> None:
+    """Keep others out; refused while anybody has the file open: what they write would be taken for ours."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, _HARMLESS)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except BlockingIOError:
+        raise Refusal("another program has it open: stop that program (fuser names it), then repair again") from None
+    except OSError as error:
+        text = f"other programs cannot be kept out of it here ({error.strerror})"
+        raise Refusal(f"{text}: bring the good bytes back with replicad restore --path") from error

@@ -1,0 +1,552 @@
+"""Repair of the primary: proven bytes in, nothing else touched, and no crash that lets other rot be believed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from kit_rig import Replica, Rig, describe_snapshot, replica, rig
+from kit_store import flip
+from kit_tend import BLOCK, known_of, report, rot, stamp_now, standing, tending
+from kit_tree import is_root
+from replicad.db.ledger import stamp_of
+from replicad.model.block import Buffer, checksum
+from replicad.model.divergence import Divergence, Event, Part, Side, State
+from replicad.model.verdict import Verdict
+from replicad.system.disk import Disk
+from replicad.work import mend_primary
+from replicad.work import patch as work_patch
+from replicad.work.interrupted import MENDING
+
+DATA = random.Random(7).randbytes(5 * BLOCK + 1000)
+MTIME_NS, ATIME_NS = 1_500_000_000_123_456_789, 1_400_000_000_987_654_321
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, **options: object) -> AsyncIterator[tuple[Rig, Replica]]:
+    """A primary with one file in two places, and its replica after a pass."""
+    root = tmp_path / "www"
+    root.mkdir()
+    (root / "file").write_bytes(DATA)
+    os.utime(root / "file", ns=(ATIME_NS, MTIME_NS))
+    os.link(root / "file", root / "link")
+    async with rig(tmp_path, root, **options) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        yield primary, fra1
+
+
+async def repaired(primary: Rig, fra1: Replica, found: Divergence, disk: Disk | None = None):  # type: ignore[no-untyped-def]
+    """What an order of a person gives."""
+    job = tending(primary, fra1, disk=disk)
+    try:
+        return await job.repair(found, dry_run=False)
+    finally:
+        await job.close()
+
+
+async def is_unchanged(primary: Rig, path: bytes = b"file") -> bool:
+    """Whether the next survey takes the file for what is recorded."""
+    return stamp_of(await known_of(primary, path)) == stamp_now(primary.root, path)
+
+
+async def test_a_repair_writes_the_block_and_nothing_else(tmp_path: Path) -> None:
+    """Content, size and times are as they were; no name of the file counts as changed; a receipt says what was done."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 2 * BLOCK + 5)
+        found = await report(primary, b"file", 2)
+        bad = (primary.root / "file").read_bytes()[2 * BLOCK : 3 * BLOCK]
+        done = await repaired(primary, fra1, found)
+        assert (done.result, (primary.root / "file").read_bytes()) == ("repaired", DATA)
+        status = os.stat(primary.root / "file")
+        assert (status.st_mtime_ns, status.st_size) == (MTIME_NS, len(DATA))
+        assert await is_unchanged(primary) and await is_unchanged(primary, b"link")
+        now = await standing(primary, found)
+        assert (now.state, now.verdict) == (State.REPAIRED, Verdict.PRIMARY_ROT)
+        (receipt,) = await primary.dataset.in_findings(primary.dataset.findings.receipts, found.id)
+        assert (receipt.before, receipt.source, receipt.offset) == (checksum(bad), "fra1", 2 * BLOCK)
+        assert receipt.after == checksum(DATA[2 * BLOCK : 3 * BLOCK])
+        kept = primary.directory / "state" / now.quarantine
+        assert kept.read_bytes() == bad
+        before = primary.status["fra1"].sent_bytes
+        await primary.sync(fra1)
+        assert primary.status["fra1"].sent_bytes == before, "the next pass found nothing to say"
+
+
+async def test_the_short_block_at_the_end_is_repaired(tmp_path: Path) -> None:
+    """And the size stays."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", len(DATA) - 1)
+        found = await report(primary, b"file", 5)
+        assert (await repaired(primary, fra1, found)).result == "repaired"
+        assert (primary.root / "file").read_bytes() == DATA
+
+
+async def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    """It says what would be written, and where."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        job = tending(primary, fra1)
+        await job.step()
+        before = (primary.root / "file").read_bytes()
+        plan = await job.repair(await standing(primary, found), dry_run=True)
+        await job.close()
+        assert plan.result == "planned" and "byte 0 of file" in plan.text
+        assert (primary.root / "file").read_bytes() == before
+
+
+async def test_a_written_file_is_left_alone(tmp_path: Path) -> None:
+    """Whatever was found before: somebody's bytes are not overwritten."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        with (primary.root / "file").open("r+b") as file:
+            file.write(b"mine")
+        before = (primary.root / "file").read_bytes()
+        assert (await repaired(primary, fra1, found)).result == "nothing"
+        assert (primary.root / "file").read_bytes() == before
+        assert (await standing(primary, found)).verdict is Verdict.CHANGED
+
+
+async def test_a_file_that_another_program_has_open_is_refused(tmp_path: Path) -> None:
+    """What it writes meanwhile could not be told from what we write."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        before = (primary.root / "file").read_bytes()
+        with (primary.root / "link").open("rb"):
+            done = await repaired(primary, fra1, found)
+        assert (done.result, (primary.root / "file").read_bytes()) == ("refused", before)
+        assert "has it open" in done.text
+        assert (await repaired(primary, fra1, found)).result == "repaired"
+
+
+async def test_a_program_that_opens_the_file_just_then_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for us, we write nothing, and the intent is gone."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        before = (primary.root / "file").read_bytes()
+        read = work_patch.Patch.read
+
+        def read_and_knock(self: work_patch.Patch, offset: int, size: int) -> tuple[bytes, bool]:
+            with pytest.raises(BlockingIOError):
+                os.open(primary.root / "file", os.O_RDWR | os.O_NONBLOCK)
+            return read(self, offset, size)
+
+        monkeypatch.setattr(work_patch.Patch, "read", read_and_knock)
+        done = await repaired(primary, fra1, found)
+        assert (done.result, (primary.root / "file").read_bytes()) == ("refused", before)
+        assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is None
+
+
+@pytest.mark.skipif(not is_root() or not shutil.which("chattr"), reason="needs root and chattr")
+async def test_an_immutable_file_is_refused(tmp_path: Path) -> None:
+    """In one clear sentence."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        path = primary.root / "file"
+        flagged = subprocess.run(["chattr", "+i", path], capture_output=True, check=False)
+        if flagged.returncode:
+            pytest.skip("this file system knows no such flag")
+        await primary.dataset.in_ledger(
+            primary.dataset.ledger.restamp, b"file", stamp_of(await known_of(primary, b"file")),
+            stamp_now(primary.root, b"file"),
+        )  # fmt: skip
+        try:
+            done = await repaired(primary, fra1, found)
+        finally:
+            subprocess.run(["chattr", "-i", path], check=True)
+        assert done.result == "refused" and "Operation not permitted" in done.text
+
+
+async def test_a_symlink_in_the_way_leads_nowhere(tmp_path: Path) -> None:
+    """A directory that became a symlink since is not followed."""
+    async with world(tmp_path) as (primary, fra1):
+        (primary.root / "d").mkdir()
+        (primary.root / "d/f").write_bytes(DATA[:BLOCK])
+        await primary.sync(fra1)
+        await rot(primary, b"d/f", 0)
+        found = await report(primary, b"d/f", 0)
+        (primary.root / "d").rename(tmp_path / "outside")
+        (primary.root / "d").symlink_to(tmp_path / "outside")
+        before = (tmp_path / "outside/f").read_bytes()
+        await repaired(primary, fra1, found)
+        assert (tmp_path / "outside/f").read_bytes() == before
+
+
+async def test_a_block_that_gives_no_bytes_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing could be kept of it, so it cannot be undone, which is said."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", BLOCK)
+        found = await report(primary, b"file", 1)
+        read, calls = work_patch.Patch.read, []
+
+        def fail_once(self: work_patch.Patch, offset: int, size: int) -> tuple[bytes, bool]:
+            calls.append(offset)
+            if len(calls) == 1:
+                raise OSError(errno.EIO, "Input/output error")
+            return read(self, offset, size)
+
+        monkeypatch.setattr(work_patch.Patch, "read", fail_once)
+        job = tending(primary, fra1)
+        assert (await job.repair(found, dry_run=False)).result == "repaired"
+        assert (primary.root / "file").read_bytes() == DATA
+        undone = await job.mender.undo(await standing(primary, found))
+        await job.close()
+        assert undone.result == "refused"
+
+
+class FullDisk(Disk):
+    """Takes no bytes."""
+
+    def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+async def test_a_medium_that_takes_nothing_is_said_and_stays_open(tmp_path: Path) -> None:
+    """The file's times are as recorded, so that nothing of it is believed."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        done = await repaired(primary, fra1, found, FullDisk())
+        assert done.result == "failed"
+        assert (await standing(primary, found)).state is State.OPEN
+        assert await is_unchanged(primary)
+
+
+async def test_undo_puts_back_what_was_there(tmp_path: Path) -> None:
+    """With the same guards; the finding is open again, and is not repaired by itself."""
+    async with world(tmp_path, repair="auto") as (primary, fra1):
+        await rot(primary, b"file", 0)
+        bad = (primary.root / "file").read_bytes()
+        found = await report(primary, b"file", 0)
+        job = tending(primary, fra1)
+        await job.step()
+        assert (primary.root / "file").read_bytes() == DATA
+        undone = await job.mender.undo(await standing(primary, found))
+        assert (undone.result, (primary.root / "file").read_bytes()) == ("undone", bad)
+        assert (await standing(primary, found)).state is State.OPEN and await is_unchanged(primary)
+        assert (await job.mender.undo(await standing(primary, found))).result == "nothing"
+        await job.step()
+        assert (primary.root / "file").read_bytes() == bad, "what a person has undone stays"
+        assert (await job.repair(await standing(primary, found), dry_run=False)).result == "repaired"
+        await job.close()
+
+
+async def test_undo_of_a_file_that_was_written_since_is_refused(tmp_path: Path) -> None:
+    """Its bytes are somebody's."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        await repaired(primary, fra1, found)
+        (primary.root / "file").write_bytes(b"new")
+        job = tending(primary, fra1)
+        assert (await job.mender.undo(await standing(primary, found))).result == "refused"
+        await job.close()
+        assert (primary.root / "file").read_bytes() == b"new"
+
+
+async def test_ask_waits_for_a_person_and_auto_does_not(tmp_path: Path) -> None:
+    """By default nothing is written into the primary's data."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        job = tending(primary, fra1)
+        await job.step()
+        await job.close()
+        assert (await standing(primary, found)).verdict is Verdict.PRIMARY_ROT
+        assert (primary.root / "file").read_bytes() != DATA
+
+
+async def test_the_breaker_stops_repairs_until_a_person_orders_one(tmp_path: Path) -> None:
+    """Two an hour are allowed; the third waits, an order goes through, and then two more are allowed."""
+    async with world(tmp_path, repair="auto", repair_limit=2) as (primary, fra1):
+        found = []
+        for number in range(5):
+            await rot(primary, b"file", number * BLOCK)
+            found.append(await report(primary, b"file", number))
+        job = tending(primary, fra1)
+        for _ in range(3):
+            await job.step()
+
+        async def states() -> list[State]:
+            return sorted([(await standing(primary, one)).state for one in found])
+
+        assert await states() == [State.OPEN] * 3 + [State.REPAIRED] * 2
+        findings = primary.dataset.findings
+        assert await primary.dataset.in_findings(findings.get, "breaker")
+        waiting = [one for one in found if (await standing(primary, one)).state is State.OPEN]
+        assert (await job.repair(waiting[0], dry_run=False)).result == "repaired"
+        assert not await primary.dataset.in_findings(findings.get, "breaker")
+        await job.step()
+        assert (await states()).count(State.OPEN) < 2
+        await job.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "root", "symlink"])
+async def test_metadata_that_drifted_is_set_again(tmp_path: Path, kind: str) -> None:
+    """Mode, owner and attributes are the recorded ones, nothing counts as changed, and it can be undone."""
+    async with world(tmp_path) as (primary, fra1):
+        if kind == "symlink" and not is_root():
+            pytest.skip("only root may give a symlink away")
+        (primary.root / "directory").mkdir()
+        (primary.root / "symlink").symlink_to("file")
+        await primary.sync(fra1)
+        path = b"" if kind == "root" else kind.encode()
+        await drift(primary, path)
+        found = await metadata_finding(primary, path)
+        job = tending(primary, fra1)
+        await job.step()
+        assert (await standing(primary, found)).verdict is Verdict.METADATA_DRIFT
+        assert (await job.repair(found, dry_run=False)).result == "repaired"
+        assert await is_unchanged(primary, path)
+        drifted = stamp_now(primary.root, path)
+        assert (await job.mender.undo(await standing(primary, found))).result == "undone"
+        assert stamp_now(primary.root, path)[:4] != drifted[:4]
+        assert (await job.repair(await standing(primary, found), dry_run=False)).result == "repaired"
+        assert stamp_now(primary.root, path)[:4] == drifted[:4]
+        await job.close()
+
+
+async def drift(primary: Rig, path: bytes) -> None:
+    """Change metadata under an unchanged identity."""
+    place, known = os.path.join(os.fsencode(primary.root), path), await known_of(primary, path)
+    if known.kind == 3:
+        os.lchown(place, 4711, 4712)
+    else:
+        os.chmod(place, 0o711)
+        os.setxattr(place, "user.drifted", b"1")
+    now = stamp_now(primary.root, path)
+    await primary.dataset.in_ledger(primary.dataset.ledger.restamp, path, stamp_of(known), now)
+
+
+async def metadata_finding(primary: Rig, path: bytes) -> Divergence:
+    """What a survey reports of an entry that drifted."""
+    now_ns = primary.clock.now_ns()
+    found = Divergence(
+        key=f"metadata:{path.hex()}", dataset="www", side=Side.PRIMARY, peer="", part=Part.METADATA,
+        found_ns=now_ns, changed_ns=now_ns, what="drifted", path=path, events=(Event(now_ns, "found"),),
+    )  # fmt: skip
+    await primary.dataset.open_findings()
+    return await primary.dataset.in_findings(primary.dataset.findings.report, found)
+
+
+@pytest.mark.skipif(not is_root(), reason="only root sets capabilities")
+async def test_a_program_keeps_its_rights(tmp_path: Path) -> None:
+    """The kernel takes setuid bits and capabilities from a file that is written; they are given back."""
+    capability = bytes.fromhex("0100000200200000000000000000000000000000")
+    async with world(tmp_path) as (primary, fra1):
+        program = primary.root / "program"
+        program.write_bytes(DATA[:BLOCK])
+        os.chmod(program, 0o4755)
+        try:
+            os.setxattr(program, "security.capability", capability)
+        except OSError:
+            pytest.skip("no capabilities on this file system")
+        await primary.sync(fra1)
+        await rot(primary, b"program", 0)
+        os.chmod(program, 0o4755)
+        os.setxattr(program, "security.capability", capability)
+        known = await known_of(primary, b"program")
+        await primary.dataset.in_ledger(
+            primary.dataset.ledger.restamp, b"program", stamp_of(known), stamp_now(primary.root, b"program")
+        )
+        assert (await repaired(primary, fra1, await report(primary, b"program", 0))).result == "repaired"
+        assert os.getxattr(program, "security.capability") == capability
+        assert os.stat(program).st_mode & 0o7777 == 0o4755
+
+
+# crashes
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Killer:
+    """Kills before or after the n-th step that a repair takes towards a disk; pwrite may be cut short."""
+
+    def __init__(self, at: int, after: bool) -> None:
+        self.left, self.after, self.fired = at, after, False
+
+    def step(self, work: Callable[[], object]) -> object:
+        """One step."""
+        self.left -= 1
+        if self.left >= 0 or self.fired:
+            return work()
+        self.fired = True
+        if self.after:
+            work()
+        raise Killed
+
+
+class KilledDisk(Disk):
+    """A disk whose steps are counted."""
+
+    def __init__(self, killer: Killer) -> None:
+        self._killer = killer
+
+    def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
+        half = len(data) // 2
+        if half > 4096:  # in two steps: what is on the disk after the first is torn
+            return self._killer.step(lambda: super(KilledDisk, self).pwrite(fd, data[:half], offset))  # type: ignore[return-value]
+        return self._killer.step(lambda: super(KilledDisk, self).pwrite(fd, data, offset))  # type: ignore[return-value]
+
+    def sync(self, fd: int) -> None:
+        self._killer.step(lambda: super(KilledDisk, self).sync(fd))
+
+    def sync_with_times(self, fd: int) -> None:
+        self._killer.step(lambda: super(KilledDisk, self).sync_with_times(fd))
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_kill_at_any_step_lets_nothing_be_believed(tmp_path: Path, after: bool) -> None:
+    """Either the good bytes are there or the finding is open; other rot in the same file never becomes the record; and
+    the repair goes through when it is made again."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 4 * BLOCK)  # nobody knows of this one
+        for at in range(100):
+            await rot(primary, b"file", 2 * BLOCK)
+            found = await report(primary, b"file", 2)
+            killer = Killer(at, after)
+            await killed_repair(primary, fra1, found, killer)
+            await primary.reopen()
+            status = await primary.sync(fra1)
+            assert status.pass_ok, status.troubles
+            here = (primary.root / "file").read_bytes()
+            assert here[: 2 * BLOCK] == DATA[: 2 * BLOCK] and len(here) == len(DATA)
+            assert here[4 * BLOCK : 5 * BLOCK] != DATA[4 * BLOCK : 5 * BLOCK]
+            assert describe_snapshot(fra1.archive)[b"file"]["content"] == DATA, "rot was sent"
+            assert await is_unchanged(primary) and await is_unchanged(primary, b"link")
+            assert os.stat(primary.root / "file").st_mtime_ns == MTIME_NS
+            await primary.dataset.open_findings()
+            if here[2 * BLOCK : 3 * BLOCK] != DATA[2 * BLOCK : 3 * BLOCK]:
+                assert (await standing(primary, found)).state is State.OPEN
+                assert (await repaired(primary, fra1, found)).result == "repaired"
+            job = tending(primary, fra1)
+            await job.step()
+            await job.close()
+            assert (await standing(primary, found)).state is not State.OPEN
+            assert (primary.root / "file").read_bytes()[: 4 * BLOCK] == DATA[: 4 * BLOCK]
+            if not killer.fired:
+                assert at > 10
+                return
+        raise AssertionError("a repair has more steps than that")
+
+
+async def killed_repair(primary: Rig, fra1: Replica, found: Divergence, killer: Killer) -> None:
+    """A repair whose every durable step may be its last."""
+    dataset = primary.dataset
+    durably, in_findings = dataset.durably, dataset.in_findings
+    job = tending(primary, fra1, disk=KilledDisk(killer))
+
+    async def counted_durably(work, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if killer.left <= 0 and not killer.fired and not killer.after:
+            killer.step(lambda: None)
+        result = await durably(work, *args, **kwargs)
+        killer.step(lambda: None)
+        return result
+
+    async def counted_findings(work, *args, **kwargs):  # type: ignore[no-untyped-def]
+        result = await in_findings(work, *args, **kwargs)
+        if getattr(work, "__name__", "") in ("_write_down", "update"):
+            killer.step(lambda: None)
+        return result
+
+    dataset.durably, dataset.in_findings = counted_durably, counted_findings  # type: ignore[method-assign]
+    try:
+        await job.repair(found, dry_run=False)
+    except Killed:
+        pass
+    finally:
+        dataset.durably, dataset.in_findings = durably, in_findings  # type: ignore[method-assign]
+        await job.close()
+
+
+async def test_what_somebody_wrote_after_a_crash_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """A file that was written later than a repair could have is read as a changed file, and replicated."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        await killed_repair(primary, fra1, found, Killer(8, True))
+        assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is not None
+        await primary.reopen()
+        later_ns = primary.clock.now_ns() + 60 * 10**9
+        (primary.root / "file").write_bytes(b"somebody's")
+        os.utime(primary.root / "file", ns=(later_ns, later_ns))
+        await primary.sync(fra1)
+        assert describe_snapshot(fra1.archive)[b"file"]["content"] == b"somebody's"
+        assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is None
+
+
+async def test_a_repair_waits_for_the_pass_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a while; then it says so, and nothing was written."""
+    monkeypatch.setattr(mend_primary, "TURN_S", 0.05)
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        async with primary.dataset.turn:
+            assert (await repaired(primary, fra1, found)).result == "waiting"
+        assert (await repaired(primary, fra1, found)).result == "repaired"
+
+
+# a real disk
+
+
+@pytest.mark.skipif(not is_root() or not shutil.which("mkfs.ext4"), reason="needs root and mkfs.ext4")
+async def test_rot_below_a_real_file_system_is_found_and_repaired(tmp_path: Path) -> None:
+    """A bit flipped in the image of a mounted ext4: size, mtime and ctime know nothing of it, the medium gives it, and
+    after the repair the medium gives the recorded byte again."""
+    image, root = tmp_path / "image", tmp_path / "mounted"
+    root.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 * 1024 * 1024)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    mounted = subprocess.run(["mount", "-o", "loop", image, root], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no loop devices: {mounted.stderr!r}")
+    try:
+        (root / "file").write_bytes(DATA)
+        async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+            await primary.sync(fra1)
+            await asyncio.to_thread(flip_below, image, root, DATA[BLOCK : BLOCK + 512])
+            assert await is_unchanged(primary)
+            found = await report(primary, b"file", 1)
+            done = await repaired(primary, fra1, found)
+            assert done.result == "repaired", done
+            assert await is_unchanged(primary)
+            assert (await standing(primary, found)).bits == 1
+            await asyncio.to_thread(remount, image, root)
+            assert (root / "file").read_bytes() == DATA
+    finally:
+        subprocess.run(["umount", root], check=False)
+
+
+def remount(image: Path, root: Path, between: Callable[[], None] = lambda: None) -> None:
+    subprocess.run(["umount", root], check=True)
+    between()
+    subprocess.run(["mount", "-o", "loop", image, root], check=True)
+
+
+def flip_below(image: Path, root: Path, needle: bytes) -> None:
+    """Flip one bit of the first place in the image that holds these bytes, while nothing of it is cached."""
+
+    def deed() -> None:
+        place = image.read_bytes().find(needle)
+        assert place > 0
+        flip(image, place + 100, 3)
+
+    remount(image, root, deed)

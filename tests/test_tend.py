@@ -1,0 +1,587 @@
+"""Tending: findings of both sides are confirmed, judged and settled between a real primary and a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from kit_rig import Replica, Rig, copied, describe_snapshot, differences, replica, rig
+from kit_store import flip, segment
+from kit_tend import (
+    BLOCK,
+    DictMender,
+    Menders,
+    Scrub,
+    change_catalog,
+    known_of,
+    report,
+    rot,
+    stamp_now,
+    standing,
+    tending,
+)
+from replicad.db.ledger import stamp_of
+from replicad.link.messages import Want
+from replicad.model.block import block_id
+from replicad.model.divergence import Divergence, Part, Side, State
+from replicad.model.errors import LinkError
+from replicad.model.snapshot import Head
+from replicad.model.verdict import Books, Sight, Verdict, Witness
+from replicad.work import account_record, compare_records, holdings
+from replicad.work.account_record import Sums
+from replicad.work.archive import ArchiveReader
+from replicad.work.confirm import Opinions
+from replicad.work.dataset import Dataset
+from replicad.work.tend import Tending
+
+DATA = random.Random(5).randbytes(5 * BLOCK + 1000)
+
+
+class World:
+    """A primary, its replica, and the job between them."""
+
+    def __init__(self, primary: Rig, fra1: Replica, job: Tending, menders: Menders, scrub: Scrub) -> None:
+        self.primary, self.fra1, self.job, self.menders, self.scrub = primary, fra1, job, menders, scrub
+
+        self.told = 0
+        job._tell_anew = self._tell
+
+    def _tell(self) -> None:
+        self.told += 1
+
+    @property
+    def file(self) -> Path:
+        """The file that rots."""
+        return self.primary.root / "file"
+
+    async def head(self) -> Head:
+        """The replica's last snapshot, as the ledger knows it."""
+        ledger = self.primary.dataset.ledger
+        return (await self.primary.dataset.in_ledger(ledger.standing, "fra1")).head
+
+    async def round(self) -> None:
+        """One round of the job."""
+        await self.job.step()
+
+    async def mender(self) -> DictMender:
+        """The replica's mender, which exists once there was a session."""
+        if not self.menders.made:
+            await self.round()
+        return self.menders.only
+
+    async def mirrored(self) -> list[Divergence]:
+        """What the primary's book has of the replica's findings."""
+        findings = self.primary.dataset.findings
+        return await self.primary.dataset.in_findings(lambda: findings.listed(side=Side.REPLICA, state=None))
+
+    def damage_block(self, name: bytes) -> None:
+        """Flip a bit of a block's payload in the store."""
+        reader = ArchiveReader(self.fra1.archive)
+        place = reader._listing.places([name])[name]
+        reader.close()
+        flip(segment(self.fra1.archive, place.segment), place.offset + 100)
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, **options: object) -> AsyncIterator[World]:
+    """All of it, after a first pass over two files that share a block."""
+    root = tmp_path / "www"
+    root.mkdir()
+    (root / "file").write_bytes(DATA)
+    (root / "other").write_bytes(DATA[BLOCK : 2 * BLOCK])
+    menders, scrub = Menders(), Scrub()
+    async with (
+        rig(tmp_path, root, **options) as primary,
+        replica(tmp_path / "store", make_mender=menders, scrub_of=lambda *_: scrub) as fra1,
+    ):
+        await primary.sync(fra1)
+        job = tending(primary, fra1)
+        try:
+            yield World(primary, fra1, job, menders, scrub)
+        finally:
+            await job.close()
+
+
+# own findings
+
+
+async def test_rot_on_the_primary_is_confirmed_and_judged(tmp_path: Path) -> None:
+    """The replica computes the same of the bytes, has the recorded block, and one flipped bit is named."""
+    async with world(tmp_path) as w:
+        await rot(w.primary, b"file", 2 * BLOCK + 7, bit=3)
+        found = await report(w.primary, b"file", 2)
+        await w.round()
+        now = await standing(w.primary, found)
+        assert (now.verdict, now.state) == (Verdict.PRIMARY_ROT, State.OPEN)
+        assert now.evidence.witness is Witness.CONFIRMS and now.evidence.books is Books.AGREE
+        assert (now.bits, now.bit_positions) == (1, (7 * 8 + 3,))
+        assert [look.side for look in now.looks] == [Side.PRIMARY, Side.PRIMARY, Side.REPLICA]
+        await w.round()
+        assert await standing(w.primary, found) == now, "a second look that says the same writes nothing"
+
+
+async def test_both_copies_rotten_is_said_with_certainty(tmp_path: Path) -> None:
+    """The replica's own copy is damaged as well: lost, and nothing is written anywhere."""
+    async with world(tmp_path, repair="auto") as w:
+        await rot(w.primary, b"file", 0)
+        found = await report(w.primary, b"file", 0)
+        before = w.file.read_bytes()
+        w.damage_block(found.blocks[0])
+        await w.round()
+        now = await standing(w.primary, found)
+        assert (now.verdict, now.is_lost, now.evidence.replica) == (Verdict.BOTH_ROT, True, Sight.DIFFERS)
+        assert w.file.read_bytes() == before
+
+
+async def test_a_written_file_is_no_rot(tmp_path: Path) -> None:
+    """Its finding is closed, and the next pass reads it whole."""
+    async with world(tmp_path) as w:
+        found = await report(w.primary, b"file", 1)
+        with w.file.open("r+b") as file:
+            file.write(b"written")
+        await w.round()
+        now = await standing(w.primary, found)
+        assert (now.verdict, now.state) == (Verdict.CHANGED, State.GONE)
+
+
+@pytest.mark.parametrize("deed", ["drop", "rewrite"])
+async def test_a_finding_whose_record_is_gone_is_closed(tmp_path: Path, deed: str) -> None:
+    """After the next pass the record has another block there, or none."""
+    async with world(tmp_path) as w:
+        found = await report(w.primary, b"file", 1)
+        if deed == "drop":
+            w.file.unlink()
+        else:
+            w.file.write_bytes(bytes(reversed(DATA)))
+        await w.primary.sync(w.fra1)
+        await w.round()
+        assert (await standing(w.primary, found)).state is State.GONE
+
+
+async def test_what_reads_well_again_is_closed(tmp_path: Path) -> None:
+    """Twice, from the medium; that it did not once stays in its history."""
+    async with world(tmp_path) as w:
+        found = await report(w.primary, b"file", 1)
+        await w.round()
+        assert (await standing(w.primary, found)).state is State.GONE
+
+
+async def test_a_renamed_file_is_found_again(tmp_path: Path) -> None:
+    """By its number, after the pass that recorded the new name."""
+    async with world(tmp_path) as w:
+        await rot(w.primary, b"file", 0)
+        found = await report(w.primary, b"file", 0)
+        stamp = w.file.stat()
+        w.file.rename(w.primary.root / "renamed")
+        os.utime(w.primary.root / "renamed", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        ledger = w.primary.dataset.ledger
+        known = await known_of(w.primary, b"file")
+
+        def rename() -> None:
+            ledger._db.execute("UPDATE entry SET name = x'72656e616d6564' WHERE name = x'66696c65'")
+
+        await w.primary.dataset.in_ledger(rename)
+        now_stamp = stamp_now(w.primary.root, b"renamed")
+        await w.primary.dataset.in_ledger(ledger.restamp, b"renamed", stamp_of(known), now_stamp)
+        await w.round()
+        now = await standing(w.primary, found)
+        assert (now.verdict, now.path) == (Verdict.PRIMARY_ROT, b"renamed")
+
+
+async def test_a_record_that_contradicts_itself_is_record_rot(tmp_path: Path) -> None:
+    """Both copies have the bytes of the recorded id, and the ledger's checksum alone is of others."""
+    async with world(tmp_path) as w:
+        ledger, known = w.primary.dataset.ledger, await known_of(w.primary, b"file")
+        rows = await w.primary.dataset.in_ledger(ledger.blocks, known.file, 0, 1)
+        await w.primary.dataset.in_ledger(ledger.record_blocks, [rows[0]._replace(checksum=bytes(16))])
+        found = await report(w.primary, b"file", 0)
+        await w.round()
+        assert (await standing(w.primary, found)).verdict is Verdict.RECORD_ROT
+
+
+async def test_a_wrong_id_in_the_ledger_is_record_rot_and_no_loss(tmp_path: Path) -> None:
+    """No side has a block of that id, yet the replica's record names, and its medium holds, the very bytes that are
+    here."""
+    async with world(tmp_path) as w:
+        ledger, known = w.primary.dataset.ledger, await known_of(w.primary, b"file")
+        rows = await w.primary.dataset.in_ledger(ledger.blocks, known.file, 0, 1)
+        await w.primary.dataset.in_ledger(ledger.record_blocks, [rows[0]._replace(checksum=bytes(16), id=bytes(32))])
+        found = await report(w.primary, b"file", 0)
+        await w.round()
+        assert (await standing(w.primary, found)).verdict is Verdict.RECORD_ROT
+
+
+async def test_a_stale_block_is_rot_although_the_replica_knows_its_bytes(tmp_path: Path) -> None:
+    """Bytes of an older snapshot, or of another file, are not what belongs there."""
+    async with world(tmp_path) as w:
+        await rot(w.primary, b"file", 0, DATA[BLOCK : 2 * BLOCK])
+        found = await report(w.primary, b"file", 0)
+        w.damage_block(found.blocks[0])
+        await w.round()
+        assert (await standing(w.primary, found)).verdict is Verdict.BOTH_ROT
+
+
+async def test_an_unmounted_root_says_nothing(tmp_path: Path) -> None:
+    """An empty directory in its place neither closes a finding nor makes a block absent."""
+    async with world(tmp_path) as w:
+        mender = await w.mender()
+        found = await report(w.primary, b"file", 1)
+        w.primary.root.rename(tmp_path / "elsewhere")
+        w.primary.root.mkdir()
+        case = mender.add(1, b"bad", [Want(found.blocks[0], found.file, 1)])
+        await w.round()
+        assert (await standing(w.primary, found)).state is State.OPEN
+        assert mender.sights[case.id] == [Sight.UNKNOWN]
+
+
+async def test_with_two_replicas_nothing_is_lost_before_both_were_asked(tmp_path: Path) -> None:
+    """The first one's copy is damaged; the second has it, and the verdict says so."""
+    root = tmp_path / "www"
+    root.mkdir()
+    (root / "file").write_bytes(DATA)
+    async with (
+        rig(tmp_path, root, ("fra1", "ber1")) as primary,
+        replica(tmp_path / "fra1") as fra1,
+        replica(tmp_path / "ber1") as ber1,
+    ):
+        for there, name in ((fra1, "fra1"), (ber1, "ber1")):
+            await primary.sync(there, name)
+        opinions = Opinions()
+        jobs = [tending(primary, there, name, opinions=opinions) for there, name in ((fra1, "fra1"), (ber1, "ber1"))]
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        World(primary, fra1, jobs[0], Menders(), Scrub()).damage_block(found.blocks[0])
+        await jobs[0].step()
+        assert (await standing(primary, found)).verdict is Verdict.INCONCLUSIVE
+        await jobs[1].step()
+        assert (await standing(primary, found)).verdict is Verdict.PRIMARY_ROT
+        for job in jobs:
+            await job.close()
+
+
+# the replica's findings
+
+
+async def test_a_block_that_the_replica_lost_is_proven_and_sent(tmp_path: Path) -> None:
+    """From the file and number where it is wanted; the finding is settled there and mirrored here."""
+    async with world(tmp_path) as w:
+        known, mender = await known_of(w.primary, b"file"), await w.mender()
+        name = block_id(DATA[BLOCK : 2 * BLOCK])
+        case = mender.add(1, b"rotten frame", [Want(name, known.file, 1)])
+        await w.round()
+        assert mender.mended == [name]
+        (mirrored,) = await w.mirrored()
+        assert (mirrored.id, mirrored.peer, mirrored.state) == (case.id, "fra1", State.REPAIRED)
+        assert mirrored.evidence.witness is Witness.CONFIRMS
+
+
+async def test_another_file_with_the_same_bytes_serves_as_well(tmp_path: Path) -> None:
+    """A block that only history knows, or whose file was dropped, is looked for everywhere."""
+    async with world(tmp_path) as w:
+        mender = await w.mender()
+        names = [block_id(DATA[BLOCK : 2 * BLOCK]), bytes(32)]
+        case = mender.add(1, b"", [Want(name, 0, 0) for name in names], Sight.UNREADABLE)
+        await w.round()
+        assert mender.sights[case.id] == [Sight.MATCHES, Sight.ABSENT]
+        assert mender.mended == names[:1]
+
+
+async def test_what_the_primary_cannot_prove_is_not_sent(tmp_path: Path) -> None:
+    """Rotten here as well: said as such, and nothing travels."""
+    async with world(tmp_path) as w:
+        known, mender = await known_of(w.primary, b"file"), await w.mender()
+        await rot(w.primary, b"file", 3 * BLOCK)
+        case = mender.add(1, b"x", [Want(block_id(DATA[3 * BLOCK : 4 * BLOCK]), known.file, 3)])
+        await w.round()
+        assert mender.sights[case.id] == [Sight.DIFFERS]
+        assert mender.mended == []
+        (mirrored,) = await w.mirrored()
+        assert (mirrored.verdict, mirrored.state) == (Verdict.BOTH_ROT, State.OPEN)
+
+
+async def test_recorded_bytes_are_a_proof_whoever_wrote_them(tmp_path: Path) -> None:
+    """A file that was touched since still gives blocks; where it was rewritten nothing is known until the next pass."""
+    async with world(tmp_path) as w:
+        known, mender = await known_of(w.primary, b"file"), await w.mender()
+        with w.file.open("r+b") as file:
+            file.seek(4 * BLOCK)
+            file.write(b"written")
+        wants = [Want(block_id(DATA[n * BLOCK : (n + 1) * BLOCK]), known.file, n) for n in (0, 4)]
+        case = mender.add(1, b"x", wants)
+        await w.round()
+        assert mender.sights[case.id] == [Sight.MATCHES, Sight.UNKNOWN]
+
+
+async def test_more_than_one_testimony_takes_comes_in_several_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round is asked for by the one before, until everything is there."""
+    monkeypatch.setattr(holdings, "MAX_TESTIMONY_BYTES", 2 * BLOCK + 5000)
+    async with world(tmp_path) as w:
+        known, mender = await known_of(w.primary, b"file"), await w.mender()
+        names = [block_id(DATA[n * BLOCK : (n + 1) * BLOCK]) for n in range(5)]
+        mender.add(1, b"x", [Want(name, known.file, n) for n, name in enumerate(names)])
+        rounds = 0
+        while len(mender.mended) < 5:
+            await w.round()
+            rounds += 1
+            if len(mender.mended) < 5:
+                await asyncio.wait_for(w.job.wait(), 5)
+        assert (rounds, sorted(mender.mended)) == (3, sorted(names))
+
+
+async def test_a_mender_that_asks_a_person_is_not_sent_the_same_again_and_again(tmp_path: Path) -> None:
+    """A finding that stays as it is is left alone for a while; when something about it changes it is due at once."""
+    async with world(tmp_path) as w:
+        known, mender = await known_of(w.primary, b"file"), await w.mender()
+        mender.auto = False
+        name = block_id(DATA[:BLOCK])
+        case = mender.add(1, b"x", [Want(name, known.file, 0)])
+        for _ in range(4):
+            await w.round()
+        assert mender.calls.count("mend") == 1
+        changed = case.with_event(99, "a person has ordered it")
+        mender._ask(lambda: mender.findings.update(changed))
+        mender.auto = True
+        await w.round()
+        assert mender.mended == [name]
+
+
+async def test_findings_that_are_closed_there_are_closed_here(tmp_path: Path) -> None:
+    """Whatever closed them; and one that a person has acknowledged here stays acknowledged."""
+    async with world(tmp_path) as w:
+        mender = await w.mender()
+        mender.auto = False
+        one, other = mender.add(1, b"x", []), mender.add(2, b"y", [])
+        await w.round()
+        findings = w.primary.dataset.findings
+        acked = next(found for found in await w.mirrored() if found.id == other.id)
+        noted = acked.with_event(5, "noted", state=State.ACKNOWLEDGED)
+        await w.primary.dataset.in_findings(findings.update, noted)
+        mender._ask(lambda: mender.findings.update(one.with_event(9, "acked there", state=State.ACKNOWLEDGED)))
+        await w.round()
+        assert {found.id: found.state for found in await w.mirrored()} == {
+            one.id: State.GONE,
+            other.id: State.ACKNOWLEDGED,
+        }
+
+
+async def test_the_replicas_scrub_is_mirrored_and_can_be_started(tmp_path: Path) -> None:
+    """Every field but whose line it is."""
+    async with world(tmp_path) as w:
+        w.scrub.status.state, w.scrub.status.reason, w.scrub.status.divergent = "running", "so\nit is", {"both_rot": 2}
+        await w.round()
+        status = w.job._status
+        assert (status.peer, status.side, status.state, status.reason) == ("fra1", "replica", "running", "so?it is")
+        assert status.divergent == {"both_rot": 2} and status.requested == 0
+        assert await w.job.start_scrub() == status.requested == 1
+
+
+async def test_a_hundred_findings_come_in_pages(tmp_path: Path) -> None:
+    """Each is testified about, in the order of their ids, whatever a message takes."""
+    async with world(tmp_path) as w:
+        mender = await w.mender()
+        cases = [mender.add(number, bytes(BLOCK), []) for number in range(100)]
+        await w.round()
+        assert set(mender.sights) == {case.id for case in cases} == {found.id for found in await w.mirrored()}
+
+
+# both records
+
+CHANGES = {
+    "time": "UPDATE entry SET mtime_ns = mtime_ns + 1 WHERE name = x'66696c65'",
+    "block": "UPDATE file_block SET id = (SELECT id FROM file_block WHERE number = 3) WHERE number = 2",
+    "missing": "DELETE FROM entry WHERE name = x'66696c65'",
+    "only there": "INSERT INTO entry VALUES(1, x'7a', 1, NULL, 5, 1, 2, 3, 4, 0, 0, 0, 0, NULL)",
+}
+
+
+@pytest.mark.parametrize("change", sorted(CHANGES))
+async def test_records_that_differ_are_named_told_anew_and_agree(tmp_path: Path, change: str) -> None:
+    """The path is a finding; the next pass tells the whole record without sending a block; the account then agrees."""
+    async with world(tmp_path) as w:
+        await w.round()
+        tree = copied(w.primary.root)
+        change_catalog(w.fra1.archive, CHANGES[change])
+        w.job.request_account()
+        await w.round()
+        findings = w.primary.dataset.findings
+        (found,) = await w.primary.dataset.in_findings(findings.listed)
+        assert (found.part, found.verdict, found.evidence.books) == (
+            Part.ENTRY,
+            Verdict.RECORD_DIVERGENCE,
+            Books.DIFFER,
+        )
+        assert (found.path, found.peer) == (b"z" if change == "only there" else b"file", "fra1")
+        assert w.told == 1
+        before = w.primary.status["fra1"].sent_bytes
+        assert (await w.primary.sync(w.fra1)).pass_ok
+        assert w.primary.status["fra1"].sent_bytes - before < 10_000
+        assert differences(describe_snapshot(w.fra1.archive), tree) == []
+        await w.round()
+        assert (await standing(w.primary, found)).state is State.REPAIRED
+
+
+async def test_records_are_compared_once_in_a_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And when a person asks; not at every round."""
+    compared: list[int] = []
+    account = account_record.account_of_ledger
+
+    async def counted(dataset: Dataset, covered: int) -> Sums:
+        compared.append(covered)
+        return await account(dataset, covered)
+
+    monkeypatch.setattr(compare_records, "account_of_ledger", counted)
+    async with world(tmp_path) as w:
+        for _ in range(3):
+            await w.round()
+        assert len(compared) == 1
+        w.job.request_account()
+        await w.round()
+        assert len(compared) == 2
+
+
+async def test_what_was_told_anew_in_vain_is_not_told_again_and_again(tmp_path: Path) -> None:
+    """It stays open, and an order of a person tells it once more."""
+    async with world(tmp_path) as w:
+        await w.round()
+        for _ in range(3):  # somebody changes it again before the next comparison
+            change_catalog(w.fra1.archive, CHANGES["time"] + " AND died IS NULL")
+            w.job.request_account()
+            await w.round()
+            await w.primary.sync(w.fra1)
+            change_catalog(w.fra1.archive, CHANGES["time"] + " AND died IS NULL")
+            await w.round()
+        assert w.told == 1
+        (found,) = await w.primary.dataset.in_findings(w.primary.dataset.findings.listed)
+        before = w.told
+        assert (await w.job.repair(found, dry_run=True)).result == "planned"
+        assert (await w.job.repair(found, dry_run=False)).result == "waiting"
+        assert w.told == before + 1
+
+
+async def test_records_are_not_compared_while_the_replica_lacks_something(tmp_path: Path) -> None:
+    """What it was not told yet is no difference."""
+    async with world(tmp_path) as w:
+        ledger = w.primary.dataset.ledger
+        await w.primary.dataset.open()
+        await w.primary.dataset.in_ledger(ledger.restart, "fra1", (await w.head()))
+        await w.round()
+        assert w.told == 0
+        assert await w.primary.dataset.in_findings(w.primary.dataset.findings.listed) == []
+
+
+# the link
+
+
+async def test_a_link_that_is_cut_at_any_message_costs_one_round_only(tmp_path: Path) -> None:
+    """The next round settles everything, and nothing is done twice that must not be."""
+    async with world(tmp_path) as w:
+        known, mender = await known_of(w.primary, b"file"), await w.mender()
+        await w.job.close()
+        for count in range(60):
+            await rot(w.primary, b"file", 2 * BLOCK)
+            found = await report(w.primary, b"file", 2)
+            name = block_id(DATA[:BLOCK])
+            mender.add(count, b"bad", [Want(name, known.file, 0)])
+            mender.mended.clear()
+            cut = CutAfter(w.fra1, count)
+            w.job._dial = cut.dial
+            try:
+                await w.round()
+            except LinkError:
+                pass
+            w.job._dial, cut.left = w.fra1.dial, -1
+            await w.round()
+            assert mender.mended == [name] or not cut.was_cut
+            assert (await standing(w.primary, found)).verdict is Verdict.PRIMARY_ROT
+            assert all(one.state is State.REPAIRED for one in await w.mirrored())
+            await rot(w.primary, b"file", 2 * BLOCK)  # flips it back
+            w.job.nudge()
+            w.job._own._looked.clear()
+            w.job._opinions.said.clear()
+            await w.round()
+            await w.job.close()
+            if not cut.was_cut:
+                assert count > 6
+                return
+        raise AssertionError("a round has more messages than that")
+
+
+class CutAfter:
+    """Cuts the link when the primary is about to send its next message after `count` of them."""
+
+    def __init__(self, there: Replica, count: int) -> None:
+        self._there, self.left, self.was_cut = there, count, False
+
+    async def dial(self):  # type: ignore[no-untyped-def]
+        channel = await self._there.dial()
+        send, pair = channel.send, self._there.pairs[-1]
+
+        async def counted(message: object) -> None:
+            if not self.left:
+                self.was_cut = True
+                pair.client_stream.cut()
+            self.left -= 1
+            await send(message)  # type: ignore[arg-type]
+
+        channel.send = counted  # type: ignore[method-assign, assignment]
+        return channel
+
+
+async def test_a_replica_without_a_copy_is_waited_for(tmp_path: Path) -> None:
+    """Before the first pass there is nothing to tend."""
+    root = tmp_path / "www"
+    root.mkdir()
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        job = tending(primary, fra1)
+        await job.step()
+        assert job._status.state == "waiting"
+        await job.close()
+
+
+async def test_a_tending_session_runs_beside_a_writing_one(tmp_path: Path) -> None:
+    """Neither ends the other."""
+    async with world(tmp_path) as w:
+        await w.round()
+        (w.primary.root / "new").write_bytes(b"new")
+        assert (await w.primary.sync(w.fra1)).pass_ok
+        await w.round()
+        assert not w.fra1.errors
+
+
+async def test_a_person_orders_the_repair_of_a_replicas_finding(tmp_path: Path) -> None:
+    """A round about that finding alone; what became of it is said."""
+    async with world(tmp_path) as w:
+        known, mender = await known_of(w.primary, b"file"), await w.mender()
+        mender.auto = False
+        case = mender.add(1, b"x", [Want(block_id(DATA[:BLOCK]), known.file, 0)])
+        await w.round()
+        (found,) = await w.mirrored()
+        assert (await w.job.repair(found, dry_run=True)).result == "planned"
+        asked = await w.job.repair(found, dry_run=False)
+        assert asked.result == "waiting" and case.id in asked.text
+        mender.auto = True
+        assert (await w.job.repair(found, dry_run=False)).result == "repaired"
+        assert (await w.job.repair(found, dry_run=False)).result == "nothing"
+
+
+async def test_a_hostile_replica_cannot_touch_other_findings(tmp_path: Path) -> None:
+    """A finding that uses the id of one of ours is refused, and ours stays."""
+    async with world(tmp_path) as w:
+        mender = await w.mender()
+        await rot(w.primary, b"file", 0)
+        found = await report(w.primary, b"file", 0)
+        stolen = Divergence(
+            id=found.id, key="x", dataset="www", side=Side.REPLICA, peer="ams1", part=Part.BLOCK, what="mine"
+        )
+        mender._ask(lambda: mender.findings.report(stolen))
+        with pytest.raises(Exception, match="as another one is named"):
+            await w.round()
+        assert (await standing(w.primary, found)).side is Side.PRIMARY
