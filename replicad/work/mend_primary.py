@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -228,8 +229,8 @@ class PrimaryMender:
         ledger.put(MENDING, None)
 
     def _keep_aside(self, found: Divergence, bad: bytes) -> str:
-        """Keep the bad bytes; where. Those of an earlier repair are not lost by it. Raises Refusal: what cannot be taken
-        back is not done."""
+        """Keep the bad bytes; where. Those of an earlier repair are not lost by it. Raises Refusal when they cannot be:
+        what cannot be taken back is not done."""
         kept = self._dataset.quarantine.keep(f"{found.id}-{checksum(bad).hex()[:8]}.bad", bad)
         if not kept:
             raise Refusal(f"{NOT_KEPT}, so nothing is written")
