@@ -6,7 +6,6 @@ clock neither delays nor hurries any job. Tests replace this object.
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 
@@ -29,6 +28,8 @@ class Clock:
 
     async def sleep(self, seconds: float) -> None:
         """Wait without blocking the event loop."""
+        import asyncio  # whoever waits has it already; a process that only tells the time does without
+
         await asyncio.sleep(seconds)
 
 
