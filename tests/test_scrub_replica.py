@@ -407,7 +407,7 @@ async def test_shelves_give_what_scrubs_and_repairs_need(tmp_path: Path) -> None
     catalog = catalog_path(rig.directory)
     checkpoint(catalog)
     good = catalog.read_bytes()
-    write_at(catalog, 200, bytes(4000))
+    write_at(catalog, 200, b"rot" * 20)
     shelves = Shelves(ListenConfig(tmp_path), list, Disk(), Clock())
     await shelves.open_all()
     await shelves.close()
