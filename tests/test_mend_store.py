@@ -323,6 +323,18 @@ def test_what_reads_well_twice_is_gone(rig: Rig, tmp_path: Path) -> None:
     rig.assert_clean(tmp_path)
 
 
+def test_a_live_block_is_asked_for_by_its_place(rig: Rig) -> None:
+    """File and block number, so that the primary knows where to read; (0, 0) for what only history has."""
+    rig.scrub()
+    for data in (rig.expected[4][b"changes"], rig.expected[1][b"changes"]):
+        (place,) = rig.archive.inventory.places([block_id(data)]).values()
+        flip(segment(rig.directory, place.segment), place.offset + 80)
+    rig.scrub()
+    wants = {w.id: w for one in rig.open_ones() for w in asyncio.run(rig.mender.wants(one))}
+    live, old = wants[block_id(rig.expected[4][b"changes"])], wants[block_id(rig.expected[1][b"changes"])]
+    assert (live.file // 1000, live.number) == (4, 0) and (old.file, old.number) == (0, 0)
+
+
 # records, rebuilds and what they lost
 
 

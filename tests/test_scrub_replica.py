@@ -14,15 +14,19 @@ import pytest
 
 from kit_scrub import ALL, SMALL, Rig, write_at
 from kit_store import FaultyDisk, Primary, block, flip, segment, trees
+from replicad.config import ListenConfig
 from replicad.db.catalog import MIGRATIONS
+from replicad.db.findings import Findings
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Part, State, divergence_id
 from replicad.model.errors import ReplicadError
 from replicad.model.verdict import Books, Sight, Verdict, Witness
 from replicad.store import store as store_module
 from replicad.store.format import FrameType
+from replicad.system.clock import Clock
 from replicad.system.disk import AlignedBuffer, Disk, Reader
 from replicad.work.archive import ArchiveReader, catalog_path
+from replicad.work.shelves import Shelves
 
 
 class FlickeringDisk(Disk):
@@ -360,17 +364,14 @@ def test_what_cannot_be_looked_at_stays_due(rig: Rig, monkeypatch: pytest.Monkey
 def test_intake_goes_on_during_a_scrub(rig: Rig) -> None:
     """While segments are read the shelf's thread is free: sessions add and seal, and nothing false is told."""
 
-    async def both() -> int:
-        loop, found = asyncio.get_running_loop(), 0
+    async def both() -> None:
+        loop = asyncio.get_running_loop()
         scrubbing = asyncio.ensure_future(_scrub_often(rig))
         for number in range(40, 60):
             await loop.run_in_executor(rig.executor, rig.put, number, {b"n%d" % number: os.urandom(2000)})
         scrubbing.cancel()
-        try:
+        with pytest.raises(asyncio.CancelledError):
             await scrubbing
-        except asyncio.CancelledError:
-            found = 0
-        return found
 
     asyncio.run(both())
     assert rig.findings.listed(state=None) == []
@@ -384,6 +385,40 @@ async def _scrub_often(rig: Rig) -> None:
         for unit in rig.surface._units.values():
             unit.at_ns = unit.verified = 0
             unit.end = None
+
+
+async def test_shelves_give_what_scrubs_and_repairs_need(tmp_path: Path) -> None:
+    """A store that is opened has a surface, a mender and its findings; a damaged catalog is a finding although nothing
+    can be opened, and is none any more after a rebuild."""
+    rig = make(tmp_path)
+    flip(segment(rig.directory, 2), 5000)
+    rig.close()
+    shelves = Shelves(ListenConfig(tmp_path), list, Disk(), Clock())
+    await shelves.open_all()
+    key = ("ams1", "www")
+    assert shelves.judged == [key]
+    assert (await shelves.surface(key).verify(ALL)).found == 1
+    (found,) = await shelves.mender(key).open_cases()
+    assert found.peer == "ams1" and found.dataset == "www"
+    assert [one.id for one in await shelves.in_findings(key, lambda book: book.listed())] == [found.id]
+    (want,) = await shelves.mender(key).wants(found)
+    assert want.id == found.blocks[0]
+    await shelves.close()
+    catalog = catalog_path(rig.directory)
+    checkpoint(catalog)
+    good = catalog.read_bytes()
+    write_at(catalog, 200, b"rot" * 20)
+    shelves = Shelves(ListenConfig(tmp_path), list, Disk(), Clock())
+    await shelves.open_all()
+    await shelves.close()
+    book = Findings(rig.directory / "findings.db")
+    assert "book:catalog" in {one.key for one in book.listed()}
+    write_at(catalog, 0, good)
+    shelves = Shelves(ListenConfig(tmp_path), list, Disk(), Clock())
+    await shelves.open_all()
+    assert {one.key for one in book.listed()} == {found.key}
+    await shelves.close()
+    book.close()
 
 
 def assert_named(found: Divergence, *words: str) -> None:

@@ -219,6 +219,10 @@ class Catalog:
         """(offset, length) of what was mended in a segment, ascending."""
         return [(o, n) for o, n in self._db.all(MENDED, (segment,))]
 
+    def begin_durably(self) -> None:
+        """What is written from here on is on the disk when `keep` returns."""
+        self._db.begin(durable=True)
+
     def set_scrubbed(self, rows: Sequence[tuple[int, int, int, str]]) -> None:
         """Remember (segment, size, at_ns, source) of verifications."""
         self._begin()

@@ -52,6 +52,7 @@ COUNTS_OTHERS = "frames before the seal are missing"
 """Reason of the damage at a seal that is whole itself."""
 _SECTOR_BYTES = 512
 """A device writes whole sectors: an interrupted write leaves sectors that are all zeros, never single bits."""
+_BLOCK = int(FrameType.BLOCK)
 _NAME = re.compile(r"(\d{8})\.seg")
 
 
@@ -261,6 +262,10 @@ class SegmentScan:
                     if isinstance(found, Torn):
                         return
                     break
+                if frame.type == _BLOCK and frame.offset and not self._settled:  # nearly all frames: no detours
+                    self._count(frame)
+                    yield frame
+                    continue
                 yield from self._take(frame)
                 if frame.type == FrameType.PAD and not self.certain:
                     self.certain = frame.end % SYNC_BYTES == 0 or self._leads_to_pad(frame.end)
@@ -288,13 +293,16 @@ class SegmentScan:
         is_settled = self._is_settled(frame.offset, frame.end - frame.offset)
         if problem and not is_settled:
             yield self._damage(frame.offset, frame.end - frame.offset, problem)
-        self._at = frame.end
-        self._frames += 1
-        self._digest = advance_digest(self._digest, frame.checksum)
+        self._count(frame)
         if is_settled:
             self.damaged = True  # a whole frame, but not the one that was written here: the seal counts another
         elif not problem or frame.type == FrameType.SEAL:  # a seal that counts wrongly says so of what is before it
             yield frame
+
+    def _count(self, frame: Frame) -> None:
+        self._at = frame.end
+        self._frames += 1
+        self._digest = advance_digest(self._digest, frame.checksum)
 
     def _is_settled(self, offset: int, length: int) -> bool:
         return covers(self._settled, offset, length)

@@ -18,7 +18,7 @@ from pathlib import Path
 from replicad.db.catalog import BlockPlace, Catalog
 from replicad.db.inventory import Inventory
 from replicad.db.listing import Listing
-from replicad.link.messages import MAX_OFFER, Lost, SnapshotLine
+from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.block import ID_BYTES, self_test
 from replicad.model.entry import Drop, Map, Op, Put, decode_ops
 from replicad.model.errors import (
@@ -48,6 +48,7 @@ from replicad.store.store import Owner, Store, check_names
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.work.replay import Replay, copy_of
+from replicad.work.untrusted import INT64, check_numbers, single_frame, split_ids, whole_frames
 
 MAX_UNDER_WAY = 262_144
 """Blocks asked for and not yet received. A primary with 24 MiB under way has this many only if they are 100 bytes
@@ -60,7 +61,6 @@ FETCH_BYTES = 1024 * 1024
 """Frames that `fetch` reads with one call when they lie together, and hands out at once."""
 FETCH_GAP_BYTES = 64 * 1024
 """Frames closer than this are read together: reading on costs less than another request to the disk."""
-_INT64 = 2**63 - 1
 
 
 def _wall_clock_ns() -> int:
@@ -172,7 +172,7 @@ class Archive:
         A block that was asked for and is under way is not asked for again. Raises PeerError.
         """
         self._check_usable()
-        names = _split_ids(ids)
+        names = split_ids(ids)
         wanted = set(names) - self._under_way
         present = self._catalog.known(list(wanted)) - self._doubted
         self._remember(present)
@@ -190,7 +190,7 @@ class Archive:
     def add_blocks(self, frames: bytes) -> None:
         """Store whole block frames. Raises PeerError, with nothing stored, or DiskFullError."""
         self._check_usable()
-        found = _split(frames, FrameType.BLOCK)
+        found = whole_frames(frames, FrameType.BLOCK)
         try:
             for frame in found:
                 plain_payload(frame)
@@ -217,7 +217,7 @@ class Archive:
         Raises PeerError (also when it names a block that is not in the store), with nothing stored, or DiskFullError.
         """
         self._check_usable()
-        found = _single(frame, FrameType.RECORD)
+        found = single_frame(frame, FrameType.RECORD)
         try:
             ops = decode_ops(bytes(plain_payload(found)))
         except ValueError as error:
@@ -236,7 +236,7 @@ class Archive:
         session must be aborted. DiskFullError, ReplicadError.
         """
         self._check_usable()
-        found = _single(frame, FrameType.COMMIT)
+        found = single_frame(frame, FrameType.COMMIT)
         commit = self._checked_commit(found)
         with _Breaking(self):
             self._append_copied(frame, found)
@@ -298,6 +298,7 @@ class Archive:
         Only while `is_settled`. After an error the archive needs `abort`."""
         assert self.is_settled
         with _Breaking(self):
+            self._catalog.begin_durably()
             yield self._store, self._catalog
             self._copy_made()
             self._catalog.keep(self._store.position)
@@ -385,7 +386,7 @@ class Archive:
                     raise PeerError("sent a record with block numbers of a file that it does not name before")
             elif isinstance(op, Put):
                 current = op
-                _check_numbers(op)
+                check_numbers(op)
             else:
                 current = None
             if isinstance(op, Drop):
@@ -393,7 +394,7 @@ class Archive:
             if len(op.ids) == ID_BYTES:
                 named.add(op.ids)
             elif op.ids:
-                named.update(_split_ids(op.ids))
+                named.update(split_ids(op.ids))
         named -= self._recent
         missing = named - self._catalog.known(list(named)) if named else named
         if missing:
@@ -409,7 +410,7 @@ class Archive:
             text = f"the snapshot that was sent does not follow snapshot {head.number}, the last one here"
             raise DivergedError(text, hint="compare the heads of both sides: replicad status")
         numbers = (commit.number, commit.created_ns, commit.entries, commit.size, commit.unread)
-        if commit.number <= head.number or max(numbers) > _INT64:
+        if commit.number <= head.number or max(numbers) > INT64:
             raise PeerError(f"sent snapshot {commit.number} after snapshot {head.number}")
         if commit.records != len(self._records) or commit.records_digest != records_digest(self._records):
             raise PeerError("sent a commit that does not cover the records sent before it")
@@ -467,18 +468,9 @@ class ArchiveReader:
         for row in self._listing.snapshots():
             lost += row.lost
             complete = row.complete and not lost
+            times = (row.created_ns, row.received_ns)
             lines.append(
-                SnapshotLine(
-                    row.number,
-                    row.created_ns,
-                    row.received_ns,
-                    complete,
-                    row.entries,
-                    row.size,
-                    row.unread,
-                    row.digest,
-                    lost,
-                )
+                SnapshotLine(row.number, *times, complete, row.entries, row.size, row.unread, row.digest, lost)
             )
         return lines
 
@@ -506,7 +498,7 @@ class ArchiveReader:
 
         Raises PeerError (not a list of ids), BookDamagedError.
         """
-        names = _split_ids(ids)
+        names = split_ids(ids)
         places = self._listing.places(names)
         run: list[BlockPlace] = []
         for name in names:
@@ -615,38 +607,6 @@ def _owner(catalog: Catalog, directory: Path, client: str | None, dataset: str |
         text = f"belongs to dataset {owner.dataset} of {owner.client}"
         raise StoreDamagedError(text, where=str(directory), hint="move it back to where it was")
     return owner
-
-
-def _split(data: bytes, kind: FrameType) -> list[Frame]:
-    """Frames of one kind from the peer."""
-    try:
-        frames = split_frames(data)
-    except FrameError as error:
-        raise PeerError(f"sent a frame that is none: {error}") from None
-    for frame in frames:
-        if frame.type != kind:
-            raise PeerError(f"sent a {FrameType(frame.type).name.lower()} frame where {kind.name.lower()}s belong")
-    return frames
-
-
-def _single(data: bytes, kind: FrameType) -> Frame:
-    frames = _split(data, kind)
-    if len(frames) != 1:
-        raise PeerError(f"sent {len(frames)} {kind.name.lower()} frames where one belongs")
-    return frames[0]
-
-
-def _split_ids(ids: bytes) -> list[bytes]:
-    if len(ids) % ID_BYTES or len(ids) > MAX_OFFER * ID_BYTES:
-        raise PeerError(f"sent {len(ids)} bytes that are no list of block ids")
-    return [ids[i : i + ID_BYTES] for i in range(0, len(ids), ID_BYTES)]
-
-
-def _check_numbers(put: Put) -> None:
-    meta = put.meta
-    every = meta.mode | meta.uid | meta.gid | put.size | put.file | put.block_bytes | put.flags
-    if not 0 <= every <= _INT64 or put.device < 0 or abs(meta.mtime_ns) > _INT64:  # `|` keeps any sign and any bit
-        raise PeerError("sent an entry with a number that is out of range")
 
 
 def _end(place: BlockPlace) -> int:
