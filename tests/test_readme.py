@@ -100,7 +100,7 @@ def test_verbs_and_options_in_documents_exist(document: Path) -> None:
         assert words[0] in {verb.name for verb in VERBS}, words
         options = {word for word in words if re.fullmatch("--[a-z-]+", word)}
         if options:
-            name = words[:2] if words[0] == "init" else words[:1]
+            name = words[:2] if words[0] in ("init", "scrub") else words[:1]
             told = set(re.findall("--[a-z-]+", replicad(*name, "--help").stdout))
             assert options - told == set(), words
 

@@ -1,4 +1,4 @@
-"""The scrub engine on a fake side with a clock that jumps: in time, within its duty, never taking silence for health."""
+"""The scrub engine on a fake side with a clock that jumps: in time, within its duty, and silence is not health."""
 
 from __future__ import annotations
 
@@ -436,7 +436,9 @@ async def test_scrubs_of_one_node_read_one_after_the_other(tmp_path: Path) -> No
             return surface
 
         status = ScrubStatus(name, "primary", "")
-        job = Scrubbing(opened, rig.in_book, status, lambda: rig.policy, clock, turnstile=turnstile, strain=lambda: 0.0)
+        job = Scrubbing(
+            opened, rig.in_book, status, lambda: Policy(60.0, 1.0), clock, turnstile=turnstile, strain=lambda: 0.0
+        )
         scrubs.start(job)
         rigs.append((rig, surface))
     [one] = await scrubs.direct("start", 0.0, lambda status: status.dataset == "a")

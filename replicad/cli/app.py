@@ -48,7 +48,7 @@ VERBS = (
     Verb("status", "replicad.cli.status", "status", "Show what is safe, what is not, and what to type next."),
     Verb("sync", "replicad.cli.sync", "sync", "Replicate now."),
     Verb("release", "replicad.cli.sync", "release", "Let a held dataset replicate again."),
-    Verb("scrub", "replicad.cli.scrub", "scrub", "Read everything again now, hold that up, or see how it stands."),
+    Verb("scrub", "replicad.cli.scrub", "scrub", "Verify every byte now, hold that up, or see."),
     Verb("snapshots", "replicad.cli.restore", "snapshots", "List what can be restored."),
     Verb("restore", "replicad.cli.restore", "restore", "Bring back a dataset, or parts of it."),
     Verb("rebuild", "replicad.cli.rebuild", "rebuild", "Rebuild a catalog from the store's segments."),
