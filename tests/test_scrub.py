@@ -208,6 +208,16 @@ async def test_what_is_being_written_does_not_keep_a_request_from_ending(rig: Ri
     assert rig.status.served == number
 
 
+async def test_a_file_that_is_always_written_makes_nothing_late(rig: Rig, calm: None) -> None:
+    """What waits for being recorded anew is named, and asks for no pace: not within a day, and not overdue after it."""
+    rig.surface.add(GB)
+    rig.surface.waiting = 50 * GB
+    await rig.live(4 * DAY_S)
+    assert rig.status.on_track
+    assert rig.status.reason == "50 GB are being written: they are judged once they are recorded anew"
+    assert rig.status.never_bytes == 50 * GB
+
+
 async def test_what_could_not_be_looked_at_keeps_a_request_open(rig: Rig) -> None:
     """A part that cannot be looked at is named, stays due, and no request ends as if all were well."""
     rig.surface.add(GB)
