@@ -61,6 +61,8 @@ class FakeSurface:
         """Why nothing that is left can be looked at."""
         self.is_written = False
         """Somebody writes all that is left, so nothing of it can be verified now."""
+        self.waiting = 0
+        """Bytes that were looked at and are being written; counted as never verified."""
         self.found = 0
         self.is_cache = False
         self.structures: list[int] = []
@@ -83,8 +85,11 @@ class FakeSurface:
             raise self.failure
         never = sum(size for _, size in self.never)
         since = sum(size for at_ns, size in self.parts if at_ns < before_ns)
+        never += self.waiting
         oldest = 0 if never or not self.parts else self.parts[0][0]
-        return Extent(never + sum(size for _, size in self.parts), never, oldest, never + since)
+        return Extent(
+            never + sum(size for _, size in self.parts), never, oldest, never - self.waiting + since, self.waiting
+        )
 
     async def verify(self, budget_bytes: int) -> Verified:
         if self.failure:

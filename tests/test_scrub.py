@@ -1,4 +1,4 @@
-"""The scrub engine on a fake side with a clock that jumps: in time, within its duty, never taking silence for health."""
+"""The scrub engine on a fake side with a clock that jumps: in time, within its duty, and silence is not health."""
 
 from __future__ import annotations
 
@@ -206,6 +206,16 @@ async def test_what_is_being_written_does_not_keep_a_request_from_ending(rig: Ri
     rig.surface.is_written = True
     await rig.live(600, until=lambda: rig.status.served >= number)
     assert rig.status.served == number
+
+
+async def test_a_file_that_is_always_written_makes_nothing_late(rig: Rig, calm: None) -> None:
+    """What waits for being recorded anew is named, and asks for no pace: not within a day, and not overdue after it."""
+    rig.surface.add(GB)
+    rig.surface.waiting = 50 * GB
+    await rig.live(4 * DAY_S)
+    assert rig.status.on_track
+    assert rig.status.reason == "50 GB are being written: they are judged once they are recorded anew"
+    assert rig.status.never_bytes == 50 * GB
 
 
 async def test_what_could_not_be_looked_at_keeps_a_request_open(rig: Rig) -> None:
@@ -436,7 +446,9 @@ async def test_scrubs_of_one_node_read_one_after_the_other(tmp_path: Path) -> No
             return surface
 
         status = ScrubStatus(name, "primary", "")
-        job = Scrubbing(opened, rig.in_book, status, lambda: rig.policy, clock, turnstile=turnstile, strain=lambda: 0.0)
+        job = Scrubbing(
+            opened, rig.in_book, status, lambda: Policy(60.0, 1.0), clock, turnstile=turnstile, strain=lambda: 0.0
+        )
         scrubs.start(job)
         rigs.append((rig, surface))
     [one] = await scrubs.direct("start", 0.0, lambda status: status.dataset == "a")

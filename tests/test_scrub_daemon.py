@@ -75,8 +75,8 @@ async def typed(*words: object, code: int = 0) -> str:
 
 
 async def test_both_sides_are_scrubbed_and_do_what_is_typed(tmp_path: Path) -> None:
-    """A scrub begins where a dataset is configured and where a store appears; start, pause, resume and status work from
-    the command line, pauses and requests outlive a daemon, and a changed deadline is in force without a new listener."""
+    """A scrub begins where a dataset is configured and where a store appears; start, pause and resume work from the
+    command line, pauses and requests outlive a daemon, and a changed deadline is in force without a new listener."""
     root = tmp_path / "www"
     root.mkdir()
     (root / "a").write_text("hello")

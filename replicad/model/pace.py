@@ -336,7 +336,7 @@ def _outlook(policy: Policy, now: Situation, needed: float) -> tuple[bool, str]:
     if speed and least > speed:
         return False, _too_slow(policy, now, limits, least)
     if overdue := max((limit.left_bytes for limit in limits if limit.by_ns < now.now_ns), default=0):
-        return False, f"{_why_late(policy, now)}: {_size(overdue)} are overdue and are read first"
+        return False, f"{_why_late(policy, now)}: {show_size(overdue)} are overdue and are read first"
     if speed and needed > policy.duty * speed:
         share = min(1.0, needed / speed)
         return True, f"the deadline needs {share:.0%} of the disk's time, more than scrub_duty ({policy.duty:.0%})"
@@ -355,7 +355,7 @@ def _limits(policy: Policy, demands: Iterable[Demand]) -> list[Demand]:
 
 def _too_slow(policy: Policy, now: Situation, limits: Iterable[Demand], least: float) -> str:
     speed, paused_s = now.lasting_bytes_s, max(0, now.paused_until_ns - now.now_ns) / 1e9
-    text = f"the disk gives {_size(speed)}/s, {_size(least)}/s are needed"
+    text = f"the disk gives {show_size(speed)}/s, {show_size(least)}/s are needed"
     unhindered = replace(now, paused_until_ns=0)
     if steepest(replace(policy, quiet=None), unhindered, limits) > speed:
         return text
@@ -383,7 +383,8 @@ def _hours(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _size(size: float) -> str:
+def show_size(size: float) -> str:
+    """Bytes for people, as disks are sold: "12 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"

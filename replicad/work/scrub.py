@@ -206,7 +206,7 @@ class Scrubbing:
             text = f"{len(self._doubts)} parts could not be looked at and stay due, the first: {self._doubts[0]}"
             self._rest("waiting", text, self._nothing_until_s - at_s, on_track=now.on_track)
         elif not now.share or self._nothing_until_s > at_s:
-            self._rest("idle", now.reason, CALM_LOOK_S, on_track=now.on_track)
+            self._rest("idle", self._remark(now), CALM_LOOK_S, on_track=now.on_track)
         elif rest_s > 0:
             self._rest("idle" if rest_s > CALM_LOOK_S else "running", self._remark(now), rest_s, on_track=now.on_track)
         else:
@@ -411,6 +411,8 @@ class Scrubbing:
     def _remark(self, now: Pace) -> str:
         if now.reason or self._memory is None:
             return now.reason
+        if waiting := self._outstanding.extent.waiting_bytes:
+            return f"{pace.show_size(waiting)} are being written: they are judged once they are recorded anew"
         ended_ns = self._memory.stood_until_ns
         if self._memory.stood_s and self._clock.now_ns() - ended_ns < LONGEST_PAUSE_S * 1e9:
             return f"{self._memory.stood} until {format_ns(ended_ns)}, and is making up for it"
