@@ -241,7 +241,7 @@ async def test_a_pass_that_records_the_file_meanwhile_is_no_rot(tmp_path: Path, 
     async with scrubbed(tmp_path, root) as made:
         loop, dataset = asyncio.get_running_loop(), made.primary.dataset
         ledger = dataset.ledger
-        (path, known), *_ = await dataset.in_ledger(ledger.named, (await _file(made)), 1)
+        (_, known), *_ = await dataset.in_ledger(ledger.named, (await _file(made)), 1)
         row = (await dataset.in_ledger(ledger.blocks, known.file, 0, 1))[0]
 
         def record() -> None:
@@ -313,7 +313,7 @@ async def test_metadata_that_changed_without_a_write_is_found_and_gone_again(tmp
 async def test_a_checksum_that_is_unknown_is_learned_from_bytes_with_the_recorded_id(
     tmp_path: Path, root: Path
 ) -> None:
-    """After a ledger was adopted only ids are known: right bytes bring the checksum, wrong ones are rot; no id moves."""
+    """After a ledger was adopted only ids are known: right bytes bring the checksum, wrong ones are rot; ids stay."""
     data = write(root / "a", 2 * BLOCK)
     async with scrubbed(tmp_path, root) as made:
         dataset = made.primary.dataset

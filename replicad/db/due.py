@@ -133,12 +133,14 @@ class DueParts:
         self._db.execute("INSERT INTO fresh VALUES(?, ?, ?, ?)", (self._next_turn(), first, last, size))
 
     def mark_file(self, file: int, size: int, block_bytes: int) -> None:
-        """A file that may have been recorded before was read anew: what was added to it was never verified. Blocks that
-        changed in it are marked by themselves."""
+        """A file that may have been recorded before was read anew: its metadata, which go with the first part, and what
+        was added to it were never verified. Blocks that changed in it are marked by themselves."""
         turn, count = self._next_turn(), stretch_count(size, block_bytes)
         self._db.execute("DELETE FROM part WHERE file = ? AND stretch >= ?", (file, count))
+        last = self._db.value("SELECT max(stretch) FROM part WHERE file = ?", (file,))
+        grown = {last} if last is not None and last < count - 1 else set()
+        self._db.executemany(_MARK, [(file, number, turn, LEAST_BYTES) for number in sorted({0} | grown)])
         self._make(file, size, block_bytes, turn)
-        self._db.execute(_MARK, (file, 0, turn, LEAST_BYTES))
         self._db.execute(
             "UPDATE part SET turn = CASE at_ns WHEN 0 THEN ? ELSE at_ns END WHERE file = ? AND turn > at_ns",
             (turn, file),
