@@ -17,11 +17,13 @@ import pytest
 from kit_scrub_primary import ALL, RottenDisk, scrubbed
 from kit_source import await_tick
 from kit_tree import build_tree, is_root
+from replicad.db.audit import audit
 from replicad.db.database import PAGE_BYTES
 from replicad.db.due import STRETCH_BLOCKS
+from replicad.db.look_up import LookUp
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Part, Side, State
-from replicad.model.errors import BookDamagedError, SourceError
+from replicad.model.errors import BookDamagedError, ReplicadError, SourceError
 from replicad.model.verdict import Sight, Verdict, Writing
 from replicad.system.direct import DirectReader
 from replicad.work import quarantine as work_quarantine
@@ -241,7 +243,7 @@ async def test_a_pass_that_records_the_file_meanwhile_is_no_rot(tmp_path: Path, 
     async with scrubbed(tmp_path, root) as made:
         loop, dataset = asyncio.get_running_loop(), made.primary.dataset
         ledger = dataset.ledger
-        (path, known), *_ = await dataset.in_ledger(ledger.named, (await _file(made)), 1)
+        (_, known), *_ = await dataset.in_ledger(LookUp(ledger.database).named, (await _file(made)), 1)
         row = (await dataset.in_ledger(ledger.blocks, known.file, 0, 1))[0]
 
         def record() -> None:
@@ -313,7 +315,7 @@ async def test_metadata_that_changed_without_a_write_is_found_and_gone_again(tmp
 async def test_a_checksum_that_is_unknown_is_learned_from_bytes_with_the_recorded_id(
     tmp_path: Path, root: Path
 ) -> None:
-    """After a ledger was adopted only ids are known: right bytes bring the checksum, wrong ones are rot; no id moves."""
+    """After a ledger was adopted only ids are known: right bytes bring the checksum, wrong ones are rot; ids stay."""
     data = write(root / "a", 2 * BLOCK)
     async with scrubbed(tmp_path, root) as made:
         dataset = made.primary.dataset
@@ -479,6 +481,21 @@ async def test_a_damaged_page_of_the_ledger_is_a_finding(tmp_path: Path, root: P
             await made.surface.verify(ALL)
         (found,) = await made.found()
         assert (found.part, found.path) == (Part.BOOK, b"www.db")
+
+
+async def test_an_audit_that_is_no_longer_wanted_ends(tmp_path: Path, root: Path) -> None:
+    """A daemon that stops does not wait for a large ledger to be read; what was not found out is an error."""
+    for number in range(3000):
+        (root / f"{number}").write_bytes(b"x")
+    async with scrubbed(tmp_path, root) as made:
+        with pytest.raises(ReplicadError, match="stopping"):
+            await asyncio.to_thread(audit, made.primary.dataset.ledger.path, lambda: True)
+        task = asyncio.create_task(made.surface.structure())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await made.surface.structure()).found == 0
 
 
 async def test_live_writes_raise_no_alarm(tmp_path: Path, root: Path) -> None:

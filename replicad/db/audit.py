@@ -10,11 +10,12 @@ stands once, and what has no row is zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from replicad.db.database import Database
-from replicad.db.ledger import MIGRATIONS, UNSETTLED
+from replicad.db.ledger import UNSETTLED
+from replicad.db.ledger_schema import MIGRATIONS
 from replicad.model.block import ID_BYTES, LARGEST_BLOCK_BYTES, block_count
 from replicad.model.entry import Kind, show_path
 from replicad.model.errors import BookDamagedError
@@ -25,14 +26,15 @@ MAX_PROBLEMS = 100
 """Problems that are told; a ledger with more is no better."""
 
 
-def audit(path: Path) -> list[str]:
+def audit(path: Path, stopped: Callable[[], bool]) -> list[str]:
     """Everything wrong with the ledger at `path`, in words; empty when it is sound. For a worker thread.
 
-    Raises ReplicadError when that cannot be found out."""
+    Raises ReplicadError when that cannot be found out, or once `stopped` says so."""
     try:
         book = Database(path, MIGRATIONS, readonly=True)
     except BookDamagedError as error:
         return [error.what]
+    book.stop_when(stopped)
     try:
         problems = book.verify()
         return problems or list(_limited(_Audit(book).problems()))

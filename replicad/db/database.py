@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -32,6 +32,8 @@ CACHE_KIB = 16 * 1024
 BUSY_MS = 30_000
 INSERT_ROWS = 64
 """Rows that one statement inserts; beyond it statements become too long to be kept prepared."""
+STOP_STEPS = 100_000
+"""SQLite's steps between two looks whether to go on: some milliseconds."""
 _RESERVED_BYTES = 8
 """What cksumvfs needs at the end of each page; it verifies databases with exactly this reservation."""
 
@@ -215,6 +217,10 @@ class Database:
         row = self.one(sql, values)
         return row[0] if row else None
 
+    def stop_when(self, stopped: Callable[[], bool]) -> None:
+        """End a question that takes long, with ReplicadError, once `stopped` says so."""
+        self._connection.set_progress_handler(stopped, STOP_STEPS)
+
     def verify(self) -> list[str]:
         """Read every page and check the structure; what is wrong in words, empty when sound."""
         try:
@@ -237,6 +243,8 @@ class Database:
             return DiskFullError("no room left for the book", where=where, hint="free space on this file system")
         if isinstance(error, (apsw.BusyError, apsw.LockedError)):
             return LockedError("another process holds the book", where=where, hint="stop the other replicad first")
+        if isinstance(error, apsw.InterruptError):
+            return ReplicadError("the question was not answered to its end: the daemon is stopping", where=where)
         return ReplicadError(f"database error: {error}", where=where)
 
 

@@ -14,14 +14,18 @@ copy next to nothing: a run of new file numbers is one row of `fresh`, and parts
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from operator import itemgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from replicad.db.database import Database
 from replicad.model.block import block_count
+from replicad.model.entry import Kind, Stamp
+
+if TYPE_CHECKING:  # the ledger owns this, not the other way round
+    from replicad.db.ledger import BlockRow, EntryRow
 
 STRETCH_BLOCKS = 256
 """Blocks of one part: 16 MiB of 64 KiB blocks, the size up to 4 GiB. Long enough that opening the file costs nothing,
@@ -125,37 +129,47 @@ class DueParts:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self._new = range(0)
+        """File numbers given out last under which nothing was recorded yet: what is recorded there is new."""
+        self._added = range(0)
+        """New files of the last batch recorded: all of their blocks are known to be due."""
 
     # what was recorded is due
 
-    def add_files(self, first: int, last: int, size: int) -> None:
-        """Files with new numbers from `first` to `last` were recorded, `size` bytes in all."""
-        self._db.execute("INSERT INTO fresh VALUES(?, ?, ?, ?)", (self._next_turn(), first, last, size))
+    def expect_numbers(self, numbers: range) -> None:
+        """These file numbers were given out just now: nothing is recorded under them."""
+        self._new, self._added = numbers, range(0)
 
-    def mark_file(self, file: int, size: int, block_bytes: int) -> None:
-        """A file that may have been recorded before was read anew: what was added to it was never verified. Blocks that
-        changed in it are marked by themselves."""
-        turn, count = self._next_turn(), stretch_count(size, block_bytes)
-        self._db.execute("DELETE FROM part WHERE file = ? AND stretch >= ?", (file, count))
-        self._make(file, size, block_bytes, turn)
-        self._db.execute(_MARK, (file, 0, turn, LEAST_BYTES))
-        self._db.execute(
-            "UPDATE part SET turn = CASE at_ns WHEN 0 THEN ? ELSE at_ns END WHERE file = ? AND turn > at_ns",
-            (turn, file),
-        )
+    def mark_entries(self, rows: Sequence[EntryRow], directory_of: Callable[[bytes], int]) -> None:
+        """What these entries bring is due; called before they are recorded."""
+        new, self._added = self._new, range(0)
+        added: dict[int, int] = {}
+        changed: dict[int, EntryRow] = {}
+        directories: set[int] = set()
+        for row in rows:
+            put, size = row.put, row.stamp[6]
+            if put.file in new:
+                added[put.file] = size
+            elif size < 0:
+                continue  # a path of which nothing was read yet
+            elif put.file:
+                changed[put.file] = row
+            elif put.kind is not Kind.FILE:
+                directories.add(directory_of(put.path))
+        if added:
+            self._add_files(added)
+        for file, row in changed.items():
+            if not self._is_recorded(file, row.stamp):
+                self._mark_file(file, row.put.size, row.put.block_bytes)
+        if directories:
+            self._mark({(-number, 0) for number in directories})
 
-    def mark_blocks(self, blocks: Iterable[tuple[int, int]]) -> None:
-        """These blocks, (file, number), were recorded with new content."""
-        stretches = {(file, number // STRETCH_BLOCKS) for file, number in blocks}
+    def mark_blocks(self, rows: Iterable[BlockRow]) -> None:
+        """These blocks were recorded with new content."""
+        added = self._added
+        stretches = {(row.file, row.number // STRETCH_BLOCKS) for row in rows if row.file not in added}
         if stretches:
-            turn = self._next_turn()
-            self._db.executemany(_MARK, [(file, number, turn, LEAST_BYTES) for file, number in sorted(stretches)])
-
-    def mark_directories(self, numbers: Iterable[int]) -> None:
-        """Entries without blocks were recorded in these directories."""
-        if numbers:
-            turn = self._next_turn()
-            self._db.executemany(_MARK, [(-number, 0, turn, LEAST_BYTES) for number in numbers])
+            self._mark(stretches)
 
     def forget(self, file: int, first: int = 0) -> None:
         """Parts of a file that exists no more, or from stretch `first` on."""
@@ -233,6 +247,46 @@ class DueParts:
         return Ages(total + fresh, never + fresh, since + fresh - waiting, int(waiting), 0 if fresh else int(oldest))
 
     # below: how
+
+    def _add_files(self, sizes: Mapping[int, int]) -> None:
+        """New files, by number. One row stands for all of them."""
+        first, last = min(sizes), max(sizes)
+        self._new = range(last + 1, self._new.stop)
+        known = [max(LEAST_BYTES, size) for size in sizes.values() if size >= 0]
+        if known:  # else it is a large file's number, taken before it is read
+            self._added = range(first, last + 1)
+            self._db.execute("INSERT INTO fresh VALUES(?, ?, ?, ?)", (self._next_turn(), first, last, sum(known)))
+
+    def _is_recorded(self, file: int, stamp: Stamp) -> bool:
+        """Whether the file is recorded with this identity, under whatever name: not written since, perhaps renamed."""
+        return (
+            self._db.value(
+                "SELECT 1 FROM entry WHERE file > 0 AND file = ? AND device = ? AND inode = ? AND size = ?"
+                " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
+                (file, stamp.device, stamp.inode, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
+            )
+            is not None
+        )
+
+    def _mark_file(self, file: int, size: int, block_bytes: int) -> None:
+        """A file that may have been recorded before was read anew: its metadata, which go with the first part, and what
+        was added to it were never verified. Blocks that changed in it are marked by themselves."""
+        count = stretch_count(size, block_bytes)
+        self.forget(file, count)
+        last = self._db.value("SELECT max(stretch) FROM part WHERE file = ?", (file,))
+        grown = {(file, last)} if last is not None and last < count - 1 else set()
+        turn = self._mark({(file, 0)} | grown)
+        self._make(file, size, block_bytes, turn)
+        self._db.execute(
+            "UPDATE part SET turn = CASE at_ns WHEN 0 THEN ? ELSE at_ns END WHERE file = ? AND turn > at_ns",
+            (turn, file),
+        )
+
+    def _mark(self, stretches: set[tuple[int, int]]) -> int:
+        """These parts were recorded anew; the turn that they have if they had none."""
+        turn = self._next_turn()
+        self._db.executemany(_MARK, [(file, number, turn, LEAST_BYTES) for file, number in sorted(stretches)])
+        return turn
 
     def _next_turn(self) -> int:
         """Behind everything that was never verified."""

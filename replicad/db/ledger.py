@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from replicad.db.catalog import LOOKUP_MARKS, lookup_groups
 from replicad.db.database import Database
-from replicad.db.due import LEAST_BYTES, SCHEMA, DueParts
+from replicad.db.due import DueParts
+from replicad.db.ledger_schema import MIGRATIONS
 from replicad.model.entry import Kind, Meta, Put, Stamp
 from replicad.model.snapshot import Head
 
@@ -39,33 +39,6 @@ REMEDY = (
     " the replica has the record, nothing is sent twice"
 )
 """What to do about a damaged ledger."""
-
-MIGRATIONS = (
-    """
-    CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-    CREATE TABLE directory(id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE);
-    CREATE TABLE entry(
-        directory INTEGER NOT NULL, name BLOB NOT NULL, kind INTEGER NOT NULL,
-        mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
-        device INTEGER NOT NULL, inode INTEGER NOT NULL, size INTEGER NOT NULL,
-        mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL,
-        file INTEGER NOT NULL, block_bytes INTEGER NOT NULL, flags INTEGER NOT NULL,
-        extra BLOB, seq INTEGER NOT NULL,
-        PRIMARY KEY(directory, name)) WITHOUT ROWID;
-    CREATE INDEX entry_inode ON entry(inode) WHERE file > 0;
-    CREATE TABLE block(
-        file INTEGER NOT NULL, number INTEGER NOT NULL, id BLOB NOT NULL, checksum BLOB NOT NULL, seq INTEGER NOT NULL,
-        PRIMARY KEY(file, number)) WITHOUT ROWID;
-    CREATE TABLE cut(
-        file INTEGER NOT NULL, seq INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY(file, seq)) WITHOUT ROWID;
-    CREATE TABLE gone(path BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE TABLE replica(
-        name TEXT PRIMARY KEY, covered INTEGER NOT NULL, head INTEGER NOT NULL, head_digest BLOB NOT NULL,
-        sent_covered INTEGER NOT NULL, sent INTEGER NOT NULL, sent_digest BLOB NOT NULL) WITHOUT ROWID;
-    """,
-    SCHEMA,
-)
-"""Version history: 1 = first; 2 = when each part was verified (db/due.py)."""
 
 _KEEP_LOWER = "ON CONFLICT(file, seq) DO UPDATE SET number = min(number, excluded.number)"
 _FIRST_FILE_BYTES = 6
@@ -183,7 +156,7 @@ _encoder = msgspec.msgpack.Encoder()
 _extra_decoder = msgspec.msgpack.Decoder(Extra)
 
 _STAMP_COLUMNS = "kind, mode, uid, gid, device, inode, size, mtime_ns, ctime_ns"
-_ENTRY_COLUMNS = f"{_STAMP_COLUMNS}, file, block_bytes, flags, extra, seq"
+ENTRY_COLUMNS = f"{_STAMP_COLUMNS}, file, block_bytes, flags, extra, seq"
 
 
 def split(path: bytes) -> tuple[bytes, bytes]:
@@ -205,11 +178,12 @@ class Ledger:
         self.path = path
         self._db = Database(path, MIGRATIONS, remedy=REMEDY.format(name=path.stem))
         self._directories: dict[bytes, int] = {}
-        self._new = range(0)
-        """File numbers given out last under which nothing was recorded yet: what is recorded there is new."""
-        self._added = range(0)
-        """New files of the last batch recorded: all of their blocks are known to be due."""
         self.due = DueParts(self._db)
+
+    @property
+    def database(self) -> Database:
+        """For questions that stand in a module of their own (db/look_up.py)."""
+        return self._db
 
     def close(self) -> None:
         """Close; an open transaction is rolled back."""
@@ -229,7 +203,7 @@ class Ledger:
         """Forget what was collected."""
         self._db.rollback()
         self._directories.clear()
-        self._new = self._added = range(0)
+        self.due.expect_numbers(range(0))
 
     # single values
 
@@ -253,7 +227,7 @@ class Ledger:
         """
         first = int(self.get("next_file") or int.from_bytes(os.urandom(_FIRST_FILE_BYTES), "big") + 1)
         self.put("next_file", first + count)
-        self._new = range(first, first + count)
+        self.due.expect_numbers(range(first, first + count))
         return first
 
     # reading entries
@@ -280,13 +254,13 @@ class Ledger:
         number = self._directory(directory, create=False) if path else _ROOT_PARENT
         if number is None:
             return None
-        row = self._db.one(f"SELECT {_ENTRY_COLUMNS} FROM entry WHERE directory = ? AND name = ?", (number, name))
+        row = self._db.one(f"SELECT {ENTRY_COLUMNS} FROM entry WHERE directory = ? AND name = ?", (number, name))
         return Known._make(row) if row else None
 
     def same_content(self, stamp: Stamp) -> Known | None:
         """A recorded regular file with exactly this identity, wherever it stands: the same bytes, not rewritten."""
         row = self._db.one(
-            f"SELECT {_ENTRY_COLUMNS} FROM entry WHERE file > 0 AND inode = ? AND device = ? AND size = ?"
+            f"SELECT {ENTRY_COLUMNS} FROM entry WHERE file > 0 AND inode = ? AND device = ? AND size = ?"
             " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
             (stamp.inode, stamp.device, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
         )
@@ -307,7 +281,7 @@ class Ledger:
     def same_inode(self, stamp: Stamp) -> list[tuple[bytes, Known]]:
         """Recorded regular files with this stamp's inode, rewritten since or not, each with a path of it."""
         rows = self._db.all(
-            f"SELECT d.path, e.name, {_ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
+            f"SELECT d.path, e.name, {ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
             " WHERE e.file > 0 AND e.inode = ? AND e.device = ?",
             (stamp.inode, stamp.device),
         )
@@ -361,7 +335,7 @@ class Ledger:
     def listed(self, after: int, limit: int) -> list[tuple[int, bytes, Known]]:
         """The next of the noted entries, parents before children: a number to go on after, path, what is recorded."""
         rows = self._db.all(
-            f"SELECT l.number, d.path, e.name, {_ENTRY_COLUMNS} FROM temp.lacking l"
+            f"SELECT l.number, d.path, e.name, {ENTRY_COLUMNS} FROM temp.lacking l"
             " JOIN entry e ON e.directory = l.directory AND e.name = l.name"
             " LEFT JOIN directory d ON d.id = l.directory WHERE l.number > ? ORDER BY l.number LIMIT ?",
             (after, limit),
@@ -504,9 +478,9 @@ class Ledger:
         """Make these entries what the ledger knows. A path that was dropped before counts as present again.
 
         What was recorded and not verified since is due (`due`)."""
-        self._mark_due(rows)
+        self.due.mark_entries(rows, self._directory_of)
         self._db.insert(
-            f"INSERT OR REPLACE INTO entry(directory, name, {_ENTRY_COLUMNS})",
+            f"INSERT OR REPLACE INTO entry(directory, name, {ENTRY_COLUMNS})",
             "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             [self._entry_values(row) for row in rows],
         )
@@ -529,8 +503,7 @@ class Ledger:
 
     def record_blocks(self, rows: Sequence[BlockRow]) -> None:
         """Make these blocks what the ledger expects."""
-        added = self._added
-        self.due.mark_blocks([(row.file, row.number) for row in rows if row.file not in added])
+        self.due.mark_blocks(rows)
         self._db.insert("INSERT OR REPLACE INTO block", "(?,?,?,?,?)", rows)
 
     def cut(self, file: int, end: int, seq: int) -> None:
@@ -592,69 +565,6 @@ class Ledger:
                 self._db.execute("DELETE FROM block WHERE file = ?", (file,))
                 self._db.execute("DELETE FROM cut WHERE file = ?", (file,))
                 self.due.forget(file)
-
-    # verification
-
-    def named(self, file: int, limit: int) -> list[tuple[bytes, Known]]:
-        """Up to `limit` recorded names of the file with this number."""
-        rows = self._db.all(
-            f"SELECT d.path, e.name, {_ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
-            " WHERE e.file > 0 AND e.file = ? LIMIT ?",
-            (file, limit),
-        )
-        return [(join(row[0], row[1]), Known._make(row[2:])) for row in rows]
-
-    def named_all(self, files: Sequence[int], limit: int) -> dict[int, list[tuple[bytes, Known]]]:
-        """The same for many files at once."""
-        found: dict[int, list[tuple[bytes, Known]]] = {}
-        for group in lookup_groups(files):
-            rows = self._db.all(
-                f"SELECT d.path, e.name, {_ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
-                f" WHERE e.file > 0 AND e.file IN ({LOOKUP_MARKS}) LIMIT ?",
-                (*group, limit * len(group)),
-            )
-            if len(rows) == limit * len(group):  # some have very many names
-                found.update((file, self.named(file, limit)) for file in group)
-                continue
-            for row in rows:
-                known = Known._make(row[2:])
-                found.setdefault(known.file, []).append((join(row[0], row[1]), known))
-        return found
-
-    def first_blocks(self, files: Sequence[int], end: int) -> dict[int, dict[int, BlockRow]]:
-        """Recorded blocks with numbers below `end` of many files at once."""
-        found: dict[int, dict[int, BlockRow]] = {}
-        for group in lookup_groups(files):
-            rows = self._db.all(
-                f"SELECT file, number, id, checksum, seq FROM block WHERE file IN ({LOOKUP_MARKS}) AND number < ?",
-                (*group, end),
-            )
-            for row in rows:
-                found.setdefault(row[0], {})[row[1]] = BlockRow._make(row)
-        return found
-
-    def name_count(self, file: int) -> int:
-        """How many names the file with this number has."""
-        return int(self._db.value("SELECT count(*) FROM entry WHERE file > 0 AND file = ?", (file,)))
-
-    def without_blocks(self, directory: int, after: bytes | None, limit: int) -> list[tuple[bytes, Known]]:
-        """Up to `limit` entries, by name, that are no regular files and were described, directly in the directory with
-        this number; their names sort after `after`."""
-        path = self._db.value("SELECT path FROM directory WHERE id = ?", (directory,))
-        rows = self._db.all(
-            f"SELECT name, {_ENTRY_COLUMNS} FROM entry WHERE directory = ? AND file = 0 AND kind <> ? AND size >= 0"
-            f" AND {'name > ?' if after is not None else '? IS NULL'} ORDER BY name LIMIT ?",
-            (directory, Kind.FILE, after, limit),
-        )
-        return [(join(path, row[0]) if path is not None else b"", Known._make(row[1:])) for row in rows]
-
-    def learn(self, rows: Sequence[BlockRow], checksums: Sequence[bytes]) -> None:
-        """Note the checksums of blocks of which only the id was known: bytes that had this id were read. What is
-        expected of them does not change."""
-        self._db.executemany(
-            "UPDATE block SET checksum = ? WHERE file = ? AND number = ? AND id = ? AND checksum = x''",
-            [(found, row.file, row.number, row.id) for row, found in zip(rows, checksums, strict=True)],
-        )
 
     # replicas
 
@@ -725,44 +635,6 @@ class Ledger:
         if number is not None:
             self._db.execute("DELETE FROM cut WHERE file = ? AND seq > ?", (file, above))
             self._db.execute(f"INSERT INTO cut VALUES (?, ?, ?) {_KEEP_LOWER}", (file, seq, number))
-
-    def _mark_due(self, rows: Sequence[EntryRow]) -> None:
-        """Have what these entries bring verified; called before they are recorded."""
-        new, self._added = self._new, range(0)
-        added: dict[int, int] = {}
-        changed: dict[int, EntryRow] = {}
-        directories: set[int] = set()
-        for row in rows:
-            put, size = row.put, row.stamp[6]
-            if put.file in new:
-                added[put.file] = size
-            elif size < 0:
-                continue  # a path of which nothing was read yet
-            elif put.file:
-                changed[put.file] = row
-            elif put.kind is not Kind.FILE:
-                directories.add(self._directory_of(put.path))
-        if added:
-            self._new = range(max(added) + 1, new.stop)
-            sizes = [max(LEAST_BYTES, size) for size in added.values() if size >= 0]
-            if sizes:  # else a large file's number, taken before it is read
-                self._added = range(min(added), self._new.start)
-                self.due.add_files(self._added.start, self._added[-1], sum(sizes))
-        for file, row in changed.items():
-            if not self._is_recorded(file, row.stamp):
-                self.due.mark_file(file, row.put.size, row.put.block_bytes)
-        self.due.mark_directories(directories)
-
-    def _is_recorded(self, file: int, stamp: Stamp) -> bool:
-        """Whether the file is recorded with this identity, under whatever name: not written since, perhaps renamed."""
-        return (
-            self._db.value(
-                "SELECT 1 FROM entry WHERE file > 0 AND file = ? AND device = ? AND inode = ? AND size = ?"
-                " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
-                (file, stamp.device, stamp.inode, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
-            )
-            is not None
-        )
 
     def _any_gone(self) -> bool:
         return self._db.value("SELECT 1 FROM gone LIMIT 1") is not None

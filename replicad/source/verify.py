@@ -296,6 +296,7 @@ class _Reading:
         self._reader = DirectReader(fd) if self.is_direct else None
         self._resident = b""
         """Pages that were cached before buffered reading."""
+        self._was_cached = False
         self._kept_bytes = 0
         self._first: dict[int, Seen] = {}
         self.odd: list[Odd] = []
@@ -309,7 +310,7 @@ class _Reading:
         begin, length = self._begin, self._end - self._begin
         if self._end <= self._begin:
             return
-        was_cached = CacheGauge().pages(self._fd, begin, length) if self._reader else 0
+        self._was_cached = bool(CacheGauge().pages(self._fd, begin, length))
         if self._reader is None:
             self._resident = resident_pages(self._fd, begin, length)
         try:
@@ -322,8 +323,8 @@ class _Reading:
         finally:
             if self._reader is None:
                 drop_pages_not_in(self._resident, self._fd, begin, length)
-            elif was_cached == 0 and CacheGauge().pages(self._fd, begin, length):
-                drop_pages(self._fd, begin, length)
+            elif not self._was_cached:
+                self._drop_what_came_in(begin, length)
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """(offset, size) of what must be read: all but the holes where nothing is recorded."""
@@ -425,13 +426,20 @@ class _Reading:
     def _look_again(self, number: int) -> None:
         """The second look at a block that was not well. Read directly it comes from the medium once more; else what is
         cached is given up first, so that it has to."""
+        offset, length = number * self._step, block_length(self._size, self._step, number)
         if self._reader is None:
             drop_pages(self._fd)
-        offset, length = number * self._step, block_length(self._size, self._step, number)
+        elif not self._was_cached:
+            self._drop_what_came_in(offset, length)
         first, second = self._first[number], self._see(number)
         if second.sight is Sight.DIFFERS and second.checksum == first.checksum:
             second = replace(second, data=b"")  # the same bytes as before
         self.odd.append(Odd(number, offset, length, first, second))
+
+    def _drop_what_came_in(self, offset: int, length: int) -> None:
+        """A direct read that left pages in the cache went through it after all."""
+        if CacheGauge().pages(self._fd, offset, length):
+            drop_pages(self._fd, offset, length)
 
     def _see(self, number: int) -> Seen:
         """Read one block by itself."""

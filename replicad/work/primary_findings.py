@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from replicad.db.due import Due
 from replicad.db.ledger import BlockRow, Known, put_of, stamp_of
+from replicad.db.look_up import LookUp
 from replicad.model.block import block_count, checksum
 from replicad.model.divergence import MAX_AFFECTED, Affected, Divergence, Event, Look, Part, Side, State, differing_bits
 from replicad.model.entry import show_path
@@ -83,8 +84,9 @@ class PrimaryFindings:
 
     def affected(self, file: int, odd: Odd) -> tuple[tuple[Affected, ...], int]:
         """Names of the file, which all show the bad bytes, and how many there are."""
-        named = self._dataset.ledger.named(file, MAX_AFFECTED)
-        return tuple(Affected(path, odd.offset, odd.length) for path, _ in named), self._dataset.ledger.name_count(file)
+        look_up = LookUp(self._dataset.ledger.database)
+        named = look_up.named(file, MAX_AFFECTED)
+        return tuple(Affected(path, odd.offset, odd.length) for path, _ in named), look_up.name_count(file)
 
     # in a worker thread
 
@@ -205,7 +207,7 @@ class PrimaryFindings:
         if found.part is not Part.BLOCK:
             return ""
         ledger = self._dataset.ledger
-        named = ledger.named(found.file, 1)
+        named = LookUp(ledger.database).named(found.file, 1)
         if not named:
             return "the file exists no more"
         (_, known), *_ = named

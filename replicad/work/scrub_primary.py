@@ -11,6 +11,7 @@ scrub goes on. It counts only if the record is still the one that it was compare
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -21,6 +22,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 from replicad.db.audit import audit
 from replicad.db.due import STRETCH_BLOCKS, Due, stretch_count
 from replicad.db.ledger import BlockRow
+from replicad.db.look_up import LookUp
 from replicad.model.divergence import Part, Side
 from replicad.model.entry import show_path
 from replicad.model.errors import BookDamagedError, SourceError
@@ -134,8 +136,11 @@ class PrimarySurface:
         async with self._turn:
             await self._open()
             started_ns = self._clock.now_ns()
-            path = self._dataset.ledger.path
-            problems = await self._in_pool(audit, path)
+            path, stop = self._dataset.ledger.path, threading.Event()
+            try:
+                problems = await self._in_pool(audit, path, stop.is_set)
+            finally:
+                stop.set()  # for a cancelled one: its thread goes on else
             if problems:
                 await self._in_books(self._findings.report_book, problems, path.name, started_ns)
             else:
@@ -156,8 +161,9 @@ class PrimarySurface:
     def _load(self, parts: Sequence[Due]) -> list[Job]:
         """What is recorded of these parts; those that exist no more are forgotten."""
         ledger, jobs = self._dataset.ledger, list[Job]()
-        all_named = ledger.named_all(list({part.file for part in parts}), NAMES_TRIED)
-        first_rows = ledger.first_blocks([part.file for part in parts if not part.stretch], STRETCH_BLOCKS)
+        look_up = LookUp(ledger.database)
+        all_named = look_up.named_all(list({part.file for part in parts}), NAMES_TRIED)
+        first_rows = look_up.first_blocks([part.file for part in parts if not part.stretch], STRETCH_BLOCKS)
         for part in parts:
             named = all_named.get(part.file)
             if not named:
@@ -233,7 +239,7 @@ class PrimarySurface:
     ) -> int:
         ledger = self._dataset.ledger
         if learned:
-            ledger.learn([row for row, _ in learned], [found for _, found in learned])
+            LookUp(ledger.database).learn([row for row, _ in learned], [found for _, found in learned])
         ledger.due.postpone(waiting, max(started_ns, self._clock.now_ns()))
         return ledger.due.settle([part for part, _ in verified], started_ns, [size for _, size in verified])
 
@@ -258,7 +264,7 @@ class PrimarySurface:
         tally.units += counted
 
     def _page(self, directory: int, after: bytes | None) -> list[Name]:
-        rows = self._dataset.ledger.without_blocks(directory, after, PAGE_ENTRIES)
+        rows = LookUp(self._dataset.ledger.database).without_blocks(directory, after, PAGE_ENTRIES)
         return [name_of(path, known) for path, known in rows]
 
     # findings

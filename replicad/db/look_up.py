@@ -1,0 +1,82 @@
+"""Look up: what a scrub asks of the ledger: entries and blocks by file number, many at once.
+
+**Owns** these questions, each answered along an index and bounded in rows. **Never** changes what the ledger expects:
+`learn` adds a checksum where none is known. Belongs to the ledger's thread, inside its transactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from replicad.db.catalog import LOOKUP_MARKS, lookup_groups
+from replicad.db.database import Database
+from replicad.db.ledger import ENTRY_COLUMNS, BlockRow, Known, join
+from replicad.model.entry import Kind
+
+
+class LookUp:
+    """Questions to one ledger."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def named(self, file: int, limit: int) -> list[tuple[bytes, Known]]:
+        """Up to `limit` recorded names of the file with this number."""
+        rows = self._db.all(
+            f"SELECT d.path, e.name, {ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
+            " WHERE e.file > 0 AND e.file = ? LIMIT ?",
+            (file, limit),
+        )
+        return [(join(row[0], row[1]), Known._make(row[2:])) for row in rows]
+
+    def named_all(self, files: Sequence[int], limit: int) -> dict[int, list[tuple[bytes, Known]]]:
+        """The same for many files at once."""
+        found: dict[int, list[tuple[bytes, Known]]] = {}
+        for group in lookup_groups(files):
+            rows = self._db.all(
+                f"SELECT d.path, e.name, {ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
+                f" WHERE e.file > 0 AND e.file IN ({LOOKUP_MARKS}) LIMIT ?",
+                (*group, limit * len(group)),
+            )
+            if len(rows) == limit * len(group):  # some have very many names
+                found.update((file, self.named(file, limit)) for file in group)
+                continue
+            for row in rows:
+                known = Known._make(row[2:])
+                found.setdefault(known.file, []).append((join(row[0], row[1]), known))
+        return found
+
+    def first_blocks(self, files: Sequence[int], end: int) -> dict[int, dict[int, BlockRow]]:
+        """Recorded blocks with numbers below `end` of many files at once."""
+        found: dict[int, dict[int, BlockRow]] = {}
+        for group in lookup_groups(files):
+            rows = self._db.all(
+                f"SELECT file, number, id, checksum, seq FROM block WHERE file IN ({LOOKUP_MARKS}) AND number < ?",
+                (*group, end),
+            )
+            for row in rows:
+                found.setdefault(row[0], {})[row[1]] = BlockRow._make(row)
+        return found
+
+    def name_count(self, file: int) -> int:
+        """How many names the file with this number has."""
+        return int(self._db.value("SELECT count(*) FROM entry WHERE file > 0 AND file = ?", (file,)))
+
+    def without_blocks(self, directory: int, after: bytes | None, limit: int) -> list[tuple[bytes, Known]]:
+        """Up to `limit` entries, by name, that are no regular files and were described, directly in the directory with
+        this number; their names sort after `after`."""
+        path = self._db.value("SELECT path FROM directory WHERE id = ?", (directory,))
+        rows = self._db.all(
+            f"SELECT name, {ENTRY_COLUMNS} FROM entry WHERE directory = ? AND file = 0 AND kind <> ? AND size >= 0"
+            f" AND {'name > ?' if after is not None else '? IS NULL'} ORDER BY name LIMIT ?",
+            (directory, Kind.FILE, after, limit),
+        )
+        return [(join(path, row[0]) if path is not None else b"", Known._make(row[1:])) for row in rows]
+
+    def learn(self, rows: Sequence[BlockRow], checksums: Sequence[bytes]) -> None:
+        """Note the checksums of blocks of which only the id was known: bytes that had this id were read. What is
+        expected of them does not change."""
+        self._db.executemany(
+            "UPDATE block SET checksum = ? WHERE file = ? AND number = ? AND id = ? AND checksum = x''",
+            [(found, row.file, row.number, row.id) for row, found in zip(rows, checksums, strict=True)],
+        )
