@@ -90,6 +90,44 @@ async def test_the_short_block_at_the_end_is_repaired(tmp_path: Path) -> None:
         assert (primary.root / "file").read_bytes() == DATA
 
 
+@pytest.mark.parametrize("kind", ["hole", "zeroed later"])
+async def test_a_block_of_zeros_is_repaired_without_being_stored_anywhere(tmp_path: Path, kind: str) -> None:
+    """Zeros are recorded and neither sent nor stored; rot in them is judged and repaired all the same."""
+    async with world(tmp_path) as (primary, fra1):
+        file = primary.root / "sparse"
+        with file.open("wb") as opened:
+            opened.write(b"x" * 3 * BLOCK if kind == "zeroed later" else b"x")
+            opened.truncate(3 * BLOCK)
+        await primary.sync(fra1)
+        if kind == "zeroed later":
+            with file.open("r+b") as opened:
+                opened.seek(BLOCK)
+                opened.write(bytes(2 * BLOCK))
+            await primary.sync(fra1)
+        good = file.read_bytes()
+        found = await zero_finding(primary, b"sparse", 1)
+        await rot(primary, b"sparse", BLOCK + 9)
+        job = tending(primary, fra1)
+        await job.step()
+        now = await standing(primary, found)
+        assert (now.verdict, now.bits, now.bit_positions) == (Verdict.PRIMARY_ROT, 1, (72,))
+        assert (await job.repair(found, dry_run=False)).result == "repaired"
+        await job.close()
+        assert file.read_bytes() == good
+
+
+async def zero_finding(primary: Rig, path: bytes, number: int) -> Divergence:
+    """What a scrub reports of a block that should be all-zero."""
+    known, zeros = await known_of(primary, path), bytes(BLOCK)
+    found = Divergence(
+        key=f"block:{known.file}:{number}", dataset="www", side=Side.PRIMARY, peer="", part=Part.BLOCK, found_ns=1,
+        changed_ns=1, what="a block differs", path=path, offset=number * BLOCK, length=BLOCK, file=known.file,
+        number=number, expected=checksum(zeros),
+    )  # fmt: skip
+    await primary.dataset.open_findings()
+    return await primary.dataset.in_findings(primary.dataset.findings.report, found)
+
+
 async def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     """It says what would be written, and where."""
     async with world(tmp_path) as (primary, fra1):

@@ -34,7 +34,7 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
 from replicad.work.attributes import opened_path, set_attributes
-from replicad.work.confirm import length_of
+from replicad.work.confirm import length_of, recorded_block
 from replicad.work.dataset import Dataset
 from replicad.work.interrupted import MENDING, WRITES_WITHIN_S, Intent, finish_interrupted
 from replicad.work.mended import PLANS, Mended
@@ -157,6 +157,9 @@ class PrimaryMender:
         target = await self._dataset.in_ledger(_target, self._dataset.ledger, found)
         if target is None:
             raise Moved("the record has another block there now")
+        zeros = bytes(target.length)
+        if block_id(zeros) == target.row.id:
+            return await self._write(found, target, zeros, "the record: all zeros")
         good = await fetch(target.row.id, target.length)
         if isinstance(good, str):
             return Mended(Remedy.MEND_PRIMARY, "waiting", f"{source} cannot give the block now: {good}")
@@ -226,15 +229,15 @@ class PrimaryMender:
         ledger.put(MENDING, None)
 
     def _keep_aside(self, found: Divergence, bad: bytes) -> str:
-        """Keep the bad bytes; where. Those of an earlier repair are not lost by it."""
-        name = f"{found.id}-{checksum(bad).hex()[:8]}.bad"
-        self._disk.make_directory(self._dataset.quarantine)
-        if not (self._dataset.quarantine / name).exists():
-            self._disk.write_durable(self._dataset.quarantine / name, bad)
-        return self._relative(name)
-
-    def _relative(self, name: str) -> str:
-        return f"{self._dataset.quarantine.parent.name}/{self._dataset.quarantine.name}/{name}"
+        """Keep the bad bytes, unless the scrub that found them has; where, from the state directory on."""
+        state = self._dataset.quarantine.parent.parent
+        if found.quarantine and _is_kept(state / found.quarantine, bad):
+            return found.quarantine
+        path = self._dataset.quarantine / f"{found.id}-{checksum(bad).hex()[:8]}"
+        if not _is_kept(path, bad):
+            self._disk.make_directory(path.parent)
+            self._disk.write_durable(path, bad)
+        return str(path.relative_to(state))
 
     async def _settle(
         self,
@@ -360,11 +363,8 @@ class PrimaryMender:
 
 
 def _target(ledger: Ledger, found: Divergence) -> _Target | None:
-    row = ledger.blocks(found.file, found.number, found.number + 1).get(found.number)
-    known = ledger.known(found.path)
-    if row is None or (row.id,) != found.blocks[:1] or known is None or known.file != found.file:
-        return None
-    return _Target(found.path, known, row) if length_of(known, found.number) else None
+    recorded = recorded_block(ledger, found)
+    return _Target(*recorded) if recorded else None
 
 
 def _read(patch: Patch, target: _Target) -> bytes:
@@ -405,6 +405,13 @@ def _set_attributes(root: Root, path: bytes, put: Put, disk: Disk) -> tuple[Stam
         disk.sync_file_system(directory, Path(os.fsdecode(root.path)))
         now = root.stamp(lstat_at(directory, name), directory)
     return now, unset
+
+
+def _is_kept(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
 
 
 def _check_repaired(done: Receipt, now: bytes) -> str:
