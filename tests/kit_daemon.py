@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from replicad.http.contract import RepairResult, SyncRequest
+from replicad.http.contract import Directed, RepairResult, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
 from replicad.model.errors import ReplicadError, UsageError
-from replicad.status import DatasetStatus, JobStatus, NodeStatus, StoreStatus, Trouble
+from replicad.status import DatasetStatus, JobStatus, NodeStatus, ScrubStatus, StoreStatus, Trouble
 from replicad.system.clock import Clock
 
 S = 1_000_000_000
@@ -66,7 +66,24 @@ def a_job(name: str = "replicate www -> fra1", **changes: object) -> JobStatus:
     return _changed(JobStatus(name=name, running=True, last_success_ns=NOW_NS - 60 * S), changes)
 
 
-def a_node(*parts: DatasetStatus | StoreStatus | JobStatus, **changes: object) -> NodeStatus:
+def a_scrub(dataset: str = "www", side: str = "primary", peer: str = "", **changes: object) -> ScrubStatus:
+    """A scrub that is well: everything was verified within three days."""
+    line = ScrubStatus(
+        dataset=dataset,
+        side=side,
+        peer=peer,
+        state="idle",
+        scrub_every_s=7 * 86_400.0,
+        total_bytes=4_000_000_000,
+        oldest_verified_ns=NOW_NS - 3 * 86_400 * S,
+        forecast_ns=NOW_NS + 2 * 86_400 * S,
+        media_bytes=9_000_000_000,
+        structure_ns=NOW_NS - 86_400 * S,
+    )
+    return _changed(line, changes)
+
+
+def a_node(*parts: DatasetStatus | StoreStatus | ScrubStatus | JobStatus, **changes: object) -> NodeStatus:
     """A node that has these parts, and one job that is well when no job is named."""
     node = NodeStatus(
         node="ams1",
@@ -77,6 +94,7 @@ def a_node(*parts: DatasetStatus | StoreStatus | JobStatus, **changes: object) -
         http="127.0.0.1:9817",
         datasets=[part for part in parts if isinstance(part, DatasetStatus)],
         stores=[part for part in parts if isinstance(part, StoreStatus)],
+        scrubs=[part for part in parts if isinstance(part, ScrubStatus)],
         jobs=[part for part in parts if isinstance(part, JobStatus)] or [a_job()],
     )
     if node.stores:
@@ -116,6 +134,7 @@ class FakeDaemon:
         """What a repair of each id ends with; all of them in one when all are asked for."""
         self.on_repair: Callable[[], Awaitable[None]] = _nothing
         """Awaited in the middle of a repair: here a test lets it take its time."""
+        self.on_scrub: Callable[[], None] = lambda: None
 
     def status(self) -> NodeStatus:
         self.on_status()
@@ -136,6 +155,16 @@ class FakeDaemon:
         for line in self.node.datasets:
             if line.dataset == dataset:
                 line.held, line.state, line.reason = False, "idle", ""
+
+    async def direct_scrub(self, action: str, dataset: str | None, side: str | None, for_s: float) -> Directed:
+        self._ask(f"{action} {dataset} {side} {for_s:g}")
+        requests = []
+        for line in self.node.scrubs:
+            if dataset in (None, line.dataset) and side in (None, line.side):
+                line.requested += action == "start"
+                requests.append(ScrubRequest(line.dataset, line.side, line.peer, line.requested))
+        self.on_scrub()
+        return Directed(requests, NOW_NS + int(for_s * S) if action == "pause" else 0)
 
     async def reload(self) -> list[str]:
         self._ask("reload")

@@ -59,6 +59,10 @@ class FakeSurface:
         self.structure_failure: ReplicadError | None = None
         self.doubts: tuple[str, ...] = ()
         """Why nothing that is left can be looked at."""
+        self.is_written = False
+        """Somebody writes all that is left, so nothing of it can be verified now."""
+        self.waiting = 0
+        """Bytes that were looked at and are being written; counted as never verified."""
         self.found = 0
         self.is_cache = False
         self.structures: list[int] = []
@@ -81,13 +85,16 @@ class FakeSurface:
             raise self.failure
         never = sum(size for _, size in self.never)
         since = sum(size for at_ns, size in self.parts if at_ns < before_ns)
+        never += self.waiting
         oldest = 0 if never or not self.parts else self.parts[0][0]
-        return Extent(never + sum(size for _, size in self.parts), never, oldest, never + since)
+        return Extent(
+            never + sum(size for _, size in self.parts), never, oldest, never - self.waiting + since, self.waiting
+        )
 
     async def verify(self, budget_bytes: int) -> Verified:
         if self.failure:
             raise self.failure
-        if self.doubts or not (self.never or self.parts):
+        if self.doubts or self.is_written or not (self.never or self.parts):
             return Verified(doubts=self.doubts)
         done = units = 0
         began_ns = self.clock.ns
@@ -132,11 +139,13 @@ class Rig:
         self.findings = Findings(self.path)
         self.strain = 0.0
         self.opened = 0
+        self.in_book = Book(lambda: self.findings)
         self.scrub = self._built()
 
     def _built(self) -> Scrubbing:
-        in_book = Book(lambda: self.findings)
-        return Scrubbing(self._open, in_book, self.status, lambda: self.policy, self.clock, strain=lambda: self.strain)
+        return Scrubbing(
+            self._open, self.in_book, self.status, lambda: self.policy, self.clock, strain=lambda: self.strain
+        )
 
     async def _open(self) -> FakeSurface:
         self.opened += 1

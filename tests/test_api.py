@@ -15,10 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit_daemon import FakeDaemon, Served, a_dataset, a_node, a_store, troubles
+from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_node, a_scrub, a_store, troubles
 from replicad.http import api
 from replicad.http.api import Client
-from replicad.http.contract import Freed, RepairResult, SyncRequest, has_served, parse_served_untrusted, status_query
+from replicad.http.contract import (
+    Directed,
+    Freed,
+    RepairResult,
+    ScrubRequest,
+    SyncRequest,
+    has_served,
+    parse_scrubbed_untrusted,
+    parse_served_untrusted,
+    status_query,
+)
 from replicad.model.errors import HeldError, LinkError, UsageError
 
 
@@ -302,6 +312,69 @@ def test_long_state_paths_work(tmp_path: Path) -> None:
     with Served(daemon, state):
         assert Client(state).status() == daemon.node
     assert list(state.iterdir()) == []
+
+
+def test_scrubs_are_directed(tmp_path: Path) -> None:
+    """Action, dataset, side and length of a pause arrive; what is answered is what to wait for."""
+    daemon = FakeDaemon(a_node(a_dataset(), a_scrub(), a_scrub("www", "replica", "fra1"), a_scrub("db")))
+    with Served(daemon, tmp_path):
+        client = Client(tmp_path)
+        assert client.scrub("start", "www") == Directed(
+            [ScrubRequest("www", "primary", "", 1), ScrubRequest("www", "replica", "fra1", 1)]
+        )
+        assert client.scrub("pause", "db", "primary", 3600.0).until_ns == NOW_NS + 3600 * S
+        assert client.scrub("resume").until_ns == 0
+    assert daemon.asked == ["start www None 0", "pause db primary 3600", "resume None None 0"]
+
+
+@pytest.mark.parametrize(
+    ("action", "side", "for_s"), [("stop", None, 0.0), ("start", "both", 0.0), ("pause", None, float("nan"))]
+)
+def test_nonsense_about_scrubs_is_refused(tmp_path: Path, action: str, side: str | None, for_s: float) -> None:
+    """An unknown action or side, or a length that is none, ends in an error and asks the daemon for nothing."""
+    daemon = FakeDaemon(a_node(a_scrub()))
+    with Served(daemon, tmp_path), pytest.raises(UsageError):
+        Client(tmp_path).scrub(action, None, side, for_s)
+    assert daemon.asked == []
+
+
+def test_the_end_of_a_scrub_is_waited_for(tmp_path: Path) -> None:
+    """The question is answered as soon as the scrub that was asked for has ended, and not before."""
+    line = a_scrub()
+    daemon = FakeDaemon(a_node(a_dataset(), line))
+    with Served(daemon, tmp_path) as served:
+        [request] = Client(tmp_path).scrub("start").requests
+        assert Client(tmp_path).status(scrubbed=[request], timeout_s=0.05).scrubs[0].served == 0
+
+        def end() -> None:
+            line.served = line.requested
+
+        served.later(0.2, end)
+        assert Client(tmp_path).status(scrubbed=[request], timeout_s=10.0).scrubs[0].served == 1
+
+
+@given(
+    st.lists(
+        st.builds(
+            ScrubRequest,
+            st.text("ab/ü.-", min_size=1),
+            st.sampled_from(["primary", "replica"]),
+            st.sampled_from(["", "fra1"]),
+            st.integers(0, 2**60),
+        )
+    )
+)
+def test_questions_about_scrubs_survive_the_wire(requests: list[ScrubRequest]) -> None:
+    """What is waited for is read back as it was written."""
+    texts = [value for key, value in status_query([], 1.0, requests) if key == "scrubbed"]
+    assert parse_scrubbed_untrusted(texts) == requests
+
+
+@pytest.mark.parametrize("text", ["", "www/primary/1", "www/primary//x", "www/primary//-1"])
+def test_bad_questions_about_scrubs_are_refused(text: str) -> None:
+    """What names no scrub and number is an error with the text in it."""
+    with pytest.raises(ValueError, match="is not DATASET/SIDE/PEER/NUMBER"):
+        parse_scrubbed_untrusted([text])
 
 
 @given(

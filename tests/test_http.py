@@ -70,7 +70,7 @@ def test_a_daemon_without_jobs_is_not_healthy() -> None:
     assert ailments(node) == ["no job has started"]
 
 
-@pytest.mark.parametrize("path", ["/status", "/sync", "/release", "/reload", "/nothing"])
+@pytest.mark.parametrize("path", ["/status", "/sync", "/release", "/reload", "/scrub", "/nothing"])
 def test_tcp_commands_nothing(tmp_path: Path, path: str) -> None:
     """The commands of the control socket do not exist over TCP."""
     daemon = FakeDaemon(a_node(a_dataset()))

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_job, a_node, a_store
+from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_job, a_node, a_scrub, a_store
 from replicad.http.metrics import FAMILIES, Exposition
 from replicad.status import NodeStatus
 
@@ -24,10 +24,12 @@ CONTRACT = {
     "replicad_build_info", "replicad_link_up", "replicad_dataset_lag_seconds", "replicad_pending_bytes",
     "replicad_pending_files", "replicad_last_snapshot_timestamp_seconds", "replicad_sent_bytes_total", "replicad_held",
     "replicad_store_free_bytes", "replicad_watch_degraded", "replicad_job_failures_total",
-    "replicad_job_last_success_timestamp_seconds",
+    "replicad_job_last_success_timestamp_seconds", "replicad_oldest_verified_timestamp_seconds",
+    "replicad_verified_bytes_total", "replicad_scrub_on_track", "replicad_divergent_blocks",
+    "replicad_divergences_total", "replicad_repairs_total", "replicad_repair_breaker_open",
 }  # fmt: skip
 """Names that others rely on."""
-LABELS = {"node", "version", "dataset", "replica", "client", "job"}
+LABELS = {"node", "version", "dataset", "replica", "client", "job", "side", "kind", "source", "result"}
 
 
 def values(node: NodeStatus) -> dict[str, float]:
@@ -39,7 +41,12 @@ def values(node: NodeStatus) -> dict[str, float]:
 
 def full_node() -> NodeStatus:
     """A node with a part of every kind."""
-    return a_node(a_dataset(), a_dataset("db", "lon1"), a_store(), a_job(), a_job("scan", failures=3))
+    scrubs = (
+        a_scrub(divergent={"primary_rot": 2}),
+        a_scrub(side="replica", peer="fra1"),
+        a_scrub("www", "replica", "ams1"),
+    )
+    return a_node(a_dataset(), a_dataset("db", "lon1"), a_store(), a_job(), a_job("scan", failures=3), *scrubs)
 
 
 def test_the_contract_is_kept() -> None:
@@ -106,6 +113,62 @@ def test_values_follow_the_status() -> None:
         'replicad_job_last_success_timestamp_seconds{job="scan"}': 1_799_999_940,
     }
     assert {name: value for name, value in found.items() if name.startswith("replicad_")} == expected
+
+
+def of_scrub(name: str, side: str = "primary", replica: str = "", client: str = "", **more: str) -> str:
+    """A sample's name and labels, as the exposition sorts them."""
+    labels = {"dataset": "www", "side": side, "replica": replica, "client": client, **more}
+    pairs = ",".join(f'{key}="{labels[key]}"' for key in sorted(labels))
+    return f"replicad_{name}{{{pairs}}}"
+
+
+def test_scrubs_are_told_apart_by_side_and_node() -> None:
+    """The own copy, what a replica said of its, and a client's store here are three lines with labels of their own."""
+    found, verified = values(full_node()), "oldest_verified_timestamp_seconds"
+    assert found[of_scrub(verified)] == (NOW_NS - 3 * 86400 * S) / 1e9
+    assert found[of_scrub(verified, "replica", replica="fra1")] == (NOW_NS - 3 * 86400 * S) / 1e9
+    assert found[of_scrub("scrub_bytes", "replica", client="ams1")] == 4e9
+    assert found[of_scrub("divergent_blocks", kind="primary_rot")] == 2
+    assert found[of_scrub("divergent_blocks", kind="replica_rot")] == 0
+    assert found[of_scrub("verified_bytes_total", source="media")] == 9e9
+    assert found[of_scrub("verified_bytes_total", source="cache")] == 0
+    assert found[of_scrub("repairs_total", result="repaired")] == 0
+    assert found[of_scrub("scrub_on_track")] == 1
+    assert found[of_scrub("scrub_every_seconds")] == 7 * 86400
+
+
+def test_each_figure_of_a_scrub_is_the_status_s_own() -> None:
+    """What is paused, late, lost, unclear, suspect or stopped has its value; what never happened is 0."""
+    line = a_scrub(
+        on_track=False,
+        paused_until_ns=NOW_NS,
+        never_bytes=7,
+        lost=3,
+        suspects=4,
+        breaker_open=True,
+        oldest_verified_ns=0,
+        oldest_open_ns=5 * S,
+        oldest_inconclusive_ns=6 * S,
+        repairs={"failed": 8},
+        divergences={"both_rot": 9},
+        cache_bytes=10,
+    )
+    found = values(a_node(a_dataset(), line))
+    expected = {
+        of_scrub("scrub_on_track"): 0,
+        of_scrub("scrub_paused"): 1,
+        of_scrub("never_verified_bytes"): 7,
+        of_scrub("lost_blocks"): 3,
+        of_scrub("suspect_changes"): 4,
+        of_scrub("repair_breaker_open"): 1,
+        of_scrub("oldest_verified_timestamp_seconds"): 0,
+        of_scrub("open_divergence_oldest_timestamp_seconds"): 5,
+        of_scrub("inconclusive_oldest_timestamp_seconds"): 6,
+        of_scrub("repairs_total", result="failed"): 8,
+        of_scrub("divergences_total", kind="both_rot"): 9,
+        of_scrub("verified_bytes_total", source="cache"): 10,
+    }
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_never_is_alertable() -> None:

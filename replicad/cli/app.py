@@ -51,7 +51,7 @@ VERBS = (
     Verb("divergence", "replicad.cli.divergence", "divergence", "Show what was found wrong, and what to type next."),
     Verb("repair", "replicad.cli.repair", "repair", "Repair what was found, from proven blocks."),
     Verb("suspects", "replicad.cli.suspects", "suspects", "Show changes that look like damage, and release them."),
-    Verb("scrub", "replicad.cli.scrub", "scrub", "Read everything again now, hold that up, or see how it stands."),
+    Verb("scrub", "replicad.cli.scrub", "scrub", "Verify every byte now, hold that up, or see."),
     Verb("snapshots", "replicad.cli.restore", "snapshots", "List what can be restored."),
     Verb("restore", "replicad.cli.restore", "restore", "Bring back a dataset, or parts of it."),
     Verb("rebuild", "replicad.cli.rebuild", "rebuild", "Rebuild a catalog from the store's segments."),

@@ -1,4 +1,4 @@
-"""`replicad scrub start|pause|resume|status`: have everything read again now, hold that up for a while, see how it stands.
+"""`replicad scrub start|pause|resume|status`: have everything read again now, hold that up, see how it stands.
 
 `Awaited` judges each answer of the daemon about one scrub that somebody waits for, and knows neither sockets nor
 terminals. What was read and found meanwhile follows from the counters before and after.
@@ -29,7 +29,7 @@ BAR_AFTER_S = 0.5
 REFRESH_S = 0.2
 ASK_AGAIN_S = 1.0
 STUCK_S = 120.0
-"""A scrub that fails, or cannot look at what is left, is waited for no longer than this: it is tried again meanwhile."""
+"""A scrub that fails, or cannot look at what is left, is waited for no longer than this; it is tried on."""
 LONGEST_PAUSE_S = 86400.0
 
 scrub = typer.Typer(

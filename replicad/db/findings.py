@@ -72,7 +72,7 @@ class Findings:
         return self._db.verify()
 
     def stamp(self) -> tuple[int, int]:
-        """A value that is another one after any change of the book: whoever counts its lines knows when to count anew."""
+        """A value that is another one after any change of the book, by whomever: counts are to be made anew then."""
         return self._db.stamp()
 
     # remembered values

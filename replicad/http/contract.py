@@ -1,10 +1,9 @@
 """Contract: what the HTTP server asks of the daemon, and how the control socket spells it.
 
-One table for both ends: the server (`server.py`) and the client of the CLI (`api.py`) import these values and
-nothing of each other. Over the control socket, STATE/control.sock:
+One table for server (`server.py`) and client (`api.py`), which import nothing of each other. Over STATE/control.sock:
 
-    GET  /status[?served=DATASET/REPLICA/NUMBER]...[&scrubbed=DATASET/SIDE/PEER/NUMBER]...[&timeout_s=S]
-                                 -> NodeStatus; waits until all of these passes and scrubs have ended
+    GET  /status[?served=DATASET/REPLICA/NUMBER]...[&scrubbed=DATASET/SIDE/PEER/NUMBER]...[&timeout_s=S] -> NodeStatus;
+                                   waits until all of these passes and scrubs have ended
     POST /sync[?dataset=NAME]    -> Accepted
     POST /release?dataset=NAME   -> Released
     POST /reload                 -> Reloaded

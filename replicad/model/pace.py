@@ -28,8 +28,8 @@ SHORTEST = 0.0025
 """No deadline counts as nearer than this share of `scrub_every` (25 minutes in a week): the last bytes before one must
 not ask for an infinite pace."""
 CATCH_UP = 1 / 16
-"""What is overdue is made up for within this share of `scrub_every`: 10 hours in a week. A deadline that is missed
-already is no reason to take the disk from everybody else."""
+"""What is overdue is read at the full duty, and faster only if that would take longer than this share of `scrub_every`
+(10 hours in a week): a deadline that is missed already is no reason to take the disk from everybody else."""
 TURN_S = 0.03
 """Length of one turn of reading: somebody else's request to the disk waits at worst in the order of one of them."""
 FIRST_TURN_BYTES = 1 << 20
@@ -41,6 +41,8 @@ YIELD = 4.0
 YIELD_BELOW = 0.5
 """A strained host is yielded to while less than this part of the duty is needed; what was put off is made up for
 within the duty afterwards."""
+LAST_STRETCH = 0.1
+"""And only until this share of the time for a demand is left."""
 STRAIN = 0.25
 """A host counts as strained when others wait for its disks for more than this share of the time."""
 LATEST_NEW_S = DAY_S
@@ -113,7 +115,7 @@ class Situation:
     requested_bytes: int = 0
     """What a request still wants: it is read at the full duty."""
     breaks_quiet: bool = False
-    """The request was made by a person here, and does not wait for the end of the quiet hours."""
+    """A person here has made a request: it does not wait for the end of the quiet hours."""
     paused_until_ns: int = 0
     speed_bytes_s: float = 0.0
     """What reading gives while it reads; 0 = not measured yet."""
@@ -149,14 +151,14 @@ class Pace:
 
 def decide(policy: Policy, now: Situation) -> Pace:
     """The pace of now."""
-    quiet = is_quiet(policy.quiet, now.second_of_day) and not (now.breaks_quiet and now.requested_bytes)
+    quiet = is_quiet(policy.quiet, now.second_of_day) and not now.breaks_quiet
     needed = needed_bytes_s(policy, now)
     speed = now.speed_bytes_s
     needed_share = min(1.0, needed / speed) if speed else min(policy.duty, 1.0)
     is_strained = now.strain > STRAIN
     share = needed_share
-    if is_strained and needed_share < policy.duty * YIELD_BELOW:
-        share = needed_share / YIELD
+    if is_strained and speed and needed_share < policy.duty * YIELD_BELOW:
+        share = min(1.0, _needed_at_least(policy, now) / speed)
     if now.requested_bytes:
         share = max(needed_share, policy.duty / (YIELD if is_strained else 1.0))
     if not any(demand.left_bytes for demand in now.demands) and not now.requested_bytes:
@@ -187,11 +189,23 @@ def steepest(policy: Policy, now: Situation, demands: Iterable[Demand]) -> float
     return max((_needed_by(policy, now, demand) for demand in demands), default=0.0)
 
 
+def _needed_at_least(policy: Policy, now: Situation) -> float:
+    """The pace on a strained host: what has time takes its time."""
+
+    def has_time(demand: Demand) -> bool:
+        within_s = policy.new_within_s / 2 if demand.why is Why.NEW else policy.every_s
+        return demand.by_ns - now.now_ns > within_s * LAST_STRETCH * 1e9
+
+    calm = steepest(policy, now, (demand for demand in now.demands if has_time(demand)))
+    urgent = steepest(policy, now, (d for d in now.demands if d.why is not Why.CYCLE and not has_time(d)))
+    return max(calm / YIELD, urgent)
+
+
 def _needed_by(policy: Policy, now: Situation, demand: Demand) -> float:
     if not demand.left_bytes:
         return 0.0
     if demand.by_ns <= now.now_ns:
-        return demand.left_bytes / (policy.every_s * CATCH_UP)
+        return max(demand.left_bytes / (policy.every_s * CATCH_UP), policy.duty * now.speed_bytes_s)
     paused_s = max(0, now.paused_until_ns - now.now_ns) / 1e9
     span_s = (demand.by_ns - now.now_ns) / 1e9 - paused_s
     begins = (now.second_of_day + paused_s) % DAY_S
@@ -309,7 +323,7 @@ def finish_ns(policy: Policy, now: Situation, left_bytes: int, rate_bytes_s: flo
         return now.now_ns
     if rate_bytes_s <= 0:
         return 0
-    quiet = None if now.breaks_quiet and now.requested_bytes else policy.quiet
+    quiet = None if now.breaks_quiet else policy.quiet
     paused_s = max(0, now.paused_until_ns - now.now_ns) / 1e9
     begins = (now.second_of_day + paused_s) % DAY_S
     return now.now_ns + int((paused_s + span_of_s(quiet, begins, left_bytes / rate_bytes_s)) * 1e9)
@@ -322,7 +336,7 @@ def _outlook(policy: Policy, now: Situation, needed: float) -> tuple[bool, str]:
     if speed and least > speed:
         return False, _too_slow(policy, now, limits, least)
     if overdue := max((limit.left_bytes for limit in limits if limit.by_ns < now.now_ns), default=0):
-        return False, f"{_why_late(policy, now)}: {_size(overdue)} are overdue and are read first"
+        return False, f"{_why_late(policy, now)}: {show_size(overdue)} are overdue and are read first"
     if speed and needed > policy.duty * speed:
         share = min(1.0, needed / speed)
         return True, f"the deadline needs {share:.0%} of the disk's time, more than scrub_duty ({policy.duty:.0%})"
@@ -341,7 +355,7 @@ def _limits(policy: Policy, demands: Iterable[Demand]) -> list[Demand]:
 
 def _too_slow(policy: Policy, now: Situation, limits: Iterable[Demand], least: float) -> str:
     speed, paused_s = now.lasting_bytes_s, max(0, now.paused_until_ns - now.now_ns) / 1e9
-    text = f"the disk gives {_size(speed)}/s, {_size(least)}/s are needed"
+    text = f"the disk gives {show_size(speed)}/s, {show_size(least)}/s are needed"
     unhindered = replace(now, paused_until_ns=0)
     if steepest(replace(policy, quiet=None), unhindered, limits) > speed:
         return text
@@ -369,7 +383,8 @@ def _hours(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _size(size: float) -> str:
+def show_size(size: float) -> str:
+    """Bytes for people, as disks are sold: "12 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"

@@ -180,6 +180,8 @@ class Scrubbing:
             await self._serve(memory, "there is nothing to verify")
             self._rest("waiting", "nothing is recorded yet", CALM_LOOK_S)
             return
+        if not self._requested_bytes:
+            await self._serve(memory, "everything has been verified since")
         situation = self._situation(policy, memory)
         now = pace.decide(policy, situation)
         if self._is_paused(memory):
@@ -198,15 +200,13 @@ class Scrubbing:
 
     async def _read(self, surface: Surface, memory: Memory, now: Pace) -> None:
         """One turn, or the rest that the last one has earned."""
-        if not self._requested_bytes and await self._serve(memory, "everything has been verified since"):
-            return
         at_s = self._clock.monotonic_s()
         rest_s = self._turn_ended_s + now.rest_s(self._turn_s, self._turn_bytes) - at_s if self._turn_s else 0.0
         if self._nothing_until_s > at_s and self._doubts:
             text = f"{len(self._doubts)} parts could not be looked at and stay due, the first: {self._doubts[0]}"
             self._rest("waiting", text, self._nothing_until_s - at_s, on_track=now.on_track)
         elif not now.share or self._nothing_until_s > at_s:
-            self._rest("idle", now.reason, CALM_LOOK_S, on_track=now.on_track)
+            self._rest("idle", self._remark(now), CALM_LOOK_S, on_track=now.on_track)
         elif rest_s > 0:
             self._rest("idle" if rest_s > CALM_LOOK_S else "running", self._remark(now), rest_s, on_track=now.on_track)
         else:
@@ -265,15 +265,13 @@ class Scrubbing:
         wanted_ns = max(self._outstanding.cycle_begin_ns, memory.requested_ns)
         return memory.structure_ns < wanted_ns and self._clock.monotonic_s() >= self._structure_again_s
 
-    async def _serve(self, memory: Memory, what: str) -> bool:
-        """End the request under way, if the structure was checked since as well; whether it did."""
+    async def _serve(self, memory: Memory, what: str) -> None:
+        """End the request under way, if there is one, and if the structure was checked since as well."""
         is_checked = memory.structure_ns >= memory.requested_ns or not self._outstanding.extent.total_bytes
-        if not (memory.requested_ns and is_checked):
-            return False
-        memory.served, memory.requested_ns, memory.from_peer = memory.requested, 0, False
-        await self._remember()
-        log.info("scrub request served", scrub=self.name, what=what)
-        return True
+        if memory.requested_ns and is_checked:
+            memory.served, memory.requested_ns, memory.from_peer = memory.requested, 0, False
+            await self._remember()
+            log.info("scrub request served", scrub=self.name, what=what)
 
     # looking
 
@@ -312,7 +310,7 @@ class Scrubbing:
             second_of_day=self._clock.second_of_day(),
             demands=self._outstanding.demands,
             requested_bytes=self._requested_bytes if memory.requested_ns else 0,
-            breaks_quiet=not memory.from_peer,
+            breaks_quiet=bool(memory.requested_ns) and not memory.from_peer,
             paused_until_ns=memory.paused_until_ns,
             speed_bytes_s=self._speed.bytes_s,
             lasting_bytes_s=self._lasting.bytes_s,
@@ -413,6 +411,8 @@ class Scrubbing:
     def _remark(self, now: Pace) -> str:
         if now.reason or self._memory is None:
             return now.reason
+        if waiting := self._outstanding.extent.waiting_bytes:
+            return f"{pace.show_size(waiting)} are being written: they are judged once they are recorded anew"
         ended_ns = self._memory.stood_until_ns
         if self._memory.stood_s and self._clock.now_ns() - ended_ns < LONGEST_PAUSE_S * 1e9:
             return f"{self._memory.stood} until {format_ns(ended_ns)}, and is making up for it"

@@ -49,7 +49,7 @@ class Outstanding:
         fresh = policy != self._policy or not 0 <= now_ns - self._ages_ns < _ages_every_ns(policy)
         ages = await _ages(surface, policy, now_ns, extent) if fresh else self._ages
         self.extent, self.cycle_begin_ns = extent, begin_ns
-        self._look_at_new(policy, extent.never_bytes, now_ns)
+        self._look_at_new(policy, max(0, extent.never_bytes - extent.waiting_bytes), now_ns)
         self._cycle = pace.cycle_demand(policy, extent.since_bytes, extent.total_bytes, begin_ns, now_ns)
         self._ages, self._policy = ages, policy
         if fresh:
@@ -90,7 +90,7 @@ class Outstanding:
 async def _ages(surface: Surface, policy: Policy, now_ns: int, extent: Extent) -> list[Demand]:
     """Of what was verified before, how much at which step; only steps that add something."""
     found: list[Demand] = []
-    known = extent.never_bytes
+    known = max(0, extent.never_bytes - extent.waiting_bytes)
     for moment_ns in pace.age_steps(policy, now_ns):
         if extent.oldest_ns >= moment_ns:
             continue

@@ -23,7 +23,11 @@ class Extent:
     oldest_ns: int
     """When the part that was verified longest ago was verified; 0 = some part never was (or there is none)."""
     since_bytes: int = 0
-    """Bytes whose last verification is older than the moment that `extent` was asked about."""
+    """Bytes whose last verification is older than the moment that `extent` was asked about, `waiting_bytes` left out: a
+    round is over when this is 0."""
+    waiting_bytes: int = 0
+    """Bytes that were looked at since then and could not be judged, such as a file that was being written: they come
+    back when they are recorded anew, and count as never verified if they never were."""
 
 
 @dataclass(frozen=True, slots=True)
