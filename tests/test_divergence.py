@@ -92,10 +92,10 @@ def test_an_id_depends_on_all_that_makes_a_finding() -> None:
 
 
 def test_only_bytes_of_files_can_be_lost() -> None:
-    """With the same evidence a block or a segment is lost; records, metadata and books can be made anew."""
+    """With the same evidence a block is lost; records, metadata, segments and books can be made anew."""
     nowhere = Evidence(Sight.ABSENT, Sight.UNREADABLE)
     lost = {part for part in Part if a_divergence(part=part, evidence=nowhere).is_lost}
-    assert lost == {Part.BLOCK, Part.SEGMENT}
+    assert lost == {Part.BLOCK}
 
 
 # ------------------------------------------------------------------------------------------------------ found again

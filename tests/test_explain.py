@@ -196,7 +196,7 @@ def test_a_copy_is_called_good_only_when_it_was_seen_to_be() -> None:
             assert replica is Sight.MATCHES, evidence
         if "data on this host: " in safe:
             assert primary is Sight.MATCHES, evidence
-        assert ("no more is lost" in safe) == found.is_lost
+        assert ("Everything but the ranges" in safe) == found.is_lost
 
 
 def test_what_is_lost_is_named_exactly() -> None:
@@ -257,6 +257,26 @@ def test_contradicting_processors_point_at_memory() -> None:
     odd = a_divergence(id=ID, evidence=Evidence(Sight.DIFFERS, Sight.MATCHES, Writing.UNWRITTEN, Witness.CONTRADICTS))
     assert "rather than a disk" in text_of(odd, AT_PRIMARY)
     assert commands(advise(odd, AT_PRIMARY))[0].startswith("edac-util")
+
+
+def test_what_read_well_again_points_at_memory_and_cable() -> None:
+    """A place that read badly once and well afterwards is no finding any more, and still a reason to look around."""
+    looks = (
+        Look(NOW_NS, Side.REPLICA, Sight.DIFFERS, "media"),
+        Look(NOW_NS, Side.REPLICA, Sight.MATCHES, "media", reason="read again"),
+    )
+    gone = replica_rot(id=ID, verdict=Verdict.INCONCLUSIVE, state=State.GONE, looks=looks)
+    assert "gone: a stored block of img/logo.png (and 1 more) was in doubt" in text_of(gone, AT_REPLICA)
+    assert commands(advise(gone, AT_REPLICA))[0] == "edac-util -v; dmesg"
+    written = primary_rot(id=ID, state=State.GONE)
+    assert commands(advise(written, AT_PRIMARY)) == ["replicad divergence list"]
+
+
+def test_a_broken_frame_that_nobody_confirmed_yet_is_no_reason_to_fear_for_data() -> None:
+    """Records, seals and segments hold no data of files, or none that is not elsewhere: settled or not."""
+    for part, words in ((Part.RECORD, "none stands there"), (Part.STRUCTURE, "All data"), (Part.SEGMENT, "All other")):
+        doubt = replica_rot(id=ID, part=part, verdict=Verdict.INCONCLUSIVE, evidence=Evidence(replica=Sight.DIFFERS))
+        assert words in text_of(doubt, AT_REPLICA)
 
 
 def test_a_repair_is_part_of_the_history_and_can_be_undone() -> None:
@@ -328,7 +348,7 @@ def test_the_runbook_explains_every_verdict() -> None:
     """Its table has a row for each verdict, in which all four questions are answered, and no other."""
     rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$", RUNBOOK.partition("## Divergences")[2], re.MULTILINE)
     assert sorted(row[0] for row in rows) == sorted(Verdict)
-    assert all(len(answer) > 2 for row in rows for answer in row)
+    assert all(len(answer) > 2 for row in rows for answer in row[1:])
 
 
 def test_the_runbook_s_example_is_what_is_printed() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from replicad.cli.explain import Seat, holder
 from replicad.model.divergence import Affected, Divergence, Part, Side, State
 from replicad.model.remedy import Remedy, remedy_of
-from replicad.model.verdict import Verdict, Witness
+from replicad.model.verdict import Sight, Verdict, Witness
 
 _SPECIAL = re.compile(rb"[*?\[\]\\]")
 """What a pattern of `restore --path` would take for more than itself."""
@@ -48,15 +48,22 @@ class _Advice:
         if self._found.state is State.REPAIRED and remedy_of(self._found) is Remedy.MEND_PRIMARY:
             undo = self._typed(f"repair undo {self._id}", "should the bytes before be wanted back", Side.PRIMARY)
             return [self._disk(), undo]
-        return [self._typed("divergence list", "what is still open")]
+        listing = self._typed("divergence list", "what is still open")
+        memory = self._plain("edac-util -v; dmesg", "is memory, a cable or a controller failing?", self._found.side)
+        return [memory, self._disk(), listing] if self._reads_differ() else [listing]
+
+    def _reads_differ(self) -> bool:
+        """Whether the same place read badly once and well at another time."""
+        sights = {look.sight for look in self._found.looks if look.side is self._found.side and look.source != "peer"}
+        return self._found.state is State.GONE and Sight.MATCHES in sights and len(sights) > 1
 
     def _open(self) -> list[Step]:
         match remedy_of(self._found):
             case Remedy.MEND_PRIMARY | Remedy.MEND_METADATA | Remedy.SEND_RECORD:
                 return [*self._repair(Side.PRIMARY), *self._compare()]
-            case Remedy.MEND_REPLICA | Remedy.LAY_SEGMENT if not self._found.is_lost:
+            case Remedy.MEND_REPLICA | Remedy.LAY_SEGMENT:
                 return self._repair(Side.REPLICA)
-            case Remedy.NONE_LEFT | Remedy.LAY_SEGMENT:
+            case Remedy.NONE_LEFT:
                 return self._rescue()
             case Remedy.ADOPT_RECORD:
                 return self._adopt()
@@ -127,8 +134,8 @@ class _Advice:
             self._typed(f"divergence show {self._id}", "what is known then"),
         ]
         if found.evidence.witness is Witness.CONTRADICTS:
-            memory = "is the memory failing? here, and on the other side"
-            steps.insert(0, self._plain("edac-util -v; dmesg", memory, self._seat.side))
+            why = "is memory failing? look at the other side's too"
+            steps.insert(0, self._plain("edac-util -v; dmesg", why, self._seat.side))
         return steps
 
     def _restore(self, path: bytes, at: str, why: str) -> Step:

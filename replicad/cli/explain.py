@@ -103,6 +103,7 @@ _WHAT = {
     Verdict.RECORD_DIVERGENCE: "{is} recorded differently by ledger and catalog",
     Verdict.INCONCLUSIVE: "{is} in doubt on {disk}: not settled yet",
 }
+_DOUBT_IS_OVER = "{was} in doubt on {disk}"
 _WHAT_OF_A_STRUCTURE = dict.fromkeys(Verdict, "{is} damaged on {disk}") | {
     verdict: _WHAT[verdict]
     for verdict in (
@@ -123,7 +124,9 @@ _TABLES = {Part.BLOCK: _WHAT, Part.ENTRY: _WHAT, Part.METADATA: _WHAT_OF_METADAT
 def headline(found: Divergence, seat: Seat) -> str:
     """What is broken and on which side, in one sentence."""
     subject, many = _subject(found)
-    what = _TABLES.get(found.part, _WHAT_OF_A_STRUCTURE)[found.verdict].format(
+    table = _TABLES.get(found.part, _WHAT_OF_A_STRUCTURE)
+    is_doubt_over = found.verdict is Verdict.INCONCLUSIVE and found.state is not State.OPEN
+    what = (_DOUBT_IS_OVER if is_doubt_over else table[found.verdict]).format(
         disk=_disk(found, seat),
         holder=holder(found.side, found, seat),
         **{"is": "are" if many else "is", "was": "were" if many else "was", "it": "them" if many else "it"},
@@ -221,7 +224,7 @@ def _reads(found: Divergence, seat: Seat) -> str:
 
 _GOOD = {
     Remedy.MEND_PRIMARY: "The copy on {replica}: it has these bytes, and proved them. Nothing of the damage was sent.",
-    Remedy.MEND_METADATA: "The content: what was looked at is as recorded. {replica} has rights and owner too.",
+    Remedy.MEND_METADATA: "The content: what was looked at is as recorded. What the entry should be is known as well.",
     Remedy.ADOPT_RECORD: "All data: both copies hold the same bytes. Only the ledger is wrong.",
     Remedy.SEND_RECORD: "All data, as far as it was looked at. What was acknowledged stands as it was acknowledged.",
 }
@@ -245,7 +248,7 @@ def _safe(found: Divergence, seat: Seat) -> Iterator[str]:
     elif found.state is State.GONE:
         yield "What was found can be found no more: it was written or dropped since, or read well again."
     elif found.is_lost:
-        yield "Everything else of this dataset: no more is lost than the ranges below."
+        yield "Everything but the ranges below, as far as this finding goes."
     else:
         sentence = _good(found, seat)
         names = {"primary": holder(Side.PRIMARY, found, seat), "replica": holder(Side.REPLICA, found, seat)}
@@ -262,9 +265,9 @@ def _good(found: Divergence, seat: Seat) -> str:
         return "The data on {primary}: these bytes were read from its medium, and are as recorded."
     if remedy is Remedy.MEND_REPLICA:
         return "The rest of both copies. Whether {primary} still has these bytes is not known yet."
-    if remedy is Remedy.LAY_SEGMENT:
+    if remedy is not Remedy.NOTHING and found.part in _GOOD_PARTS:
         return _GOOD_PARTS[found.part]
-    if remedy is Remedy.REBUILD_BOOK:
+    if remedy is not Remedy.NOTHING and found.part is Part.BOOK:
         return _GOOD_BOOKS.get(_book(found), _GOOD_FINDINGS)
     if remedy is Remedy.LOOK_AGAIN:
         return _good_so_far(found)

@@ -153,8 +153,9 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_lost(self) -> bool:
         """Whether no side has the recorded bytes any more. What is no block of a file can be had from elsewhere: books
-        from the other book, records from the catalog, metadata from the record."""
-        return self.part in (Part.BLOCK, Part.SEGMENT) and is_lost(self.evidence)
+        from the other book, records from the catalog, metadata from the record; blocks that were lost with a segment
+        are findings of their own."""
+        return self.part is Part.BLOCK and is_lost(self.evidence)
 
     def with_event(self, at_ns: int, what: str, **changes: object) -> Divergence:
         """The divergence with one more line of history, and whatever else changed with it."""
