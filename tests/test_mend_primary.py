@@ -19,6 +19,7 @@ from kit_store import flip
 from kit_tend import BLOCK, known_of, report, rot, stamp_now, standing, tending
 from kit_tree import is_root
 from replicad.db.ledger import stamp_of
+from replicad.db.touched import restamp
 from replicad.model.block import Buffer, checksum
 from replicad.model.divergence import Divergence, Event, Part, Side, State
 from replicad.model.verdict import Verdict
@@ -199,10 +200,8 @@ async def test_an_immutable_file_is_refused(tmp_path: Path) -> None:
         flagged = subprocess.run(["chattr", "+i", path], capture_output=True, check=False)
         if flagged.returncode:
             pytest.skip("this file system knows no such flag")
-        await primary.dataset.in_ledger(
-            primary.dataset.ledger.restamp, b"file", stamp_of(await known_of(primary, b"file")),
-            stamp_now(primary.root, b"file"),
-        )  # fmt: skip
+        known, now = await known_of(primary, b"file"), stamp_now(primary.root, b"file")
+        await primary.dataset.in_ledger(restamp, primary.dataset.ledger, b"file", stamp_of(known), now)
         try:
             done = await repaired(primary, fra1, found)
         finally:
@@ -368,7 +367,7 @@ async def drift(primary: Rig, path: bytes) -> None:
         os.chmod(place, 0o711)
         os.setxattr(place, "user.drifted", b"1")
     now = stamp_now(primary.root, path)
-    await primary.dataset.in_ledger(primary.dataset.ledger.restamp, path, stamp_of(known), now)
+    await primary.dataset.in_ledger(restamp, primary.dataset.ledger, path, stamp_of(known), now)
 
 
 async def metadata_finding(primary: Rig, path: bytes) -> Divergence:
@@ -400,7 +399,7 @@ async def test_a_program_keeps_its_rights(tmp_path: Path) -> None:
         os.setxattr(program, "security.capability", capability)
         known = await known_of(primary, b"program")
         await primary.dataset.in_ledger(
-            primary.dataset.ledger.restamp, b"program", stamp_of(known), stamp_now(primary.root, b"program")
+            restamp, primary.dataset.ledger, b"program", stamp_of(known), stamp_now(primary.root, b"program")
         )
         assert (await repaired(primary, fra1, await report(primary, b"program", 0))).result == "repaired"
         assert os.getxattr(program, "security.capability") == capability

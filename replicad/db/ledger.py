@@ -87,12 +87,6 @@ class Known(NamedTuple):
     seq: int
 
 
-Place = tuple[int, bytes]
-"""Where an entry stands in the ledger: directory number and name."""
-FIRST_PLACE: Place = (-1, b"")
-"""Before every entry."""
-
-
 class Action(IntEnum):
     """What a pass has to do about one path."""
 
@@ -175,7 +169,7 @@ _encoder = msgspec.msgpack.Encoder()
 _extra_decoder = msgspec.msgpack.Decoder(Extra)
 
 _STAMP_COLUMNS = "kind, mode, uid, gid, device, inode, size, mtime_ns, ctime_ns"
-_ENTRY_COLUMNS = f"{_STAMP_COLUMNS}, file, block_bytes, flags, extra, seq"
+ENTRY_COLUMNS = f"{_STAMP_COLUMNS}, file, block_bytes, flags, extra, seq"
 
 
 def split(path: bytes) -> tuple[bytes, bytes]:
@@ -196,6 +190,11 @@ class Ledger:
         """Open or create. Raises BookDamagedError, DiskFullError, LockedError."""
         self._db = Database(path, _MIGRATIONS, remedy=REMEDY.format(name=path.stem))
         self._directories: dict[bytes, int] = {}
+
+    @property
+    def database(self) -> Database:
+        """For questions that stand in a module of their own (db/look_up.py)."""
+        return self._db
 
     def close(self) -> None:
         """Close; an open transaction is rolled back."""
@@ -264,13 +263,13 @@ class Ledger:
         number = self._directory(directory, create=False) if path else _ROOT_PARENT
         if number is None:
             return None
-        row = self._db.one(f"SELECT {_ENTRY_COLUMNS} FROM entry WHERE directory = ? AND name = ?", (number, name))
+        row = self._db.one(f"SELECT {ENTRY_COLUMNS} FROM entry WHERE directory = ? AND name = ?", (number, name))
         return Known._make(row) if row else None
 
     def same_content(self, stamp: Stamp) -> Known | None:
         """A recorded regular file with exactly this identity, wherever it stands: the same bytes, not rewritten."""
         row = self._db.one(
-            f"SELECT {_ENTRY_COLUMNS} FROM entry WHERE file > 0 AND inode = ? AND device = ? AND size = ?"
+            f"SELECT {ENTRY_COLUMNS} FROM entry WHERE file > 0 AND inode = ? AND device = ? AND size = ?"
             " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
             (stamp.inode, stamp.device, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
         )
@@ -283,7 +282,7 @@ class Ledger:
     def same_inode(self, stamp: Stamp) -> list[tuple[bytes, Known]]:
         """Recorded regular files with this stamp's inode, rewritten since or not, each with a path of it."""
         rows = self._db.all(
-            f"SELECT d.path, e.name, {_ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
+            f"SELECT d.path, e.name, {ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
             " WHERE e.file > 0 AND e.inode = ? AND e.device = ?",
             (stamp.inode, stamp.device),
         )
@@ -322,7 +321,7 @@ class Ledger:
     def listed(self, after: int, limit: int) -> list[tuple[int, bytes, Known]]:
         """The next of the noted entries, parents before children: a number to go on after, path, what is recorded."""
         rows = self._db.all(
-            f"SELECT l.number, d.path, e.name, {_ENTRY_COLUMNS} FROM temp.lacking l"
+            f"SELECT l.number, d.path, e.name, {ENTRY_COLUMNS} FROM temp.lacking l"
             " JOIN entry e ON e.directory = l.directory AND e.name = l.name"
             " LEFT JOIN directory d ON d.id = l.directory WHERE l.number > ? ORDER BY l.number LIMIT ?",
             (after, limit),
@@ -354,51 +353,6 @@ class Ledger:
             (file, first, end),
         )
         return {row[1]: BlockRow._make(row) for row in rows}
-
-    def entries_from(self, after: Place, limit: int) -> list[tuple[Place, bytes, Known]]:
-        """The next entries of all, in the table's own order: a place to go on after, path, what is recorded."""
-        rows = self._db.all(
-            f"SELECT e.directory, e.name, d.path, {_ENTRY_COLUMNS} FROM entry e"
-            " LEFT JOIN directory d ON d.id = e.directory WHERE (e.directory, e.name) > (?, ?)"
-            " ORDER BY e.directory, e.name LIMIT ?",
-            (*after, limit),
-        )
-        return [
-            ((row[0], row[1]), join(row[2], row[1]) if row[2] is not None else b"", Known._make(row[3:]))
-            for row in rows
-        ]
-
-    def files(self, numbers: Iterable[int]) -> dict[int, tuple[bytes, Known]]:
-        """The recorded files with these numbers, each with one of its paths. Looks at every entry."""
-        found: dict[int, tuple[bytes, Known]] = {}
-        wanted = sorted(set(numbers))
-        for at in range(0, len(wanted), _ASKED_FILES):
-            group = wanted[at : at + _ASKED_FILES]
-            rows = self._db.all(
-                f"SELECT d.path, e.name, {_ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
-                f" WHERE e.file IN ({','.join('?' * len(group))})",
-                group,
-            )
-            for row in rows:
-                known = Known._make(row[2:])
-                found[known.file] = (join(row[0], row[1]), known)
-        return found
-
-    def blocks_named(
-        self, ids: Sequence[bytes], after: tuple[int, int], rows: int
-    ) -> tuple[list[BlockRow], tuple[int, int] | None]:
-        """Blocks with one of these ids among the next `rows` rows of all; and where to go on, None at the end."""
-        end = self._db.one(
-            "SELECT file, number FROM block WHERE (file, number) > (?, ?) ORDER BY file, number LIMIT 1 OFFSET ?",
-            (*after, rows),
-        )
-        found = self._db.all(
-            "SELECT file, number, id, checksum, seq FROM block"
-            " WHERE (file, number) > (?, ?) AND (file, number) <= (?, ?)"
-            f" AND id IN ({','.join('?' * len(ids))})",
-            (*after, *(end or (2**63 - 1, 2**63 - 1)), *ids),
-        )
-        return list(map(BlockRow._make, found)), (end[0], end[1]) if end else None
 
     def stamped(self) -> int:
         """The highest number that any settled row carries: what a replica must have acknowledged to lack nothing."""
@@ -444,44 +398,17 @@ class Ledger:
         )
         return [Step(phase, number, _ACTIONS[action], *rest) for phase, number, action, *rest in rows]
 
-    # which paths another book names, for as long as the connection lives
-
-    def note_named(self, paths: Sequence[bytes] | None) -> None:
-        """Remember that these paths are named elsewhere; None begins anew."""
-        if paths is None:
-            self._db.execute("DROP TABLE IF EXISTS temp.named")
-            self._db.execute("CREATE TEMP TABLE named(path BLOB PRIMARY KEY) WITHOUT ROWID")
-        else:
-            self._db.executemany("INSERT OR IGNORE INTO temp.named VALUES(?)", [(path,) for path in paths])
-
-    def is_named(self, path: bytes) -> bool:
-        """Whether the path was remembered."""
-        return self._db.value("SELECT 1 FROM temp.named WHERE path = ?", (path,)) is not None
-
     # writing entries
 
     def record_entries(self, rows: Sequence[EntryRow]) -> None:
         """Make these entries what the ledger knows. A path that was dropped before counts as present again."""
         self._db.executemany(
-            f"INSERT OR REPLACE INTO entry(directory, name, {_ENTRY_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            f"INSERT OR REPLACE INTO entry(directory, name, {ENTRY_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             [self._entry_values(row) for row in rows],
         )
         if self._any_gone():
             self._db.executemany("DELETE FROM gone WHERE path = ?", [(row.put.path,) for row in rows])
         self._stamp(max((row.seq for row in rows if row.seq != UNSETTLED), default=0))
-
-    def restamp(self, path: bytes, before: Stamp, now: Stamp) -> None:
-        """What stands at `path` and was recorded under `before` has the times of `now`, and is the same all the same:
-        it was we who touched it. Every name of a file follows. No row counts as changed."""
-        directory, name = split(path)
-        number = self._directory(directory, create=False) if path else _ROOT_PARENT
-        identity = (before.device, before.size, before.mtime_ns, before.ctime_ns, before.inode)
-        self._db.execute(
-            "UPDATE entry SET mtime_ns = ?, ctime_ns = ?"
-            " WHERE ((directory = ? AND name = ?) OR (file > 0 AND inode = ?))"
-            " AND device = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ? AND inode = ?",
-            (now.mtime_ns, now.ctime_ns, number, name, before.inode, *identity),
-        )
 
     def record_blocks(self, rows: Iterable[BlockRow]) -> None:
         """Make these blocks what the ledger expects."""
@@ -644,8 +571,6 @@ class Ledger:
         return (number, name, *row.stamp, put.file, put.block_bytes, put.flags, extra, row.seq)
 
 
-_ASKED_FILES = 500
-"""File numbers in one question, below SQLite's limit for values."""
 _DIRECTORY_CACHE = 20_000
 """Directory numbers kept in memory: a few MiB at most."""
 

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from msgspec.structs import replace
 
 from replicad.db.ledger import ZERO, BlockRow, Known, Ledger, put_of, stamp_of
+from replicad.db.whole import files_numbered
 from replicad.link.messages import Examined
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Look, Part, Side, State, differing_bits, first_and_latest
@@ -236,7 +237,7 @@ def recorded_block(ledger: Ledger, found: Divergence) -> tuple[bytes, Known, Blo
     known = ledger.known(found.path)
     path = found.path
     if known is None or known.file != found.file:
-        renamed = ledger.files([found.file]).get(found.file)
+        renamed = files_numbered(ledger, [found.file]).get(found.file)
         if renamed is None:
             return None
         path, known = renamed

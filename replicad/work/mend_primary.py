@@ -23,6 +23,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from replicad.db.ledger import BlockRow, Known, Ledger, put_of, stamp_of
+from replicad.db.touched import restamp
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Part, Receipt, State
 from replicad.model.entry import Put, Stamp, show_path
@@ -225,7 +226,7 @@ class PrimaryMender:
     def _take_stamp(self, path: bytes, before: Stamp, now: Stamp) -> None:
         """What we wrote does not count as a change, and the intent is settled: both or neither."""
         ledger = self._dataset.ledger
-        ledger.restamp(path, before, now)
+        restamp(ledger, path, before, now)
         ledger.put(MENDING, None)
 
     def _keep_aside(self, found: Divergence, bad: bytes) -> str:
