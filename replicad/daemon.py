@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,23 +33,24 @@ from replicad.link.unix import SOCKET_NAME, serve_unix
 from replicad.model.block import self_test
 from replicad.model.divergence import Divergence, Side
 from replicad.model.errors import ConfigError, LinkError, ReplicadError, UsageError
-from replicad.model.remedy import remedy_of
 from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, ScrubStatus, encode
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.system.heap import calm_collector, keep_freed_memory
 from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
+from replicad.work import orders
+from replicad.work.clients import Clients
 from replicad.work.dataset import Dataset
-from replicad.work.job import Runner
+from replicad.work.job import Runner, log_failure
 from replicad.work.mended import Mended
 from replicad.work.replicate import Replication
 from replicad.work.scouts import Scouts
 from replicad.work.scrub import Scrubbing, policy_of
-from replicad.work.scrub_primary import PrimarySurface
 from replicad.work.scrubs import Answer, Scrubs
 from replicad.work.shelves import Shelves
 from replicad.work.surface import Surface
+from replicad.work.surfaces import SURFACES, Surfaces
 from replicad.work.tendings import Tendings
 
 log = logger("daemon")
@@ -68,39 +69,6 @@ REMEMBER_S = 30.0
 
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One finding that a person means, and what repairs it or takes its repair back."""
-
-    found: Divergence
-    repair: Callable[[bool], Awaitable[Mended]]
-    """The flag says whether only to say what would be done."""
-    undo: Callable[[], Awaitable[Mended]]
-
-
-@dataclass(frozen=True, slots=True)
-class Surfaces:
-    """What scrubs work on, by side. Opened anew after each failure; they raise ReplicadError when they cannot be."""
-
-    primary: Callable[[Dataset, Executor, Clock], Awaitable[Surface]]
-    replica: Callable[[Shelves, str, str], Awaitable[Surface]]
-    """Of client and dataset."""
-
-
-async def _primary_surface(dataset: Dataset, pool: Executor, clock: Clock) -> Surface:
-    await dataset.open()
-    await dataset.open_findings()
-    return PrimarySurface(dataset, pool, clock)
-
-
-async def _replica_surface(shelves: Shelves, client: str, dataset: str) -> Surface:
-    return await shelves.surface(client, dataset)
-
-
-SURFACES = Surfaces(_primary_surface, _replica_surface)
-"""The real ones."""
 
 
 class Daemon:
@@ -220,35 +188,16 @@ class Daemon:
     async def repair(self, id: str | None, *, dry_run: bool) -> list[RepairResult]:
         """Repair one finding, or all that are open, of whichever side; in a dry run only say what would be done. Raises
         UsageError when there is no such finding, or more than one."""
-        results = []
-        for order in await self._meant(id):
-            mended = await self._outcome(order.found, order.repair(dry_run))
-            if id is not None or mended.result != "nothing":
-                results.append(_repair_result(order.found, mended))
-        return results
+        done = await orders.repair(await self._meant(id), dry_run=dry_run)
+        return [_repair_result(found, one) for found, one in done if id is not None or one.result != "nothing"]
 
     async def undo_repair(self, id: str) -> list[RepairResult]:
         """Put back what the last repair of a finding took away. Raises UsageError as `repair`."""
-        return [_repair_result(one.found, await self._outcome(one.found, one.undo())) for one in await self._meant(id)]
+        return [_repair_result(found, mended) for found, mended in await orders.undo(await self._meant(id))]
 
-    async def _meant(self, id: str | None) -> list[Order]:
-        """Who is to do something about the findings that are meant. A finding of a store on this very node is that
-        store's, though a primary's book here may mirror it."""
-        orders: dict[str, Order] = {}
-        for part in self._datasets.values():
-            orders |= {order.found.id: order for order in await part.orders(id)}
-        if self._replica:
-            orders |= {order.found.id: order for order in await self._replica.orders(id)}
-        if id is not None and len(orders) != 1:
-            text = f"more than one divergence begins with {id!r}" if orders else f"there is no divergence {id!r}"
-            raise UsageError(text, hint="replicad divergence list names them")
-        return list(orders.values())
-
-    async def _outcome(self, found: Divergence, work: Awaitable[Mended]) -> Mended:
-        try:
-            return await work
-        except ReplicadError as error:
-            return Mended(remedy_of(found), "failed", str(error))
+    async def _meant(self, id: str | None) -> list[orders.Order]:
+        datasets = [part.tendings for part in self._datasets.values()]
+        return await orders.meant(id, datasets, self._replica.shelves if self._replica else None, self._clock)
 
     async def reload(self) -> list[str]:
         """Read the configuration file again; an invalid one changes nothing. The problems, in words."""
@@ -409,41 +358,13 @@ class Daemon:
         return problems
 
 
-class Clients:
-    """The `[[client]]` tables of the configuration file as it is now."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._seen = _version(config.file)
-
-    def current(self) -> Sequence[ClientConfig]:
-        """Read the file again when it changed; a file that is invalid for the moment changes nothing."""
-        seen = _version(self._config.file)
-        if seen != self._seen:
-            self._seen = seen
-            try:
-                self._config = replace(self._config, clients=load(self._config.file, check_files=False).clients)
-            except ConfigError as error:
-                log.error("the changed configuration is invalid, clients are as before", problem=str(error))
-        return self._config.clients
-
-
-def _version(file: Path) -> tuple[int, int, int]:
-    """What changes when a file is replaced or written."""
-    try:
-        status = file.stat()
-    except OSError:
-        return (0, 0, 0)
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
-
-
 class ReplicaSide:
     """What a node does for the primaries that store here."""
 
     def __init__(self, daemon: Daemon, config: Config, disk: Disk, clock: Clock) -> None:
         assert config.listen is not None
         self.config, self._node = config.listen, config.node
-        self.scrubs = Scrubs(clock, _report_failure)
+        self.scrubs = Scrubs(clock, log_failure)
         self.shelves = Shelves(
             config.listen,
             daemon.clients,
@@ -508,21 +429,6 @@ class ReplicaSide:
         self.jobs[0].running = False
         await self._stack.aclose()
 
-    async def orders(self, prefix: str | None) -> list[Order]:
-        """The findings about stores here that a person means by that."""
-        found = []
-        for key, one in await self.shelves.meant(prefix):
-
-            async def repair(dry_run: bool, key: tuple[str, str] = key, one: Divergence = one) -> Mended:
-                return await self.shelves.repair(key, one, dry_run=dry_run, now_ns=self._clock.now_ns())
-
-            async def undo(one: Divergence = one) -> Mended:
-                text = "what was appended to a store stays, and what was there before was never overwritten"
-                return Mended(remedy_of(one), "nothing", text)
-
-            found.append(Order(one, repair, undo))
-        return found
-
     def _scrub(self, client: str, dataset: str) -> None:
         """A store has appeared: scrub it from now on."""
 
@@ -584,16 +490,16 @@ class Protected:
         self.config, self.replicas = dataset, tuple(dialler.replica for dialler in diallers)
         self.statuses = [DatasetStatus(dataset.name, replica.name) for replica in self.replicas]
         self.jobs: list[JobStatus] = []
-        self.scrubs = Scrubs(clock, _report_failure)
+        self.scrubs = Scrubs(clock, log_failure)
         self._clock = clock
         self._scrub_job: Scrubbing | None = None
         self._dataset = Dataset(dataset, tuple(replica.name for replica in self.replicas), config.node.state)
-        self.tendings = Tendings(self._dataset, pool, clock, disk, _report_failure)
+        self.tendings = Tendings(self._dataset, pool, clock, disk, log_failure)
         self._loops: list[_Loop] = []
         for dialler, status in zip(diallers, self.statuses, strict=True):
             job = Replication(self._dataset, dialler.replica.name, dialler.dial, status, pool, scouts, clock)
             self.jobs.append(JobStatus(job.name))
-            self._loops.append(_Loop(job, Runner(job, self.jobs[-1], clock, _report_failure)))
+            self._loops.append(_Loop(job, Runner(job, self.jobs[-1], clock, log_failure)))
             self.tendings.add(dialler.replica.name, dialler.dial, self._loops[-1].wake)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -604,17 +510,6 @@ class Protected:
         self.tendings.start()
         if self._scrub_job:
             self.scrubs.start(self._scrub_job)
-
-    async def orders(self, prefix: str | None) -> list[Order]:
-        """The findings about this dataset, on either side, that a person means by that."""
-        found = []
-        for one in await self.tendings.meant(prefix):
-
-            async def repair(dry_run: bool, one: Divergence = one) -> Mended:
-                return await self.tendings.repair(one, dry_run=dry_run)
-
-            found.append(Order(one, repair, partial(self.tendings.undo, one)))
-        return found
 
     @property
     def dataset(self) -> Dataset:
@@ -674,14 +569,6 @@ class Protected:
         await self._dataset.in_ledger(self._dataset.release)
         for loop in self._loops:
             loop.wake()
-
-
-def _report_failure(job: str, text: str, delay_s: float, defect: Exception | None) -> None:
-    """A job failed and will be tried again."""
-    if defect:
-        log.error("job failed", job=job, error=text, retry_in_s=round(delay_s, 1), exc_info=defect)
-    else:
-        log.warning("job failed", job=job, error=text, retry_in_s=round(delay_s, 1))
 
 
 def run(config_file: Path) -> None:

@@ -11,6 +11,7 @@ from replicad.db.catalog import MIGRATIONS
 from replicad.db.database import Database
 from replicad.db.findings import Findings
 from replicad.db.ledger import Known, stamp_of
+from replicad.db.touched import restamp
 from replicad.link.messages import Want
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Part, Side, State
@@ -53,7 +54,7 @@ async def rot(primary: Rig, path: bytes, offset: int, data: bytes | None = None,
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert was_recorded, "the file was written since it was recorded"
     await primary.dataset.in_ledger(
-        primary.dataset.ledger.restamp, path, stamp_of(known), stamp_now(primary.root, path)
+        restamp, primary.dataset.ledger, path, stamp_of(known), stamp_now(primary.root, path)
     )
     return was
 

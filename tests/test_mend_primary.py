@@ -19,6 +19,7 @@ from kit_store import flip
 from kit_tend import BLOCK, known_of, report, rot, stamp_now, standing, tending
 from kit_tree import is_root
 from replicad.db.ledger import stamp_of
+from replicad.db.touched import restamp
 from replicad.model.block import Buffer, checksum
 from replicad.model.divergence import Divergence, Event, Part, Side, State
 from replicad.model.verdict import Verdict
@@ -88,6 +89,44 @@ async def test_the_short_block_at_the_end_is_repaired(tmp_path: Path) -> None:
         found = await report(primary, b"file", 5)
         assert (await repaired(primary, fra1, found)).result == "repaired"
         assert (primary.root / "file").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("kind", ["hole", "zeroed later"])
+async def test_a_block_of_zeros_is_repaired_without_being_stored_anywhere(tmp_path: Path, kind: str) -> None:
+    """Zeros are recorded and neither sent nor stored; rot in them is judged and repaired all the same."""
+    async with world(tmp_path) as (primary, fra1):
+        file = primary.root / "sparse"
+        with file.open("wb") as opened:
+            opened.write(b"x" * 3 * BLOCK if kind == "zeroed later" else b"x")
+            opened.truncate(3 * BLOCK)
+        await primary.sync(fra1)
+        if kind == "zeroed later":
+            with file.open("r+b") as opened:
+                opened.seek(BLOCK)
+                opened.write(bytes(2 * BLOCK))
+            await primary.sync(fra1)
+        good = file.read_bytes()
+        found = await zero_finding(primary, b"sparse", 1)
+        await rot(primary, b"sparse", BLOCK + 9)
+        job = tending(primary, fra1)
+        await job.step()
+        now = await standing(primary, found)
+        assert (now.verdict, now.bits, now.bit_positions) == (Verdict.PRIMARY_ROT, 1, (72,))
+        assert (await job.repair(found, dry_run=False)).result == "repaired"
+        await job.close()
+        assert file.read_bytes() == good
+
+
+async def zero_finding(primary: Rig, path: bytes, number: int) -> Divergence:
+    """What a scrub reports of a block that should be all-zero."""
+    known, zeros = await known_of(primary, path), bytes(BLOCK)
+    found = Divergence(
+        key=f"block:{known.file}:{number}", dataset="www", side=Side.PRIMARY, peer="", part=Part.BLOCK, found_ns=1,
+        changed_ns=1, what="a block differs", path=path, offset=number * BLOCK, length=BLOCK, file=known.file,
+        number=number, expected=checksum(zeros),
+    )  # fmt: skip
+    await primary.dataset.open_findings()
+    return await primary.dataset.in_findings(primary.dataset.findings.report, found)
 
 
 async def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
@@ -161,10 +200,8 @@ async def test_an_immutable_file_is_refused(tmp_path: Path) -> None:
         flagged = subprocess.run(["chattr", "+i", path], capture_output=True, check=False)
         if flagged.returncode:
             pytest.skip("this file system knows no such flag")
-        await primary.dataset.in_ledger(
-            primary.dataset.ledger.restamp, b"file", stamp_of(await known_of(primary, b"file")),
-            stamp_now(primary.root, b"file"),
-        )  # fmt: skip
+        known, now = await known_of(primary, b"file"), stamp_now(primary.root, b"file")
+        await primary.dataset.in_ledger(restamp, primary.dataset.ledger, b"file", stamp_of(known), now)
         try:
             done = await repaired(primary, fra1, found)
         finally:
@@ -330,7 +367,7 @@ async def drift(primary: Rig, path: bytes) -> None:
         os.chmod(place, 0o711)
         os.setxattr(place, "user.drifted", b"1")
     now = stamp_now(primary.root, path)
-    await primary.dataset.in_ledger(primary.dataset.ledger.restamp, path, stamp_of(known), now)
+    await primary.dataset.in_ledger(restamp, primary.dataset.ledger, path, stamp_of(known), now)
 
 
 async def metadata_finding(primary: Rig, path: bytes) -> Divergence:
@@ -362,7 +399,7 @@ async def test_a_program_keeps_its_rights(tmp_path: Path) -> None:
         os.setxattr(program, "security.capability", capability)
         known = await known_of(primary, b"program")
         await primary.dataset.in_ledger(
-            primary.dataset.ledger.restamp, b"program", stamp_of(known), stamp_now(primary.root, b"program")
+            restamp, primary.dataset.ledger, b"program", stamp_of(known), stamp_now(primary.root, b"program")
         )
         assert (await repaired(primary, fra1, await report(primary, b"program", 0))).result == "repaired"
         assert os.getxattr(program, "security.capability") == capability

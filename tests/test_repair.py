@@ -13,6 +13,7 @@ from kit_pair import Pair, make_pair, replicad, running, wait_until
 from kit_tend import BLOCK, stamp_now
 from replicad.db.findings import Findings
 from replicad.db.ledger import Ledger, stamp_of
+from replicad.db.touched import restamp
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.verdict import Evidence, Sight, Verdict, Writing
 from replicad.work.dataset import findings_path
@@ -47,7 +48,7 @@ def rot_and_report(pair: Pair) -> None:
     assert known is not None
     row = ledger.blocks(known.file, 1, 2)[1]
     ledger.begin()
-    ledger.restamp(b"file", stamp_of(known), stamp_now(pair.root, b"file"))
+    restamp(ledger, b"file", stamp_of(known), stamp_now(pair.root, b"file"))
     ledger.commit()
     ledger.close()
     path = findings_path(pair.primary.state, "www")

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from kit_pair import Pair, make_pair, replicad
 from replicad.config import load
-from replicad.daemon import Daemon, Surfaces
+from replicad.daemon import Daemon
 from replicad.model.divergence import Side
 from replicad.system.notify import Notifier
 from replicad.work.surface import Extent, Surface, Verified
+from replicad.work.surfaces import Surfaces
 
 
 class Counting:

@@ -27,6 +27,7 @@ from kit_tend import (
     tending,
 )
 from replicad.db.ledger import stamp_of
+from replicad.db.touched import restamp
 from replicad.link.messages import Want
 from replicad.model.block import block_id
 from replicad.model.divergence import Divergence, Part, Side, State
@@ -188,7 +189,7 @@ async def test_a_renamed_file_is_found_again(tmp_path: Path) -> None:
 
         await w.primary.dataset.in_ledger(rename)
         now_stamp = stamp_now(w.primary.root, b"renamed")
-        await w.primary.dataset.in_ledger(ledger.restamp, b"renamed", stamp_of(known), now_stamp)
+        await w.primary.dataset.in_ledger(restamp, ledger, b"renamed", stamp_of(known), now_stamp)
         await w.round()
         now = await standing(w.primary, found)
         assert (now.verdict, now.path) == (Verdict.PRIMARY_ROT, b"renamed")

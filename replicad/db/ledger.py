@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ import msgspec
 from replicad.db.database import Database
 from replicad.db.due import DueParts
 from replicad.db.ledger_schema import MIGRATIONS
+from replicad.db.plan import Plan
 from replicad.model.entry import Kind, Meta, Put, Stamp
 from replicad.model.snapshot import Head
 
@@ -64,44 +64,6 @@ class Known(NamedTuple):
     flags: int
     extra: bytes | None
     seq: int
-
-
-Place = tuple[int, bytes]
-"""Where an entry stands in the ledger: directory number and name."""
-FIRST_PLACE: Place = (-1, b"")
-"""Before every entry."""
-
-
-class Action(IntEnum):
-    """What a pass has to do about one path."""
-
-    READ = 1
-    """A regular file whose bytes must be read."""
-    SAME = 2
-    """A regular file whose identity is recorded under another path: renamed or linked, not rewritten."""
-    DESCRIBE = 3
-    """Anything that has no blocks."""
-    DROP = 4
-    """A path that exists no more."""
-
-
-_ACTIONS = {int(action): action for action in Action}
-"""By number: several times faster than the enumeration's constructor, and it is needed for every step."""
-
-
-class Step(NamedTuple):
-    """One line of a pass's plan."""
-
-    phase: int
-    number: int
-    action: Action
-    path: bytes
-    size: int
-    links: int
-    known: bool
-    """Whether the ledger has an entry at this path."""
-    moved: bool = False
-    """Whether it is a new path of a recorded file whose content was not written by the look of it."""
 
 
 class Extra(msgspec.Struct, frozen=True, array_like=True):
@@ -179,6 +141,7 @@ class Ledger:
         self._db = Database(path, MIGRATIONS, remedy=REMEDY.format(name=path.stem))
         self._directories: dict[bytes, int] = {}
         self.due = DueParts(self._db)
+        self.plan = Plan(self._db)
 
     @property
     def database(self) -> Database:
@@ -368,51 +331,6 @@ class Ledger:
         )
         return {row[1]: BlockRow._make(row) for row in rows}
 
-    def entries_from(self, after: Place, limit: int) -> list[tuple[Place, bytes, Known]]:
-        """The next entries of all, in the table's own order: a place to go on after, path, what is recorded."""
-        rows = self._db.all(
-            f"SELECT e.directory, e.name, d.path, {_ENTRY_COLUMNS} FROM entry e"
-            " LEFT JOIN directory d ON d.id = e.directory WHERE (e.directory, e.name) > (?, ?)"
-            " ORDER BY e.directory, e.name LIMIT ?",
-            (*after, limit),
-        )
-        return [
-            ((row[0], row[1]), join(row[2], row[1]) if row[2] is not None else b"", Known._make(row[3:]))
-            for row in rows
-        ]
-
-    def files(self, numbers: Iterable[int]) -> dict[int, tuple[bytes, Known]]:
-        """The recorded files with these numbers, each with one of its paths. Looks at every entry."""
-        found: dict[int, tuple[bytes, Known]] = {}
-        wanted = sorted(set(numbers))
-        for at in range(0, len(wanted), _ASKED_FILES):
-            group = wanted[at : at + _ASKED_FILES]
-            rows = self._db.all(
-                f"SELECT d.path, e.name, {_ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
-                f" WHERE e.file IN ({','.join('?' * len(group))})",
-                group,
-            )
-            for row in rows:
-                known = Known._make(row[2:])
-                found[known.file] = (join(row[0], row[1]), known)
-        return found
-
-    def blocks_named(
-        self, ids: Sequence[bytes], after: tuple[int, int], rows: int
-    ) -> tuple[list[BlockRow], tuple[int, int] | None]:
-        """Blocks with one of these ids among the next `rows` rows of all; and where to go on, None at the end."""
-        end = self._db.one(
-            "SELECT file, number FROM block WHERE (file, number) > (?, ?) ORDER BY file, number LIMIT 1 OFFSET ?",
-            (*after, rows),
-        )
-        found = self._db.all(
-            "SELECT file, number, id, checksum, seq FROM block"
-            " WHERE (file, number) > (?, ?) AND (file, number) <= (?, ?)"
-            f" AND id IN ({','.join('?' * len(ids))})",
-            (*after, *(end or (2**63 - 1, 2**63 - 1)), *ids),
-        )
-        return list(map(BlockRow._make, found)), (end[0], end[1]) if end else None
-
     def stamped(self) -> int:
         """The highest number that any settled row carries: what a replica must have acknowledged to lack nothing."""
         return int(self.get("stamped") or 0)
@@ -435,43 +353,6 @@ class Ledger:
         """Entries as recorded; their bytes would take a look at each of them."""
         return int(self._db.value("SELECT count(*) FROM entry"))
 
-    # what a pass has to do: kept beside the books for as long as the connection lives, never in memory
-
-    def plan(self) -> None:
-        """Start an empty plan."""
-        self._db.execute("DROP TABLE IF EXISTS temp.plan")
-        self._db.execute(
-            "CREATE TEMP TABLE plan(phase INTEGER, number INTEGER, action INTEGER, path BLOB, size INTEGER,"
-            " links INTEGER, known INTEGER, moved INTEGER, PRIMARY KEY(phase, number)) WITHOUT ROWID"
-        )
-
-    def add_to_plan(self, steps: Sequence[Step]) -> None:
-        """Add steps; (phase, number) orders them."""
-        self._db.insert("INSERT INTO temp.plan", "(?,?,?,?,?,?,?,?)", steps)
-
-    def planned(self, phase: int, after: int, limit: int) -> list[Step]:
-        """The next steps of a phase with numbers above `after`."""
-        rows = self._db.all(
-            "SELECT phase, number, action, path, size, links, known, moved FROM temp.plan"
-            " WHERE phase = ? AND number > ? ORDER BY number LIMIT ?",
-            (phase, after, limit),
-        )
-        return [Step(phase, number, _ACTIONS[action], *rest) for phase, number, action, *rest in rows]
-
-    # which paths another book names, for as long as the connection lives
-
-    def note_named(self, paths: Sequence[bytes] | None) -> None:
-        """Remember that these paths are named elsewhere; None begins anew."""
-        if paths is None:
-            self._db.execute("DROP TABLE IF EXISTS temp.named")
-            self._db.execute("CREATE TEMP TABLE named(path BLOB PRIMARY KEY) WITHOUT ROWID")
-        else:
-            self._db.executemany("INSERT OR IGNORE INTO temp.named VALUES(?)", [(path,) for path in paths])
-
-    def is_named(self, path: bytes) -> bool:
-        """Whether the path was remembered."""
-        return self._db.value("SELECT 1 FROM temp.named WHERE path = ?", (path,)) is not None
-
     # writing entries
 
     def record_entries(self, rows: Sequence[EntryRow]) -> None:
@@ -487,19 +368,6 @@ class Ledger:
         if self._any_gone():
             self._db.executemany("DELETE FROM gone WHERE path = ?", [(row.put.path,) for row in rows])
         self._stamp(max((row.seq for row in rows if row.seq != UNSETTLED), default=0))
-
-    def restamp(self, path: bytes, before: Stamp, now: Stamp) -> None:
-        """What stands at `path` and was recorded under `before` has the times of `now`, and is the same all the same:
-        it was we who touched it. Every name of a file follows. No row counts as changed."""
-        directory, name = split(path)
-        number = self._directory(directory, create=False) if path else _ROOT_PARENT
-        identity = (before.device, before.size, before.mtime_ns, before.ctime_ns, before.inode)
-        self._db.execute(
-            "UPDATE entry SET mtime_ns = ?, ctime_ns = ?"
-            " WHERE ((directory = ? AND name = ?) OR (file > 0 AND inode = ?))"
-            " AND device = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ? AND inode = ?",
-            (now.mtime_ns, now.ctime_ns, number, name, before.inode, *identity),
-        )
 
     def record_blocks(self, rows: Sequence[BlockRow]) -> None:
         """Make these blocks what the ledger expects."""
@@ -675,8 +543,6 @@ class Ledger:
         return (number, name, *row.stamp, put.file, put.block_bytes, put.flags, extra, row.seq)
 
 
-_ASKED_FILES = 500
-"""File numbers in one question, below SQLite's limit for values."""
 _DIRECTORY_CACHE = 20_000
 """Directory numbers kept in memory: a few MiB at most."""
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from replicad.db.ledger import FIRST_PLACE, ZERO, Known, Ledger, Place, put_of
+from replicad.db.ledger import ZERO, Known, Ledger, put_of
+from replicad.db.whole import FIRST_PLACE, Place, entries_from, is_named, note_named
 from replicad.link.messages import BUCKETS
 from replicad.model.block import ID_BYTES, block_count, block_id
 from replicad.model.entry import Map, Op, Put
@@ -101,7 +102,7 @@ async def account_of_ledger(dataset: Dataset, covered: int) -> Sums:
 
 
 def _add_page(ledger: Ledger, after: Place, covered: int, sums: Sums) -> Place | None:
-    page = ledger.entries_from(after, PIECE_ENTRIES)
+    page = entries_from(ledger, after, PIECE_ENTRIES)
     blocks = 0
     for place, path, known in page:
         for ops in told_of(ledger, path, known, covered):
@@ -154,7 +155,7 @@ class Narrowing:
 
     async def run(self, listing: AsyncIterator[list[Op]]) -> list[Difference]:
         """Compare with the replica's listing, which is read to its end. Raises Lacking, ReplicadError."""
-        await self.dataset.in_ledger(self.dataset.ledger.note_named, None)
+        await self.dataset.in_ledger(note_named, self.dataset.ledger, None)
         current: tuple[Put, int] | None = None
         async for ops in listing:
             ended: list[tuple[Put, int]] = []
@@ -176,7 +177,7 @@ class Narrowing:
 
     def _compare_page(self, suspects: Sequence[tuple[bytes, int]]) -> None:
         ledger = self.dataset.ledger
-        ledger.note_named([path for path, _ in suspects])
+        note_named(ledger, [path for path, _ in suspects])
         for path, token in suspects:
             known = ledger.known(path)
             if known is None:
@@ -195,9 +196,9 @@ class Narrowing:
 
     def _unnamed_page(self, after: Place) -> Place | None:
         ledger = self.dataset.ledger
-        page = ledger.entries_from(after, PIECE_ENTRIES)
+        page = entries_from(ledger, after, PIECE_ENTRIES)
         for _, path, known in page:
-            if self._concerns(path, known.file) and not ledger.is_named(path):
+            if self._concerns(path, known.file) and not is_named(ledger, path):
                 self._add(path, "this ledger has it, the replica's record has not")
         return page[-1][0] if page else None
 

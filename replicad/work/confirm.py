@@ -18,7 +18,8 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from replicad.db.ledger import BlockRow, Known, Ledger, put_of, stamp_of
+from replicad.db.ledger import ZERO, BlockRow, Known, Ledger, put_of, stamp_of
+from replicad.db.whole import files_numbered
 from replicad.link.messages import Examined
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Look, Part, Side, State, differing_bits, first_and_latest
@@ -110,7 +111,7 @@ class Confirming:
     # blocks
 
     async def _block(self, found: Divergence, peer: Peer) -> Divergence:
-        recorded = await self._dataset.in_ledger(_recorded, self._dataset.ledger, found)
+        recorded = await self._dataset.in_ledger(recorded_block, self._dataset.ledger, found)
         if recorded is None:
             return self._gone(found, "the record has another block there now: the file was written, cut or dropped")
         path, known, row = recorded
@@ -120,6 +121,8 @@ class Confirming:
         if own.sight is Sight.MATCHES:
             return self._gone(found, f"{WELL} from the medium: it is as recorded")
         examined = await peer.examine(row.id, own.data)
+        if not found.blocks:  # zeros are recorded, not stored: what the record says is what the replica gives
+            examined = replace(examined, sight=Sight.MATCHES, reason="")
         evidence = await self._evidence(found, known, row, own, examined, peer)
         return await self._judged(replace(found, path=path), row, own, examined, evidence, peer)
 
@@ -189,7 +192,8 @@ class Confirming:
         )
 
     async def _bits(self, name: bytes, data: bytes, peer: Peer) -> tuple[int, tuple[int, ...]]:
-        good = await peer.fetch(name, len(data))
+        zeros = bytes(len(data))
+        good = zeros if block_id(zeros) == name else await peer.fetch(name, len(data))
         return differing_bits(good, data) if isinstance(good, bytes) else (-1, ())
 
     # metadata
@@ -226,16 +230,25 @@ class Confirming:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
-def _recorded(ledger: Ledger, found: Divergence) -> tuple[bytes, Known, BlockRow] | None:
-    """What the ledger has where the finding was made, if that still is what was expected there."""
-    row = ledger.blocks(found.file, found.number, found.number + 1).get(found.number)
-    if row is None or (row.id,) != found.blocks[:1] or (found.expected and row.checksum != found.expected):
-        return None
+def recorded_block(ledger: Ledger, found: Divergence) -> tuple[bytes, Known, BlockRow] | None:
+    """What the ledger has where the finding was made, if that still is what was expected there; None when it is not.
+
+    Of a block that should be all-zero the ledger has no id, or no row at all: here it has those of its zeros."""
     known = ledger.known(found.path)
-    if known and known.file == found.file:
-        return found.path, known, row
-    renamed = ledger.files([found.file]).get(found.file)
-    return (*renamed, row) if renamed else None
+    path = found.path
+    if known is None or known.file != found.file:
+        renamed = files_numbered(ledger, [found.file]).get(found.file)
+        if renamed is None:
+            return None
+        path, known = renamed
+    row = ledger.blocks(found.file, found.number, found.number + 1).get(found.number)
+    length = length_of(known, found.number)
+    if length <= 0 or (row.id if row else ZERO) != (found.blocks[0] if found.blocks else ZERO):
+        return None
+    if not found.blocks:
+        zeros, seq = bytes(length), row.seq if row else known.seq
+        return path, known, BlockRow(found.file, found.number, block_id(zeros), checksum(zeros), seq)
+    return None if row is None or (found.expected and row.checksum != found.expected) else (path, known, row)
 
 
 def look_at_block(root: Root, path: bytes, known: Known, row: BlockRow) -> Own:

@@ -92,8 +92,9 @@ class Dataset:
 
     @property
     def ledger(self) -> Ledger:
-        """The ledger; `open` comes first."""
-        assert self._ledger is not None
+        """The ledger; `open` comes first. Raises BookDamagedError when another job has met damage in it since."""
+        if self._ledger is None:
+            raise BookDamagedError("was closed: damage was found in it", where=str(self._path))
         return self._ledger
 
     @property

@@ -14,6 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from replicad.db.ledger import BlockRow, Known, Ledger, stamp_of
+from replicad.db.whole import FIRST_BLOCK, BlockPlace, blocks_named, files_numbered
 from replicad.link.messages import MAX_TESTIMONY_BYTES, Want
 from replicad.model.block import block_id
 from replicad.model.entry import Kind
@@ -77,9 +78,9 @@ class Holdings:
         ledger = self._dataset.ledger
         found = await self._dataset.in_ledger(_recorded, ledger, wants)
         lost = [want.id for want in wants if want.id not in found]
-        after: tuple[int, int] | None = (-1, -1)
+        after: BlockPlace | None = FIRST_BLOCK
         while lost and after:
-            rows, after = await self._dataset.in_ledger(ledger.blocks_named, lost, after, SEARCHED_ROWS)
+            rows, after = await self._dataset.in_ledger(blocks_named, ledger, lost, after, SEARCHED_ROWS)
             if rows:
                 await self._dataset.in_ledger(_add_places, ledger, rows, found)
         return found
@@ -98,7 +99,7 @@ def _recorded(ledger: Ledger, wants: Iterable[Want]) -> dict[bytes, list[Place]]
 
 
 def _add_places(ledger: Ledger, rows: Sequence[BlockRow], found: dict[bytes, list[Place]]) -> None:
-    files = ledger.files(row.file for row in rows)
+    files = files_numbered(ledger, (row.file for row in rows))
     for row in rows:
         places = found.setdefault(row.id, [])
         if row.file in files and len(places) < OTHER_PLACES:

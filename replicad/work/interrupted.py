@@ -16,6 +16,7 @@ from functools import partial
 import msgspec
 
 from replicad.db.ledger import Ledger
+from replicad.db.touched import restamp
 from replicad.model.entry import Stamp, show_path
 from replicad.model.errors import SourceError
 from replicad.source.root import Root
@@ -98,5 +99,5 @@ def _is_ours(intent: Intent, now: Stamp) -> bool:
 
 def _settle_intent(ledger: Ledger, intent: Intent, now: Stamp | None) -> None:
     if now:
-        ledger.restamp(intent.path, intent.recorded, now)
+        restamp(ledger, intent.path, intent.recorded, now)
     ledger.put(MENDING, None)

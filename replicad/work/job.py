@@ -15,6 +15,9 @@ from typing import Protocol
 from replicad.model.errors import LinkError, ReplicadError
 from replicad.status import JobStatus
 from replicad.system.clock import Clock
+from replicad.system.logs import logger
+
+log = logger("daemon")
 
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 60.0
@@ -105,3 +108,11 @@ class Runner:
             sleeping.cancel()
             nudged.cancel()
             self._nudge.clear()
+
+
+def log_failure(job: str, text: str, delay_s: float, defect: Exception | None) -> None:
+    """A job failed and will be tried again."""
+    if defect:
+        log.error("job failed", job=job, error=text, retry_in_s=round(delay_s, 1), exc_info=defect)
+    else:
+        log.warning("job failed", job=job, error=text, retry_in_s=round(delay_s, 1))

@@ -23,6 +23,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from replicad.db.ledger import BlockRow, Known, Ledger, put_of, stamp_of
+from replicad.db.touched import restamp
 from replicad.model.block import LARGEST_BLOCK_BYTES, block_id, checksum
 from replicad.model.divergence import Divergence, Part, Receipt, State
 from replicad.model.entry import Put, Stamp, show_path
@@ -34,7 +35,7 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
 from replicad.work.attributes import opened_path, set_attributes
-from replicad.work.confirm import length_of
+from replicad.work.confirm import length_of, recorded_block
 from replicad.work.dataset import Dataset
 from replicad.work.interrupted import MENDING, WRITES_WITHIN_S, Intent, finish_interrupted
 from replicad.work.mended import PLANS, Mended
@@ -160,6 +161,9 @@ class PrimaryMender:
         target = await self._dataset.in_ledger(_target, self._dataset.ledger, found)
         if target is None:
             raise Moved("the record has another block there now")
+        zeros = bytes(target.length)
+        if block_id(zeros) == target.row.id:
+            return await self._write(found, target, zeros, "the record: all zeros")
         good = await fetch(target.row.id, target.length)
         if isinstance(good, str):
             return Mended(Remedy.MEND_PRIMARY, "waiting", f"{source} cannot give the block now: {good}")
@@ -225,13 +229,16 @@ class PrimaryMender:
     def _take_stamp(self, path: bytes, before: Stamp, now: Stamp) -> None:
         """What we wrote does not count as a change, and the intent is settled: both or neither."""
         ledger = self._dataset.ledger
-        ledger.restamp(path, before, now)
+        restamp(ledger, path, before, now)
         ledger.put(MENDING, None)
 
     def _keep_aside(self, found: Divergence, bad: bytes) -> str:
-        """Keep the bad bytes; where. Those of an earlier repair are not lost by it. Raises Refusal when they cannot be:
-        what cannot be taken back is not done."""
-        kept = self._dataset.quarantine.keep(f"{found.id}-{checksum(bad).hex()[:8]}.bad", bad)
+        """Keep the bad bytes, unless the scrub that found them has; where. Raises Refusal when that cannot be done: a repair
+        that cannot be taken back is none."""
+        quarantine = self._dataset.quarantine
+        if quarantine.read(found.quarantine, MAX_PIECE_BYTES) == bad:
+            return found.quarantine
+        kept = quarantine.keep(f"{found.id}-{checksum(bad).hex()[:8]}", bad)
         if not kept:
             raise Refusal(f"{NOT_KEPT}, so nothing is written")
         return kept
@@ -359,11 +366,8 @@ class PrimaryMender:
 
 
 def _target(ledger: Ledger, found: Divergence) -> _Target | None:
-    row = ledger.blocks(found.file, found.number, found.number + 1).get(found.number)
-    known = ledger.known(found.path)
-    if row is None or (row.id,) != found.blocks[:1] or known is None or known.file != found.file:
-        return None
-    return _Target(found.path, known, row) if length_of(known, found.number) else None
+    recorded = recorded_block(ledger, found)
+    return _Target(*recorded) if recorded else None
 
 
 def _read(patch: Patch, target: _Target) -> bytes:

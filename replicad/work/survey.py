@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from replicad.db.ledger import Action, Ledger, Step
+from replicad.db.ledger import Ledger
+from replicad.db.plan import Action, Step
 from replicad.model.entry import Kind, Stamp
 from replicad.source.exclude import Excluded
 from replicad.source.root import Root, Trouble
@@ -89,7 +90,7 @@ def survey(
     and the result must not be used.
     Raises SourceError when the root cannot be walked at all.
     """
-    ledger.plan()
+    ledger.plan.begin()
     planner = _Planner(ledger)
     planner.survey.known = ledger.count()
     for diff in walk(root, ledger, excluded=excluded, one_filesystem=one_filesystem, only=only, soon=soon):
@@ -126,7 +127,7 @@ class _Planner:
             self.flush()
 
     def flush(self) -> None:
-        self._ledger.add_to_plan(self._steps)
+        self._ledger.plan.add(self._steps)
         self._steps.clear()
 
     def _drop(self, gone: Gone, phase: int) -> None:
