@@ -233,8 +233,8 @@ class PrimaryMender:
         ledger.put(MENDING, None)
 
     def _keep_aside(self, found: Divergence, bad: bytes) -> str:
-        """Keep the bad bytes, unless the scrub that found them has; where. Raises Refusal when that cannot be done: a repair
-        that cannot be taken back is none."""
+        """Keep the bad bytes, unless the scrub that found them has; where. Raises Refusal when that cannot be done: then
+        the repair could not be taken back."""
         quarantine = self._dataset.quarantine
         if quarantine.read(found.quarantine, MAX_PIECE_BYTES) == bad:
             return found.quarantine
