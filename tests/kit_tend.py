@@ -22,6 +22,7 @@ from replicad.status import ScrubStatus
 from replicad.store.format import plain_payload, split_frames
 from replicad.system.disk import Disk
 from replicad.work.confirm import Opinions
+from replicad.work.elsewhere import Elsewhere
 from replicad.work.shelves import OpenStore
 from replicad.work.tend import Tending
 
@@ -206,7 +207,13 @@ class Scrub:
 
 
 def tending(
-    primary: Rig, there: Replica, name: str = "fra1", *, opinions: Opinions | None = None, disk: Disk | None = None
+    primary: Rig,
+    there: Replica,
+    name: str = "fra1",
+    *,
+    opinions: Opinions | None = None,
+    disk: Disk | None = None,
+    others: dict[str, Replica] | None = None,
 ) -> Tending:
     """The job of one dataset and replica; to be closed."""
     return Tending(
@@ -218,5 +225,6 @@ def tending(
         primary.clock,
         disk=disk or Disk(),
         opinions=opinions or Opinions(),
+        elsewhere=Elsewhere("www", {key: one.dial for key, one in (others or {}).items()}, primary.pool),
         tell_anew=lambda: None,
     )

@@ -306,6 +306,36 @@ async def test_what_the_primary_cannot_prove_is_not_sent(tmp_path: Path) -> None
         assert (mirrored.verdict, mirrored.state) == (Verdict.BOTH_ROT, State.OPEN)
 
 
+async def test_what_the_primary_cannot_give_another_replica_can(tmp_path: Path) -> None:
+    """The primary is where they meet: it fetches the block there, proves it, and passes it on."""
+    root = tmp_path / "www"
+    root.mkdir()
+    (root / "file").write_bytes(DATA)
+    menders = Menders()
+    async with (
+        rig(tmp_path, root, ("fra1", "ber1")) as primary,
+        replica(tmp_path / "fra1", make_mender=menders) as fra1,
+        replica(tmp_path / "ber1") as ber1,
+    ):
+        await primary.sync(fra1)
+        await primary.sync(ber1, "ber1")
+        job = tending(primary, fra1, others={"fra1": fra1, "ber1": ber1})
+        await job.step()
+        names = [block_id(DATA[n * BLOCK : (n + 1) * BLOCK]) for n in range(3)]
+        (root / "file").unlink()
+        await primary.sync(fra1)
+        World(primary, ber1, job, menders, Scrub()).damage_block(names[2])
+        case = menders.only.add(1, b"x", [Want(name, 0, 0) for name in names])
+        await job.step()
+        assert menders.only.sights[case.id] == [Sight.MATCHES, Sight.MATCHES, Sight.ABSENT]
+        assert menders.only.mended == names[:2]
+        other = menders.only.add(2, b"y", [Want(names[2], 0, 0)])
+        await ber1.close()
+        await job.step()
+        assert menders.only.sights[other.id] == [Sight.ABSENT]
+        await job.close()
+
+
 async def test_recorded_bytes_are_a_proof_whoever_wrote_them(tmp_path: Path) -> None:
     """A file that was touched since still gives blocks; where it was rewritten nothing is known until the next pass."""
     async with world(tmp_path) as w:

@@ -11,11 +11,10 @@ one needs not know this loop, which looks at the book every few seconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from functools import partial
 
-from replicad.link.channel import Channel
 from replicad.link.messages import Case, Examined, Lost
 from replicad.model.block import ID_BYTES, checksum
 from replicad.model.divergence import Divergence, Part, Side, State
@@ -32,6 +31,7 @@ from replicad.work.compare_records import Agreement, ComparingRecords
 from replicad.work.confirm import Confirming, Opinions
 from replicad.work.conversation import Conversation
 from replicad.work.dataset import Dataset
+from replicad.work.elsewhere import Dial, Elsewhere
 from replicad.work.holdings import Held, Holdings, pieces_of
 from replicad.work.interrupted import MENDING, finish_interrupted
 from replicad.work.mend_primary import PrimaryMender
@@ -52,8 +52,6 @@ IDLE_CLOSE_S = 300.0
 AGAIN_S, LAST_AGAIN_S = 300.0, 3600.0
 """A finding that a round could not settle is looked at again after the one, later after the other, and at once when
 something about it changes. Each time costs a block or, on behalf of a whole segment, MAX_TESTIMONY_BYTES."""
-
-Dial = Callable[[], Awaitable[Channel]]
 
 
 class Patience:
@@ -94,13 +92,15 @@ class Tending:
         *,
         disk: Disk,
         opinions: Opinions,
+        elsewhere: Elsewhere,
         tell_anew: Callable[[], None],
     ) -> None:
-        """`status` becomes what the replica says of its scrub. `opinions` are shared by the jobs of one dataset.
+        """`status` becomes what the replica says of its scrub. `opinions` and `elsewhere` are shared by the jobs of one
+        dataset.
         `tell_anew` is called when the next pass has the whole record to tell."""
         self._dataset, self.replica, self._dial, self._status = dataset, replica, dial, status
         self._pool, self._clock, self._disk, self._opinions = pool, clock, disk, opinions
-        self._tell_anew = tell_anew
+        self._elsewhere, self._tell_anew = elsewhere, tell_anew
         self.mender = PrimaryMender(dataset, pool, clock, disk)
         self._records = ComparingRecords(dataset, replica, clock)
         self._own, self._theirs, self._mends = Patience(clock), Patience(clock), Patience(clock)
@@ -288,6 +288,7 @@ class Tending:
             held = [Held(Sight.UNKNOWN) for _ in case.wants]
         else:
             held = await Holdings(self._dataset, side.root, self._pool).look(case.wants)
+        held = await self._elsewhere.fill(self.replica, case.wants, held)
         hashed = await self._in_pool(partial(checksum, case.seen)) if case.seen else b""
         sights, frames = [one.sight for one in held], sum(bool(one.frame) for one in held)
         settled = await self._take(await side.talk.testify(case, hashed, sights, pieces_of(held), frames))

@@ -20,10 +20,11 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.confirm import Opinions
 from replicad.work.dataset import Dataset
+from replicad.work.elsewhere import Dial, Elsewhere
 from replicad.work.job import Log, Runner
 from replicad.work.mend_primary import PrimaryMender
 from replicad.work.mended import Mended
-from replicad.work.tend import Dial, Tending
+from replicad.work.tend import Tending
 
 SETTLED = frozenset({"planned", "repaired", "nothing", "refused"})
 """Results after which no other replica is asked."""
@@ -45,6 +46,8 @@ class Tendings:
     def __init__(self, dataset: Dataset, pool: Executor, clock: Clock, disk: Disk, log: Log) -> None:
         self._dataset, self._pool, self._clock, self._disk, self._log = dataset, pool, clock, disk, log
         self._opinions = Opinions()
+        self._dials: dict[str, Dial] = {}
+        self._elsewhere = Elsewhere(dataset.config.name, self._dials, pool)
         self._mender = PrimaryMender(dataset, pool, clock, disk)
         self._loops: list[_Loop] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -61,8 +64,10 @@ class Tendings:
             self._clock,
             disk=self._disk,
             opinions=self._opinions,
+            elsewhere=self._elsewhere,
             tell_anew=tell_anew,
         )
+        self._dials[replica] = dial
         line = JobStatus(job.name)
         self._loops.append(_Loop(job, Runner(job, line, self._clock, self._log), line, status))
 

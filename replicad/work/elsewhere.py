@@ -1,0 +1,84 @@
+"""Elsewhere: blocks that a replica lost and the primary cannot give, from the dataset's other replicas.
+
+The primary is where all replicas meet: none of them knows of another. **Never** passes on what it has not proven, and a
+replica that is out of reach costs nothing but its blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+
+from replicad.link.channel import Channel
+from replicad.link.messages import MAX_TESTIMONY_BYTES, Lost, Want
+from replicad.model.errors import LinkError, RefusedError, StoreDamagedError, UsageError
+from replicad.model.verdict import Sight
+from replicad.store.format import Frame, FrameError, FrameType, encode_frame, plain_payload
+from replicad.work.holdings import Held
+from replicad.work.read_remote import RemoteReader
+
+AT_ONCE = 16
+"""Blocks asked for at once: 16 MiB of the largest."""
+
+LEFT_ALONE_S = 60.0
+"""A replica that was out of reach is not dialled again for each of a thousand findings."""
+
+Dial = Callable[[], Awaitable[Channel]]
+
+
+class Elsewhere:
+    """The other replicas of one dataset, as the job of one of them sees them."""
+
+    def __init__(self, dataset: str, dials: Mapping[str, Dial], pool: Executor) -> None:
+        self._dataset, self._dials, self._pool = dataset, dials, pool
+        self._failed_s: dict[str, float] = {}
+
+    async def fill(self, replica: str, wants: Sequence[Want], held: Sequence[Held]) -> list[Held]:
+        """`held`, and what replicas other than this one have of the rest; MAX_TESTIMONY_BYTES of frames in all."""
+        found, room = list(held), MAX_TESTIMONY_BYTES - sum(len(one.frame) for one in held)
+        for name, dial in self._dials.items():
+            left = [i for i, one in enumerate(found) if one.sight is not Sight.MATCHES]
+            if not left or room <= 0 or name == replica or not self._may_be_tried(name):
+                continue
+            try:
+                room = await self._fill_from(dial, wants, found, left, room)
+            except (LinkError, RefusedError, UsageError, StoreDamagedError):
+                self._failed_s[name] = asyncio.get_running_loop().time()  # asked again when the finding is due again
+        return found
+
+    def _may_be_tried(self, name: str) -> bool:
+        failed_s = self._failed_s.get(name)
+        return failed_s is None or asyncio.get_running_loop().time() - failed_s >= LEFT_ALONE_S
+
+    async def _fill_from(self, dial: Dial, wants: Sequence[Want], found: list[Held], left: list[int], room: int) -> int:
+        reader = await RemoteReader.open(await dial(), self._dataset)
+        try:
+            for at in range(0, len(left), AT_ONCE):
+                group = left[at : at + AT_ONCE]
+                for i, frame in zip(group, await self._frames(reader, [wants[i].id for i in group]), strict=True):
+                    if frame and len(frame) <= room:
+                        found[i] = Held(Sight.MATCHES, frame)
+                        room -= len(frame)
+        finally:
+            await reader.close()
+        return room
+
+    async def _frames(self, reader: RemoteReader, names: Sequence[bytes]) -> list[bytes]:
+        """The blocks' proven frames, b"" where there is none."""
+        frames: list[bytes] = []
+        async for answers in reader.fetch(b"".join(names)):
+            for answer in answers:
+                frames.append(b"" if isinstance(answer, Lost) else await self._proven(answer))
+        return frames
+
+    async def _proven(self, frame: Frame) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, _proven, frame)
+
+
+def _proven(frame: Frame) -> bytes:
+    try:
+        plain = plain_payload(frame)
+    except FrameError:
+        return b""
+    return encode_frame(FrameType.BLOCK, plain, frame.id, frame.payload, frame.codec)
