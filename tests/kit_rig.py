@@ -27,7 +27,7 @@ from replicad.store.format import plain_payload, split_frames
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.tasks import Bulky, Task
-from replicad.work.archive import ArchiveReader
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.dataset import Dataset
 from replicad.work.replicate import Replication
 from replicad.work.scout import Scout

@@ -23,7 +23,8 @@ from replicad.store.format import FrameType, encode_frame, encode_plain, plain_p
 from replicad.store.segments import segment_path
 from replicad.system.compress import compress
 from replicad.system.disk import AlignedBuffer, Disk, Reader
-from replicad.work.archive import Archive, ArchiveReader
+from replicad.work.archive import Archive
+from replicad.work.archive_reader import ArchiveReader
 
 CLIENT, DATASET = "ams1", "www"
 META = Meta(0o644, 1000, 1000, 1_700_000_000_123_456_789)

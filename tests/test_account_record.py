@@ -21,7 +21,7 @@ from replicad.model.entry import Op
 from replicad.source.read import Access
 from replicad.work import account_record
 from replicad.work.account_record import Lacking, Narrowing, Sums, account_of_ledger, differing
-from replicad.work.archive import ArchiveReader
+from replicad.work.archive_reader import ArchiveReader
 
 
 @pytest.fixture

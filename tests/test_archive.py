@@ -57,7 +57,8 @@ from replicad.store import store as store_module
 from replicad.store.format import FrameType, encode_frame, encode_plain, split_frames
 from replicad.store.segments import Damage, Torn, segment_numbers
 from replicad.work import archive as module
-from replicad.work.archive import Archive, ArchiveReader
+from replicad.work.archive import Archive
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.rebuild import rebuild_catalog
 
 Files = dict[bytes, bytes]

@@ -22,7 +22,8 @@ from replicad.model.verdict import Sight, Verdict
 from replicad.store import store as store_module
 from replicad.store.format import FrameType, encode_frame
 from replicad.store.segments import segment_numbers
-from replicad.work.archive import ArchiveReader, catalog_path
+from replicad.work.archive import catalog_path
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.rebuild import rebuild_catalog
 
 

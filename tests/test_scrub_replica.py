@@ -25,7 +25,8 @@ from replicad.store import store as store_module
 from replicad.store.format import FrameType
 from replicad.system.clock import Clock
 from replicad.system.disk import AlignedBuffer, Disk, Reader
-from replicad.work.archive import ArchiveReader, catalog_path
+from replicad.work.archive import catalog_path
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.shelves import Shelves
 
 

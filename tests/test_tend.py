@@ -36,7 +36,7 @@ from replicad.model.snapshot import Head
 from replicad.model.verdict import Books, Sight, Verdict, Witness
 from replicad.work import account_record, compare_records, holdings
 from replicad.work.account_record import Sums
-from replicad.work.archive import ArchiveReader
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.confirm import Opinions
 from replicad.work.dataset import Dataset
 from replicad.work.tend import Tending

@@ -44,7 +44,7 @@ from replicad.model.entry import Drop
 from replicad.model.errors import PeerError
 from replicad.model.verdict import Sight, Verdict
 from replicad.work import tended
-from replicad.work.archive import ArchiveReader
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.shelves import ShelfOrders
 from replicad.work.told import told
 

@@ -233,9 +233,9 @@ class PrimaryMender:
         ledger.put(MENDING, None)
 
     def _keep_aside(self, found: Divergence, bad: bytes) -> str:
-        """Keep the bad bytes, unless the scrub that found them has; where. Raises Refusal when that cannot be done: then
-        the repair could not be taken back."""
-        quarantine = self._dataset.quarantine
+        """Keep the bad bytes, unless the scrub that found them has; where. Raises Refusal when they cannot be: such a
+        repair could not be taken back."""
+        quarantine = self._dataset.quarantine.on(self._disk)
         if quarantine.read(found.quarantine, MAX_PIECE_BYTES) == bad:
             return found.quarantine
         kept = quarantine.keep(f"{found.id}-{checksum(bad).hex()[:8]}", bad)

@@ -31,6 +31,10 @@ class Quarantine:
         self._base, self._name, self._disk = base, name, disk
         self.directory = base / name
 
+    def on(self, disk: Disk) -> Quarantine:
+        """The same directory, written through that disk."""
+        return Quarantine(self._base, disk, self._name)
+
     def keep(self, name: str, data: bytes) -> str:
         """Keep bytes; the file's path relative to the base, "" when there is no room for them."""
         path = self.directory / name

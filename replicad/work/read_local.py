@@ -17,7 +17,7 @@ from replicad.model.entry import Op
 from replicad.model.errors import LinkError, ReplicadError
 from replicad.store.format import split_frames
 from replicad.system.disk import Disk
-from replicad.work.archive import ArchiveReader
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.reader import Answer
 
 RUN_BYTES = 1024 * 1024

@@ -36,7 +36,8 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
 from replicad.work import mend_store
-from replicad.work.archive import Archive, ArchiveReader, catalog_path
+from replicad.work.archive import Archive, catalog_path
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.book_damage import damaged, findings_of, note_at
 from replicad.work.mended import PLANS, Mended
 from replicad.work.quarantine import Quarantine

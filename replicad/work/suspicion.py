@@ -26,7 +26,8 @@ from replicad.model.divergence import Suspect, differing_bits
 from replicad.model.entry import FUZZY, Kind
 from replicad.store.format import FrameError, plain_payload, split_frames
 from replicad.system.logs import logger
-from replicad.work.archive import ArchiveReader, catalog_path
+from replicad.work.archive import catalog_path
+from replicad.work.archive_reader import ArchiveReader
 
 log = logger("work.suspicion")
 

@@ -52,7 +52,7 @@ from replicad.status import ScrubStatus
 from replicad.store.format import FrameError, FrameType, plain_payload, split_frames
 from replicad.system.disk import Disk
 from replicad.work.account_record import Sums
-from replicad.work.archive import ArchiveReader
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.told import told
 
 CASES_BYTES = 1024 * 1024

@@ -1,0 +1,197 @@
+"""Archive reader: one dataset on the replica, to read: its snapshots, their records, and blocks, each frame verified.
+
+**Owns** a read-only connection of its own; it may be used in another thread, beside a writer or with no daemon at all.
+Damage comes as a value in the place of what was asked for. **Never** changes anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from replicad.db.catalog import BlockPlace
+from replicad.db.listing import Listing
+from replicad.link.messages import Lost, SnapshotLine
+from replicad.model.block import self_test
+from replicad.model.entry import Op
+from replicad.model.errors import (
+    LockedError,
+    ReplicadError,
+    UsageError,
+)
+from replicad.model.glob import compile_globs
+from replicad.model.verdict import Sight
+from replicad.store.format import (
+    HEADER_BYTES,
+    FrameError,
+    FrameType,
+    parse_frame,
+    plain_payload,
+)
+from replicad.store.segments import Damage, SegmentFiles
+from replicad.system.disk import Disk
+from replicad.work.archive import Archive, catalog_path, no_catalog
+from replicad.work.untrusted import split_ids
+
+FETCH_BYTES = 1024 * 1024
+"""Frames that `fetch` reads with one call when they lie together, and hands out at once."""
+FETCH_GAP_BYTES = 64 * 1024
+"""Frames closer than this are read together: reading on costs less than another request to the disk."""
+
+
+class ArchiveReader:
+    """Reads one dataset's store. One thread at a time; any number of readers beside one writer."""
+
+    def __init__(
+        self, directory: Path, disk: Disk | None = None, *, mend: bool = False, catalog: Path | None = None
+    ) -> None:
+        """`mend`: when no daemon works on the store, first replay what its catalog does not know yet. `catalog`: one
+        that was rebuilt elsewhere, for a store that cannot be written.
+
+        Raises UsageError (no store there), BookDamagedError (rebuild it), ReplicadError.
+        """
+        self_test()
+        if not (directory / "segments").is_dir():
+            raise UsageError("is no store of a dataset", where=str(directory))
+        if mend and os.access(directory, os.W_OK):
+            try:
+                Archive.open(directory, disk=disk).close()
+            except LockedError:
+                pass  # the daemon that holds it keeps the catalog true
+        path = catalog or catalog_path(directory)
+        if not path.exists():
+            raise no_catalog(directory)
+        self._listing = Listing(path)
+        self._files = SegmentFiles(directory, disk or Disk())
+
+    def close(self) -> None:
+        """Close all files."""
+        self._listing.close()
+        self._files.close()
+
+    def snapshots(self) -> list[SnapshotLine]:
+        """All snapshots, oldest first. One that damage took something from, and those after it, are not complete."""
+        lines: list[SnapshotLine] = []
+        lost = 0
+        for row in self._listing.snapshots():
+            lost += row.lost
+            complete = row.complete and not lost
+            times = (row.created_ns, row.received_ns)
+            lines.append(
+                SnapshotLine(row.number, *times, complete, row.entries, row.size, row.unread, row.digest, lost)
+            )
+        return lines
+
+    def damage(self) -> list[Damage]:
+        """What replays have found damaged."""
+        return [Damage(*found) for found in self._listing.damage()]
+
+    def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> Iterator[list[Op]]:
+        """The tree at a snapshot (its number) as lists of operations; db/listing.py has order and form.
+
+        Raises UsageError (no such snapshot, bad pattern) at once, BookDamagedError while iterating.
+        """
+        ordinal = self._listing.ordinal(snapshot)
+        if ordinal is None:
+            raise UsageError(f"there is no snapshot {snapshot}", hint="replicad snapshots lists them")
+        try:
+            patterns = compile_globs(globs)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        return self._listing.operations(ordinal, patterns)
+
+    def fetch(self, ids: bytes) -> Iterator[bytes | Lost]:
+        """The frames of these blocks (32 bytes each), in the order asked: one or more whole frames at a time, or Lost
+        in place of one that is damaged or not here. Checksums are verified; ids are for the receiver to prove.
+
+        Raises PeerError (not a list of ids), BookDamagedError.
+        """
+        names = split_ids(ids)
+        places = self._listing.places(names)
+        run: list[BlockPlace] = []
+        for name in names:
+            place = places.get(name)
+            if run and (place is None or not _joins(run, place)):
+                yield from self._read(run)
+                run = []
+            if place is None:
+                yield Lost(name, "this block is not in the store")
+            else:
+                run.append(place)
+        if run:
+            yield from self._read(run)
+
+    def look(self, name: bytes) -> tuple[Sight, str]:
+        """What the medium holds of one block now, and why it is not well; what is not well was looked at twice.
+
+        Raises BookDamagedError."""
+        place = self._listing.places([name]).get(name)
+        if place is None:
+            return Sight.ABSENT, "this block is not in the store"
+        first = self._look(place)
+        if first[0] in (Sight.MATCHES, Sight.ABSENT):
+            return first
+        second = self._look(place)
+        if second == first:
+            return first
+        return Sight.UNKNOWN, f"two looks contradict each other: {first[1] or 'well'}; {second[1] or 'well'}"
+
+    def _look(self, place: BlockPlace) -> tuple[Sight, str]:
+        self._files.close()  # what stands under the segment's name now, not a file that was opened before
+        try:
+            view = self._files.read(place.segment, place.offset, _end(place) - place.offset)
+        except FileNotFoundError:
+            return Sight.ABSENT, f"segment {place.segment} is missing"
+        except ReplicadError as error:
+            return Sight.UNREADABLE, f"segment {place.segment} cannot be read: {error}"
+        try:
+            problem = _frame_problem(view, place, place.offset)
+            if not problem:
+                plain_payload(parse_frame(view, 0))
+        except FrameError as error:
+            problem = str(error)
+        return (Sight.DIFFERS, problem) if problem else (Sight.MATCHES, "")
+
+    def _read(self, run: list[BlockPlace]) -> list[bytes | Lost]:
+        """Frames that lie near one another, in ascending order, with one read."""
+        start = run[0].offset
+        try:
+            view = self._files.read(run[0].segment, start, _end(run[-1]) - start)
+        except (FileNotFoundError, ReplicadError) as error:
+            if len(run) > 1:  # one bad sector must not take its neighbours along
+                return [answer for place in run for answer in self._read([place])]
+            return [Lost(run[0].id, f"segment {run[0].segment} cannot be read: {error}")]
+        found: list[bytes | Lost] = []
+        good: list[memoryview] = []
+        for place in run:
+            problem = _frame_problem(view, place, start)
+            if not problem:
+                good.append(view[place.offset - start : _end(place) - start])
+                continue
+            found.append(b"".join(good))
+            found.append(Lost(place.id, problem))
+            good = []
+        found.append(b"".join(good))
+        return [answer for answer in found if answer]
+
+
+def _end(place: BlockPlace) -> int:
+    return place.offset + HEADER_BYTES + place.stored
+
+
+def _joins(run: list[BlockPlace], place: BlockPlace) -> bool:
+    """Whether `place` can be read together with the run before it."""
+    last = run[-1]
+    gap = place.offset - _end(last)
+    return place.segment == last.segment and 0 <= gap <= FETCH_GAP_BYTES and _end(place) - run[0].offset <= FETCH_BYTES
+
+
+def _frame_problem(view: memoryview, place: BlockPlace, start: int) -> str:
+    """Why the bytes at a place are not the frame that the catalog says, or ""."""
+    where = f"segment {place.segment} at byte {place.offset}"
+    try:
+        frame = parse_frame(view, place.offset - start)
+    except FrameError as error:
+        return f"{where}: {error}"
+    return "" if frame.id == place.id and frame.type == FrameType.BLOCK else f"{where}: another frame stands there"
