@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from replicad.db import database as db_database
 from replicad.db.database import Database
 from replicad.db.due import LEAST_BYTES, STRETCH_BLOCKS, Due, stretch_bytes, stretch_count
 from replicad.db.ledger import UNSETTLED, BlockRow, EntryRow, Ledger
@@ -308,6 +309,30 @@ def test_no_question_of_a_scrub_reads_a_whole_table(ledger: Ledger, monkeypatch:
         scans = [line for line in plan if line.startswith("SCAN") and line.split()[1] not in SMALL]
         assert not [line for line in scans if "CONSTANT" not in line], (sql, plan)
         assert not any("TEMP B-TREE" in line for line in plan), (sql, plan)
+
+
+def test_the_next_parts_are_found_at_once_however_much_was_verified(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scrub of new files does not begin at the first of them each time."""
+    monkeypatch.setattr(db_database, "STOP_STEPS", 100)
+    steps: list[int] = []
+    ledger.database.stop_when(lambda: steps.append(1) or False)  # type: ignore[func-returns-value]
+    ledger.begin()
+    for _ in range(3):
+        add(ledger, 4000, prefix=b"%d" % len(steps))
+
+    def cost() -> int:
+        steps.clear()
+        now = 1000 + len(steps)
+        verify(ledger, take(ledger, limit=100), now)
+        return len(steps)
+
+    first = cost()
+    verify(ledger, take(ledger, limit=11_000), 999)
+    cost()
+    assert cost() < 2 * first
+    ledger.rollback()
 
 
 @dataclass

@@ -299,7 +299,8 @@ def downgrade(path: Path) -> None:
     connection = apsw.Connection(str(path))
     for name in ("frame_copy", "mended", "scrubbed"):
         connection.execute(f"DROP TABLE {name}")
-    connection.execute("DROP INDEX block_place")
+    for name in ("block_place", "entry_died", "file_block_died"):
+        connection.execute(f"DROP INDEX {name}")
     connection.execute("PRAGMA user_version = 1")
     connection.close()
 
@@ -397,13 +398,12 @@ async def test_shelves_give_what_scrubs_and_repairs_need(tmp_path: Path) -> None
     shelves = Shelves(ListenConfig(tmp_path), list, Disk(), Clock())
     await shelves.open_all()
     key = ("ams1", "www")
-    assert shelves.judged == [key]
-    assert (await shelves.surface(key).verify(ALL)).found == 1
-    (found,) = await shelves.mender(key).open_cases()
-    assert found.peer == "ams1" and found.dataset == "www"
-    assert [one.id for one in await shelves.in_findings(key, lambda book: book.listed())] == [found.id]
-    (want,) = await shelves.mender(key).wants(found)
-    assert want.id == found.blocks[0]
+    assert (await (await shelves.surface(*key)).verify(ALL)).found == 1
+    ((meant, found),) = await shelves.meant(None)
+    assert meant == key and found.peer == "ams1" and found.dataset == "www"
+    assert [one.id for one in await shelves.in_findings(*key, lambda book: book.listed())] == [found.id]
+    planned = await shelves.repair(key, found, dry_run=True, now_ns=1)
+    assert planned.result == "planned" and "1 blocks wanted" in planned.text
     await shelves.close()
     catalog = catalog_path(rig.directory)
     checkpoint(catalog)

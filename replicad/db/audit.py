@@ -68,7 +68,7 @@ class _Audit:
             "SELECT e.file, e.size, e.block_bytes, e.kind,"
             " (SELECT max(number) FROM block b WHERE b.file = e.file AND b.seq <> ?), d.path, e.name"
             " FROM entry e LEFT JOIN directory d ON d.id = e.directory"
-            " WHERE e.file > 0 AND e.file > ? ORDER BY e.file LIMIT ?",
+            " WHERE e.file > ? ORDER BY e.file LIMIT ?",
             (UNSETTLED, file, PAGE_FILES),
         ):
             file = rows[-1][0]
@@ -80,7 +80,7 @@ class _Audit:
         file = self._next_file_with_blocks(-(2**62))
         while file is not None:
             if not self._book.value(
-                "SELECT 1 FROM entry WHERE file = ? AND file > 0 UNION ALL"
+                "SELECT 1 FROM entry WHERE file = ? UNION ALL"
                 " SELECT 1 WHERE NOT EXISTS(SELECT 1 FROM block WHERE file = ?) LIMIT 1",
                 (file, file),
             ):

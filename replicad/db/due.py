@@ -43,7 +43,7 @@ RANGES = 64
 """Runs of new files looked at in one call; one is a batch of a pass, 256 files."""
 
 SCHEMA = """
-    CREATE INDEX entry_file ON entry(file) WHERE file > 0;
+    CREATE INDEX entry_file ON entry(file);
     CREATE TABLE fresh(
         turn INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, bytes INTEGER NOT NULL);
     CREATE TABLE part(
@@ -261,7 +261,7 @@ class DueParts:
         """Whether the file is recorded with this identity, under whatever name: not written since, perhaps renamed."""
         return (
             self._db.value(
-                "SELECT 1 FROM entry WHERE file > 0 AND file = ? AND device = ? AND inode = ? AND size = ?"
+                "SELECT 1 FROM entry WHERE file = ? AND device = ? AND inode = ? AND size = ?"
                 " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
                 (file, stamp.device, stamp.inode, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
             )
@@ -347,7 +347,7 @@ class DueParts:
         found = False
         while rows := self._db.all(
             "SELECT e.file, e.size, e.block_bytes, EXISTS(SELECT 1 FROM part p WHERE p.file = e.file) FROM entry e"
-            " WHERE e.file > 0 AND e.file >= ? AND e.file <= ? AND e.size >= 0 ORDER BY e.file LIMIT ?",
+            " WHERE e.file >= ? AND e.file <= ? AND e.size >= 0 ORDER BY e.file LIMIT ?",
             (first, last, PAGE_FILES),
         ):
             passed = 0

@@ -24,7 +24,7 @@ class LookUp:
         """Up to `limit` recorded names of the file with this number."""
         rows = self._db.all(
             f"SELECT d.path, e.name, {ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
-            " WHERE e.file > 0 AND e.file = ? LIMIT ?",
+            " WHERE e.file = ? LIMIT ?",
             (file, limit),
         )
         return [(join(row[0], row[1]), Known._make(row[2:])) for row in rows]
@@ -35,7 +35,7 @@ class LookUp:
         for group in lookup_groups(files):
             rows = self._db.all(
                 f"SELECT d.path, e.name, {ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
-                f" WHERE e.file > 0 AND e.file IN ({LOOKUP_MARKS}) LIMIT ?",
+                f" WHERE e.file IN ({LOOKUP_MARKS}) LIMIT ?",
                 (*group, limit * len(group)),
             )
             if len(rows) == limit * len(group):  # some have very many names
@@ -60,7 +60,7 @@ class LookUp:
 
     def name_count(self, file: int) -> int:
         """How many names the file with this number has."""
-        return int(self._db.value("SELECT count(*) FROM entry WHERE file > 0 AND file = ?", (file,)))
+        return int(self._db.value("SELECT count(*) FROM entry WHERE file = ?", (file,)))
 
     def without_blocks(self, directory: int, after: bytes | None, limit: int) -> list[tuple[bytes, Known]]:
         """Up to `limit` entries, by name, that are no regular files and were described, directly in the directory with
