@@ -66,6 +66,9 @@ Result = TypeVar("Result")
 class StoreMender(Protocol):
     """What mends one store. All methods are coroutines that do their disk work elsewhere; they raise ReplicadError."""
 
+    async def verify_divergences(self) -> list[Divergence]:
+        """Look at the places of all open findings again; those that were settled meanwhile."""
+
     async def open_cases(self) -> list[Divergence]:
         """The open findings about this store."""
 
@@ -173,6 +176,8 @@ class Tended:
         """The next open findings, as many as one message takes."""
         if self._mender is None:
             return Cases([], False)
+        if not after:  # a round begins: an ordinary pass may have brought what was damaged
+            await self._mender.verify_divergences()
         left = sorted((one for one in await self._mender.open_cases() if one.id > after), key=lambda one: one.id)
         cases: list[Case] = []
         seen_bytes = told_bytes = 0
