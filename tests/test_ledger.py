@@ -10,13 +10,12 @@ import pytest
 from replicad.db.ledger import (
     UNSETTLED,
     ZERO,
-    Action,
     BlockRow,
     EntryRow,
     Ledger,
-    Step,
     put_of,
 )
+from replicad.db.plan import Action, Step
 from replicad.model.entry import Kind, Meta, Put, Stamp
 from replicad.model.errors import BookDamagedError
 from replicad.model.snapshot import Head
@@ -172,12 +171,12 @@ def test_a_number_is_never_taken_twice(ledger: Ledger) -> None:
 
 def test_the_plan_comes_back_in_order_and_by_phase(ledger: Ledger) -> None:
     """Steps are taken by phase and number, a bounded number at a time."""
-    ledger.plan()
+    ledger.plan.begin()
     steps = [Step(phase, number, Action.READ, b"p%d" % number, 1, 1, False) for number in (3, 1, 2) for phase in (0, 1)]
-    ledger.add_to_plan(steps)
-    assert [step.number for step in ledger.planned(1, 0, 2)] == [1, 2]
-    assert [step.number for step in ledger.planned(1, 2, 2)] == [3]
-    assert ledger.planned(2, 0, 2) == []
+    ledger.plan.add(steps)
+    assert [step.number for step in ledger.plan.steps(1, 0, 2)] == [1, 2]
+    assert [step.number for step in ledger.plan.steps(1, 2, 2)] == [3]
+    assert ledger.plan.steps(2, 0, 2) == []
 
 
 def test_two_new_ledgers_number_their_files_differently(tmp_path: Path) -> None:

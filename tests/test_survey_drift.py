@@ -63,6 +63,12 @@ def test_an_entry_has_drifted_only_under_its_own_inode_and_times(field: str) -> 
     assert not has_drifted(FILE, other._replace(ctime_ns=7_000))
 
 
+def test_where_times_are_whole_seconds_nothing_has_drifted() -> None:
+    """A change within the second of the last one leaves no trace there: it is replicated as ever."""
+    old = FILE._replace(ctime_ns=5_000_000_000)
+    assert not has_drifted(old, old._replace(mode=0o600))
+
+
 @pytest.mark.parametrize(
     ("kind", "now", "expected"),
     [
@@ -243,7 +249,8 @@ async def test_a_file_renamed_into_another_place_in_the_same_pass(tmp_path: Path
         (root / f"{number}").write_bytes(random.Random(number).randbytes(1_200_000 if number % 2 else 9_000))
     async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
         await primary.sync(fra1)
-        (root / "0").rename(root / "d" / "0")
+        (root / "new" / "deep").mkdir(parents=True)
+        (root / "0").rename(root / "new" / "deep" / "0")
         (root / "1").rename(root / "swap")
         (root / "3").rename(root / "1")
         (root / "swap").rename(root / "3")

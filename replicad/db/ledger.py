@@ -7,8 +7,8 @@ question, `seq > covered`, and a crash, a cut link, a second replica and a first
 A row with seq UNSETTLED was read but not yet put into any snapshot (a big file half read, a block that could not
 be sent): it counts as lacking everywhere until it is settled.
 
-**Never** changes an expected checksum except through `record_file`/`record_blocks`, which are called with bytes
-read from a file whose identity changed (guarantee 4).
+**Never** changes what is expected of a block except through `record_blocks`, which is called with bytes read from a
+file whose identity changed, or, while a ledger is adopted, with what a replica's record says (guarantee 4).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from replicad.db.database import Database
+from replicad.db.plan import Plan
 from replicad.model.entry import Kind, Meta, Put, Stamp
 from replicad.model.snapshot import Head
 
@@ -87,38 +87,6 @@ class Known(NamedTuple):
     flags: int
     extra: bytes | None
     seq: int
-
-
-class Action(IntEnum):
-    """What a pass has to do about one path."""
-
-    READ = 1
-    """A regular file whose bytes must be read."""
-    SAME = 2
-    """A regular file whose identity is recorded under another path: renamed or linked, not rewritten."""
-    DESCRIBE = 3
-    """Anything that has no blocks."""
-    DROP = 4
-    """A path that exists no more."""
-
-
-_ACTIONS = {int(action): action for action in Action}
-"""By number: several times faster than the enumeration's constructor, and it is needed for every step."""
-
-
-class Step(NamedTuple):
-    """One line of a pass's plan."""
-
-    phase: int
-    number: int
-    action: Action
-    path: bytes
-    size: int
-    links: int
-    known: bool
-    """Whether the ledger has an entry at this path."""
-    moved: bool = False
-    """Whether it is a new path of a recorded file whose content was not written by the look of it."""
 
 
 class Extra(msgspec.Struct, frozen=True, array_like=True):
@@ -194,6 +162,12 @@ class Ledger:
         """Open or create. Raises BookDamagedError, DiskFullError, LockedError."""
         self._db = Database(path, _MIGRATIONS, remedy=REMEDY.format(name=path.stem))
         self._directories: dict[bytes, int] = {}
+        self.plan = Plan(self._db)
+
+    @property
+    def database(self) -> Database:
+        """For questions that stand in a module of their own (db/claims.py)."""
+        return self._db
 
     def close(self) -> None:
         """Close; an open transaction is rolled back."""
@@ -315,17 +289,6 @@ class Ledger:
             for (name,) in self._db.rows("SELECT name FROM entry WHERE directory = ? ORDER BY name DESC", (number,)):
                 yield join(directory, name)
 
-    def begin_claims(self) -> None:
-        """Start to note which inode each file number stands for; `claim` does it."""
-        self._db.execute("DROP TABLE IF EXISTS temp.claim")
-        self._db.execute("CREATE TEMP TABLE claim(file INTEGER PRIMARY KEY, device INTEGER, inode INTEGER)")
-
-    def claim(self, file: int, device: int, inode: int) -> bool:
-        """Whether the number `file` stands for this inode: the first one that asks has it."""
-        self._db.execute("INSERT OR IGNORE INTO temp.claim VALUES (?, ?, ?)", (file, device, inode))
-        found = self._db.one("SELECT device, inode FROM temp.claim WHERE file = ?", (file,))
-        return found == (device, inode)
-
     def has_entries(self) -> bool:
         """Whether anything is recorded."""
         return self._db.value("SELECT 1 FROM entry LIMIT 1") is not None
@@ -396,29 +359,6 @@ class Ledger:
         entries = int(self._db.value("SELECT count(*) FROM entry"))
         assert row is not None
         return Totals(entries, int(row[1]))
-
-    # what a pass has to do: kept beside the books for as long as the connection lives, never in memory
-
-    def plan(self) -> None:
-        """Start an empty plan."""
-        self._db.execute("DROP TABLE IF EXISTS temp.plan")
-        self._db.execute(
-            "CREATE TEMP TABLE plan(phase INTEGER, number INTEGER, action INTEGER, path BLOB, size INTEGER,"
-            " links INTEGER, known INTEGER, moved INTEGER, PRIMARY KEY(phase, number)) WITHOUT ROWID"
-        )
-
-    def add_to_plan(self, steps: Iterable[Step]) -> None:
-        """Add steps; (phase, number) orders them."""
-        self._db.executemany("INSERT INTO temp.plan VALUES (?,?,?,?,?,?,?,?)", steps)
-
-    def planned(self, phase: int, after: int, limit: int) -> list[Step]:
-        """The next steps of a phase with numbers above `after`."""
-        rows = self._db.all(
-            "SELECT phase, number, action, path, size, links, known, moved FROM temp.plan"
-            " WHERE phase = ? AND number > ? ORDER BY number LIMIT ?",
-            (phase, after, limit),
-        )
-        return [Step(phase, number, _ACTIONS[action], *rest) for phase, number, action, *rest in rows]
 
     # writing entries
 

@@ -19,7 +19,8 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
-from replicad.db.ledger import Action, Known, Step
+from replicad.db.ledger import Known
+from replicad.db.plan import Action, Step
 from replicad.model.block import block_size_for
 from replicad.model.entry import FUZZY, Drop, Kind, Op, Put
 from replicad.model.errors import ReplicadError
@@ -198,7 +199,7 @@ class Pass:
     async def _planned(self, phase: int) -> AsyncIterator[tuple[Action, list[Step]]]:
         """The phase's steps in order, those of one action in batches, each large file by itself."""
         after = 0
-        while steps := await self._dataset.in_ledger(self._dataset.ledger.planned, phase, after, PLAN_STEPS):
+        while steps := await self._dataset.in_ledger(self._dataset.ledger.plan.steps, phase, after, PLAN_STEPS):
             after = steps[-1].number
             for batch in batches(steps):
                 yield batch[0].action, batch

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, EntryRow, Known, Ledger, Step, put_of, stamp_of
+from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, EntryRow, Known, Ledger, put_of, stamp_of
+from replicad.db.plan import Step
 from replicad.model.block import CHECKSUM_BYTES, Buffer, block_count
 from replicad.model.entry import FUZZY, INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Meta, Op, Put, Stamp
 from replicad.source.large import Slab
