@@ -9,6 +9,7 @@ import subprocess
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
@@ -326,6 +327,19 @@ async def test_a_finding_that_the_other_side_confirmed_is_not_wiped_out(tmp_path
         await primary.dataset.in_findings(primary.dataset.findings.update, settled)
         await primary.sync(fra1)
         assert findings(primary) == [settled]
+
+
+def test_only_other_bytes_are_news(tmp_path: Path, root: Path) -> None:
+    """The same bytes add nothing to an open finding of a block, other bytes a line of history."""
+    (root / "a").write_bytes(b"a")
+    with Root(os.fsencode(root)) as opened, closing(Findings(tmp_path / "findings.db")) as book:
+        for moment, content in enumerate((b"b", b"b", b"c")):
+            rotten = _rotten(root / "a", b"e" * 16, met.checksum(b"a"))
+            found = look_again(opened, rotten, "www", moment)
+            assert found
+            met.report(book, [msgspec.structs.replace(found, seen=content)])
+        (found,) = book.listed()
+        assert (found.found_ns, found.seen, len(found.events)) == (0, b"c", 2)
 
 
 needs_ext4 = pytest.mark.skipif(
