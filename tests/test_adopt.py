@@ -16,6 +16,7 @@ from kit_pair import make_pair, replicad, running
 from kit_rig import Replica, Rig, copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_tree import build_tree
 from replicad.config import DatasetConfig
+from replicad.db.claims import Claims
 from replicad.db.findings import Findings
 from replicad.db.ledger import UNKNOWN_CHECKSUM, Ledger
 from replicad.model.block import Checksum, block_id, checksum
@@ -396,14 +397,13 @@ def test_file_numbers_of_a_new_ledger_keep_clear_of_the_record(tmp_path: Path) -
 
 def test_a_file_number_stands_for_the_first_inode_that_claims_it(tmp_path: Path) -> None:
     """Later inodes are told no, the first one yes again."""
-    ledger = Ledger(tmp_path / "www.db")
-    ledger.begin_claims()
-    assert ledger.claim(1, 0, 10)
-    assert not ledger.claim(1, 0, 11)
-    assert not ledger.claim(1, 9, 10)
-    assert ledger.claim(1, 0, 10)
-    ledger.begin_claims()
-    assert ledger.claim(1, 0, 11)
+    database = Ledger(tmp_path / "www.db").database
+    claims = Claims(database)
+    assert claims.claim(1, 0, 10)
+    assert not claims.claim(1, 0, 11)
+    assert not claims.claim(1, 9, 10)
+    assert claims.claim(1, 0, 10)
+    assert Claims(database).claim(1, 0, 11)
 
 
 def test_an_unknown_checksum_accuses_nobody() -> None:

@@ -123,7 +123,8 @@ def test_a_store_has_one_writer(store: Path) -> None:
     put_files(Primary(first), 1, {b"a": b"1"})
     with pytest.raises(LockedError):
         rebuild_catalog(store)
-    code = "import sys; from pathlib import Path; from replicad.work.archive import Archive, LockedError\n"
+    code = "import sys; from pathlib import Path; from replicad.model.errors import LockedError\n"
+    code += "from replicad.work.archive import Archive\n"
     code += "try: Archive.open(Path(sys.argv[1]))\nexcept LockedError as error: print(error)"
     other = subprocess.run([sys.executable, "-c", code, str(store)], capture_output=True, text=True, timeout=60)
     assert f"process {os.getpid()} already works here" in other.stdout

@@ -9,6 +9,7 @@ import subprocess
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
@@ -61,6 +62,12 @@ def test_an_entry_has_drifted_only_under_its_own_inode_and_times(field: str) -> 
     assert has_drifted(FILE, other) is expected
     assert not has_drifted(FILE, FILE)
     assert not has_drifted(FILE, other._replace(ctime_ns=7_000))
+
+
+def test_where_times_are_whole_seconds_nothing_has_drifted() -> None:
+    """A change within the second of the last one leaves no trace there: it is replicated as ever."""
+    old = FILE._replace(ctime_ns=5_000_000_000)
+    assert not has_drifted(old, old._replace(mode=0o600))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +250,8 @@ async def test_a_file_renamed_into_another_place_in_the_same_pass(tmp_path: Path
         (root / f"{number}").write_bytes(random.Random(number).randbytes(1_200_000 if number % 2 else 9_000))
     async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
         await primary.sync(fra1)
-        (root / "0").rename(root / "d" / "0")
+        (root / "new" / "deep").mkdir(parents=True)
+        (root / "0").rename(root / "new" / "deep" / "0")
         (root / "1").rename(root / "swap")
         (root / "3").rename(root / "1")
         (root / "swap").rename(root / "3")
@@ -319,6 +327,19 @@ async def test_a_finding_that_the_other_side_confirmed_is_not_wiped_out(tmp_path
         await primary.dataset.in_findings(primary.dataset.findings.update, settled)
         await primary.sync(fra1)
         assert findings(primary) == [settled]
+
+
+def test_only_other_bytes_are_news(tmp_path: Path, root: Path) -> None:
+    """The same bytes add nothing to an open finding of a block, other bytes a line of history."""
+    (root / "a").write_bytes(b"a")
+    with Root(os.fsencode(root)) as opened, closing(Findings(tmp_path / "findings.db")) as book:
+        for moment, content in enumerate((b"b", b"b", b"c")):
+            rotten = _rotten(root / "a", b"e" * 16, met.checksum(b"a"))
+            found = look_again(opened, rotten, "www", moment)
+            assert found
+            met.report(book, [msgspec.structs.replace(found, seen=content)])
+        (found,) = book.listed()
+        assert (found.found_ns, found.seen, len(found.events)) == (0, b"c", 2)
 
 
 needs_ext4 = pytest.mark.skipif(

@@ -7,8 +7,8 @@ question, `seq > covered`, and a crash, a cut link, a second replica and a first
 A row with seq UNSETTLED was read but not yet put into any snapshot (a big file half read, a block that could not
 be sent): it counts as lacking everywhere until it is settled.
 
-**Never** changes an expected checksum except through `record_file`/`record_blocks`, which are called with bytes
-read from a file whose identity changed (guarantee 4).
+**Never** changes what is expected of a block except through `record_blocks`, which is called with bytes read from a
+file whose identity changed, or, while a ledger is adopted, with what a replica's record says (guarantee 4).
 """
 
 from __future__ import annotations
@@ -269,17 +269,6 @@ class Ledger:
         for number, directory in rows:
             for (name,) in self._db.rows("SELECT name FROM entry WHERE directory = ? ORDER BY name DESC", (number,)):
                 yield join(directory, name)
-
-    def begin_claims(self) -> None:
-        """Start to note which inode each file number stands for; `claim` does it."""
-        self._db.execute("DROP TABLE IF EXISTS temp.claim")
-        self._db.execute("CREATE TEMP TABLE claim(file INTEGER PRIMARY KEY, device INTEGER, inode INTEGER)")
-
-    def claim(self, file: int, device: int, inode: int) -> bool:
-        """Whether the number `file` stands for this inode: the first one that asks has it."""
-        self._db.execute("INSERT OR IGNORE INTO temp.claim VALUES (?, ?, ?)", (file, device, inode))
-        found = self._db.one("SELECT device, inode FROM temp.claim WHERE file = ?", (file,))
-        return found == (device, inode)
 
     def has_entries(self) -> bool:
         """Whether anything is recorded."""

@@ -399,6 +399,7 @@ class _Walk:
 
 _FILE, _DIRECTORY, _SYMLINK = Kind.FILE.value, Kind.DIRECTORY.value, Kind.SYMLINK.value
 _SIZE, _TIMES = 6, slice(7, 9)
+_SECOND_NS = 1_000_000_000
 
 
 def has_drifted(known: Sequence[int], now: Sequence[int]) -> bool:
@@ -406,9 +407,9 @@ def has_drifted(known: Sequence[int], now: Sequence[int]) -> bool:
 
     A regular file that only grew was perhaps not: one long write stamps the file once and lengthens it as it goes on,
     so a size that was recorded meanwhile is outgrown under the same times. Directories have whatever size their file
-    system's check gives them.
+    system's check gives them. And where times are whole seconds, two changes within one look like none.
     """
-    if known[_TIMES] != now[_TIMES] or known[4:6] != now[4:6] or known[:] == now[:]:
+    if known[_TIMES] != now[_TIMES] or known[4:6] != now[4:6] or known[8] % _SECOND_NS == 0:
         return False
     if known[:4] != now[:4]:
         return True

@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from replicad.db.claims import Claims
 from replicad.db.ledger import UNKNOWN_CHECKSUM, BlockRow, EntryRow, Ledger
 from replicad.link.messages import SnapshotLine
 from replicad.model.block import ID_BYTES, block_count
@@ -116,8 +117,8 @@ def _begin(ledger: Ledger, replica: str, line: SnapshotLine, root: Root, clock: 
     whole = not ledger.has_entries() or ledger.get("adopting") == mark
     if whole:
         ledger.put("adopting", mark)
-    ledger.begin_claims()
-    return Adoption(ledger, root, ledger.take_seq(), clock, Adopted(line.number, lost_records=line.lost), whole)
+    adopted = Adopted(line.number, lost_records=line.lost)
+    return Adoption(ledger, root, ledger.take_seq(), clock, adopted, whole, Claims(ledger.database))
 
 
 @dataclass(slots=True)
@@ -131,6 +132,7 @@ class Adoption:
     adopted: Adopted
     whole: bool
     """Whether the ledger has nothing else: then the replica lacks nothing of what was adopted."""
+    claims: Claims
     _entries: list[EntryRow] = field(default_factory=list)
     _blocks: list[BlockRow] = field(default_factory=list)
     _file: int = 0
@@ -212,7 +214,7 @@ class Adoption:
         """Whether this inode is what the file number stands for. Hard links that were made or broken while there was no
         ledger would have two inodes share a number, or two numbers an inode: such an entry begins anew."""
         stamp = look.stamp
-        if not self.ledger.claim(put.file, stamp.device, stamp.inode):
+        if not self.claims.claim(put.file, stamp.device, stamp.inode):
             return False
         if look.links == 1:
             return True

@@ -137,20 +137,16 @@ def _kind(number: int) -> str:
     return Kind(number).name.lower().replace("_", " ") if number else "thing of no known kind"
 
 
-def report(findings: Findings, found: Sequence[Divergence]) -> int:
-    """Write down what is new; how many of these are open now. In the books' thread.
+def report(findings: Findings, found: Sequence[Divergence]) -> None:
+    """Write down what is new. In the books' thread.
 
-    A finding that is open with the same sight of things stays as it is: the other side may have confirmed it since."""
+    A finding that is open stays as it is, whoever made it, unless a block holds other bytes by now: the other side may
+    have confirmed it since."""
     known = {one.key: one for one in findings.listed(side=Side.PRIMARY, state=State.OPEN)} if found else {}
     for one in found:
         before = known.get(one.key)
-        if before is None or (before.seen, before.what, before.part) != (one.seen, one.what, one.part):
-            findings.report(_later(before, one))
-    return len(found)
-
-
-def _later(before: Divergence | None, now: Divergence) -> Divergence:
-    """The same finding seen again with other bytes says so in its history."""
-    if before is None:
-        return now
-    return msgspec.structs.replace(now, events=(Event(now.found_ns, f"found again, and otherwise: {now.what}"),))
+        if before is None:
+            findings.report(one)
+        elif one.part is Part.BLOCK and before.seen != one.seen:
+            event = Event(one.found_ns, f"found again by a catch-up, and otherwise: {one.what}")
+            findings.report(msgspec.structs.replace(one, events=(event,)))

@@ -4,9 +4,9 @@ The plan lives in the ledger's temporary table, so a tree of any size is planned
 its size are known before the first byte is read, and the guards can judge the whole change at once: a dataset of
 which more than the configured share would be dropped or rewritten is held, and nothing of it has been sent.
 
-Phases: 0 drops what stands where something of another kind stands now, 1 puts renamed files (while their blocks are
-still recorded under the old names, which others may have by now), 2 puts the rest, 3 drops the rest (after the puts,
-for the same reason).
+Phases: 0 drops what stands where something of another kind stands now, 1 puts new directories and renamed files (while
+their blocks are still recorded under the old names, which others may have by now), 2 puts the rest, 3 drops the rest
+(after the puts, for the same reason). A directory is put before what is in it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from replicad.source.exclude import Excluded
 from replicad.source.root import Root, Trouble
 from replicad.source.scan import DirectoryDiff, Drifted, Found, Gone, Soon, walk
 
-REPLACED, MOVED, PUTS, DROPS = 0, 1, 2, 3
-PHASES = (REPLACED, MOVED, PUTS, DROPS)
+REPLACED, FIRST, PUTS, DROPS = 0, 1, 2, 3
+PHASES = (REPLACED, FIRST, PUTS, DROPS)
 HOLD_FROM_ENTRIES = 20
 """A change of fewer entries never holds a dataset, whatever its share: in a small tree every edit is a big share."""
 _BATCH = 2000
@@ -142,7 +142,9 @@ class _Planner:
         survey, stamp = self.survey, found.stamp
         survey.puts += 1
         if stamp.kind != Kind.FILE:
-            self._add(PUTS, Action.DESCRIBE, found.path, found=found)
+            is_new = found.known is None or found.known.kind != stamp.kind
+            first = stamp.kind == Kind.DIRECTORY and is_new
+            self._add(FIRST if first else PUTS, Action.DESCRIBE, found.path, found=found)
             return
         rewritten = found.known is not None and _written(found.known, stamp)
         in_place = found.known is not None and found.known.inode == stamp.inode
@@ -155,7 +157,7 @@ class _Planner:
             survey.size += stamp.size
             survey.rewritten += rewritten
             survey.moved += moved and found.links == 1  # else a further name of it
-            self._add(MOVED if moved else PUTS, Action.READ, found.path, found=found, moved=moved)
+            self._add(FIRST if moved else PUTS, Action.READ, found.path, found=found, moved=moved)
 
     def _add(self, phase: int, action: Action, path: bytes, found: Found | None = None, *, moved: bool = False) -> None:
         self._number += 1
