@@ -34,6 +34,7 @@ from replicad.model.block import self_test
 from replicad.model.divergence import Divergence, Side
 from replicad.model.errors import ConfigError, LinkError, ReplicadError, UsageError
 from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, ScrubStatus, encode
+from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.system.heap import calm_collector, keep_freed_memory
@@ -42,7 +43,7 @@ from replicad.system.notify import Notifier
 from replicad.work import orders
 from replicad.work.clients import Clients
 from replicad.work.dataset import Dataset
-from replicad.work.job import Runner, log_failure
+from replicad.work.job import Job, Runner, log_failure
 from replicad.work.mended import Mended
 from replicad.work.replicate import Replication
 from replicad.work.scouts import Scouts
@@ -51,6 +52,7 @@ from replicad.work.scrubs import Answer, Scrubs
 from replicad.work.shelves import Shelves
 from replicad.work.surface import Surface
 from replicad.work.surfaces import SURFACES, Surfaces
+from replicad.work.suspect import Examining
 from replicad.work.tendings import Tendings
 
 log = logger("daemon")
@@ -86,7 +88,7 @@ class Daemon:
         self._status = NodeStatus(node=config.node.name, version=__version__, config_file=str(config.file))
         self._pool = ThreadPoolExecutor(config.node.threads, "work")
         self._scouts = Scouts()
-        self._scrub_pool = ThreadPoolExecutor(SCRUB_THREADS, "scrub")
+        self.scrub_pool = ThreadPoolExecutor(SCRUB_THREADS, "scrub")
         self._turnstile = asyncio.Lock()
         self.surfaces = surfaces
         self._replica: ReplicaSide | None = None
@@ -275,7 +277,7 @@ class Daemon:
                 continue
             diallers = [self._diallers[replica] for replica in replicas]
             parts[name] = Protected(config, dataset, diallers, self._pool, self._scouts, self._clock, self._disk)
-            opening = partial(self.surfaces.primary, parts[name].dataset, self._scrub_pool, self._clock)
+            opening = partial(self.surfaces.primary, parts[name].dataset, self.scrub_pool, self._clock)
             parts[name].scrub(opening, self._turnstile)
             if name in before:
                 parts[name].take_over(before[name])
@@ -343,7 +345,7 @@ class Daemon:
         if self._http:
             await self._http.stop()
         self._pool.shutdown()
-        self._scrub_pool.shutdown()
+        self.scrub_pool.shutdown()
 
     def _protected(self, dataset: str) -> Protected:
         if dataset not in self._datasets:
@@ -370,10 +372,11 @@ class ReplicaSide:
             daemon.clients,
             disk,
             clock,
-            appeared=self._scrub,
+            appeared=self._judge,
             scrub_of=lambda client, dataset: self.scrubs.find(dataset, client),
         )
         self._clock, self._surface, self._turnstile = clock, daemon.surfaces.replica, asyncio.Lock()
+        self._pool = daemon.scrub_pool
         house = House(
             node=config.node.name,
             software=SOFTWARE,
@@ -385,6 +388,7 @@ class ReplicaSide:
         )
         self.reception = Reception(house)
         self.jobs: list[JobStatus] = [JobStatus("receive", running=False)]
+        self._tasks: list[asyncio.Task[None]] = []
         self._listener: Listener | None = None
         self._stack = AsyncExitStack()
 
@@ -412,6 +416,7 @@ class ReplicaSide:
         self.config.store.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stack.push_async_callback(self.shelves.close)
         self._stack.push_async_callback(self.scrubs.close)
+        self._stack.push_async_callback(self._stop_jobs)
         await self.shelves.open_all()
         self._stack.push_async_callback(self.reception.close)
         unix = await serve_unix(self._node.state / SOCKET_NAME, self.reception)
@@ -429,8 +434,8 @@ class ReplicaSide:
         self.jobs[0].running = False
         await self._stack.aclose()
 
-    def _scrub(self, client: str, dataset: str) -> None:
-        """A store has appeared: scrub it from now on."""
+    def _judge(self, client: str, dataset: str) -> None:
+        """A store has appeared: scrub it from now on, and look at what its snapshots change."""
 
         async def in_book(work: Callable[[Findings], Result]) -> Result:
             return await self.shelves.in_findings(client, dataset, work)
@@ -445,6 +450,18 @@ class ReplicaSide:
                 turnstile=self._turnstile,
             )
         )
+        directory = store_path(self.config.store, client, dataset)
+        self._run(Examining(client, dataset, directory, in_book, self._pool, self._clock))
+
+    def _run(self, job: Job) -> None:
+        line = JobStatus(job.name)
+        self.jobs.append(line)
+        self._tasks.append(asyncio.create_task(Runner(job, line, self._clock, log_failure).run()))
+
+    async def _stop_jobs(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def _repair_result(found: Divergence, mended: Mended) -> RepairResult:
@@ -577,8 +594,4 @@ def run(config_file: Path) -> None:
     configure(config.node.log_level, config.node.log_format)
     keep_freed_memory()
     calm_collector()
-    asyncio.run(_main(config))
-
-
-async def _main(config: Config) -> None:
-    await Daemon(config).run(Notifier())
+    asyncio.run(Daemon(config).run(Notifier()))

@@ -247,9 +247,11 @@ async def test_a_block_that_gives_no_bytes_is_overwritten(tmp_path: Path, monkey
 
 
 class FullDisk(Disk):
-    """Takes no bytes."""
+    """Takes no bytes of the dataset's."""
 
     def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
+        if "/quarantine/" in os.readlink(f"/proc/self/fd/{fd}"):
+            return super().pwrite(fd, data, offset)
         raise OSError(errno.EIO, "Input/output error")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -96,7 +95,9 @@ async def test_both_sides_are_scrubbed_and_do_what_is_typed(tmp_path: Path) -> N
 
         told = await typed("scrub", "start", "www", "--side", "replica", "--wait", *here)
         assert "fra1 (replica): clean" in told
-        await typed("scrub", "pause", "www", "--side", "replica", *here, code=2)  # a primary may hurry it, not hold it up
+        await typed(
+            "scrub", "pause", "www", "--side", "replica", *here, code=2
+        )  # a primary may hurry it, not hold it up
         await typed("scrub", "start", "nothing", *here, code=2)
 
         await typed("scrub", "pause", "--for", "1h", *there)
@@ -116,4 +117,4 @@ async def test_both_sides_are_scrubbed_and_do_what_is_typed(tmp_path: Path) -> N
         await until(lambda: bool(replica.status().scrubs) and replica.status().scrubs[0].state == "paused")
         await typed("scrub", "resume", *there)
         await until(lambda: replica.status().scrubs[0].state in ("idle", "running"))
-        assert replica.status().scrubs[0].served == 1
+        assert replica.status().scrubs[0].served == 2, "one from here, one from the primary"

@@ -419,7 +419,6 @@ async def test_the_quarantine_is_bounded(tmp_path: Path, root: Path, monkeypatch
         assert sum((tmp_path / "state" / one.quarantine).exists() for one in found) == 2
 
 
-
 async def test_a_sound_ledger_makes_sense(tmp_path: Path, root: Path) -> None:
     """Of a tree with every kind of entry, after changes of every kind, nothing is wrong with the ledger."""
     build_tree(root)

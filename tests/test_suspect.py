@@ -23,7 +23,7 @@ from replicad.model.divergence import SUSPECT_KINDS, Suspect
 from replicad.model.entry import FUZZY, Kind
 from replicad.system.clock import Clock
 from replicad.work import suspicion
-from replicad.work.suspect import EXAMINED, RELEASED_NS, WAITING_ALIKE, Examining, unlike
+from replicad.work.suspect import EXAMINED, RELEASED_NS, WAITING_ALIKE, Examining, InBook, unlike
 from replicad.work.suspicion import FEW_BITS, LATE_NS, differs_by_few_bits, has_same_mtime, was_scrambled
 
 HOUR_NS = 3600 * 1_000_000_000
@@ -53,13 +53,22 @@ class Bench:
         return sorted((one.kind, one.path, one.blocks) for one in self.findings.suspects())
 
 
+def book_in(findings: Findings, executor: ThreadPoolExecutor) -> InBook:
+    """The findings as the job gets at them: in their own thread."""
+
+    async def in_book(work: Callable[[Findings], object]) -> object:
+        return await asyncio.get_running_loop().run_in_executor(executor, work, findings)
+
+    return in_book  # type: ignore[return-value]  # what comes out is what the work gives
+
+
 @asynccontextmanager
 async def bench(tmp_path: Path, root: Path, **options: object) -> AsyncIterator[Bench]:
     own, pool = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     async with rig(tmp_path, root, max_change=1.0, **options) as primary, replica(tmp_path / "store") as fra1:
         assert (await primary.sync(fra1)).pass_ok
         findings = own.submit(Findings, fra1.archive / "findings.db").result()
-        job = Examining("ams1", "www", fra1.archive, findings, own, pool, Clock())
+        job = Examining("ams1", "www", fra1.archive, book_in(findings, own), pool, Clock())
         try:
             yield Bench(primary, fra1, findings, job)
         finally:
@@ -297,9 +306,8 @@ async def test_every_snapshot_is_examined_once_also_after_a_restart(tmp_path: Pa
         assert [(one.snapshot, one.before) for one in made.findings.suspects()] == [(2, 1), (3, 2)]
         made.findings.release_suspects(None, 5)
         flip_bits(root / "c", 5, 1)
-        again = Examining(
-            "ams1", "www", made.fra1.archive, made.findings, ThreadPoolExecutor(1), ThreadPoolExecutor(1), Clock()
-        )
+        pool = ThreadPoolExecutor(1)
+        again = Examining("ams1", "www", made.fra1.archive, book_in(made.findings, pool), pool, Clock())
         await made.sync()
         await again.step()
         await again.step()

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from replicad.db.findings import Findings
 from replicad.model.divergence import Suspect
@@ -36,21 +36,26 @@ EXAMINED = "examined"
 Result = TypeVar("Result")
 
 
+class InBook(Protocol):
+    """Runs work with the store's findings book, in the book's thread."""
+
+    def __call__(self, work: Callable[[Findings], Result], /) -> Awaitable[Result]: ...
+
+
 class Examining:
-    """The job of one store. Reading is done in `pool`, the findings are used in `executor`, their thread."""
+    """The job of one store. Reading is done in `pool`."""
 
     def __init__(
         self,
         client: str,
         dataset: str,
         directory: Path,
-        findings: Findings,
-        executor: Executor,
+        in_book: InBook,
         pool: Executor,
         clock: Clock,
     ) -> None:
         self._client, self._dataset, self._directory = client, dataset, directory
-        self._findings, self._executor, self._pool, self._clock = findings, executor, pool, clock
+        self._in_book, self._pool, self._clock = in_book, pool, clock
         self._sealed = asyncio.Event()
 
     @property
@@ -81,23 +86,20 @@ class Examining:
             await asyncio.gather(*waits, return_exceptions=True)
 
     async def _examine_next(self) -> bool:
-        after = int(await self._in(self._executor, partial(self._findings.get, EXAMINED)) or 0)
-        number, suspects = await self._in(self._pool, partial(examine, self._directory, after, self._clock.now_ns()))
+        after = int(await self._in_book(lambda book: book.get(EXAMINED)) or 0)
+        look = partial(examine, self._directory, after, self._clock.now_ns())
+        number, suspects = await asyncio.get_running_loop().run_in_executor(self._pool, look)
         if not number:
             return False
-        await self._in(self._executor, partial(self._remember, number, suspects))
+        await self._in_book(partial(_remember, number, suspects, self._clock.now_ns()))
         return True
 
-    def _remember(self, number: int, suspects: Sequence[Suspect]) -> None:
-        """In this order: what was listed twice after a crash in between stands there once."""
-        if suspects:
-            known = self._findings.suspects(released=True)
-            self._findings.add_suspects(unlike(suspects, known, self._clock.now_ns()))
-        self._findings.put(EXAMINED, number)
 
-    @staticmethod
-    async def _in(executor: Executor, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(executor, work)
+def _remember(number: int, suspects: Sequence[Suspect], now_ns: int, book: Findings) -> None:
+    """In this order: what was listed twice after a crash in between stands there once."""
+    if suspects:
+        book.add_suspects(unlike(suspects, book.suspects(released=True), now_ns))
+    book.put(EXAMINED, number)
 
 
 def unlike(suspects: Sequence[Suspect], known: Sequence[Suspect], now_ns: int) -> list[Suspect]:
