@@ -41,6 +41,8 @@ from replicad.system.tasks import (
 
 PIPE_BYTES = 1024 * 1024
 """What an unprivileged process may ask for: what is known of a batch of files is written and read at once."""
+INTERPRETER = "/proc/self/exe"
+"""The one that runs now, also where this user may not go down its path, or where an update has put another in place."""
 END_S = 2.0
 """How long a child that was told to end may finish its task before it is killed; a task takes milliseconds."""
 REAP_S = 0.2
@@ -245,10 +247,11 @@ class _Line(asyncio.Protocol):
 
 
 def _start(module: str, memory: int) -> subprocess.Popen[bytes]:
-    """A session of its own keeps the terminal's signals away; the path is this process's, however that was set."""
+    """A session of its own keeps the terminal's signals away; the modules come from where this process has its own."""
     try:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(memory)],
+            executable=INTERPRETER,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
