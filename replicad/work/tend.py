@@ -48,7 +48,8 @@ LOOK_EVERY_S = 5.0
 AWAITED_S = 2.0
 """How often it is asked while somebody waits for its scrub to end."""
 IDLE_CLOSE_S = 300.0
-"""A session that had nothing to settle for so long is closed between rounds: it takes a place on the replica."""
+"""A session that had nothing to settle for so long is closed between rounds: it takes a place on the replica. One that
+never had is closed at once."""
 AGAIN_S, LAST_AGAIN_S = 300.0, 3600.0
 """A finding that a round could not settle is looked at again after the one, later after the other, and at once when
 something about it changes. Each time costs a block or, on behalf of a whole segment, MAX_TESTIMONY_BYTES."""
@@ -105,7 +106,7 @@ class Tending:
         self._records = ComparingRecords(dataset, replica, clock)
         self._own, self._theirs, self._mends = Patience(clock), Patience(clock), Patience(clock)
         self._talk: Conversation | None = None
-        self._useful_s = clock.monotonic_s()
+        self._useful_s = float("-inf")
         self._seen = (0, 0)
         self._left: dict[str, int] = {}
         """How many blocks a finding of the replica's wanted when it was last testified about."""
