@@ -129,15 +129,18 @@ def running(**changes: object) -> ScrubStatus:
 
 
 def test_a_scrub_that_cannot_go_on_is_given_up_on() -> None:
-    """Failing, waiting or paused for two minutes without a break ends the wait as incomplete, with the reason."""
+    """Failing, waiting or paused with no progress for a while ends the wait as incomplete, with the reason; a try that fails
+    again is no progress."""
+    failed = {"state": "failed", "reason": "Input/output error"}
     watch = awaited()
     for at_s in (100.0, 100.0 + STUCK_S - 1):
-        watch.look(running(state="failed", reason="Input/output error"), at_s)
+        watch.look(running(**failed), at_s)
     assert watch.result == ""
-    watch.look(running(), 100.0 + STUCK_S)
-    watch.look(running(state="failed", reason="Input/output error"), 100.0 + STUCK_S + 1)
+    watch.look(running(media_bytes=10**9), 100.0 + STUCK_S)
+    watch.look(running(**failed, media_bytes=10**9), 100.0 + STUCK_S + 1)
     assert watch.result == ""
-    watch.look(running(state="failed", reason="Input/output error"), 100.0 + 2 * STUCK_S + 1)
+    watch.look(running(media_bytes=10**9), 100.0 + STUCK_S + 2)
+    watch.look(running(**failed, media_bytes=10**9), 100.0 + 2 * STUCK_S + 1)
     assert (watch.result, watch.outcome().reason, watch.outcome().exit_code) == ("incomplete", "Input/output error", 1)
 
 

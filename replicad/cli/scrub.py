@@ -28,7 +28,7 @@ BAR_AFTER_S = 0.5
 """A scrub shorter than this shows no bar."""
 REFRESH_S = 0.2
 ASK_AGAIN_S = 1.0
-STUCK_S = 120.0
+STUCK_S = 30.0
 """A scrub that fails, or cannot look at what is left, is waited for no longer than this; it is tried on."""
 LONGEST_PAUSE_S = 86400.0
 
@@ -222,6 +222,7 @@ class Awaited:
     ended_s: float = 0.0
     total_bytes: int = 0
     _stuck_since_s: float | None = None
+    _stuck_at: tuple[int, int, int] | None = None
 
     def look(self, line: ScrubStatus, now_s: float) -> None:
         """Take notice of what the daemon says now."""
@@ -235,11 +236,14 @@ class Awaited:
             return "divergent" if line.divergent else "clean"
         if self.timeout_s is not None and now_s - self.began_s >= self.timeout_s:
             return "late"
-        if line.state not in ("failed", "waiting", "paused"):
+        done = (line.media_bytes, line.cache_bytes, line.structure_ns)
+        if line.state in ("failed", "waiting", "paused"):
+            if self._stuck_since_s is None or done != self._stuck_at:  # a try that fails again is no progress
+                self._stuck_since_s, self._stuck_at = now_s, done
+            return "incomplete" if now_s - self._stuck_since_s >= STUCK_S else ""
+        if done != self._stuck_at:
             self._stuck_since_s = None
-            return ""
-        self._stuck_since_s = now_s if self._stuck_since_s is None else self._stuck_since_s
-        return "incomplete" if now_s - self._stuck_since_s >= STUCK_S else ""
+        return ""
 
     @property
     def done_bytes(self) -> int:

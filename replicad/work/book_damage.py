@@ -22,12 +22,13 @@ log = logger("work.book_damage")
 LEDGER, CATALOG = "book:ledger", "book:catalog"
 """Keys of the findings."""
 
-_EVIDENCE = {
+EVIDENCE = {
     # The page's own checksum is the witness. What it said is had from elsewhere, or making the book anew will say that
     # it is not: the ledger from the replica's record, the catalog from the segments.
     Side.PRIMARY: Evidence(Sight.DIFFERS, Sight.MATCHES, Writing.UNWRITTEN, Witness.CONFIRMS),
     Side.REPLICA: Evidence(Sight.MATCHES, Sight.DIFFERS, Writing.UNWRITTEN, Witness.CONFIRMS),
 }
+"""What is known of a damaged book, by side."""
 
 
 def findings_of(directory: Path) -> Path:
@@ -43,12 +44,12 @@ def damaged(side: Side, dataset: str, peer: str, error: BookDamagedError, now_ns
         side=side,
         peer=peer,
         part=Part.BOOK,
-        verdict=judge(_EVIDENCE[side]),
+        verdict=judge(EVIDENCE[side]),
         found_ns=now_ns,
         changed_ns=now_ns,
         what=error.what,
         path=Path(error.where).name.encode(),
-        evidence=_EVIDENCE[side],
+        evidence=EVIDENCE[side],
         events=(Event(now_ns, f"found: {error.what}"),),
     )
 

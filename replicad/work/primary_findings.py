@@ -19,13 +19,13 @@ from replicad.db.look_up import LookUp
 from replicad.model.block import block_count, checksum
 from replicad.model.divergence import MAX_AFFECTED, Affected, Divergence, Event, Look, Part, Side, State, differing_bits
 from replicad.model.entry import show_path
-from replicad.model.verdict import Evidence, Sight, Verdict, Writing, judge
+from replicad.model.verdict import Evidence, Sight, Writing, judge
 from replicad.source.root import Root
 from replicad.source.verify import Name, Odd, Seen, zero_checksum
+from replicad.work.book_damage import EVIDENCE, LEDGER
 from replicad.work.dataset import Dataset
 from replicad.work.quarantine import NOT_KEPT, Quarantine
 
-BOOK_KEY = "book:ledger"
 _SAID = {
     Sight.DIFFERS: "a block differs from the record although nobody wrote the file",
     Sight.UNREADABLE: "a block cannot be read from the medium",
@@ -170,12 +170,13 @@ class PrimaryFindings:
         what = f"the ledger is damaged: {problems[0]}"
         self._dataset.findings.report(
             Divergence(
-                key=BOOK_KEY,
+                key=LEDGER,
                 dataset=self._dataset.config.name,
                 side=Side.PRIMARY,
                 peer="",
                 part=Part.BOOK,
-                verdict=Verdict.RECORD_ROT,
+                verdict=judge(EVIDENCE[Side.PRIMARY]),
+                evidence=EVIDENCE[Side.PRIMARY],
                 found_ns=at_ns,
                 changed_ns=at_ns,
                 what=what,

@@ -30,8 +30,9 @@ from replicad.source.read import REAL, Access
 from replicad.source.root import Root, Trouble, root_identity
 from replicad.source.verify import Examined, Name, Outcome, Stretch, examine, examine_entries
 from replicad.system.clock import Clock
+from replicad.work.book_damage import LEDGER
 from replicad.work.dataset import Dataset
-from replicad.work.primary_findings import BOOK_KEY, Place, PrimaryFindings, block_key, metadata_key, name_of
+from replicad.work.primary_findings import Place, PrimaryFindings, block_key, metadata_key, name_of
 from replicad.work.surface import Extent, Verified
 
 Given = ParamSpec("Given")
@@ -145,7 +146,7 @@ class PrimarySurface:
                 await self._in_books(self._findings.report_book, problems, path.name, started_ns)
             else:
                 why = "every page of the ledger was read and is well, and so is what they say"
-                await self._in_books(self._findings.set_gone, BOOK_KEY, why, started_ns)
+                await self._in_books(self._findings.set_gone, LEDGER, why, started_ns)
             self._outdated_ns = 0
             await self._settle_outdated(started_ns)
             return Verified(found=min(1, len(problems)))

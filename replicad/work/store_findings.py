@@ -20,11 +20,10 @@ from replicad.model.divergence import Divergence, Event, Look, Part, Side, State
 from replicad.model.verdict import Books, Evidence, Sight, judge
 from replicad.store.segments import Damage
 from replicad.system.clock import Clock
+from replicad.work.book_damage import CATALOG
 from replicad.work.harm import Harm
 from replicad.work.quarantine import Quarantine
 from replicad.work.segment_check import Wrong
-
-BOOK_KEY = "book:catalog"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class StoreFindings:
         sight = Sight.UNREADABLE if is_unreadable else Sight.ABSENT
         what = texts[0] if len(texts) == 1 else f"{texts[0]} (and {len(texts) - 1} more)"
         evidence = Evidence(primary=Sight.ABSENT, replica=sight)
-        return self._remember([(self._divergence(BOOK_KEY, Part.BOOK, what, evidence, path=b"catalog.db"), None)])
+        return self._remember([(self._divergence(CATALOG, Part.BOOK, what, evidence, path=b"catalog.db"), None)])
 
     def settle_book(self, inventory: Inventory) -> None:
         """A catalog that was found damaged and has been put right meanwhile, by a rebuild, is no finding any more."""
