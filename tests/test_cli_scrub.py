@@ -129,8 +129,8 @@ def running(**changes: object) -> ScrubStatus:
 
 
 def test_a_scrub_that_cannot_go_on_is_given_up_on() -> None:
-    """Failing, waiting or paused with no progress for a while ends the wait as incomplete, with the reason; a try that fails
-    again is no progress."""
+    """Failing, waiting or paused with no progress for a while ends the wait as incomplete, with the reason; a try that
+    fails again is no progress."""
     failed = {"state": "failed", "reason": "Input/output error"}
     watch = awaited()
     for at_s in (100.0, 100.0 + STUCK_S - 1):
