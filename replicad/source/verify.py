@@ -234,18 +234,26 @@ class _Look:
                 stamp = self._root.stamp(status, fd)
                 if stamp != name.stamp and (stamp.kind != Kind.FILE or stamp.identity != name.stamp.identity):
                     return Moved(name.path, stamp)
-                reading = _Reading(fd, is_direct, status, stretch, self._view, self._access)
-                if not (is_direct and self._is_quickly_well(fd, stretch, reading)):
+                reading: _Reading | None = None
+                if not (is_direct and self._is_quickly_well(fd, stretch, status.st_size)):
+                    reading = _Reading(fd, is_direct, status, stretch, self._view, self._access)
                     reading.run()
                 drift, unseen = _metadata(fd, name, stamp)
                 self._access.before_second_look(name.path)
-                after = self._root.stamp(os.fstat(fd), fd)
+                after = os.fstat(fd)
+                if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
+                    stamp.size,
+                    stamp.mtime_ns,
+                    stamp.ctime_ns,
+                ):
+                    return Moved(name.path, self._root.stamp(after, fd))
             finally:
                 os.close(fd)
         except OSError as error:
             return trouble(name.path, "cannot be read", error)
-        if after != stamp:
-            return Moved(name.path, after)
+        if reading is None:
+            self.direct_bytes += stamp.size
+            return Examined(name.path, stamp.size, True, drift=drift, unseen=unseen)
         if reading.is_short:
             return misreported(name.path, reading.seen_size, stamp.size)
         self.direct_bytes += reading.direct_bytes
@@ -253,10 +261,10 @@ class _Look:
             name.path, reading.read_bytes, reading.is_direct, tuple(reading.odd), reading.learned, drift, unseen
         )
 
-    def _is_quickly_well(self, fd: int, stretch: Stretch, reading: _Reading) -> bool:
+    def _is_quickly_well(self, fd: int, stretch: Stretch, size: int) -> bool:
         """The short way for a file of one block that is what it should be, as nearly all are. Whatever else it may be,
         the long way finds out."""
-        size, row = reading.seen_size, stretch.expected.get(0)
+        row = stretch.expected.get(0)
         if size > stretch.block_bytes or not size or row is None or not row.checksum or not row.id:
             return False
         was_cached = self._gauge.pages(fd, 0, size)
@@ -266,10 +274,7 @@ class _Look:
             return False
         if not was_cached and self._gauge.pages(fd, 0, size):
             drop_pages(fd)
-        if count < size or checksum(self._view[:size]) != row.checksum:
-            return False
-        reading.read_bytes = reading.direct_bytes = size
-        return True
+        return count >= size and checksum(self._view[:size]) == row.checksum
 
     def _open(self, path: bytes) -> tuple[int, bool]:
         """The file's descriptor, and whether it reads past the page cache."""

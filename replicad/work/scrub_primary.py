@@ -23,7 +23,7 @@ from replicad.db.audit import audit
 from replicad.db.due import STRETCH_BLOCKS, Due, stretch_count
 from replicad.db.ledger import BlockRow
 from replicad.db.look_up import LookUp
-from replicad.model.divergence import Part, Side
+from replicad.model.divergence import Divergence, Part, Side
 from replicad.model.entry import show_path
 from replicad.model.errors import BookDamagedError, SourceError
 from replicad.source.read import REAL, Access
@@ -66,6 +66,23 @@ class Job(NamedTuple):
     part: Due
     stretch: Stretch
     rows: dict[int, BlockRow]
+
+
+class Standing(NamedTuple):
+    """Findings that were open when a call began."""
+
+    keys: frozenset[str]
+    blocks: dict[int, list[int]]
+    """Numbers of blocks by file."""
+
+    @classmethod
+    def of(cls, found: dict[str, Divergence]) -> Standing:
+        """From the book."""
+        blocks: dict[int, list[int]] = {}
+        for one in found.values():
+            if one.part is Part.BLOCK:
+                blocks.setdefault(one.file, []).append(one.number)
+        return cls(frozenset(found), blocks)
 
 
 @dataclass(slots=True)
@@ -186,11 +203,11 @@ class PrimarySurface:
     async def _verify(self, parts: Sequence[Due], tally: Tally, started_ns: int) -> None:
         """Several batches at once; when one fails the others end first."""
         waiting = deque(_batches([part for part in parts if part.file > 0]))
-        open_keys = frozenset(await self._in_books(self._findings.open))
+        standing = Standing.of(await self._in_books(self._findings.open))
 
         async def work() -> None:
             while waiting:
-                await self._verify_files(waiting.popleft(), tally, started_ns, open_keys)
+                await self._verify_files(waiting.popleft(), tally, started_ns, standing)
 
         tasks = [asyncio.create_task(work()) for _ in range(min(READERS, len(waiting)))]
         try:
@@ -198,15 +215,13 @@ class PrimarySurface:
                 await task
             for part in parts:
                 if part.file <= 0:
-                    await self._verify_directory(part, tally, started_ns, open_keys)
+                    await self._verify_directory(part, tally, started_ns, standing)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _verify_files(
-        self, parts: Sequence[Due], tally: Tally, started_ns: int, open_keys: frozenset[str]
-    ) -> None:
+    async def _verify_files(self, parts: Sequence[Due], tally: Tally, started_ns: int, standing: Standing) -> None:
         jobs = await self._in_ledger(self._load, parts)
         outcomes = await self._in_pool(self._examine, [job.stretch for job in jobs])
         verified: list[tuple[Due, int]] = []
@@ -222,8 +237,8 @@ class PrimarySurface:
             if not clean and not await self._report(job, seen, tally):
                 waiting.append(job.part)  # it was recorded anew while it was read
                 continue
-            if open_keys:
-                await self._settle_well(job, seen, open_keys)
+            if standing.keys:
+                await self._settle_well(job, seen, standing)
             for reason in seen.unseen:
                 tally.doubt(seen.path, reason)
             learned.extend((job.rows[number], found) for number, found in seen.learned.items())
@@ -244,7 +259,7 @@ class PrimarySurface:
         ledger.due.postpone(waiting, max(started_ns, self._clock.now_ns()))
         return ledger.due.settle([part for part, _ in verified], started_ns, [size for _, size in verified])
 
-    async def _verify_directory(self, part: Due, tally: Tally, started_ns: int, open_keys: frozenset[str]) -> None:
+    async def _verify_directory(self, part: Due, tally: Tally, started_ns: int, standing: Standing) -> None:
         """All entries without blocks of one directory. One that was written comes back when it is recorded anew."""
         after: bytes | None = None
         is_seen, is_empty = True, True
@@ -252,7 +267,7 @@ class PrimarySurface:
             after, is_empty = page[-1].path.rpartition(b"/")[2], False
             for name, seen in zip(page, await self._in_pool(self._examine_entries, page), strict=True):
                 if isinstance(seen, Examined):
-                    await self._settle_entry(name, 0, seen, tally, open_keys)
+                    await self._settle_entry(name, 0, seen, tally, standing)
                 elif _note_unseen(seen, tally):
                     is_seen = False
             if len(page) < PAGE_ENTRIES:
@@ -293,28 +308,26 @@ class PrimarySurface:
         await self._in_books(self._findings.report_metadata, name, file, drift, self._clock.now_ns())
         tally.found += 1
 
-    async def _settle_entry(
-        self, name: Name, file: int, seen: Examined, tally: Tally, open_keys: frozenset[str]
-    ) -> None:
+    async def _settle_entry(self, name: Name, file: int, seen: Examined, tally: Tally, standing: Standing) -> None:
         for reason in seen.unseen:
             tally.doubt(name.path, reason)
         if seen.drift:
             if await self._in_ledger(self._findings.is_recorded, name, file):
                 await self._report_drift(name, file, seen.drift, tally)
-        elif (key := metadata_key(name.path)) in open_keys and not seen.unseen:
+        elif (key := metadata_key(name.path)) in standing.keys and not seen.unseen:
             (again,) = await self._in_pool(self._examine_entries, [name])
             if isinstance(again, Examined) and not again.drift:
                 await self._gone(key, "the metadata is what is recorded again: looked at twice")
 
-    async def _settle_well(self, job: Job, seen: Examined, open_keys: frozenset[str]) -> None:
+    async def _settle_well(self, job: Job, seen: Examined, standing: Standing) -> None:
         """Blocks of this part that had an open finding and were well just now are read once more, by themselves."""
         odd = {one.number for one in seen.odd}
-        for number in job.stretch.blocks:
-            key = block_key(job.part.file, number)
-            if key in open_keys and number not in odd and await self._is_well(job.stretch, number):
-                await self._gone(key, "the block is what is recorded again: read from the medium twice")
+        for number in standing.blocks.get(job.part.file, ()):
+            if number in job.stretch.blocks and number not in odd and await self._is_well(job.stretch, number):
+                why = "the block is what is recorded again: read from the medium twice"
+                await self._gone(block_key(job.part.file, number), why)
         key = metadata_key(seen.path)
-        if key in open_keys and not seen.drift and not seen.unseen:
+        if key in standing.keys and not seen.drift and not seen.unseen:
             await self._gone(key, "the metadata is what is recorded again")
 
     async def _is_well(self, stretch: Stretch, number: int) -> bool:
