@@ -364,7 +364,7 @@ def campaign(
             dataset_options='max_change = 1.0\ndebounce = "200ms"\nrpo = "10s"',
         )
         values = {"scrub_every": f"{SCRUB_EVERY_S}s", "scrub_duty": 1.0, "repair": "auto", "repair_limit": 1_000_000}
-        configure(pair.primary, "dataset", **values)
+        configure(pair.primary, "dataset", **values, tend_every="1s")
         configure(pair.replica, "listen", **values, reserve="16MiB")
         tree = Tree(root, plan.seed, plan.files, plan.big)
         tree.build()

@@ -80,7 +80,7 @@ def judged(directory: Path, kind: str = "ext4", mib: int = 0, place: Path | None
         pair = make_pair(
             (place or directory) / "pair", root, dataset_options='watch = false\nrpo = "1h"\nmax_change = 1.0'
         )
-        configure(pair.primary, "dataset", repair="ask", repair_limit=1_000_000, scrub_duty=1.0)
+        configure(pair.primary, "dataset", repair="ask", repair_limit=1_000_000, scrub_duty=1.0, tend_every="1s")
         configure(pair.replica, "listen", repair="auto", repair_limit=1_000_000, scrub_duty=1.0, reserve="16MiB")
         with running(pair):
             pair.sync()

@@ -307,6 +307,7 @@ TABLES = (
             Key("hook_post", "hook_post", text, each=True),
             Key("hook_timeout", "hook_timeout_s", duration(1, 7 * DAY_S)),
             Key("compression", "compression", whole(0, 19)),
+            Key("tend_every", "tend_every_s", duration(1, DAY_S)),
             Key("scrub_every", "scrub_every_s", duration(1, 365 * DAY_S)),
             Key("scrub_duty", "scrub_duty", share),
             Key("quiet_hours", "quiet_hours", hours),

@@ -118,6 +118,8 @@ class DatasetConfig:
     hook_timeout_s: float = 600.0
     compression: int = 1
     """zstd level, 0 = off."""
+    tend_every_s: float = 60.0
+    """How often a replica is asked for its findings: short against an hour in which a person should hear of one."""
     scrub_every_s: float = 7 * 86400.0
     """Every byte of the dataset is read again within this."""
     scrub_duty: float = 0.25

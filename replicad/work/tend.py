@@ -41,8 +41,6 @@ from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import open_block
 from replicad.work.same_root import is_same_root
 
-TEND_EVERY_S = 60.0
-"""How often a replica is asked for its findings: short against an hour in which a person should hear of one."""
 LOOK_EVERY_S = 5.0
 """How often the findings book is looked at for news."""
 AWAITED_S = 2.0
@@ -50,16 +48,17 @@ AWAITED_S = 2.0
 IDLE_CLOSE_S = 300.0
 """A session that had nothing to settle for so long is closed between rounds: it takes a place on the replica. One that
 never had is closed at once."""
-AGAIN_S, LAST_AGAIN_S = 300.0, 3600.0
-"""A finding that a round could not settle is looked at again after the one, later after the other, and at once when
+AGAIN_ROUNDS, LAST_AGAIN_ROUNDS = 5, 60
+"""A finding that a round could not settle is looked at again after so many, later after more, and at once when
 something about it changes. Each time costs a block or, on behalf of a whole segment, MAX_TESTIMONY_BYTES."""
 
 
 class Patience:
     """Which findings are due: new ones and changed ones at once, those that stay as they are more and more seldom."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, round_s: float) -> None:
+        """`round_s`: how often there is a round."""
+        self._clock, self._round_s = clock, round_s
         self._looked: dict[str, tuple[int, float, float]] = {}
         """By id: how it stood, when it is due again, and after how long."""
 
@@ -71,7 +70,8 @@ class Patience:
     def looked(self, found: Divergence) -> None:
         """It was looked at, and this is how it stands now."""
         changed_ns, _, pause_s = self._looked.get(found.id, (-1, 0.0, 0.0))
-        pause_s = min(2 * pause_s, LAST_AGAIN_S) if changed_ns == found.changed_ns else AGAIN_S
+        same = changed_ns == found.changed_ns
+        pause_s = min(2 * pause_s, LAST_AGAIN_ROUNDS * self._round_s) if same else AGAIN_ROUNDS * self._round_s
         self._looked[found.id] = (found.changed_ns, self._clock.monotonic_s() + pause_s, pause_s)
 
     def keep(self, names: set[str]) -> None:
@@ -104,7 +104,8 @@ class Tending:
         self._elsewhere, self._tell_anew = elsewhere, tell_anew
         self.mender = PrimaryMender(dataset, pool, clock, disk)
         self._records = ComparingRecords(dataset, replica, clock)
-        self._own, self._theirs, self._mends = Patience(clock), Patience(clock), Patience(clock)
+        every_s = dataset.config.tend_every_s
+        self._own, self._theirs, self._mends = (Patience(clock, every_s) for _ in range(3))
         self._talk: Conversation | None = None
         self._useful_s = float("-inf")
         self._seen = (0, 0)
@@ -152,7 +153,7 @@ class Tending:
 
     async def wait(self) -> None:
         """Until a nudge, news in the findings book, or the next time."""
-        every_s = TEND_EVERY_S if self._status.served >= self._scrubbed_until else AWAITED_S
+        every_s = self._dataset.config.tend_every_s if self._status.served >= self._scrubbed_until else AWAITED_S
         until_s, look_s = self._clock.monotonic_s() + every_s, min(every_s, LOOK_EVERY_S)
         while not self._nudged.is_set() and self._clock.monotonic_s() < until_s:
             await self._pause(look_s)
