@@ -38,6 +38,7 @@ def shape(text: str) -> list[str]:
     text = re.sub(r"\b\d[\d,.]*[dhms]( \d+[dhms])?\b", "SPAN", text)
     text = re.sub(r"\b\d[\d,.]*( (B|KiB|MiB|GiB))?(?=\W)", "N", text)
     text = re.sub(r"\bN files?\b", "N files", text)
+    text = re.sub(r"^(  verified    (here|replica):) .*$", r"\1 STATE", text, flags=re.MULTILINE)
     text = re.sub(r"(www -> fra1): (idle|survey|copying|committing)$", r"\1: STATE", text, flags=re.MULTILINE)
     return [re.sub(" +", " ", line).rstrip() for line in text.splitlines()]
 
