@@ -127,7 +127,10 @@ def test_a_rotten_ledger_is_told_and_the_hint_mends_it(pair: Pair, root: Path, h
     assert len(snapshots(archive_of(pair))) == count + 1
     assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
     assert [tree_at(archive_of(pair), number) for number in (1, 2)] == old
-    assert replicad("status", "--config", pair.primary.config).returncode == 0
+    wait_until(
+        lambda: replicad("status", "--config", pair.primary.config, code=None).returncode == 0,
+        "all is well, once a scrub has read the new ledger",
+    )
     assert_quiet(pair.primary, pair.replica)
 
 
