@@ -164,7 +164,10 @@ def test_a_rotten_catalog_is_told_and_a_rebuild_mends_it(pair: Pair, root: Path,
     synced(pair)
     assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
     assert [tree_at(archive_of(pair), number) for number in (1, 2)] == old
-    assert replicad("status", "--config", pair.replica.config).returncode == 0
+    wait_until(
+        lambda: replicad("status", "--config", pair.replica.config, code=None).returncode == 0,
+        "all is well, once the daemon has looked at its findings again",
+    )
     assert_quiet(pair.primary, pair.replica)
 
 

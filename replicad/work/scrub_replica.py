@@ -11,7 +11,7 @@ the shelf's thread, so intake never waits for a scrub.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -238,8 +238,10 @@ class ReplicaSurface:
     def _still_counts(self, wrong: Wrong) -> bool:
         """Whether blocks found bad are still to be found there: they may have been mended while it was read."""
         ids = [item.id for item in wrong.items if item.id]
-        if wrong.part is not Part.BLOCK or not ids:
+        if wrong.part is not Part.BLOCK:
             return True
+        if not ids:  # nothing is known to stand here, perhaps because it stands elsewhere by now
+            return not _covers(self._archive.inventory.mended(wrong.segment), wrong.offset, wrong.length)
         places = self._archive.inventory.places(ids).values()
         end = wrong.offset + wrong.length
         return any(p.segment == wrong.segment and wrong.offset <= p.offset < end for p in places)
@@ -293,3 +295,8 @@ def _expected(inventory: Inventory, wrong: Wrong) -> bytes:
         return b""
     copy = inventory.copy(wrong.segment, wrong.items[0].offset)
     return copy.frame if copy else b""
+
+
+def _covers(ranges: Sequence[tuple[int, int]], offset: int, length: int) -> bool:
+    """Whether one of these (offset, length) holds all of that range."""
+    return any(start <= offset and offset + length <= start + size for start, size in ranges)
