@@ -249,6 +249,8 @@ class ReplicaSurface:
     def _note(self, number: int, checked: Checked, start: Position | None) -> None:
         unit, now = self._units[number], self._clock.now_ns()
         before = start.offset if start else 0
+        if number < self._archive.checkpoint.segment:  # laid anew it may be shorter than it was found
+            unit.size = self._size_of(number)
         unit.verified = max(before + checked.size, unit.size if checked.wrongs else 0)
         unit.at_ns = unit.at_ns if start else now
         unit.end = None if checked.wrongs else checked.end
