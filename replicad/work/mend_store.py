@@ -316,6 +316,7 @@ class StoreMender:
         after = self._write(found, text, state=State.REPAIRED)
         for other in self._book.open_ones():
             if other.number == number and other.part in _LAID and other.id != found.id and not self._is_unknown(other):
+                self._receipt(other, Remedy.LAY_SEGMENT, "repaired", detail=f"together with {found.id}")
                 self._write(other, text, state=State.REPAIRED)
         if was_missed and self._archive.inventory.lost:
             rebuild_book(self._archive, self._disk)  # what snapshots lack may stand in this segment again
