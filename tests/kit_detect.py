@@ -21,6 +21,8 @@ from replicad.work.dataset import findings_path
 
 TRIES = 30
 """A daemon that was killed is back within a second or two; each try waits one."""
+SCRUB_PATIENCE_S = 1800.0
+"""One scrub of everything, beside a workload and through any number of restarts."""
 
 
 class CommandLine:
@@ -91,7 +93,17 @@ class CommandLine:
         return [(self._pair.primary, Side.PRIMARY), (self._pair.replica, Side.REPLICA)]
 
     def _scrub(self, node: Node, side: Side) -> None:
-        self._typed(node, "scrub", "start", "www", "--side", side.value, "--wait")
+        """Ask once; a daemon that is killed meanwhile goes on with the request when it is back, and is asked again."""
+        self._typed(node, "scrub", "start", "www", "--side", side.value)
+
+        def is_served() -> bool:
+            try:
+                (line,) = _own_scrubs(node, side)
+            except (LinkError, ValueError):  # it is dead at the moment, or has only just begun
+                return False
+            return line.requested > 0 and (line.served >= line.requested or _is_hopeless(line))
+
+        wait_until(is_served, f"{side} is scrubbed", SCRUB_PATIENCE_S)
 
     def _listed(self, node: Node, side: Side) -> list[Document]:
         """One side's book. A book that could not be read is no empty book: it is asked again, until patience ends."""
@@ -119,3 +131,8 @@ def _own_scrubs(node: Node, side: Side) -> list[ScrubStatus]:
     return [
         line for line in node.status().scrubs if line.side == side.value and (side is Side.REPLICA or not line.peer)
     ]
+
+
+def _is_hopeless(line: ScrubStatus) -> bool:
+    """Whether it waits for a person: its book has to be made anew."""
+    return line.state == "failed" and "replicad rebuild" in line.reason
