@@ -37,6 +37,9 @@ from replicad.work.upkeep import is_missed, remember_verified
 
 Result = TypeVar("Result")
 
+TRIES = 4
+"""A repair that writes while its segment is read has it read again; repairs come one by one, and end."""
+
 
 @dataclass(slots=True)
 class _Unit:
@@ -189,19 +192,32 @@ class ReplicaSurface:
     # one segment
 
     async def _verify_one(self, number: int) -> tuple[Checked, int]:
-        """Verify a segment and tell what was found. Looked at anew when it was laid anew meanwhile."""
-        while True:
+        """Verify a segment and tell what was found. Looked at anew when it was laid anew or mended into meanwhile."""
+        for tries_left in reversed(range(TRIES)):
             unit = self._units[number]
             goes_on = unit.end if unit.end and unit.at_ns and unit.is_due else None
-            laid, grows = await self._in_shelf(lambda: (self._archive.laid, not self._archive.is_settled))
+            laid, grows, end = await self._in_shelf(self._now)
             try:
                 outcome = await asyncio.to_thread(self._check, number, goes_on, grows)
             except BookDamagedError as error:
                 await self._in_shelf(partial(self._book.report_book, [error.what], is_unreadable=True))
                 raise
+            moved = partial(self._has_moved, number, outcome, laid, end)
+            if tries_left and await self._in_shelf(moved):
+                continue
             count = await self._in_shelf(partial(self._take, number, outcome, goes_on, laid))
             if count is not None:
                 return outcome.checked, count
+        raise ReplicadError(f"segment {number} is laid anew again and again", where=str(self._directory))
+
+    def _now(self) -> tuple[int, bool, Position]:
+        return self._archive.laid, not self._archive.is_settled, self._archive.checkpoint
+
+    def _has_moved(self, number: int, outcome: _Outcome, laid: int, end: Position) -> bool:
+        """Whether what was found wrong may only be that a repair wrote here while it was read."""
+        checked, now = outcome.checked, self._archive.checkpoint
+        in_the_way = number >= end.segment and now != end
+        return self._archive.laid != laid or (in_the_way and bool(checked.wrongs or checked.unknown))
 
     def _check(self, number: int, start: Position | None, grows: bool) -> _Outcome:
         """In a worker thread: read, compare, and find out what damage means."""
