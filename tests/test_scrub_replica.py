@@ -281,7 +281,7 @@ def test_a_damaged_page_of_the_catalog_is_a_finding(rig: Rig, tmp_path: Path) ->
     write_at(path, path.stat().st_size // 8192 // 2 * 8192 + 100, os.urandom(50))
     asyncio.run(rig.surface.structure())
     (found,) = rig.open_ones()
-    assert (found.key, found.part, found.verdict) == ("book:catalog", Part.BOOK, Verdict.REPLICA_UNREADABLE)
+    assert (found.key, found.part, found.verdict) == ("book:catalog", Part.BOOK, Verdict.REPLICA_ROT)
     (settled,) = rig.settle()
     assert settled.state is State.REPAIRED, settled.events
     rig.assert_clean(tmp_path)

@@ -254,10 +254,10 @@ class ReplicaSurface:
     def _still_counts(self, wrong: Wrong) -> bool:
         """Whether blocks found bad are still to be found there: they may have been mended while it was read."""
         ids = [item.id for item in wrong.items if item.id]
-        if wrong.part is not Part.BLOCK:
-            return True
         if not ids:  # nothing is known to stand here, perhaps because it stands elsewhere by now
             return not _covers(self._archive.inventory.mended(wrong.segment), wrong.offset, wrong.length)
+        if wrong.part is not Part.BLOCK:
+            return True
         places = self._archive.inventory.places(ids).values()
         end = wrong.offset + wrong.length
         return any(p.segment == wrong.segment and wrong.offset <= p.offset < end for p in places)

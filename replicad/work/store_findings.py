@@ -20,7 +20,7 @@ from replicad.model.divergence import Divergence, Event, Look, Part, Side, State
 from replicad.model.verdict import Books, Evidence, Sight, judge
 from replicad.store.segments import Damage
 from replicad.system.clock import Clock
-from replicad.work.book_damage import CATALOG
+from replicad.work.book_damage import CATALOG, EVIDENCE
 from replicad.work.harm import Harm
 from replicad.work.quarantine import Quarantine
 from replicad.work.segment_check import Wrong
@@ -79,9 +79,8 @@ class StoreFindings:
         """Tell that the catalog cannot be read, or says what the segments prove to be false."""
         if not texts:
             return []
-        sight = Sight.UNREADABLE if is_unreadable else Sight.ABSENT
         what = texts[0] if len(texts) == 1 else f"{texts[0]} (and {len(texts) - 1} more)"
-        evidence = Evidence(primary=Sight.ABSENT, replica=sight)
+        evidence = EVIDENCE[Side.REPLICA] if is_unreadable else Evidence(Sight.ABSENT, Sight.ABSENT)
         return self._remember([(self._divergence(CATALOG, Part.BOOK, what, evidence, path=b"catalog.db"), None)])
 
     def settle_book(self, inventory: Inventory) -> None:
