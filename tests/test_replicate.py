@@ -21,6 +21,7 @@ from replicad.model.errors import BookDamagedError, HeldError, LinkError, Replic
 from replicad.source import read as source_read
 from replicad.work import copy as work_copy
 from replicad.work import known as work_known
+from replicad.work import scout as work_scout
 
 MIB = 1024 * 1024
 
@@ -112,7 +113,7 @@ async def test_a_new_directory_that_is_renamed_during_the_pass_leaves_nothing_be
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files below it were read under its old name before it could be described: the old name is in no snapshot."""
-    describe, read_small, was_read = work_copy.describe, work_copy.read_small, threading.Event()
+    describe, read_small, was_read = work_copy.describe, work_scout.read_small, threading.Event()
 
     def reading(*args: object, **kwargs: object) -> object:
         found = read_small(*args, **kwargs)  # type: ignore[arg-type]
@@ -124,7 +125,7 @@ async def test_a_new_directory_that_is_renamed_during_the_pass_leaves_nothing_be
             (root / "old").rename(root / "new")
         return describe(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(work_copy, "read_small", reading)
+    monkeypatch.setattr(work_scout, "read_small", reading)
     monkeypatch.setattr(work_copy, "describe", describing)
     (root / "old" / "below").mkdir(parents=True)
     (root / "old" / "below" / "file").write_bytes(b"small")

@@ -10,6 +10,7 @@ import pytest
 
 from kit_link import wait_for
 from kit_restore import Writer, damage_block, served_pair
+from replicad.db.database import PAGE_BYTES
 from replicad.link.channel import Channel
 from replicad.link.messages import (
     MAX_CREDIT_BYTES,
@@ -209,7 +210,7 @@ async def test_a_damaged_catalog_is_refused_as_damaged(tmp_path: Path) -> None:
         writer.seal()
     book = tmp_path / "store" / "catalog.db"
     content = bytearray(book.read_bytes())
-    content[len(content) // 2 :] = os.urandom(len(content) - len(content) // 2)
+    content[PAGE_BYTES:] = os.urandom(len(content) - PAGE_BYTES)
     book.write_bytes(content)
     async with served_pair(tmp_path / "store") as (pair, serving):
         await pair.client.send(OpenRead("www"))
