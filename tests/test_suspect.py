@@ -23,7 +23,8 @@ from replicad.model.divergence import SUSPECT_KINDS, Suspect
 from replicad.model.entry import FUZZY, Kind
 from replicad.system.clock import Clock
 from replicad.work import suspicion
-from replicad.work.suspect import EXAMINED, RELEASED_NS, WAITING_ALIKE, Examining, InBook, unlike
+from replicad.work.scrub_book import InBook
+from replicad.work.suspect import EXAMINED, RELEASED_NS, WAITING_ALIKE, Examining, unlike
 from replicad.work.suspicion import FEW_BITS, LATE_NS, differs_by_few_bits, has_same_mtime, was_scrambled
 
 HOUR_NS = 3600 * 1_000_000_000

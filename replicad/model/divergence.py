@@ -15,7 +15,7 @@ import msgspec
 
 from replicad.model.block import block_id
 from replicad.model.entry import show_path
-from replicad.model.verdict import Evidence, Sight, Verdict, Witness, is_lost
+from replicad.model.verdict import Evidence, Sight, Verdict, Witness, is_lost, judge
 
 MAX_AFFECTED = 100
 """Affected files that are named one by one; `affected_count` counts all."""
@@ -246,6 +246,44 @@ def first_and_latest(lines: tuple[Line, ...]) -> tuple[Line, ...]:
 
 def _damage(found: Divergence) -> tuple[object, ...]:
     return (found.part, found.offset, found.length, found.expected, found.seen, found.blocks)
+
+
+def newly_found(
+    *,
+    key: str,
+    dataset: str,
+    side: Side,
+    peer: str,
+    part: Part,
+    what: str,
+    at_ns: int,
+    evidence: Evidence,
+    **more: object,
+) -> Divergence:
+    """A finding as it is first told: judged by its evidence, found now. `more` are further fields of it."""
+    found = Divergence(
+        key=key,
+        dataset=dataset,
+        side=side,
+        peer=peer,
+        part=part,
+        verdict=judge(evidence),
+        found_ns=at_ns,
+        changed_ns=at_ns,
+        what=what,
+        evidence=evidence,
+    )
+    return msgspec.structs.replace(found, **more)
+
+
+def block_key(file: int, number: int) -> str:
+    """Key of a finding about a block of the primary's."""
+    return f"block:{file}:{number}"
+
+
+def metadata_key(path: bytes) -> str:
+    """Key of a finding about an entry's metadata."""
+    return f"metadata:{path.hex()}"
 
 
 def divergence_id(dataset: str, side: Side, peer: str, key: str, found_ns: int) -> str:

@@ -12,9 +12,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from replicad.db.findings import Findings
-from replicad.model.divergence import Divergence, Event, Part, Side, State
+from replicad.model.divergence import Divergence, Event, Part, Side, State, newly_found
 from replicad.model.errors import BookDamagedError, ReplicadError
-from replicad.model.verdict import Evidence, Sight, Witness, Writing, judge
+from replicad.model.verdict import Evidence, Sight, Witness, Writing
 from replicad.system.logs import logger
 
 log = logger("work.book_damage")
@@ -38,18 +38,16 @@ def findings_of(directory: Path) -> Path:
 
 def damaged(side: Side, dataset: str, peer: str, error: BookDamagedError, now_ns: int) -> Divergence:
     """The finding that an error amounts to: of the ledger on a primary, of the catalog on a replica."""
-    return Divergence(
+    return newly_found(
         key=LEDGER if side is Side.PRIMARY else CATALOG,
         dataset=dataset,
         side=side,
         peer=peer,
         part=Part.BOOK,
-        verdict=judge(EVIDENCE[side]),
-        found_ns=now_ns,
-        changed_ns=now_ns,
         what=error.what,
-        path=Path(error.where).name.encode(),
+        at_ns=now_ns,
         evidence=EVIDENCE[side],
+        path=Path(error.where).name.encode(),
         events=(Event(now_ns, f"found: {error.what}"),),
     )
 

@@ -14,9 +14,20 @@ import msgspec
 
 from replicad.db.findings import Findings
 from replicad.model.block import block_id, checksum
-from replicad.model.divergence import Affected, Divergence, Event, Look, Part, Side, State
+from replicad.model.divergence import (
+    Affected,
+    Divergence,
+    Event,
+    Look,
+    Part,
+    Side,
+    State,
+    block_key,
+    metadata_key,
+    newly_found,
+)
 from replicad.model.entry import Identity, Kind, Stamp
-from replicad.model.verdict import Evidence, Sight, Writing, judge
+from replicad.model.verdict import Evidence, Sight, Writing
 from replicad.source.reread import Ask, Moved, reread
 from replicad.source.root import Root, Trouble
 from replicad.source.scan import Drifted
@@ -68,16 +79,15 @@ def _rot(rotten: Rotten, dataset: str, looks: Sequence[Look], sight: Sight, now_
         Sight.DIFFERS: "a block differs from the record though its file was not written",
         Sight.UNREADABLE: "a block that differed from the record cannot be read any more",
     }.get(sight, "a block gives other bytes each time it is read")
-    return Divergence(
-        key=f"block:{rotten.file}:{rotten.number}",
+    return newly_found(
+        key=block_key(rotten.file, rotten.number),
         dataset=dataset,
         side=Side.PRIMARY,
         peer="",
         part=Part.BLOCK,
-        verdict=judge(evidence),
-        found_ns=now_ns,
-        changed_ns=now_ns,
         what=what,
+        at_ns=now_ns,
+        evidence=evidence,
         path=rotten.path,
         offset=offset,
         length=rotten.length,
@@ -88,7 +98,6 @@ def _rot(rotten: Rotten, dataset: str, looks: Sequence[Look], sight: Sight, now_
         seen=looks[-1].checksum or rotten.seen,
         affected=(Affected(rotten.path, offset, rotten.length),),
         affected_count=1,
-        evidence=evidence,
         looks=tuple(looks),
         events=(Event(now_ns, "found by a catch-up; the block was not sent"),),
     )
@@ -100,20 +109,18 @@ def drift(drifted: Drifted, dataset: str, now_ns: int) -> Divergence:
     sight = Sight.MATCHES if content else Sight.UNREADABLE  # as far as can be told without reading
     evidence = Evidence(primary=sight, writing=Writing.UNWRITTEN, metadata_differs=True)
     what = f"{', '.join(_differences(drifted.known, drifted.stamp))}, though nobody changed the entry"
-    return Divergence(
-        key=f"metadata:{drifted.path.hex()}",
+    return newly_found(
+        key=metadata_key(drifted.path),
         dataset=dataset,
         side=Side.PRIMARY,
         peer="",
         part=Part.METADATA,
-        verdict=judge(evidence),
-        found_ns=now_ns,
-        changed_ns=now_ns,
         what=what,
+        at_ns=now_ns,
+        evidence=evidence,
         path=drifted.path,
         affected=(Affected(drifted.path, 0, 0),),
         affected_count=1,
-        evidence=evidence,
         looks=(Look(now_ns, Side.PRIMARY, sight, "cache", reason=what),),
         events=(Event(now_ns, "found by a pass; it was not replicated"),),
     )

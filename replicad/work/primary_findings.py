@@ -17,9 +17,22 @@ from replicad.db.due import Due
 from replicad.db.ledger import BlockRow, Known, put_of, stamp_of
 from replicad.db.look_up import LookUp
 from replicad.model.block import block_count, checksum
-from replicad.model.divergence import MAX_AFFECTED, Affected, Divergence, Event, Look, Part, Side, State, differing_bits
+from replicad.model.divergence import (
+    MAX_AFFECTED,
+    Affected,
+    Divergence,
+    Event,
+    Look,
+    Part,
+    Side,
+    State,
+    block_key,
+    differing_bits,
+    metadata_key,
+    newly_found,
+)
 from replicad.model.entry import show_path
-from replicad.model.verdict import Evidence, Sight, Writing, judge
+from replicad.model.verdict import Evidence, Sight, Writing
 from replicad.source.root import Root
 from replicad.source.verify import Name, Odd, Seen, zero_checksum
 from replicad.work.book_damage import EVIDENCE, LEDGER
@@ -47,16 +60,6 @@ class Place(NamedTuple):
     odd: Odd
     source: str
     """Where the bytes came from: "media" or "cache"."""
-
-
-def block_key(file: int, number: int) -> str:
-    """What makes it the same finding when the block is found again."""
-    return f"block:{file}:{number}"
-
-
-def metadata_key(path: bytes) -> str:
-    """The same for the metadata of an entry."""
-    return f"metadata:{path.hex()}"
 
 
 class PrimaryFindings:
@@ -109,17 +112,16 @@ class PrimaryFindings:
         what = _PASSING if passing else _said(odd)
         missing = odd.sight is Sight.DIFFERS and not kept
         self._dataset.findings.report(
-            Divergence(
+            newly_found(
                 key=block_key(place.part.file, odd.number),
                 dataset=self._dataset.config.name,
                 side=Side.PRIMARY,
                 peer="",
                 part=Part.BLOCK,
-                verdict=judge(evidence),
                 state=State.GONE if passing else State.OPEN,
-                found_ns=at_ns,
-                changed_ns=at_ns,
                 what=what,
+                at_ns=at_ns,
+                evidence=evidence,
                 path=place.name.path,
                 offset=odd.offset,
                 length=odd.length,
@@ -132,7 +134,6 @@ class PrimaryFindings:
                 bit_positions=positions,
                 affected=affected,
                 affected_count=count,
-                evidence=evidence,
                 looks=tuple(_look(seen, place.source, at_ns) for seen in (odd.first, odd.second)),
                 events=(Event(at_ns, f"{what}; {NOT_KEPT}" if missing else what),),
                 quarantine=kept,
@@ -144,23 +145,21 @@ class PrimaryFindings:
         evidence = Evidence(primary=Sight.MATCHES, writing=Writing.UNWRITTEN, metadata_differs=True)
         what = f"metadata changed although nobody wrote the entry: {'; '.join(drift)}"
         self._dataset.findings.report(
-            Divergence(
+            newly_found(
                 key=metadata_key(name.path),
                 dataset=self._dataset.config.name,
                 side=Side.PRIMARY,
                 peer="",
                 part=Part.METADATA,
-                verdict=judge(evidence),
-                found_ns=at_ns,
-                changed_ns=at_ns,
                 what=what,
+                at_ns=at_ns,
+                evidence=evidence,
                 path=name.path,
                 file=file,
                 expected=record_of(name),
                 seen=checksum("\n".join(drift).encode()),
                 affected=(Affected(name.path, 0, 0),),
                 affected_count=1,
-                evidence=evidence,
                 events=(Event(at_ns, what),),
             )
         )
@@ -169,17 +168,15 @@ class PrimaryFindings:
         """Remember that the ledger is damaged. It judges everything else, so nothing has to confirm that."""
         what = f"the ledger is damaged: {problems[0]}"
         self._dataset.findings.report(
-            Divergence(
+            newly_found(
                 key=LEDGER,
                 dataset=self._dataset.config.name,
                 side=Side.PRIMARY,
                 peer="",
                 part=Part.BOOK,
-                verdict=judge(EVIDENCE[Side.PRIMARY]),
-                evidence=EVIDENCE[Side.PRIMARY],
-                found_ns=at_ns,
-                changed_ns=at_ns,
                 what=what,
+                at_ns=at_ns,
+                evidence=EVIDENCE[Side.PRIMARY],
                 path=path.encode(),
                 seen=checksum("\n".join(problems).encode()),
                 events=tuple(Event(at_ns, problem) for problem in problems[:MAX_PROBLEMS]),

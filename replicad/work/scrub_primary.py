@@ -23,7 +23,7 @@ from replicad.db.audit import audit
 from replicad.db.due import STRETCH_BLOCKS, Due, stretch_count
 from replicad.db.ledger import BlockRow
 from replicad.db.look_up import LookUp
-from replicad.model.divergence import Divergence, Part, Side
+from replicad.model.divergence import Divergence, Part, Side, block_key, metadata_key
 from replicad.model.entry import show_path
 from replicad.model.errors import BookDamagedError, SourceError
 from replicad.source.read import REAL, Access
@@ -32,7 +32,7 @@ from replicad.source.verify import Examined, Name, Outcome, Stretch, examine, ex
 from replicad.system.clock import Clock
 from replicad.work.book_damage import LEDGER
 from replicad.work.dataset import Dataset
-from replicad.work.primary_findings import Place, PrimaryFindings, block_key, metadata_key, name_of
+from replicad.work.primary_findings import Place, PrimaryFindings, name_of
 from replicad.work.surface import Extent, Verified
 
 Given = ParamSpec("Given")

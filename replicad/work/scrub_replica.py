@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from replicad.db.findings import Findings
 from replicad.db.inventory import Inventory
@@ -65,6 +65,14 @@ class _Outcome:
 
     checked: Checked
     seen: list[Seen] = field(default_factory=list)
+
+
+class _Began(NamedTuple):
+    """How the archive stood when a segment began to be read."""
+
+    laid: int
+    end: Position
+    is_last_try: bool
 
 
 class ReplicaSurface:
@@ -202,10 +210,8 @@ class ReplicaSurface:
             except BookDamagedError as error:
                 await self._in_shelf(partial(self._book.report_book, [error.what], is_unreadable=True))
                 raise
-            moved = partial(self._has_moved, number, outcome, laid, end)
-            if tries_left and await self._in_shelf(moved):
-                continue
-            count = await self._in_shelf(partial(self._take, number, outcome, goes_on, laid))
+            began = _Began(laid, end, is_last_try=not tries_left)
+            count = await self._in_shelf(partial(self._take, number, outcome, goes_on, began))
             if count is not None:
                 return outcome.checked, count
         raise ReplicadError(f"segment {number} is laid anew again and again", where=str(self._directory))
@@ -213,11 +219,12 @@ class ReplicaSurface:
     def _now(self) -> tuple[int, bool, Position]:
         return self._archive.laid, not self._archive.is_settled, self._archive.checkpoint
 
-    def _has_moved(self, number: int, outcome: _Outcome, laid: int, end: Position) -> bool:
-        """Whether what was found wrong may only be that a repair wrote here while it was read."""
-        checked, now = outcome.checked, self._archive.checkpoint
-        in_the_way = number >= end.segment and now != end
-        return self._archive.laid != laid or (in_the_way and bool(checked.wrongs or checked.unknown))
+    def _was_in_the_way(self, number: int, checked: Checked, began: _Began) -> bool:
+        """Whether a repair laid this segment anew, or what was found wrong may only be that it wrote here meanwhile."""
+        if self._archive.laid != began.laid:
+            return True
+        wrote = number >= began.end.segment and self._archive.checkpoint != began.end
+        return wrote and bool(checked.wrongs or checked.unknown) and not began.is_last_try
 
     def _check(self, number: int, start: Position | None, grows: bool) -> _Outcome:
         """In a worker thread: read, compare, and find out what damage means."""
@@ -237,11 +244,11 @@ class ReplicaSurface:
         finally:
             inventory.close()
 
-    def _take(self, number: int, outcome: _Outcome, start: Position | None, laid: int) -> int | None:
+    def _take(self, number: int, outcome: _Outcome, start: Position | None, began: _Began) -> int | None:
         """In the shelf's thread: tell what was found and note the verification; None when it has to be done again."""
-        if self._archive.laid != laid:
-            return None
         checked = outcome.checked
+        if self._was_in_the_way(number, checked, began):
+            return None
         seen = [one for one in outcome.seen if self._still_counts(one.wrong)]
         told = self._book.report(seen) + self._book.report_book(checked.unknown, is_unreadable=False)
         self._archive.doubt(name for one in told if one.state is State.OPEN for name in one.blocks)

@@ -16,8 +16,8 @@ import msgspec
 from replicad.db.findings import Findings
 from replicad.db.inventory import Inventory
 from replicad.model.block import checksum
-from replicad.model.divergence import Divergence, Event, Look, Part, Side, State, differing_bits
-from replicad.model.verdict import Books, Evidence, Sight, judge
+from replicad.model.divergence import Divergence, Event, Look, Part, Side, State, differing_bits, newly_found
+from replicad.model.verdict import Books, Evidence, Sight
 from replicad.store.segments import Damage
 from replicad.system.clock import Clock
 from replicad.work.book_damage import CATALOG, EVIDENCE
@@ -141,20 +141,17 @@ class StoreFindings:
         return first, Look(now, Side.REPLICA, sight, seen.source, digest, "read again from the medium")
 
     def _divergence(self, key: str, part: Part, what: str, evidence: Evidence, **fields: object) -> Divergence:
-        now = self._clock.now_ns()
-        found = Divergence(
+        return newly_found(
             key=key,
             dataset=self._dataset,
             side=Side.REPLICA,
             peer=self._client,
             part=part,
-            verdict=judge(evidence),
-            found_ns=now,
-            changed_ns=now,
             what=what,
+            at_ns=self._clock.now_ns(),
             evidence=evidence,
+            **fields,
         )
-        return msgspec.structs.replace(found, **fields)
 
     def _remember(self, found: Sequence[tuple[Divergence, Seen | None]]) -> list[Divergence]:
         known = {one.key: one for one in self.open_ones()}

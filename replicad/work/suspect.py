@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from replicad.db.findings import Findings
 from replicad.model.divergence import Suspect
 from replicad.system.clock import Clock
+from replicad.work.scrub_book import InBook
 from replicad.work.suspicion import examine
 
 LOOK_S = 30.0
@@ -34,12 +35,6 @@ EXAMINED = "examined"
 """What is remembered in the findings: the number of the last snapshot that was examined."""
 
 Result = TypeVar("Result")
-
-
-class InBook(Protocol):
-    """Runs work with the store's findings book, in the book's thread."""
-
-    def __call__(self, work: Callable[[Findings], Result], /) -> Awaitable[Result]: ...
 
 
 class Examining:
