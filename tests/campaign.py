@@ -62,6 +62,8 @@ class Plan:
     book_rounds: int = 5
     """In every such round a page of a book is damaged too; 0 = never."""
     patience_s: float = PATIENCE_S
+    edit_pause_s: float = 0.004
+    """Between two edits of the workload: some 200 a second, so that a file of 20,000 stays as it is for 100 s."""
     is_store_mounted: bool = True
 
 
@@ -366,7 +368,7 @@ def campaign(
         values = {"scrub_every": f"{SCRUB_EVERY_S}s", "scrub_duty": 1.0, "repair": "auto", "repair_limit": 1_000_000}
         configure(pair.primary, "dataset", **values, tend_every="1s")
         configure(pair.replica, "listen", **values, reserve="16MiB")
-        tree = Tree(root, plan.seed, plan.files, plan.big)
+        tree = Tree(root, plan.seed, plan.files, plan.big, plan.edit_pause_s)
         tree.build()
         stack.enter_context(running(pair))
         pair.sync()

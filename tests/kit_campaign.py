@@ -82,10 +82,10 @@ class Case:
         return not self.problems
 
     def _expectations(self) -> list[Expected]:
-        """A file may have moved with its directory since."""
+        """A file may have moved with its directory since, again and again; its names are its own alone."""
         expected = self.fault.expected
-        moved = [replace(expected, path=self.guard.file.path)] if self.guard else []
-        return [expected, *moved]
+        names = {self.guard.file.path, *self.guard.file.names} - {expected.path} if self.guard else set()
+        return [expected, *(replace(expected, path=name) for name in sorted(names))]
 
     def _left(self, live: Collection[bytes]) -> list[str]:
         """What is neither repaired nor rightly called lost."""
@@ -99,7 +99,8 @@ class Case:
             return f"{document['id']} is {document['state']}: {document['verdict']}"
         if not self.is_both and any(bytes.fromhex(name) in live for name in document["blocks"]):
             return f"{document['id']} is called lost, and the primary has the bytes"
-        named = [one for one in document["affected"] if one["path"] and one["length"] and one["first"]]
+        is_own = document["side"] == Side.PRIMARY.value  # of the live file; what snapshots lack is the replica's to say
+        named = [one for one in document["affected"] if one["path"] and one["length"] and (one["first"] or is_own)]
         return "" if named else f"{document['id']} is lost without snapshot, path and range"
 
 

@@ -23,6 +23,8 @@ PIECE_BYTES = 65536
 BIG_BYTES = 16 * 1024 * 1024
 HIT_SHARE = 0.05
 """Share of the edits aimed at a guarded file that are carried out."""
+DIRECTORY_STAYS_EDITS = 5_000
+"""Edits between two moves of one directory, on average: each takes along every file below it."""
 KEPT_STALE = 200
 """Old pieces that are remembered for stale blocks."""
 
@@ -171,7 +173,9 @@ class Tree:
             self._note_hit(file)
             self._delete(file) if choose.random() < 0.3 else self._write_whole(file, self._size(file))
         else:
-            self._edit(file, choose.randrange(20))
+            self._edit(file, choose.randrange(19))
+        if choose.random() < len(self.directories) / DIRECTORY_STAYS_EDITS:
+            self._rename_directory()
         self.edits += 1
 
     # below: how
@@ -200,10 +204,8 @@ class Tree:
             self._write_whole(file, self._size(file))
         elif what < 17:
             self._replace(file)
-        elif what < 19:
-            self._rename(file)
         else:
-            self._rename_directory()
+            self._rename(file)
         if len(self.files) > self.count + self.big + 50:
             self._delete(
                 choose.choice([one for one in self.files if one.size < BIG_BYTES and not self._is_guarded(one)])

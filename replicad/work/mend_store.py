@@ -53,6 +53,7 @@ CLOSED = "breaker_closed"
 """When a person closed it last: repairs before that do not count any more."""
 HOUR_NS = 3600 * 10**9
 WAITING = "waiting for the pass under way to be sealed"
+AWAITS_WITNESS = "its blocks were stored anew by a pass; what stood there is still to be judged with the primary"
 WELL_AGAIN = "read well again from the medium"
 LOOKS_TO_BE_WELL = 2
 """How often in a row a place must read well, in looks apart, before a finding about it is gone."""
@@ -224,6 +225,8 @@ class StoreMender:
         """Append the blocks that the primary has proven; the rest stays open with what is known of it."""
         inventory = self._archive.inventory
         damaged = self._still_damaged(found, inventory)
+        if not damaged:
+            return self._stored_by_pass(found)
         try:
             proven = prove(frames, set(damaged))
         except FrameError as error:
@@ -246,7 +249,7 @@ class StoreMender:
         kept = _item_ranges(damaged)
         done = append_blocks(self._archive, self._disk, list(proven.values()), list(raw.values()))
         for one in done:
-            found = self._with_bits(found, damaged[one.place.id], raw[one.place.id], old)
+            found = _with_bits(found, raw[one.place.id], old)
             self._receipt(found, Remedy.MEND_REPLICA, "repaired", appended=one)
         if len(done) < len(proven):
             self._receipt(found, Remedy.MEND_REPLICA, "failed", detail="what was appended does not read well")
@@ -290,13 +293,6 @@ class StoreMender:
             inner = self._archive.inventory.expected(found.number, found.offset, _end(found))
             if next(inner, None) is None:
                 note_mended(self._archive, found.number, [(found.offset, found.length)], self._clock.now_ns())
-
-    def _with_bits(self, found: Divergence, place: BlockPlace | None, new: bytes, old: bytes) -> Divergence:
-        """Count the bits that differ, when the new frame may be the very one that was written."""
-        if len(found.blocks) != 1 or place is None or len(new) != HEADER_BYTES + place.stored or len(new) != len(old):
-            return found
-        bits, positions = differing_bits(new, old)
-        return msgspec.structs.replace(found, bits=bits, bit_positions=positions, expected=checksum(new))
 
     def _lay(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
         """Lay the segment anew; what is left of it are blocks, which become findings of their own."""
@@ -379,8 +375,26 @@ class StoreMender:
             item = Expected(place.offset, place.stored, place.plain, place.id, b"")
             if not places_read_well(self._directory, self._disk, place.segment, [item]):
                 return None
+        if found.seen and found.evidence.witness is Witness.SILENT:
+            return self._noted(found, AWAITS_WITNESS)
+        return self._stored_by_pass(found)
+
+    def _stored_by_pass(self, found: Divergence) -> Divergence:
+        """The primary had its blocks, or a pass could not have brought them."""
         self._settle_ranges(found)
-        return self._write(found, "repaired: its blocks were stored anew by a pass", state=State.REPAIRED)
+        self._archive.trust(found.blocks)
+        found = self._compared_with_new(found)
+        evidence = msgspec.structs.replace(found.evidence, primary=Sight.MATCHES, writing=Writing.UNWRITTEN)
+        text = "repaired: its blocks were stored anew by a pass"
+        return self._write(found, text, state=State.REPAIRED, evidence=evidence, verdict=judge(evidence))
+
+    def _compared_with_new(self, found: Divergence) -> Divergence:
+        """With the bits that differ from the block that stands elsewhere now."""
+        places = self._archive.inventory.places(list(found.blocks)) if len(found.blocks) == 1 else {}
+        for place in places.values():
+            new = self._archive.read_segment(place.segment, place.offset, HEADER_BYTES + place.stored)
+            return _with_bits(found, bytes(new), self._quarantine.read(found.quarantine, MAX_SEEN_BYTES))
+        return found
 
     def _if_told_no_more(self, found: Divergence) -> Divergence:
         lines = {(damage.segment, damage.offset) for damage in self._archive.damage}
@@ -493,6 +507,14 @@ def _touches(wrong: Wrong, found: Divergence) -> bool:
     if Part.SEGMENT in (wrong.part, found.part):
         return True
     return wrong.offset < _end(found) and found.offset < wrong.offset + wrong.length
+
+
+def _with_bits(found: Divergence, new: bytes, old: bytes) -> Divergence:
+    """Count the bits that differ, when the new frame may be the very one that was written."""
+    if len(found.blocks) != 1 or not len(new) == len(old) == found.length:
+        return found
+    bits, positions = differing_bits(new, old)
+    return msgspec.structs.replace(found, bits=bits, bit_positions=positions, expected=checksum(new))
 
 
 def _raw(frame: Frame) -> bytes:

@@ -51,10 +51,9 @@ class StoreFindings:
 
     def report(self, places: Sequence[Seen]) -> list[Divergence]:
         """Tell of places in segments; what stands in the book of each now. Acknowledged ones are left out."""
-        if not places:
-            return []
-        told = [self._segment_finding(seen) for seen in places]
-        return self._remember(list(zip(told, places, strict=True)))
+        known = self.open_ones() if places else []
+        fresh = [seen for seen in places if not any(_is_of(seen.wrong, one) for one in known)]
+        return self._remember([(self._segment_finding(seen), seen) for seen in fresh])
 
     def report_missing(self, ids: Sequence[bytes], harm: Harm) -> list[Divergence]:
         """Tell of blocks that files name and that stand in no segment."""
@@ -180,6 +179,15 @@ class StoreFindings:
 
     def _kept(self, found: Divergence, data: bytes) -> str:
         return self._quarantine.keep(f"{found.number:08d}-{found.offset:08d}-{found.found_ns}.bad", data)
+
+
+def _is_of(wrong: Wrong, known: Divergence) -> bool:
+    """Whether a place where nothing is expected any more is what is left of damaged blocks: they were stored anew
+    elsewhere, and what was found of them is about to be settled."""
+    if wrong.part is not Part.STRUCTURE or wrong.items or known.part is not Part.BLOCK:
+        return False
+    is_apart = wrong.offset >= known.offset + known.length or known.offset >= wrong.offset + wrong.length
+    return known.number == wrong.segment and not is_apart
 
 
 def _words(wrong: Wrong) -> str:

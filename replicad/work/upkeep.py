@@ -236,11 +236,11 @@ def _write(
     appender = disk.create(fresh)
     try:
         with ExitStack() as stack:
-            sources = [
-                stack.enter_context(_Source(path, disk))
-                for path in _files_of(archive.store.directory, disk, number, quarantine)
-            ]
-            laying = _Laying(archive.inventory, number, sources, appender, gaps)
+            paths = _files_of(archive.store.directory, disk, number, quarantine)
+            sources = [stack.enter_context(_Source(path, disk)) for path in paths]
+            has_own = bool(paths) and paths[0] == segment_path(archive.store.directory, number)
+            own = sources[0] if has_own and _number_of(paths[0], disk) in (number, None) else None
+            laying = _Laying(archive.inventory, number, sources, own, appender, gaps)
             laying.run()
             made = laying.end(is_last=number >= archive.checkpoint.segment)
         appender.sync()
@@ -267,6 +267,13 @@ class _Source:
             return None
         return bytes(self._reader.read_at(item.offset, HEADER_BYTES + item.stored))
 
+    def bytes_at(self, at: int, end: int) -> bytes:
+        """What stands in a range, whatever it is; shorter where the file ends or the medium gives nothing."""
+        try:
+            return bytes(self._reader.read_at(at, min(end, self._reader.size) - at))
+        except ReplicadError:
+            return b""
+
     def unclaimed(self, at: int, end: int) -> Iterator[bytes]:
         """Whole frames one behind the other in a range, as far as there are any."""
         while at < end:
@@ -287,11 +294,13 @@ class _Laying:
         inventory: Inventory,
         number: int,
         sources: Sequence[_Source],
+        own: _Source | None,
         appender: Appender,
         gaps: list[tuple[int, int]] | None,
     ) -> None:
+        """`own`: the source that is this segment's own file, unless that holds another segment."""
         self._inventory, self._number, self._sources, self._appender = inventory, number, sources, appender
-        self._gaps = gaps
+        self._own, self._gaps = own, gaps
         self._digest, self._frames, self._sealed = NO_DIGEST, 0, False
 
     def run(self) -> None:
@@ -304,7 +313,7 @@ class _Laying:
             self._fill(item.offset)
             frame = self._frame_of(item)
             if frame is None:
-                self._zeros(item.offset + HEADER_BYTES + item.stored)
+                self._leave(item.offset + HEADER_BYTES + item.stored)
             else:
                 self._add(frame)
 
@@ -338,6 +347,15 @@ class _Laying:
         if self._gaps is not None and end > start:
             self._gaps.append((start, end - start))
 
+    def _leave(self, end: int) -> None:
+        """A frame that nobody has: the damaged bytes stay as they are, so that what was found there is found again as
+        what it is; zeros where there are none."""
+        start = self._appender.position
+        left = self._own.bytes_at(start, end) if self._own and end > start else b""
+        if left:
+            self._appender.append(left)
+        self._zeros(end)
+
     def _add(self, data: bytes) -> None:
         frame = parse_frame(data, 0)
         if not self._frames and frame.type == FrameType.HEADER:
@@ -364,14 +382,19 @@ def _files_of(directory: Path, disk: Disk, number: int, quarantine: Quarantine) 
 
 
 def _holds(path: Path, disk: Disk, number: int) -> bool:
+    return _number_of(path, disk) == number
+
+
+def _number_of(path: Path, disk: Disk) -> int | None:
+    """Which segment a file says to be in its header; None when that cannot be read."""
     try:
         reader = disk.open_read(path)
     except (FileNotFoundError, ReplicadError):
-        return False
+        return None
     try:
-        return decode_segment_header(parse_frame(reader.read_at(0, len(_PAGE)), 0)).number == number
+        return decode_segment_header(parse_frame(reader.read_at(0, len(_PAGE)), 0)).number
     except (FrameError, ReplicadError):
-        return False
+        return None
     finally:
         reader.close()
 
