@@ -173,7 +173,7 @@ class Injector:
             raise
         self._spared |= here.expected.blocks
         guard, now = self._tree.guard(file), time.time_ns()
-        return [Case(as_lost(here), now, guard, is_both=True), Case(as_lost(there), now, is_both=True)]
+        return [Case(as_lost(here), now, guard, is_both=True), Case(as_lost(there), now, is_both=True, beside=guard)]
 
     def _rot(self, kind: Kind) -> tuple[Known, Rotten]:
         """Damage below some file that nothing else hits."""

@@ -51,6 +51,8 @@ class Case:
     """Of the file, when the primary's copy was damaged."""
     is_both: bool = False
     """Both copies were damaged: the bytes are lost."""
+    beside: Guard | None = None
+    """Of the primary's file, when this is the replica's half of a loss on both sides."""
     documents: list[Document] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     outcome: str = "missed"
@@ -84,6 +86,8 @@ class Case:
     def _expectations(self) -> list[Expected]:
         """A file may have moved with its directory since, again and again; its names are its own alone."""
         expected = self.fault.expected
+        if self.beside and self.beside.hit:  # only history had the block from then on
+            expected = replace(expected, verdicts=expected.verdicts | {Verdict.REPLICA_ROT})
         names = {self.guard.file.path, *self.guard.file.names} - {expected.path} if self.guard else set()
         return [expected, *(replace(expected, path=name) for name in sorted(names))]
 

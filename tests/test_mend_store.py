@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit_scrub import SMALL, Rig, unsettled_changes, write_at
+from kit_scrub import SMALL, Rig, repaired, unsettled_changes, write_at
 from kit_store import FaultyDisk, Primary, block_frame, contents, file_put, flip, record_frame, segment
 from replicad.model.block import Buffer, block_id, checksum
 from replicad.model.divergence import Divergence, Part, State
 from replicad.model.verdict import Sight, Verdict
 from replicad.store import store as store_module
-from replicad.store.format import FrameType, encode_frame
+from replicad.store.format import HEADER_BYTES, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
@@ -301,16 +301,66 @@ def test_every_repair_leaves_a_receipt(rig: Rig) -> None:
 
 
 def test_a_pass_that_offers_a_damaged_block_heals_it(rig: Rig, tmp_path: Path) -> None:
-    """A block found damaged is needed again, and the case is settled when it has come."""
+    """A block found damaged is needed again; the case is settled when it has come and the bad bytes were judged."""
     (found,) = _damaged(rig, 2)
     primary = Primary(rig.archive)
     primary.send(rig.has[found.blocks[0]])
     rig.expected[5] = dict(rig.expected[4])
     primary.seal(5)
-    (settled,) = asyncio.run(rig.mender.verify_divergences())
+    assert asyncio.run(rig.mender.verify_divergences()) == []
+    assert rig.open_ones()[0].verdict is Verdict.INCONCLUSIVE
+    (settled,) = rig.settle()
     assert settled.state is State.REPAIRED and "by a pass" in settled.events[-1].what
+    assert settled.verdict is Verdict.REPLICA_ROT and settled.bits == 1
     assert Primary(rig.archive).archive.needed(found.blocks[0]) == b"\0"
     rig.assert_clean(tmp_path)
+
+
+def test_a_block_that_only_a_pass_still_had_is_judged_by_the_pass(rig: Rig, tmp_path: Path) -> None:
+    """The primary was asked while its file was being written; that its pass brought the block proves what it had."""
+    (found,) = _damaged(rig, 2)
+    seen = asyncio.run(rig.mender.seen(found))
+    asked = asyncio.run(rig.mender.testimony(found, checksum(seen), [Sight.UNKNOWN]))
+    assert asked.verdict is Verdict.INCONCLUSIVE
+    primary = Primary(rig.archive)
+    primary.send(rig.has[found.blocks[0]])
+    rig.expected[5] = dict(rig.expected[4])
+    primary.seal(5)
+    (settled,) = asyncio.run(rig.mender.verify_divergences())
+    assert (settled.state, settled.verdict, settled.bits) == (State.REPAIRED, Verdict.REPLICA_ROT, 1)
+    rig.assert_clean(tmp_path)
+
+
+def test_a_segment_is_laid_anew_once_all_that_was_found_in_it_is_judged(rig: Rig, tmp_path: Path) -> None:
+    """Two frames of the record are damaged in one segment: both end with a verdict, and the segment is laid once."""
+    rig.scrub()
+    for frame in [rig.frames(kind, 2)[0] for kind in (FrameType.COMMIT, FrameType.RECORD)]:
+        flip(segment(rig.directory, 2), frame.offset + HEADER_BYTES + 3, 0)
+    assert rig.scrub() == 2
+    rig.settle_all()
+    settled = repaired(rig)
+    assert {one.verdict for one in settled} == {Verdict.REPLICA_ROT} and len(settled) == 2
+    assert len([one for one in settled if "judged first" in " ".join(event.what for event in one.events)]) == 1
+    rig.assert_clean(tmp_path)
+
+
+def test_bytes_that_nobody_has_stay_as_they_were_found(rig: Rig) -> None:
+    """A segment is laid anew around a lost block: what was found of that block is found again, and nothing else."""
+    rig.scrub()
+    lost, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
+    for frame in (lost, seal):
+        flip(segment(rig.directory, 2), frame.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    del rig.has[lost.id]
+    rig.settle()
+    (before,) = [one for one in rig.settle() if one.part is Part.BLOCK]
+    assert before.is_lost and before.state is State.OPEN
+    assert {one.part for one in repaired(rig)} == {Part.STRUCTURE}
+    rig.scrub()
+    (after,) = rig.open_ones()
+    assert (after.id, after.verdict, after.seen, after.found_ns) == (
+        before.id, before.verdict, before.seen, before.found_ns,
+    )  # fmt: skip
 
 
 def test_what_reads_well_twice_is_gone(rig: Rig, tmp_path: Path) -> None:

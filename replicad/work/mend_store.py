@@ -192,6 +192,8 @@ class StoreMender:
             return self._noted(found, "waiting for a person: a repair reads all segments again, in case it is back")
         if not self._archive.is_settled:
             return self._noted(found, WAITING)
+        if remedy is Remedy.LAY_SEGMENT and not ordered and any(map(_awaits_witness, self._laid_with(found))):
+            return self._noted(found, f"what else was found in segment {found.number} is judged first")
         try:
             return self._REMEDIES[remedy](self, found, frames)
         except (ReplicadError, FileNotFoundError) as error:
@@ -306,17 +308,21 @@ class StoreMender:
         self._receipt(found, Remedy.LAY_SEGMENT, "repaired", detail=laid.kept and f"the old file is {laid.kept}")
         wrongs = [wrong for wrong in laid.left if not wrong.is_transient]
         harm = harm_of(self._archive.inventory, {item.id for wrong in wrongs for item in wrong.items})
-        self._book.report([Seen(wrong, "media", harm) for wrong in wrongs])
+        left = {one.id: one for one in self._book.report([Seen(wrong, "media", harm) for wrong in wrongs])}
         self._archive.doubt(item.id for wrong in wrongs for item in wrong.items)
         text = f"repaired: segment {number} was laid anew and verified"
-        after = self._write(found, text, state=State.REPAIRED)
-        for other in self._book.open_ones():
-            if other.number == number and other.part in _LAID and other.id != found.id and not self._is_unknown(other):
-                self._receipt(other, Remedy.LAY_SEGMENT, "repaired", detail=f"together with {found.id}")
-                self._write(other, text, state=State.REPAIRED)
+        after = left.get(found.id) or self._write(found, text, state=State.REPAIRED)  # a block may be left at its place
+        for other in self._laid_with(found):
+            self._receipt(other, Remedy.LAY_SEGMENT, "repaired", detail=f"together with {found.id}")
+            self._write(other, text, state=State.REPAIRED)
         if was_missed and self._archive.inventory.lost:
             rebuild_book(self._archive, self._disk)  # what snapshots lack may stand in this segment again
         return after
+
+    def _laid_with(self, found: Divergence) -> list[Divergence]:
+        """Open findings that are settled as well when the segment of this one is laid anew."""
+        others = (one for one in self._book.open_ones() if one.number == found.number and one.id != found.id)
+        return [one for one in others if one.part in _LAID and not self._is_unknown(one)]
 
     def _is_unknown(self, found: Divergence) -> bool:
         """Whether nothing says what should stand there: the damage is older than the catalog."""
@@ -375,7 +381,7 @@ class StoreMender:
             item = Expected(place.offset, place.stored, place.plain, place.id, b"")
             if not places_read_well(self._directory, self._disk, place.segment, [item]):
                 return None
-        if found.seen and found.evidence.witness is Witness.SILENT:
+        if _awaits_witness(found):
             return self._noted(found, AWAITS_WITNESS)
         return self._stored_by_pass(found)
 
@@ -410,7 +416,7 @@ class StoreMender:
             if items and found.part is not Part.SEGMENT:
                 return places_read_well(self._directory, self._disk, found.number, items)
             path, store = segment_path(self._directory, found.number), self._archive.store.owner.store
-            checked = SegmentCheck(inventory, self._disk, path, found.number, store, grows=True).run()
+            checked = SegmentCheck(inventory, self._disk, path, found.number, store, size=0).run()
         except FileNotFoundError:
             return False
         finally:
@@ -496,6 +502,11 @@ def _together(sights: Sequence[Sight]) -> Sight:
     if Sight.MATCHES in sights:
         return Sight.MATCHES
     return next(sight for sight in _GRAVITY if sight in sights)
+
+
+def _awaits_witness(found: Divergence) -> bool:
+    """Whether the primary has not said yet what it makes of the bad bytes."""
+    return bool(found.seen) and found.evidence.witness is Witness.SILENT
 
 
 def _is_lost_record(found: Divergence) -> bool:

@@ -204,9 +204,9 @@ class ReplicaSurface:
         for tries_left in reversed(range(TRIES)):
             unit = self._units[number]
             goes_on = unit.end if unit.end and unit.at_ns and unit.is_due else None
-            laid, grows, end = await self._in_shelf(self._now)
+            laid, size, end = await self._in_shelf(self._now)
             try:
-                outcome = await asyncio.to_thread(self._check, number, goes_on, grows)
+                outcome = await asyncio.to_thread(self._check, number, goes_on, size)
             except BookDamagedError as error:
                 await self._in_shelf(partial(self._book.report_book, [error.what], is_unreadable=True))
                 raise
@@ -216,8 +216,11 @@ class ReplicaSurface:
                 return outcome.checked, count
         raise ReplicadError(f"segment {number} is laid anew again and again", where=str(self._directory))
 
-    def _now(self) -> tuple[int, bool, Position]:
-        return self._archive.laid, not self._archive.is_settled, self._archive.checkpoint
+    def _now(self) -> tuple[int, int, Position]:
+        """How often segments were laid anew, how long the last one is while nobody writes to it, and its end."""
+        archive = self._archive
+        size = self._size_of(archive.checkpoint.segment) if archive.is_settled else 0
+        return archive.laid, size, archive.checkpoint
 
     def _was_in_the_way(self, number: int, checked: Checked, began: _Began) -> bool:
         """Whether a repair laid this segment anew, or what was found wrong may only be that it wrote here meanwhile."""
@@ -226,13 +229,13 @@ class ReplicaSurface:
         wrote = number >= began.end.segment and self._archive.checkpoint != began.end
         return wrote and bool(checked.wrongs or checked.unknown) and not began.is_last_try
 
-    def _check(self, number: int, start: Position | None, grows: bool) -> _Outcome:
+    def _check(self, number: int, start: Position | None, size: int) -> _Outcome:
         """In a worker thread: read, compare, and find out what damage means."""
         inventory = Inventory.open(catalog_path(self._directory))
         try:
             path, store = segment_path(self._directory, number), self._archive.store.owner.store
             try:
-                check = SegmentCheck(inventory, self._disk, path, number, store, start=start, grows=grows)
+                check = SegmentCheck(inventory, self._disk, path, number, store, start=start, size=size)
                 checked = check.run()
             except FileNotFoundError:
                 is_missed = inventory.last_expected(number) is not None

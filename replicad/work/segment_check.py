@@ -91,12 +91,12 @@ class SegmentCheck:
         store: bytes | None,
         *,
         start: Position | None = None,
-        grows: bool = False,
+        size: int | None = None,
     ) -> None:
-        """`path`: the file, wherever it is. `start`: go on from there. `grows`: a session may be writing behind what is
-        acknowledged, so bytes behind the end mean nothing."""
+        """`path`: the file, wherever it is. `start`: go on from there. `size`: of the file while nobody wrote to it, 0
+        when that is not known: bytes behind both this and what is acknowledged mean nothing. None: nobody writes."""
         self._inventory, self._disk, self._path, self._number, self._store = inventory, disk, path, number, store
-        self._start, self._grows = start or Position(number), grows
+        self._start, self._size = start or Position(number), size
         self._at = self._start.offset
         self._run: list[Expected] = []
         self._runs: list[list[Expected]] = []
@@ -107,6 +107,8 @@ class SegmentCheck:
         self._last = checkpoint if checkpoint.segment == number else None
         self._copied_from = uncopied[1] if uncopied[0] == number else 1 << 62 if uncopied[0] > number else 0
         self._length = self._expected_length()
+        self._stop = self._last.offset if self._last else _END
+        """What the catalog says of bytes behind this was acknowledged after the check began."""
         self._checked = Checked()
 
     def run(self) -> Checked:
@@ -147,7 +149,7 @@ class SegmentCheck:
                     seen = {}
             elif not isinstance(found, Torn):
                 self._damages.append(found)
-        self._compare(seen, _END)
+        self._compare(seen, self._stop)
         self._close_run()
 
     def _compare(self, seen: dict[int, Seen], stop: int) -> None:
@@ -239,7 +241,9 @@ class SegmentCheck:
         if not self._checked.wrongs and self._is_off(scan):
             reason = next((damage.reason for damage in self._damages), "frames are not the ones that were written")
             self._add(0, scan.size, Part.SEGMENT, reason, ())
-        if self._length is not None and size > self._length and not (self._last and self._grows):
+        if self._last and self._size is not None:
+            size = min(size, self._size)
+        if self._length is not None and size > self._length:
             text = f"{size - self._length} bytes stand behind the end of segment {self._number}"
             self._add(self._length, size - self._length, Part.STRUCTURE, text, ())
 
