@@ -20,7 +20,7 @@ from replicad.model.divergence import Divergence, Part, Side
 from replicad.model.entry import Identity, Kind, Stamp
 from replicad.model.verdict import Sight, Verdict, Writing
 from replicad.source.root import Root
-from replicad.source.scan import has_drifted
+from replicad.source.scan import Drifted, has_drifted, still_drifted
 from replicad.work import met
 from replicad.work.met import Rotten, look_again
 from replicad.work.record import was_renamed
@@ -84,6 +84,20 @@ def test_where_times_are_whole_seconds_nothing_has_drifted() -> None:
 def test_sizes_that_a_long_write_or_a_check_of_the_file_system_explains(kind: Kind, now: int, expected: bool) -> None:
     """A file that grew may be in the middle of a write; a directory's size says nothing; a target never changes."""
     assert has_drifted(FILE._replace(kind=kind), FILE._replace(kind=kind, size=now)) is expected
+
+
+def test_a_drift_that_is_over_a_moment_later_was_a_write_under_way(root: Path) -> None:
+    """A truncation shows its new size a little before its new times; what is still so has drifted."""
+    for name in ("cut", "drifted"):
+        (root / name).write_bytes(b"x" * 900)
+    with Root(os.fsencode(root)) as opened:
+        seen = [stamp for name in (b"cut", b"drifted") if (stamp := opened.look(name))]
+        found = [
+            Drifted(path, stamp, stamp._replace(size=1000))
+            for path, stamp in zip((b"cut", b"drifted", b"gone"), (*seen, seen[0]), strict=True)
+        ]
+        os.utime(root / "cut")
+        assert [one.path for one in still_drifted(opened, found)] == [b"drifted"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from stat import S_ISDIR
@@ -26,6 +27,7 @@ from replicad.source.root import (
     KIND_OF,
     NAME_ENCODING,
     NAME_ERRORS,
+    SETTLE_NS,
     Root,
     Trail,
     Trouble,
@@ -415,6 +417,13 @@ def has_drifted(known: Sequence[int], now: Sequence[int]) -> bool:
         return True
     shrank = now[0] == _FILE and now[_SIZE] < known[_SIZE]
     return shrank or (now[0] == _SYMLINK and now[_SIZE] != known[_SIZE])
+
+
+def still_drifted(root: Root, drifted: Iterable[Drifted]) -> list[Drifted]:
+    """Those that are so a moment later as well: a truncation shows its new size a little before its new times."""
+    time.sleep(SETTLE_NS / 1e9)
+    looks = ((one, root.look(one.path)) for one in drifted)
+    return [one for one, now in looks if now and has_drifted(one.known, now)]
 
 
 def _exists(directory: int, name: bytes) -> bool:

@@ -258,8 +258,8 @@ def look_at_block(root: Root, path: bytes, known: Known, row: BlockRow) -> Own:
     for one in (first, second):
         if isinstance(one, Moved):
             return Own(Sight.UNKNOWN, Writing.WRITTEN, reason="its size, times or inode changed")
-        if isinstance(one, Trouble) and one.vanished:
-            return Own(Sight.UNKNOWN, Writing.WRITTEN, reason=one.reason)
+        if isinstance(one, Trouble) and one.vanished:  # it may only have moved: the next pass records where it is
+            return Own(Sight.UNKNOWN, Writing.UNKNOWN, reason=one.reason)
     if isinstance(first, Trouble) and isinstance(second, Trouble):
         sight = Sight.UNREADABLE if is_medium(first) and is_medium(second) else Sight.UNKNOWN
         return Own(sight, Writing.UNWRITTEN, reason=first.reason)

@@ -29,7 +29,7 @@ from replicad.source.large import LargeRead, open_large
 from replicad.source.meta import Described, describe
 from replicad.source.read import SMALL_BYTES, Candidate, FileRead, Outgrown
 from replicad.source.root import Root, Trouble
-from replicad.source.scan import Soon
+from replicad.source.scan import Soon, still_drifted
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
 from replicad.work.dataset import Dataset
@@ -153,13 +153,19 @@ class Pass:
         if not found.drifted:
             return
         dataset, now_ns = self._dataset, self._clock.now_ns()
-        drifted = [drift(one, dataset.config.name, now_ns) for one in found.drifted]
+        still = await self._in_pool(still_drifted, self._root, found.drifted)
+        for one in found.drifted:
+            if one not in still:
+                self._outcome.look_again(one.path)
+        if not still:
+            return
+        drifted = [drift(one, dataset.config.name, now_ns) for one in still]
         try:
             await dataset.open_findings()
             await dataset.in_findings(report, dataset.findings, drifted)
         except ReplicadError as error:
             self._outcome.trouble(found.drifted[0].path, f"has drifted, and that could not be written down: {error}")
-        if found.drift_count > len(drifted):
+        if found.drift_count > len(found.drifted):
             text = f"first of {found.drift_count} entries whose metadata changed without a write: other mount options?"
             self._outcome.trouble(found.drifted[0].path, text)
 

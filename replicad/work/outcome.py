@@ -33,7 +33,11 @@ class Outcome:
         self.unread += 1
         if len(self.named) < MAX_NAMED:
             self.named.append(Named(show_path(path), reason))
-            self._places.update((path, path.rpartition(b"/")[0]))
+            self.look_again(path)
+
+    def look_again(self, path: bytes) -> None:
+        """Have the next pass look there, whatever the watch says."""
+        self._places.update((path, path.rpartition(b"/")[0]))
 
     @property
     def again(self) -> frozenset[bytes] | None:
