@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import mmap
 import os
@@ -19,14 +20,16 @@ from replicad.db.catalog import MIGRATIONS
 from replicad.db.findings import Findings
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Part, State, divergence_id
-from replicad.model.errors import ReplicadError
+from replicad.model.errors import BookDamagedError, ReplicadError
 from replicad.model.verdict import Books, Sight, Verdict, Witness
 from replicad.store import store as store_module
 from replicad.store.format import FrameType
+from replicad.store.segments import segment_numbers
 from replicad.system.clock import Clock
 from replicad.system.disk import AlignedBuffer, Disk, Reader
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
+from replicad.work.scrub_replica import RETRY_NS, ReplicaSurface
 from replicad.work.shelves import Shelves
 
 
@@ -361,6 +364,36 @@ def test_what_cannot_be_looked_at_stays_due(rig: Rig, monkeypatch: pytest.Monkey
     refuse_all = True
     with pytest.raises(ReplicadError, match="Permission denied"):
         rig.verify()
+
+
+def test_a_segment_that_cannot_be_looked_at_has_no_other_read_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits, and is tried again later; the others are verified once, and then there is nothing to do for a while."""
+    rig.scrub()
+    real = ReplicaSurface._check
+
+    def check(self: ReplicaSurface, number: int, *rest: object) -> object:
+        if number == 2:
+            raise BookDamagedError("a page fails its checksum", where="catalog.db")
+        read.append(number)
+        return real(self, number, *rest)  # type: ignore[arg-type]
+
+    read: list[int] = []
+    monkeypatch.setattr(ReplicaSurface, "_check", check)
+    since_ns = rig.clock.now_ns()
+    for _ in range(10):
+        if not asyncio.run(rig.surface.extent(since_ns)).since_bytes:
+            break
+        with contextlib.suppress(ReplicadError):
+            rig.verify(1)
+    assert sorted(read) == [number for number in segment_numbers(rig.directory) if number != 2]
+    size = segment(rig.directory, 2).stat().st_size
+    assert asyncio.run(rig.surface.extent(since_ns)).waiting_bytes == size
+    rig.clock.ns += RETRY_NS
+    assert asyncio.run(rig.surface.extent(since_ns)).since_bytes == size
+    monkeypatch.undo()
+    rig.verify(1)
+    assert asyncio.run(rig.surface.extent(since_ns)).since_bytes == 0
+    assert {one.key for one in rig.open_ones()} == {"book:catalog"}
 
 
 def test_intake_goes_on_during_a_scrub(rig: Rig) -> None:

@@ -37,6 +37,8 @@ from replicad.work.upkeep import is_missed, remember_verified
 
 Result = TypeVar("Result")
 
+RETRY_NS = 600 * 10**9
+"""What could not be looked at, such as a segment of which the catalog's page is damaged, is tried again after this."""
 TRIES = 4
 """A repair that writes while its segment is read has it read again; repairs come one by one, and end."""
 
@@ -52,6 +54,19 @@ class _Unit:
     """When the oldest of them were; 0 = never."""
     end: Position | None = None
     """Where a growing segment's verification may go on."""
+    failed_ns: int = 0
+    """When it could not be looked at; 0 = it could, the last time."""
+
+    def turn(self, now_ns: int) -> tuple[bool, int]:
+        """The lowest is next: what was never verified, then the oldest. What could not be looked at waits for a while
+        like one that was verified just then."""
+        if self.is_waiting(now_ns):
+            return True, self.failed_ns
+        return not self.is_due, 0 if self.is_due else self.at_ns
+
+    def is_waiting(self, now_ns: int, before_ns: int = 0) -> bool:
+        """Whether it could not be looked at since then, and is not tried again yet."""
+        return self.failed_ns >= max(1, before_ns) and 0 <= now_ns - self.failed_ns < RETRY_NS
 
     @property
     def is_due(self) -> bool:
@@ -107,12 +122,15 @@ class ReplicaSurface:
     async def extent(self, before_ns: int) -> Extent:
         """See `Surface`."""
         await self._in_shelf(self._refresh)
-        units = self._units.values()
+        units, now_ns = self._units.values(), self._clock.now_ns()
+        wanted = [unit for unit in units if unit.is_due or unit.at_ns < before_ns]
+        waiting = [unit.size for unit in wanted if unit.is_waiting(now_ns, before_ns)]
         return Extent(
             total_bytes=sum(unit.size for unit in units),
             never_bytes=sum(unit.size - (unit.verified if unit.at_ns else 0) for unit in units if unit.is_due),
             oldest_ns=0 if any(unit.is_due for unit in units) else min((unit.at_ns for unit in units), default=0),
-            since_bytes=sum(unit.size for unit in units if unit.is_due or unit.at_ns < before_ns),
+            since_bytes=sum(unit.size for unit in wanted) - sum(waiting),
+            waiting_bytes=sum(waiting),
         )
 
     async def verify(self, budget_bytes: int) -> Verified:
@@ -129,6 +147,7 @@ class ReplicaSurface:
             try:
                 checked, count = await self._verify_one(number)
             except ReplicadError as error:
+                self._units[number].failed_ns = self._clock.now_ns()
                 doubts.append(f"segment {number}: {error}")
                 continue
             units, found = units + 1, found + count
@@ -194,8 +213,9 @@ class ReplicaSurface:
             return 0  # it is due all the same, and its verification tells why
 
     def _next(self, done: set[int]) -> int | None:
-        left = [(not unit.is_due, unit.at_ns if not unit.is_due else 0, n) for n, unit in self._units.items()]
-        return min((one for one in left if one[2] not in done), default=(True, 0, None))[2]
+        now_ns = self._clock.now_ns()
+        left = [(unit.turn(now_ns), number) for number, unit in self._units.items() if number not in done]
+        return min(left)[1] if left else None
 
     # one segment
 
@@ -278,7 +298,7 @@ class ReplicaSurface:
         if number < self._archive.checkpoint.segment:  # laid anew it may be shorter than it was found
             unit.size = self._size_of(number)
         unit.verified = max(before + checked.size, unit.size if checked.wrongs else 0)
-        unit.at_ns = unit.at_ns if start else now
+        unit.at_ns, unit.failed_ns = unit.at_ns if start else now, 0
         unit.end = None if checked.wrongs else checked.end
         self._marks[number] = (number, unit.verified, unit.at_ns, "media" if checked.media else "cache")
         if checked.uncopied:
