@@ -131,7 +131,8 @@ class PrimarySurface:
     async def extent(self, before_ns: int) -> Extent:
         """How it stands; see `Surface`."""
         await self._open()
-        ages = await self._in_ledger(lambda: self._dataset.ledger.due.ages(before_ns))
+        retry_ns = self._clock.now_ns() - RETRY_NS
+        ages = await self._in_ledger(lambda: self._dataset.ledger.due.ages(before_ns, retry_ns))
         return Extent(ages.total_bytes, ages.never_bytes, ages.oldest_ns, ages.since_bytes, ages.waiting_bytes)
 
     async def verify(self, budget_bytes: int) -> Verified:
