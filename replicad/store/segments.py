@@ -456,16 +456,6 @@ class SegmentFiles:
             self._open.popitem()[1].close()
 
 
-def verify_segment(directory: Path, number: int, disk: Disk, *, last: bool = False) -> list[Damage | Torn]:
-    """Re-read a whole segment from the medium; everything in it that is not what was written."""
-    reader = disk.open_read(segment_path(directory, number))
-    try:
-        scan = SegmentScan(reader, Position(number), last=last, store=None)
-        return [found for found in scan if not isinstance(found, Frame)]
-    finally:
-        reader.close()
-
-
 def _has_unwritten_sector(view: memoryview, start: int) -> bool:
     zeros = bytes(_SECTOR_BYTES)
     first = -start % _SECTOR_BYTES
