@@ -268,7 +268,6 @@ def test_a_campaign_with_a_detector_that_lies_is_not(tmp_path: Path) -> None:
 
 
 @needs_disks
-@pytest.mark.campaign
 @pytest.mark.timeout(600)
 def test_a_short_campaign_is_perfect(tmp_path: Path) -> None:
     """Every fault is found, called by its name and repaired or reported as lost; no false alarm, no rotten byte."""
