@@ -1,4 +1,5 @@
-"""Scout: what the process beside the daemon does for it: read small files, pack their blocks, walk ahead of a survey.
+"""Scout: what the process beside the daemon does for it: read small files, pack their blocks, walk ahead of a survey
+and a part of it.
 
 One thread reads, cuts, hashes, compresses and frames, with nobody to share an interpreter with. What is declared here
 (`Task` and its types) is what the daemon may ask for; the rest runs in the child alone.
@@ -9,20 +10,26 @@ One thread reads, cuts, hashes, compresses and frames, with nobody to share an i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
+from replicad.db.ledger import Ledger
 from replicad.model.entry import show_path
 from replicad.model.errors import ReplicadError, SourceError
 from replicad.source.ahead import Ahead
+from replicad.source.exclude import Excluded
 from replicad.source.read import Block, Candidate, FileRead, Outgrown, read_small
 from replicad.source.root import Root, RootIdentity, Trouble
+from replicad.source.scan import Compared, Comparer
 from replicad.store.format import FrameType, encode_frame
 from replicad.system.clock import Clock
 from replicad.system.compress import compress
 from replicad.system.tasks import Bulky, Task, Tasks, serve
 
 Read = FileRead | Outgrown | Trouble
+BOOK_CACHE_KIB = 1024
+"""SQLite's cache for the ledger: a survey reads each page of it once."""
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
@@ -61,9 +68,27 @@ class Next(msgspec.Struct, frozen=True, array_like=True):
     directories: Sequence[bytes]
 
 
+class Book(msgspec.Struct, frozen=True, array_like=True):
+    """What a survey compares a tree with."""
+
+    ledger: str
+    """Path of the ledger; what is committed there counts."""
+    patterns: Sequence[str]
+    one_filesystem: bool
+
+
+class Share(msgspec.Struct, frozen=True, array_like=True):
+    """Directories that are to be compared, none of them the root."""
+
+    root: int
+    directories: Sequence[bytes]
+    book: Book
+
+
 OPEN: Task[Place, None] = Task("open", Place, None)
 CLOSE: Task[int, None] = Task("close", int, None)
 LOOK_AHEAD: Task[Next, None] = Task("look ahead", Next, None)
+COMPARE = Task("compare", Share, Compared)
 READ_SMALL = Task("read small", Wanted, SmallRead)
 
 
@@ -73,12 +98,19 @@ class Scout:
     def __init__(self) -> None:
         self._roots: dict[int, Root] = {}
         self._ahead: dict[int, Ahead] = {}
+        self._compared: dict[int, tuple[Ledger, Comparer]] = {}
         self._clock = Clock()
 
     @property
     def tasks(self) -> Tasks:
         """All that it can be asked to do."""
-        return {OPEN: self.open, CLOSE: self.close, LOOK_AHEAD: self.look_ahead, READ_SMALL: self.read_small}
+        return {
+            OPEN: self.open,
+            CLOSE: self.close,
+            LOOK_AHEAD: self.look_ahead,
+            COMPARE: self.compare,
+            READ_SMALL: self.read_small,
+        }
 
     def open(self, place: Place) -> None:
         """Open a root. Raises SourceError when it is not the directory it must be."""
@@ -94,12 +126,26 @@ class Scout:
         del self._roots[number]
         if number in self._ahead:
             self._ahead.pop(number).close()
+        if number in self._compared:
+            self._compared.pop(number)[0].close()
 
     def look_ahead(self, coming: Next) -> None:
         """Have the kernel load these directories; other questions are answered meanwhile."""
         if coming.root not in self._ahead:
             self._ahead[coming.root] = Ahead(self._root(coming.root))
         self._ahead[coming.root].look(coming.directories)
+
+    def compare(self, share: Share) -> Compared:
+        """Compare directories with what the ledger says of them. Raises BookDamagedError, ReplicadError."""
+        if share.root not in self._compared:
+            root, book = self._root(share.root), share.book
+            ledger = Ledger(Path(book.ledger), readonly=True, cache_kib=BOOK_CACHE_KIB)
+            excluded = Excluded(book.patterns)
+            self._compared[share.root] = (
+                ledger,
+                Comparer(root, ledger, excluded, one_filesystem=book.one_filesystem),
+            )
+        return self._compared[share.root][1].compare(share.directories)
 
     def read_small(self, wanted: Wanted) -> Bulky:
         """Read whole files and pack what is in them."""

@@ -14,8 +14,21 @@ from typing import NamedTuple
 
 from replicad.source.read import Candidate
 from replicad.source.root import Root
+from replicad.source.scan import Compared
 from replicad.system.child import Child, Doer
-from replicad.work.scout import CLOSE, LOOK_AHEAD, OPEN, READ_SMALL, Next, Place, SmallRead, Wanted
+from replicad.work.scout import (
+    CLOSE,
+    COMPARE,
+    LOOK_AHEAD,
+    OPEN,
+    READ_SMALL,
+    Book,
+    Next,
+    Place,
+    Share,
+    SmallRead,
+    Wanted,
+)
 
 MAX_SCOUTS = 4
 """Processes at once. Each holds a few batches (40 MiB); a pass on a dead network mount holds up only those it shares
@@ -97,6 +110,10 @@ class Scouting:
     def look_ahead(self, directories: Sequence[bytes]) -> None:
         """A walk will come to these directories."""
         self._child.post(LOOK_AHEAD, Next(self._root, directories))
+
+    async def compare(self, directories: Sequence[bytes], book: Book) -> Compared:
+        """Compare directories with the ledger. Raises ReplicadError also when the scout died."""
+        return await self._child.call(COMPARE, Share(self._root, directories, book))
 
     async def read_small(self, files: Sequence[Candidate]) -> Small:
         """Read and pack small files. Raises ReplicadError when the scout died."""
