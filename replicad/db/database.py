@@ -170,11 +170,13 @@ class Database:
         except apsw.Error as error:
             raise self._mapped(error) from error
 
-    def insert(self, into: str, marks: str, rows: Sequence[Sequence[Value]]) -> None:
+    def insert(self, into: str, marks: str, rows: Sequence[Sequence[Value]]) -> int:
         """Insert rows, many with one statement: `into` is the statement up to VALUES, `marks` one row's, as in (?, ?).
+        How many were.
 
         Each step of a statement gives up the interpreter's lock; where another thread is busy, a step for each row
         costs more than the row."""
+        before = self._connection.total_changes()
         whole = len(rows) - len(rows) % INSERT_ROWS
         if whole:
             statement = f"{into} VALUES {','.join([marks] * INSERT_ROWS)}"
@@ -182,6 +184,7 @@ class Database:
                 self.execute(statement, list(chain.from_iterable(rows[at : at + INSERT_ROWS])))
         if whole < len(rows):
             self.executemany(f"{into} VALUES {marks}", rows[whole:])
+        return self._connection.total_changes() - before
 
     def changes(self) -> int:
         """Rows changed by the last statement."""

@@ -151,9 +151,11 @@ class Scout:
         """Read whole files and pack what is in them."""
         reads = read_small(self._root(wanted.root), wanted.files, clock=self._clock)
         packed = _Packed(wanted.compression)
-        files = [packed.without_data(read) if isinstance(read, FileRead) else read for read in reads]
+        for read in reads:
+            if isinstance(read, FileRead):
+                packed.take_data(read)
         frames = list(packed.frames.values())
-        return Bulky(SmallRead(files, b"".join(packed.frames), list(map(len, frames))), frames)
+        return Bulky(SmallRead(reads, b"".join(packed.frames), list(map(len, frames))), frames)
 
     def _root(self, number: int) -> Root:
         if number not in self._roots:
@@ -168,17 +170,13 @@ class _Packed:
         self._compression = compression
         self.frames: dict[bytes, bytes] = {}
 
-    def without_data(self, read: FileRead) -> FileRead:
-        """The file, its blocks' bytes moved into frames."""
-        for block in read.blocks:
+    def take_data(self, read: FileRead) -> None:
+        """Move the bytes of a file's blocks into frames."""
+        for place, block in enumerate(read.blocks):
             if block.id not in self.frames:
                 codec, stored = compress(block.data, self._compression)
                 self.frames[block.id] = encode_frame(FrameType.BLOCK, block.data, block.id, stored, codec)
-        blocks = [Block(block.index, block.id, block.checksum) for block in read.blocks]
-        return FileRead(
-            read.path, read.stamp, read.after, read.links, read.description,
-            read.block_bytes, read.size, blocks, read.zeros,
-        )  # fmt: skip
+            read.blocks[place] = Block(block.index, block.id, block.checksum)
 
 
 if __name__ == "__main__":
