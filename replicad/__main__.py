@@ -11,11 +11,12 @@ from replicad.cli.app import main as _main
 def main() -> None:
     """Run the command line and leave with its exit code.
 
-    At once: every verb has closed what it opened, and taking an interpreter apart takes longer than a short verb
-    waits for the daemon."""
+    At once: every verb has closed what it opened, and taking an interpreter apart takes longer than the daemon takes to
+    answer a short verb."""
     code = _main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream:  # none when it was closed before the start
+            stream.flush()
     os._exit(code)
 
 
