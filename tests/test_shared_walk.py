@@ -108,11 +108,22 @@ def _told(diffs: Iterable[DirectoryDiff]) -> list[Any]:
     return [sorted(diff.path for diff in diffs), changed, gone, troubles, sums]
 
 
+def _opened(pid: int, path: Path) -> int:
+    """How often a process has a file open."""
+    links = (entry.readlink() for entry in Path(f"/proc/{pid}/fd").iterdir())
+    return sum(link == path for link in links)
+
+
 async def _shared(scout: Scouting, root: Root, ledger: Ledger) -> tuple[list[DirectoryDiff], int]:
     """A walk in a thread that shares with a scout; how many directories that had."""
     helper = Counted(scout, Book(str(ledger.path), PATTERNS, one_filesystem=True), asyncio.get_running_loop())
     walking = partial(walk, root, ledger, excluded=Excluded(PATTERNS), helper=helper)
-    diffs = await asyncio.to_thread(lambda: list(walking()))
+
+    def walked() -> list[DirectoryDiff]:
+        with helper:
+            return list(walking())
+
+    diffs = await asyncio.to_thread(walked)
     assert not helper.is_busy
     return diffs, helper.given
 
@@ -123,6 +134,7 @@ async def test_a_walk_that_is_shared_finds_what_one_alone_finds(scouts: Scouts, 
         alone = _told(walk(root, ledger, excluded=Excluded(PATTERNS)))
         async with scouts.borrow(root, 3) as scout:
             diffs, given = await _shared(scout, root, ledger)
+            assert _opened(scouts.pids[0], ledger.path) == 0, "it lets go of the ledger before the walk ends"
     assert _told(diffs) == alone and all(alone[:3])
     assert given >= UNDER_WAY * SHARED_AT_ONCE
     met: set[bytes] = {b""}

@@ -169,16 +169,17 @@ class Pass:
 
     def _walk(self, only: frozenset[bytes] | None, soon: Soon, helper: SharedWalk) -> Survey:
         dataset = self._dataset
-        return survey(
-            self._root,
-            dataset.ledger,
-            dataset.excluded,
-            one_filesystem=dataset.config.one_filesystem,
-            only=only,
-            stopped=dataset.stopping.is_set,
-            soon=soon,
-            helper=helper,
-        )
+        with helper:
+            return survey(
+                self._root,
+                dataset.ledger,
+                dataset.excluded,
+                one_filesystem=dataset.config.one_filesystem,
+                only=only,
+                stopped=dataset.stopping.is_set,
+                soon=soon,
+                helper=helper,
+            )
 
     def _guard(self, found: Survey) -> str:
         """Why this change must be held, or "". A release lets one pass through."""

@@ -89,6 +89,7 @@ OPEN: Task[Place, None] = Task("open", Place, None)
 CLOSE: Task[int, None] = Task("close", int, None)
 LOOK_AHEAD: Task[Next, None] = Task("look ahead", Next, None)
 COMPARE = Task("compare", Share, Compared)
+CLOSE_BOOK: Task[int, None] = Task("close book", int, None)
 READ_SMALL = Task("read small", Wanted, SmallRead)
 
 
@@ -109,6 +110,7 @@ class Scout:
             CLOSE: self.close,
             LOOK_AHEAD: self.look_ahead,
             COMPARE: self.compare,
+            CLOSE_BOOK: self.close_book,
             READ_SMALL: self.read_small,
         }
 
@@ -126,8 +128,7 @@ class Scout:
         del self._roots[number]
         if number in self._ahead:
             self._ahead.pop(number).close()
-        if number in self._compared:
-            self._compared.pop(number)[0].close()
+        self.close_book(number)
 
     def look_ahead(self, coming: Next) -> None:
         """Have the kernel load these directories; other questions are answered meanwhile."""
@@ -146,6 +147,11 @@ class Scout:
                 Comparer(root, ledger, excluded, one_filesystem=book.one_filesystem),
             )
         return self._compared[share.root][1].compare(share.directories)
+
+    def close_book(self, number: int) -> None:
+        """Let go of the ledger that a root was compared with, if it was."""
+        if number in self._compared:
+            self._compared.pop(number)[0].close()
 
     def read_small(self, wanted: Wanted) -> Bulky:
         """Read whole files and pack what is in them."""

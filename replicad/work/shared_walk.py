@@ -1,6 +1,7 @@
 """Shared walk: a survey's helper. The walk runs in the ledger's thread, its scout compares some of the directories.
 
-Both see the same ledger: the survey itself writes nothing but its plan, and all before it is committed.
+Both see the same ledger: the survey itself writes nothing but its plan, and all before it is committed. The scout has
+it open for as long as the walk takes: whoever closes a ledger for good must be the last, or its log stays behind.
 **Never** waits on the event loop: it is asked from the walk's thread.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from types import TracebackType
 
 from replicad.source.scan import Compared
 from replicad.work.scout import Book
@@ -25,6 +27,14 @@ class SharedWalk:
     def __init__(self, scout: Scouting, book: Book, loop: asyncio.AbstractEventLoop) -> None:
         self._scout, self._book, self._loop = scout, book, loop
         self._asked: deque[Future[Compared]] = deque()
+
+    def __enter__(self) -> SharedWalk:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Wait until the scout has let go of the ledger."""
+        wait(self._asked)
+        asyncio.run_coroutine_threadsafe(self._scout.close_book(), self._loop).result()
 
     @property
     def is_busy(self) -> bool:
