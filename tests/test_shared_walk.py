@@ -116,16 +116,16 @@ def _opened(pid: int, path: Path) -> int:
 
 async def _shared(scout: Scouting, root: Root, ledger: Ledger) -> tuple[list[DirectoryDiff], int]:
     """A walk in a thread that shares with a scout; how many directories that had."""
-    helper = Counted(scout, Book(str(ledger.path), PATTERNS, one_filesystem=True), asyncio.get_running_loop())
-    walking = partial(walk, root, ledger, excluded=Excluded(PATTERNS), helper=helper)
+    companion = Counted(scout, Book(str(ledger.path), PATTERNS, one_filesystem=True), asyncio.get_running_loop())
+    walking = partial(walk, root, ledger, excluded=Excluded(PATTERNS), companion=companion)
 
     def walked() -> list[DirectoryDiff]:
-        with helper:
+        with companion:
             return list(walking())
 
     diffs = await asyncio.to_thread(walked)
-    assert not helper.is_busy
-    return diffs, helper.given
+    assert not companion.is_busy
+    return diffs, companion.given
 
 
 async def test_a_walk_that_is_shared_finds_what_one_alone_finds(scouts: Scouts, tree: Path, ledger: Ledger) -> None:
@@ -154,7 +154,7 @@ def test_what_differs_too_much_for_one_answer_is_left_to_the_walk(
         comparer = Comparer(root, ledger, Excluded(PATTERNS), one_filesystem=True)
         compared = comparer.compare([b"d01", b"d03"])
         alone = _told(walk(root, ledger, excluded=Excluded(PATTERNS)))
-        helped = _told(walk(root, ledger, excluded=Excluded(PATTERNS), helper=AtOnce(comparer)))
+        helped = _told(walk(root, ledger, excluded=Excluded(PATTERNS), companion=AtOnce(comparer)))
     assert compared.left == [b"d01"]
     assert [diff.path for diff in compared.diffs] == [b"d03"]
     assert not any(path.startswith(b"d01/") for path in compared.below)
@@ -162,7 +162,7 @@ def test_what_differs_too_much_for_one_answer_is_left_to_the_walk(
 
 
 class AtOnce:
-    """A helper that compares while it is asked."""
+    """A companion that compares while it is asked."""
 
     def __init__(self, comparer: Comparer) -> None:
         self._comparer = comparer
@@ -170,16 +170,16 @@ class AtOnce:
 
     @property
     def is_busy(self) -> bool:
-        """See scan.Helper."""
+        """See scan.Companion."""
         return bool(self._done)
 
     def give(self, directories: Sequence[bytes]) -> bool:
-        """See scan.Helper."""
+        """See scan.Companion."""
         self._done.append(self._comparer.compare(directories))
         return True
 
     def done(self, *, wait: bool) -> list[scan.Compared]:
-        """See scan.Helper."""
+        """See scan.Companion."""
         found, self._done = self._done, []
         return found
 
@@ -206,6 +206,6 @@ async def test_a_scout_that_dies_ends_the_walk(scouts: Scouts, tree: Path, ledge
     with Root(os.fsencode(tree)) as root:
         async with scouts.borrow(root, 3) as scout:
             book = Book(str(ledger.path), PATTERNS, one_filesystem=True)
-            helper = Deadly(scouts.pids[0], scout, book, asyncio.get_running_loop())
+            companion = Deadly(scouts.pids[0], scout, book, asyncio.get_running_loop())
             with pytest.raises(ReplicadError, match="killed by signal 9"):
-                await asyncio.to_thread(lambda: list(walk(root, ledger, helper=helper)))
+                await asyncio.to_thread(lambda: list(walk(root, ledger, companion=companion)))

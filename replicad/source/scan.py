@@ -46,7 +46,7 @@ again before the walk is there."""
 TOLD_AT_ONCE = 8
 """Fewer of them are not worth the telling."""
 SHARED_AT_ONCE = 16
-"""Directories that a helper is given at once: some milliseconds of work, far more than the asking takes."""
+"""Directories that a companion is given at once: some milliseconds of work, far more than the asking takes."""
 
 Soon = Callable[[Sequence[bytes]], None]
 """Is told of directories that the walk will come to soon, the nearest first."""
@@ -116,7 +116,7 @@ class Compared(msgspec.Struct, frozen=True, array_like=True):
     """Given in vain: so much differs in them that it comes in pieces, which does not fit into one answer."""
 
 
-class Helper(Protocol):
+class Companion(Protocol):
     """Somebody with a processor of his own, who compares some directories of a walk."""
 
     @property
@@ -138,10 +138,10 @@ def walk(
     one_filesystem: bool = True,
     only: Iterable[bytes] | None = None,
     soon: Soon | None = None,
-    helper: Helper | None = None,
+    companion: Companion | None = None,
 ) -> Iterator[DirectoryDiff]:
     """Walk the whole tree, or with `only` those directories alone (and what is new below them). A walk of everything
-    tells `soon` where it goes next, and shares its directories with a `helper`.
+    tells `soon` where it goes next, and shares its directories with a `companion`.
 
     The diff of a directory comes before those of its subdirectories; the root's own entry is in the first. An
     excluded path, and all that a mount point hides when `one_filesystem`, is gone if it was known; the directory
@@ -149,13 +149,13 @@ def walk(
     directory that was opened; all other obstacles are `troubles`.
     """
     with Trail(root) as trail:
-        walker = _Walk(root, trail, known, excluded, one_filesystem, soon, helper)
+        walker = _Walk(root, trail, known, excluded, one_filesystem, soon, companion)
         yield from walker.everything() if only is None else walker.hinted(only)
     root.check()
 
 
 class Comparer:
-    """What a helper does: compare directories of a walk that goes on elsewhere."""
+    """What a companion does: compare directories of a walk that goes on elsewhere."""
 
     def __init__(self, root: Root, known: Known, excluded: Excluded, *, one_filesystem: bool) -> None:
         self._root, self._known, self._excluded, self._one_filesystem = root, known, excluded, one_filesystem
@@ -212,7 +212,7 @@ class _Walk:
     excluded: Excluded
     one_filesystem: bool
     soon: Soon | None = None
-    helper: Helper | None = None
+    companion: Companion | None = None
     new_only: bool = False
     """Descend into new directories only."""
     stack: list[bytes] = field(default_factory=list)
@@ -225,25 +225,25 @@ class _Walk:
     def everything(self) -> Iterator[DirectoryDiff]:
         yield self._own_diff(b"") or DirectoryDiff(b"", unchanged=1)
         self.stack.append(b"")
-        while self.stack or (self.helper and self.helper.is_busy):
+        while self.stack or (self.companion and self.companion.is_busy):
             if self.stack:
                 path = self.stack.pop()
                 self.told.discard(path)
                 yield from self.pieces(path)
             if self.soon:
                 self._tell(self.soon)
-            if self.helper:
-                yield from self._share(self.helper)
+            if self.companion:
+                yield from self._share(self.companion)
 
-    def _share(self, helper: Helper) -> Iterator[DirectoryDiff]:
-        """Take what the helper has done, and give it some of the next directories while there are enough for two."""
-        for compared in helper.done(wait=not self.stack):
+    def _share(self, companion: Companion) -> Iterator[DirectoryDiff]:
+        """Take what the companion has done, and give it some of the next directories while there are enough for two."""
+        for compared in companion.done(wait=not self.stack):
             yield from compared.diffs
             self.stack += compared.below
             for path in compared.left:
                 yield from self.pieces(path)
         count = min(SHARED_AT_ONCE, len(self.stack) // 2)
-        if count >= TOLD_AT_ONCE and helper.give(given := self.stack[-count:]):
+        if count >= TOLD_AT_ONCE and companion.give(given := self.stack[-count:]):
             del self.stack[-count:]
             self.told.difference_update(given)
 

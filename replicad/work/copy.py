@@ -167,9 +167,9 @@ class Pass:
             text = f"first of {found.drift_count} entries whose metadata changed without a write: other mount options?"
             self._outcome.trouble(found.drifted[0].path, text)
 
-    def _walk(self, only: frozenset[bytes] | None, soon: Soon, helper: SharedWalk) -> Survey:
+    def _walk(self, only: frozenset[bytes] | None, soon: Soon, companion: SharedWalk) -> Survey:
         dataset = self._dataset
-        with helper:
+        with companion:
             return survey(
                 self._root,
                 dataset.ledger,
@@ -178,7 +178,7 @@ class Pass:
                 only=only,
                 stopped=dataset.stopping.is_set,
                 soon=soon,
-                helper=helper,
+                companion=companion,
             )
 
     def _guard(self, found: Survey) -> str:

@@ -1,4 +1,4 @@
-"""Shared walk: a survey's helper. The walk runs in the ledger's thread, its scout compares some of the directories.
+"""Shared walk: a survey's companion. The walk runs in the ledger's thread, its scout compares some of the directories.
 
 Both see the same ledger: the survey itself writes nothing but its plan, and all before it is committed. The scout has
 it open for as long as the walk takes: whoever closes a ledger for good must be the last, or its log stays behind.
@@ -22,7 +22,7 @@ UNDER_WAY = 2
 
 
 class SharedWalk:
-    """The walk's side: what was given to the scout, in order. See `source.scan.Helper`."""
+    """The walk's side: what was given to the scout, in order. See `source.scan.Companion`."""
 
     def __init__(self, scout: Scouting, book: Book, loop: asyncio.AbstractEventLoop) -> None:
         self._scout, self._book, self._loop = scout, book, loop
