@@ -168,7 +168,10 @@ class Catalog:
     def add_blocks(self, places: Sequence[BlockPlace]) -> None:
         """Index blocks; a later frame of the same block takes the place of an earlier one."""
         self._begin()
-        self._db.insert("INSERT OR REPLACE INTO block", "(?,?,?,?,?)", places)
+        # nearly all are new; a statement that may replace has SQLite set a copy of each page that it touches aside, and
+        # ids lie all over the table
+        if self._db.insert("INSERT OR IGNORE INTO block", "(?,?,?,?,?)", places) < len(places):
+            self._db.insert("INSERT OR REPLACE INTO block", "(?,?,?,?,?)", places)
 
     def apply(self, ops: Sequence[Op], current: Put | None = None) -> Put | None:
         """Operations in order, for the snapshot that the next commit makes.

@@ -37,7 +37,9 @@ from replicad.work.known import KnownEntries
 from replicad.work.met import drift, report
 from replicad.work.outcome import Outcome
 from replicad.work.record import Recorder, given
+from replicad.work.scout import Book
 from replicad.work.scouts import Scouts, Small
+from replicad.work.shared_walk import SharedWalk
 from replicad.work.shipping import Shipping, Unit, load_nothing
 from replicad.work.survey import PHASES, Survey, survey
 
@@ -137,7 +139,9 @@ class Pass:
         def soon(directories: Sequence[bytes]) -> None:
             loop.call_soon_threadsafe(self._scout.look_ahead, directories)
 
-        found = await self._dataset.in_ledger(self._walk, only, soon)
+        config, excluded = self._dataset.config, self._dataset.excluded
+        book = Book(str(self._dataset.ledger.path), excluded.patterns, config.one_filesystem)
+        found = await self._dataset.in_ledger(self._walk, only, soon, SharedWalk(self._scout, book, loop))
         if reason := await self._dataset.in_ledger(self._guard, found):
             raise self._dataset.held_error(reason)
         for trouble in found.troubles:
@@ -169,17 +173,19 @@ class Pass:
             text = f"first of {found.drift_count} entries whose metadata changed without a write: other mount options?"
             self._outcome.trouble(found.drifted[0].path, text)
 
-    def _walk(self, only: frozenset[bytes] | None, soon: Soon) -> Survey:
+    def _walk(self, only: frozenset[bytes] | None, soon: Soon, companion: SharedWalk) -> Survey:
         dataset = self._dataset
-        return survey(
-            self._root,
-            dataset.ledger,
-            dataset.excluded,
-            one_filesystem=dataset.config.one_filesystem,
-            only=only,
-            stopped=dataset.stopping.is_set,
-            soon=soon,
-        )
+        with companion:
+            return survey(
+                self._root,
+                dataset.ledger,
+                dataset.excluded,
+                one_filesystem=dataset.config.one_filesystem,
+                only=only,
+                stopped=dataset.stopping.is_set,
+                soon=soon,
+                companion=companion,
+            )
 
     def _guard(self, found: Survey) -> str:
         """Why this change must be held, or "". A release lets one pass through."""
