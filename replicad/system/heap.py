@@ -1,7 +1,7 @@
 """Heap: how glibc's allocator treats the buffers of a daemon that moves megabytes, and how its threads take turns.
 
-By default the allocator hands memory back to the kernel whenever a large buffer is freed and faults it in again for the next
-one; a receiver of 1 MiB messages then spends most of its CPU in page faults (measured: 450 MB/s against 1,350).
+By default the allocator hands memory back to the kernel whenever a large buffer is freed and faults it in again for the
+next one; a receiver of 1 MiB messages then spends most of its CPU in page faults (measured: 450 MB/s against 1,350).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def calm_collector() -> None:
 TURN_S = 0.001
 """How long a thread may keep the interpreter while another one waits for it. Event loop and worker hand work to each
 other for every MiB, and hash and encrypt with the interpreter held: with the default of 5 ms each waited for the other
-a thousand times in a copy of 2 GiB, which took an eighth longer. Below a millisecond the changes themselves cost more.
-"""
+a thousand times in a copy of 2 GiB, which took an eighth longer. Below a millisecond the changes themselves cost
+more."""
 
 
 def take_short_turns() -> None:
