@@ -37,7 +37,7 @@ from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, S
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
-from replicad.system.heap import calm_collector, keep_freed_memory
+from replicad.system.heap import calm_collector, keep_freed_memory, take_short_turns
 from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
 from replicad.work import orders
@@ -594,4 +594,5 @@ def run(config_file: Path) -> None:
     configure(config.node.log_level, config.node.log_format)
     keep_freed_memory()
     calm_collector()
+    take_short_turns()
     asyncio.run(Daemon(config).run(Notifier()))
