@@ -172,28 +172,6 @@ def test_a_packet_that_was_changed_on_the_way_ends_the_connection(at: int) -> No
     assert receiver.refused or receiver._inpbuf, "asyncssh has it"
 
 
-def test_an_error_that_is_kept_holds_nothing_up() -> None:
-    """A channel that keeps what it raised keeps the frames that led there; the next bytes arrive all the same."""
-    sender, receiver, here = Connection(), Connection(), Inside()
-    receiver._channels[NUMBER] = here
-    kept = []
-
-    def accept(data: memoryview) -> None:
-        try:
-            raise ValueError
-        except ValueError as error:
-            kept.append(error)
-        here.got += data
-
-    here._accept_data = accept  # type: ignore[method-assign]
-    outgoing, incoming = Outgoing(sender), Incoming(receiver)
-    for number in range(3):
-        outgoing.send(Inside(), memoryview(b"%d" % number * 1000))
-    for piece in sender.wire:
-        incoming.received(piece)
-    assert here.got == b"0" * 1000 + b"1" * 1000 + b"2" * 1000
-
-
 # over a real connection
 
 

@@ -95,8 +95,7 @@ class Incoming:
             if not self._is_between_packets():
                 self._leave_to_asyncssh(view[at:])
                 at = len(view)
-        if at:
-            self._rest = self._rest[at:]  # a new one: an exception that somebody keeps may hold views of the old one
+        del self._rest[:at]
 
     def _is_between_packets(self) -> bool:
         """Whether the next byte begins a packet that may be opened here."""
