@@ -14,11 +14,12 @@ from typing import Any
 
 from replicad.link.channel import Channel
 from replicad.link.intake import Intake
-from replicad.link.packets import Incoming, Outgoing
 from replicad.link.session import show_text
 
 PACKET_BYTES = 128 * 1024
 """Largest SSH packet: 128 KiB was measured to be fastest, 64 KiB close to it, 256 KiB and more slower than 32."""
+FEED_BYTES = 64 * 1024
+"""Received bytes given to asyncssh at once: it copies all that it has not taken apart yet with every packet."""
 UNSENT_BYTES = 256 * 1024
 """What a channel buffers beyond the peer's window before `send` waits: bridges a turn of the event loop."""
 NOTSENT_BYTES = 512 * 1024
@@ -38,7 +39,7 @@ class Line:
         connection.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
         self.connection.pause_writing = self._pause  # asyncssh's own methods do nothing
         self.connection.resume_writing = self._resume
-        self.outgoing, self._incoming = Outgoing(connection), Incoming(connection)
+        self._take = connection.data_received
         self.connection.data_received = self._received
 
     def _pause(self) -> None:
@@ -53,7 +54,9 @@ class Line:
         for carrier in tuple(self.carriers):
             if carrier.channel:
                 carrier.channel.heard(len(data))
-        self._incoming.received(data)
+        with memoryview(data) as view:
+            for at in range(0, len(view), FEED_BYTES):
+                self._take(view[at : at + FEED_BYTES])
 
     def _tell(self) -> None:
         for carrier in tuple(self.carriers):
@@ -118,9 +121,7 @@ class Carrier:
     def write(self, data: bytes | bytearray) -> None:
         with suppress(OSError), memoryview(data) as view:  # it has ended; connection_lost follows or has been
             for at in range(0, len(view), PACKET_BYTES):
-                piece = view[at : at + PACKET_BYTES]
-                if not self.line.outgoing.send(self._ssh, piece):
-                    self._ssh.write(piece)  # packet by packet: asyncssh need not cut, and copy, it
+                self._ssh.write(view[at : at + PACKET_BYTES])  # packet by packet: asyncssh need not cut, and copy, it
 
     def pause_reading(self) -> None:
         self._reading = False
@@ -138,8 +139,8 @@ class Carrier:
         """Cut the whole connection: a peer that is silent on one channel is silent on all."""
         self.line.connection.abort()
 
-    def _accept(self, data: bytes | memoryview, datatype: int | None = None) -> None:
-        """Data of the peer, in one packet; a view is valid until this returns."""
+    def _accept(self, data: bytes, datatype: int | None = None) -> None:
+        """Data of the peer, in one packet."""
         if self._closed:
             return
         self._intake.arrived(len(data))
@@ -148,7 +149,7 @@ class Carrier:
         elif self.channel and self._reading:
             self.channel.data_received(data)
         else:
-            self._intake.keep(bytes(data))
+            self._intake.keep(data)
         self._intake.grant()
 
     def _pour(self) -> None:

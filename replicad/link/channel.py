@@ -171,8 +171,8 @@ class Channel:
 
     # What the stream calls.
 
-    def data_received(self, data: bytes | memoryview) -> None:
-        """Bytes of the peer; a view need not be valid afterwards."""
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the peer."""
         self.received_bytes += len(data)
         self._heard_s = self._loop.time()
         if self.error:

@@ -69,7 +69,7 @@ class Splitter:
         """Bytes received of a message that is not yet complete."""
         return len(self._rest)
 
-    def feed(self, data: bytes | memoryview) -> list[Framed]:
+    def feed(self, data: bytes) -> list[Framed]:
         """The messages that `data` completes, in order.
 
         Raises PeerError when the stream breaks the format; nothing after that may be fed.
@@ -82,7 +82,7 @@ class Splitter:
         source, self._rest = self._rest, bytearray()
         return self._split_untrusted(source)
 
-    def _split_untrusted(self, source: bytes | bytearray | memoryview) -> list[Framed]:
+    def _split_untrusted(self, source: bytes | bytearray) -> list[Framed]:
         framed = []
         view, start = memoryview(source), 0
         while (end := start + self._next_bytes(source, start)) <= len(source):
@@ -93,7 +93,7 @@ class Splitter:
         return framed
 
     @staticmethod
-    def _next_bytes(source: bytes | bytearray | memoryview, start: int) -> int:
+    def _next_bytes(source: bytes | bytearray, start: int) -> int:
         """Size of the frame that begins at `start`, or what is needed to know it."""
         if len(source) - start < _HEAD_BYTES:
             return _HEAD_BYTES
