@@ -8,6 +8,7 @@ its own and so sees what is committed, or borrows the writer's. **Never** writes
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,6 +101,19 @@ class Inventory:
         """Segment and offset up to which an older replicad wrote: frames before it may have no copy yet."""
         meta: dict[str, Any] = dict(self._db.all("SELECT key, value FROM meta WHERE key LIKE 'uncopied_%'"))
         return meta.get("uncopied_segment", 0), meta.get("uncopied_offset", 0)
+
+    @contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """All answers within speak of the catalog as it was at the first; with a connection of its own only."""
+        self._db.begin_reading()
+        try:
+            yield
+        finally:
+            self._db.rollback()
+
+    def imprint(self, segment: int) -> bytes:
+        """What the segment was when nothing was wrong with it (work/imprint.py); b"" = not known."""
+        return bytes(self._db.value("SELECT imprint FROM scrubbed WHERE segment = ?", (segment,)) or b"")
 
     def scrubbed(self) -> list[tuple[int, int, int]]:
         """(segment, size, at_ns) of every segment that was verified: one row for 64 MiB."""

@@ -99,7 +99,7 @@ class ReplicaSurface:
         self._units: dict[int, _Unit] = {}
         self._last = 0
         self._is_loaded = False
-        self._marks: dict[int, tuple[int, int, int, str]] = {}
+        self._marks: dict[int, tuple[int, int, int, str, bytes]] = {}
         """Verifications that are not in the catalog yet, because a session has unsealed work in it."""
         self._uncopied: dict[int, list[tuple[int, int]]] = {}
         self._sound: set[int] = set()
@@ -232,8 +232,9 @@ class ReplicaSurface:
         try:
             path, store = segment_path(self._directory, number), self._archive.store.owner.store
             try:
-                check = SegmentCheck(inventory, self._disk, path, number, store, start=start, grows=grows)
-                checked = check.run()
+                with inventory.at_one_moment():
+                    check = SegmentCheck(inventory, self._disk, path, number, store, start=start, grows=grows)
+                    checked = check.run(inventory.imprint(number))
             except FileNotFoundError:
                 is_missed = inventory.last_expected(number) is not None
                 checked = Checked(wrongs=[missing_segment(inventory, number)] if is_missed else [])
@@ -277,7 +278,8 @@ class ReplicaSurface:
         unit.verified = max(before + checked.size, unit.size if checked.wrongs else 0)
         unit.at_ns = unit.at_ns if start else now
         unit.end = None if checked.wrongs else checked.end
-        self._marks[number] = (number, unit.verified, unit.at_ns, "media" if checked.media else "cache")
+        source = "media" if checked.media else "cache"
+        self._marks[number] = (number, unit.verified, unit.at_ns, source, checked.imprint)
         if checked.uncopied:
             self._uncopied[number] = checked.uncopied
 
