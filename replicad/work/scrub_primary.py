@@ -34,6 +34,7 @@ from replicad.work.book_damage import LEDGER
 from replicad.work.dataset import Dataset
 from replicad.work.primary_findings import Place, PrimaryFindings, name_of
 from replicad.work.surface import Extent, Verified
+from replicad.work.together import together
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -209,17 +210,10 @@ class PrimarySurface:
             while waiting:
                 await self._verify_files(waiting.popleft(), tally, started_ns, standing)
 
-        tasks = [asyncio.create_task(work()) for _ in range(min(READERS, len(waiting)))]
-        try:
-            for task in tasks:
-                await task
-            for part in parts:
-                if part.file <= 0:
-                    await self._verify_directory(part, tally, started_ns, standing)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await together(work() for _ in range(min(READERS, len(waiting))))
+        for part in parts:
+            if part.file <= 0:
+                await self._verify_directory(part, tally, started_ns, standing)
 
     async def _verify_files(self, parts: Sequence[Due], tally: Tally, started_ns: int, standing: Standing) -> None:
         jobs = await self._in_ledger(self._load, parts)

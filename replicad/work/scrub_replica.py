@@ -11,7 +11,8 @@ the shelf's thread, so intake never waits for a scrub.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,10 +34,13 @@ from replicad.work.segment_check import Checked, SegmentCheck, Wrong, missing_se
 from replicad.work.store_findings import Seen, StoreFindings
 from replicad.work.structure_check import Structure, check_structure
 from replicad.work.surface import Extent, Verified
+from replicad.work.together import together
 from replicad.work.upkeep import is_missed, remember_verified
 
 Result = TypeVar("Result")
 
+READERS = 2
+"""Segments read at once where a turn has time for more than one: the disk works while another one is compared."""
 TRIES = 4
 """A repair that writes while its segment is read has it read again; repairs come one by one, and end."""
 
@@ -118,22 +122,24 @@ class ReplicaSurface:
     async def verify(self, budget_bytes: int) -> Verified:
         """See `Surface`."""
         await self._in_shelf(self._refresh)
-        done: set[int] = set()
+        waiting = deque(self._next(budget_bytes))
         media = cache = units = found = 0
         doubts: list[str] = []
-        while media + cache < budget_bytes or not done:
-            number = self._next(done)
-            if number is None:
-                break
-            done.add(number)
-            try:
-                checked, count = await self._verify_one(number)
-            except ReplicadError as error:
-                doubts.append(f"segment {number}: {error}")
-                continue
-            units, found = units + 1, found + count
-            media += checked.size if checked.media else 0
-            cache += 0 if checked.media else checked.size
+
+        async def work() -> None:
+            nonlocal media, cache, units, found
+            while waiting:
+                number = waiting.popleft()
+                try:
+                    checked, count = await self._verify_one(number)
+                except ReplicadError as error:
+                    doubts.append(f"segment {number}: {error}")
+                    continue
+                units, found = units + 1, found + count
+                media += checked.size if checked.media else 0
+                cache += 0 if checked.media else checked.size
+
+        await together(work() for _ in range(min(READERS, len(waiting))))
         await self._in_shelf(self._refresh)
         if doubts and not units:
             raise ReplicadError(doubts[0], where=str(self._directory), hint="it is tried again")
@@ -193,9 +199,15 @@ class ReplicaSurface:
         except OSError:
             return 0  # it is due all the same, and its verification tells why
 
-    def _next(self, done: set[int]) -> int | None:
+    def _next(self, budget_bytes: int) -> Iterator[int]:
+        """Segments in the order of their turn, until the budget is used up; at least one."""
         left = [(not unit.is_due, unit.at_ns if not unit.is_due else 0, n) for n, unit in self._units.items()]
-        return min((one for one in left if one[2] not in done), default=(True, 0, None))[2]
+        for _, _, number in sorted(left):
+            yield number
+            unit = self._units[number]
+            budget_bytes -= unit.size - (unit.verified if unit.at_ns and unit.is_due else 0)
+            if budget_bytes <= 0:
+                return
 
     # one segment
 
