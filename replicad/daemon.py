@@ -44,6 +44,7 @@ from replicad.work import orders
 from replicad.work.clients import Clients
 from replicad.work.dataset import Dataset
 from replicad.work.job import Job, Runner, log_failure
+from replicad.work.lookouts import Lookouts
 from replicad.work.mended import Mended
 from replicad.work.replicate import Replication
 from replicad.work.scouts import Scouts
@@ -87,7 +88,7 @@ class Daemon:
         self._clock, self._disk = clock or Clock(), disk or Disk()
         self._status = NodeStatus(node=config.node.name, version=__version__, config_file=str(config.file))
         self._pool = ThreadPoolExecutor(config.node.threads, "work")
-        self._scouts = Scouts()
+        self._scouts, self._lookouts = Scouts(), Lookouts()
         self.scrub_pool = ThreadPoolExecutor(SCRUB_THREADS, "scrub")
         self._turnstile = asyncio.Lock()
         self.surfaces = surfaces
@@ -277,7 +278,7 @@ class Daemon:
                 continue
             diallers = [self._diallers[replica] for replica in replicas]
             parts[name] = Protected(config, dataset, diallers, self._pool, self._scouts, self._clock, self._disk)
-            opening = partial(self.surfaces.primary, parts[name].dataset, self.scrub_pool, self._clock)
+            opening = partial(self.surfaces.primary, parts[name].dataset, self.scrub_pool, self._lookouts, self._clock)
             parts[name].scrub(opening, self._turnstile)
             if name in before:
                 parts[name].take_over(before[name])
@@ -338,6 +339,7 @@ class Daemon:
         """Primary first, so that what it has under way can still be acknowledged or is cut cleanly."""
         await asyncio.gather(*(part.close() for part in self._datasets.values()))
         await self._scouts.close()
+        await self._lookouts.close()
         for dialler in self._diallers.values():
             await dialler.close()
         if self._replica:

@@ -238,7 +238,7 @@ class SegmentScan:
 
     @property
     def content(self) -> bytes | None:
-        """XXH3 of all bytes up to `size`, as they were looked at; None unless they were read ahead, once and in order."""
+        """XXH3 of all bytes up to `size`, as they were looked at; None unless they were read ahead, once, in order."""
         return self._ahead.content if self._ahead else None
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from replicad.system.disk import ALIGN_BYTES, AlignedBuffer, Reader, align_down,
 PIECE_BYTES = 4 * 1024 * 1024
 """Read at once: a device reaches its full rate with transfers of this size."""
 MAX_SPARE_BUFFERS = 4
-"""Kept for the next files, two at once: the kernel takes longer to hand out fresh memory than to fill it from the disk."""
+"""Kept for the next files, two at once: the kernel takes longer to hand out fresh memory than to fill it."""
 
 _spare: list[AlignedBuffer] = []
 
