@@ -34,7 +34,7 @@ TURN_S = 0.03
 """Length of one turn of reading: somebody else's request to the disk waits at worst in the order of one of them."""
 FIRST_TURN_BYTES = 1 << 20
 """While the disk's speed is unknown."""
-UNBROKEN_TURN_S = 0.25
+UNBROKEN_TURN_S = 1.0
 """The same where all of the time is read in: no rest follows it, and each end costs something."""
 MIN_TURN_BYTES, MAX_TURN_BYTES = 64 * 1024, 512 << 20
 """A block at least; at most what a fast disk gives in the longest turn, whatever was measured."""

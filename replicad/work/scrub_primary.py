@@ -40,7 +40,7 @@ from replicad.work.together import together
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
-MAX_PARTS = 4096
+MAX_PARTS = 16384
 """Parts of one call: with small files about a second of work."""
 BATCH_PARTS = 256
 BATCH_BYTES = 16 * 1024 * 1024
@@ -155,15 +155,15 @@ class PrimarySurface:
             return tally.verified()
 
     async def structure(self) -> Verified:
-        """Check the ledger itself; see `Surface`."""
+        """Check the ledger itself, beside whatever is verified; see `Surface`."""
+        await self._open()
+        started_ns = self._clock.now_ns()
+        path, stop = self._dataset.ledger.path, threading.Event()
+        try:
+            problems = await self._in_pool(audit, path, stop.is_set)
+        finally:
+            stop.set()  # for a cancelled one: its thread goes on else
         async with self._turn:
-            await self._open()
-            started_ns = self._clock.now_ns()
-            path, stop = self._dataset.ledger.path, threading.Event()
-            try:
-                problems = await self._in_pool(audit, path, stop.is_set)
-            finally:
-                stop.set()  # for a cancelled one: its thread goes on else
             if problems:
                 await self._in_books(self._findings.report_book, problems, path.name, started_ns)
             else:
