@@ -193,8 +193,7 @@ class Scrubbing:
             self._rest("quiet", now.reason, until_s, on_track=now.on_track)
         elif self._structure_is_due(memory):
             async with self._turnstile:
-                beside = [self._take_turn(surface, memory, now)] if self._is_hurried(now) else []
-                await together([self._check_structure(surface, memory), *beside])
+                await together([self._check_structure(surface, memory), self._hurry(surface, policy, memory)])
         else:
             await self._read(surface, memory, now)
         self._show_outlook(policy, memory, situation, now)
@@ -219,9 +218,13 @@ class Scrubbing:
             after_s = now.rest_s(self._turn_s, self._turn_bytes)
             self._wake_s = min(self._turn_ended_s + after_s, self._looked_s + self._look_every_s())
 
-    def _is_hurried(self, now: Pace) -> bool:
-        """Whether somebody waits, with all of the time to read in."""
-        return bool(self._requested_bytes) and now.share >= 1 and self._nothing_until_s <= self._clock.monotonic_s()
+    async def _hurry(self, surface: Surface, policy: Policy, memory: Memory) -> None:
+        """Turns beside the check of the structure, while somebody waits and all of the time may be read in."""
+        while self._structure_is_due(memory) and self._requested_bytes > 1 and not self._poked.is_set():
+            now = pace.decide(policy, self._situation(policy, memory))
+            if now.share < 1 or self._nothing_until_s > self._clock.monotonic_s():
+                return
+            await self._take_turn(surface, memory, now)
 
     async def _take_turn(self, surface: Surface, memory: Memory, now: Pace) -> None:
         began_s = self._clock.monotonic_s()
