@@ -63,8 +63,8 @@ CLEAN_UP_S = 8.0
 """What a post hook gets to clean up when its dataset is stopped. With its ending and that of a session on a dead line
 (5 s each) a stop stays well below what service managers wait."""
 SCRUB_THREADS = 3
-"""Threads of their own for scrubs of this node's datasets: reading and hashing of one turn go on side by side, and beside
-the check of a ledger; replication never waits for a thread that scrubs."""
+"""Threads of their own for scrubs of this node's datasets: reading and hashing of one turn go on side by side, also
+beside the check of a ledger; replication never waits for a thread that scrubs."""
 RETUNED = ("scrub_every_s", "scrub_duty", "quiet_hours", "repair", "repair_limit")
 """Keys of [listen] that are in force at once, with every session left alone."""
 REMEMBER_S = 30.0
