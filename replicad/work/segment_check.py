@@ -153,7 +153,7 @@ class SegmentCheck:
         """What the next check may compare with: only what follows from the segment and its rows, and nothing wrong."""
         checked, content = self._checked, scan.content
         has_found = checked.wrongs or checked.unknown or checked.uncopied or self._has_strays
-        if has_found or content is None or self._start.offset or not scan.size == size == self._length:
+        if has_found or content is None or not scan.size == size == self._length:
             return b""
         return imprint_of(self._inventory, self._number, self._store, size, content)
 
