@@ -142,6 +142,10 @@ class Database:
         self.execute(f"PRAGMA synchronous = {'full' if durable else 'normal'}")
         self.execute("BEGIN IMMEDIATE")
 
+    def begin_reading(self) -> None:
+        """Have all questions up to `rollback` answered from one state; whoever writes does not wait for it."""
+        self.execute("BEGIN")
+
     def commit(self) -> None:
         """Make the transaction's changes visible."""
         self.execute("COMMIT")

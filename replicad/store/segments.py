@@ -236,6 +236,11 @@ class SegmentScan:
         """Bytes in the segment."""
         return self._size
 
+    @property
+    def content(self) -> bytes | None:
+        """XXH3 of all bytes up to `size`, as they were looked at; None unless they were read ahead, once, in order."""
+        return self._ahead.content if self._ahead else None
+
     def close(self) -> None:
         """Close the file."""
         if self._ahead:

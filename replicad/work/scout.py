@@ -1,5 +1,5 @@
-"""Scout: what the process beside the daemon does for it: read small files, pack their blocks, walk ahead of a survey
-and a part of it.
+"""Scout: what a process beside the daemon does for it: read small files, pack their blocks, walk ahead of a survey
+and a part of it; or look at small files for a scrub.
 
 One thread reads, cuts, hashes, compresses and frames, with nobody to share an interpreter with. What is declared here
 (`Task` and its types) is what the daemon may ask for; the rest runs in the child alone.
@@ -10,18 +10,21 @@ One thread reads, cuts, hashes, compresses and frames, with nobody to share an i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from pathlib import Path
 
 import msgspec
 
 from replicad.db.ledger import Ledger
-from replicad.model.entry import show_path
+from replicad.model.entry import Stamp, show_path
 from replicad.model.errors import ReplicadError, SourceError
 from replicad.source.ahead import Ahead
 from replicad.source.exclude import Excluded
-from replicad.source.read import Block, Candidate, FileRead, Outgrown, read_small
+from replicad.source.meta import Xattrs
+from replicad.source.read import REAL, Access, Block, Candidate, FileRead, Outgrown, read_small
 from replicad.source.root import Root, RootIdentity, Trouble
 from replicad.source.scan import Compared, Comparer
+from replicad.source.verify import Examined, Name, Outcome, Stretch, examine
 from replicad.store.format import FrameType, encode_frame
 from replicad.system.clock import Clock
 from replicad.system.compress import compress
@@ -85,12 +88,42 @@ class Share(msgspec.Struct, frozen=True, array_like=True):
     book: Book
 
 
+class Plain(msgspec.Struct, frozen=True, array_like=True):
+    """A file of one block, as it is recorded."""
+
+    path: bytes
+    stamp: Stamp
+    xattrs: Xattrs
+    block_bytes: int
+    id: bytes
+    checksum: bytes
+
+
+class Look(msgspec.Struct, frozen=True, array_like=True):
+    """Files to be looked at."""
+
+    root: bytes
+    files: Sequence[Plain]
+
+
+class View(IntEnum):
+    """What a look at one file gave; one byte of the answer."""
+
+    UNCLEAR = 0
+    """Not plainly well: that says nothing, whoever asked looks himself."""
+    WELL = 1
+    """Content and metadata are what is recorded, from the medium."""
+    WELL_IN_CACHE = 2
+    """The same, as far as a cache tells."""
+
+
 OPEN: Task[Place, None] = Task("open", Place, None)
 CLOSE: Task[int, None] = Task("close", int, None)
 LOOK_AHEAD: Task[Next, None] = Task("look ahead", Next, None)
 COMPARE = Task("compare", Share, Compared)
 CLOSE_BOOK: Task[int, None] = Task("close book", int, None)
 READ_SMALL = Task("read small", Wanted, SmallRead)
+LOOK = Task("look", Look, bytes)
 
 
 class Scout:
@@ -112,6 +145,7 @@ class Scout:
             COMPARE: self.compare,
             CLOSE_BOOK: self.close_book,
             READ_SMALL: self.read_small,
+            LOOK: look,
         }
 
     def open(self, place: Place) -> None:
@@ -167,6 +201,24 @@ class Scout:
         if number not in self._roots:
             raise ReplicadError("the process that read for this pass was started anew meanwhile")
         return self._roots[number]
+
+
+def look(wanted: Look, access: Access = REAL) -> bytes:
+    """A `View` of each file."""
+    stretches = [
+        Stretch((Name(one.path, one.stamp, one.xattrs),), one.block_bytes, _FIRST, {0: one}) for one in wanted.files
+    ]
+    with Root(wanted.root) as root:
+        return bytes(map(_view, examine(root, stretches, access=access)))
+
+
+_FIRST = range(1)
+
+
+def _view(seen: Outcome) -> View:
+    if not isinstance(seen, Examined) or seen.odd or seen.drift or seen.unseen:
+        return View.UNCLEAR
+    return View.WELL if seen.is_media else View.WELL_IN_CACHE
 
 
 class _Packed:
