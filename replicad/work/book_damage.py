@@ -72,9 +72,14 @@ def mended(path: Path, key: str, now_ns: int, how: str) -> None:
     if not path.exists():
         return
     with _told(key), closing(Findings(path)) as findings:
-        for found in findings.listed():
-            if found.key == key:
-                findings.update(found.with_event(now_ns, how, state=State.REPAIRED))
+        settle(findings, key, now_ns, how)
+
+
+def settle(findings: Findings, key: str, now_ns: int, how: str) -> None:
+    """The same, in a book that is open."""
+    for found in findings.listed():
+        if found.key == key:
+            findings.update(found.with_event(now_ns, how, state=State.REPAIRED))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
 from replicad.work.adopt import GOES_ON, adopt
+from replicad.work.book_damage import LEDGER, settle
 from replicad.work.copy import LastSeal, Pass
 from replicad.work.dataset import Dataset
 from replicad.work.hooks import hooks
@@ -223,6 +224,10 @@ class Replication:
                 adopted = await adopt(dataset, self._replica, head, reader, self._clock)
         finally:
             await reader.close()
+        if not standing.head.number:  # a ledger that was lost, or moved away because it was damaged
+            text = f"the ledger was made anew from snapshot {head.number} of {self._replica}"
+            await dataset.open_findings()
+            await dataset.in_findings(settle, dataset.findings, LEDGER, self._clock.now_ns(), text)
         log.info(
             "goes on from the replica's record",
             dataset=dataset.config.name,
