@@ -91,12 +91,12 @@ class Listing:
         """
         return in_batches(self._walk(ordinal, globs), length_of)
 
-    def look(self, ordinal: int, path: bytes, depth: int, *, blocks: bool) -> Iterator[list[Op]]:
+    def visit(self, ordinal: int, path: bytes, depth: int, *, blocks: bool) -> Iterator[list[Op]]:
         """What stood at `path` in a snapshot, and up to `depth` levels below it, found without a walk; nothing at all
         when nothing stood there. Order and form are those of `operations`, without the directories above; files are
         listed without their blocks unless `blocks` is asked for.
         """
-        return in_batches(self._look(ordinal, path, depth, blocks), length_of)
+        return in_batches(self._visit(ordinal, path, depth, blocks), length_of)
 
     def versions(self) -> Versions:
         """Questions about one path over all snapshots."""
@@ -106,7 +106,7 @@ class Listing:
         """What differs between two snapshots (ordinals); db/differences.py has order and form."""
         return differences(self._db, before, after, globs)
 
-    def _look(self, ordinal: int, path: bytes, depth: int, blocks: bool) -> Iterator[Op]:
+    def _visit(self, ordinal: int, path: bytes, depth: int, blocks: bool) -> Iterator[Op]:
         place = place_of(self._db, path)
         row = place and self._db.one(
             f"SELECT {ENTRY_COLUMNS} FROM entry WHERE directory = ? AND name = ?"

@@ -17,7 +17,7 @@ from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight
 
 PROTOCOL = 3
-"""Version in Hello. History: 1 = first; 2 = tending sessions; 3 = time travel (Look, Trace, Compare)."""
+"""Version in Hello. History: 1 = first; 2 = tending sessions; 3 = time travel (Visit, Trace, Compare)."""
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """No message is longer; the length prefix is checked before anything is read or allocated."""
 MAX_OFFER = 4096
@@ -181,7 +181,7 @@ class Listing(msgspec.Struct, frozen=True, array_like=True, tag=17):
     more: bool
 
 
-class Look(msgspec.Struct, frozen=True, array_like=True, tag=34):
+class Visit(msgspec.Struct, frozen=True, array_like=True, tag=34):
     """Client: what stood at `path` in a snapshot, and up to `depth` levels below it? Answered by Listing messages: the
     entry itself first, nothing when there was none; files with their blocks when `blocks`. Credit as in Read."""
 
@@ -350,7 +350,7 @@ Message = (
     Hello | Welcome | Refuse | OpenWrite | OpenRead | Opened | Offer | Need | Blocks | Record | Seal | Acked | Credit
     | ListSnapshots | Snapshots | Read | Listing | Fetch | Lost | Ping | Pong | Bye
     | OpenTend | Examine | Examined | Inquire | Cases | Testify | Settled | Account | Accounted | Direct | Directed
-    | Look | Trace | Compare | Told
+    | Visit | Trace | Compare | Told
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

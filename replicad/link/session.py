@@ -44,7 +44,6 @@ from replicad.link.messages import (
     Inquire,
     Listing,
     ListSnapshots,
-    Look,
     Lost,
     Message,
     Need,
@@ -64,6 +63,7 @@ from replicad.link.messages import (
     Testify,
     Told,
     Trace,
+    Visit,
     Welcome,
 )
 from replicad.model.block import CHECKSUM_BYTES, ID_BYTES
@@ -131,7 +131,7 @@ TABLE: _Row = {
     (State.OPENING_TEND, Role.SERVER, Opened): State.TENDING,
     **_stay(State.WRITING, Role.CLIENT, Offer, Blocks, Record, Seal),
     **_stay(State.WRITING, Role.SERVER, Need, Credit, Acked),
-    **_stay(State.READING, Role.CLIENT, ListSnapshots, Read, Look, Trace, Compare, Fetch, Credit),
+    **_stay(State.READING, Role.CLIENT, ListSnapshots, Read, Visit, Trace, Compare, Fetch, Credit),
     **_stay(State.READING, Role.SERVER, Snapshots, Listing, Told, Blocks, Lost),
     **_stay(State.TENDING, Role.CLIENT, Examine, Inquire, Testify, Blocks, Account, Direct),
     **_stay(State.TENDING, Role.SERVER, Examined, Cases, Settled, Accounted, Directed),
@@ -297,7 +297,7 @@ _RULES: dict[MessageType, Callable[[Any], str]] = {
     Acked: lambda m: _head(m.head),
     Credit: lambda m: _number(m.size, MAX_CREDIT_BYTES, least=1),
     Read: lambda m: _number(m.snapshot) or _globs(m.globs) or _number(m.credit, MAX_CREDIT_BYTES),
-    Look: lambda m: (
+    Visit: lambda m: (
         _number(m.snapshot) or _path(m.path) or _number(m.depth, MAX_DEPTH) or _number(m.credit, MAX_CREDIT_BYTES)
     ),
     Trace: lambda m: _path(m.path) or _number(m.credit, MAX_CREDIT_BYTES),

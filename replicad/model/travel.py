@@ -57,6 +57,26 @@ class Difference(msgspec.Struct, frozen=True, array_like=True):
     changed_bytes: int
 
 
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened to a path: what, in which snapshot, and the version that it made or ended."""
+
+    what: str
+    """One of EVENTS."""
+    at: Moment
+    version: Version
+
+
+EVENTS = {
+    "created": "there was nothing at this path before",
+    "changed": "content or metadata is not what it was",
+    "renamed": "it stood at another path until then",
+    "returned": "it is there again after snapshots without it",
+    "rewritten": "it was recorded anew, and nothing of it differs",
+    "deleted": "it is there no more, under no name that is known",
+}
+"""What can happen to a path, and what that means."""
+
+
 class Change(msgspec.Struct, frozen=True):
     """One thing about an entry that is not what it was, for people and JSON."""
 
@@ -84,6 +104,29 @@ def decode_versions(data: bytes) -> list[Version]:
 def decode_differences(data: bytes) -> list[Difference]:
     """The inverse of `encode_told`, every field checked. Raises ValueError with the reason."""
     return _checked(_differences.decode(data), _difference_problem)
+
+
+def events_of(versions: Sequence[Version]) -> list[Event]:
+    """What happened, newest first. A version that another one took the place of, or took on as its new name, was not
+    deleted."""
+    followed = {(version.first.number, version.put.path) for version in versions}
+    moved = {(v.first.number, v.before.path) for v in versions if v.before and v.before.path != v.put.path}
+    events = [Event(_what(version), version.first, version) for version in versions]
+    for version in versions:
+        if version.ended and (version.ended.number, version.put.path) not in followed | moved:
+            events.append(Event("deleted", version.ended, version))
+    return sorted(events, key=lambda event: event.at.number, reverse=True)
+
+
+def _what(version: Version) -> str:
+    before = version.before
+    if before is None:
+        return "created"
+    if before.path != version.put.path:
+        return "renamed"
+    if version.returned:
+        return "returned"
+    return "changed" if has_changed(before, version.put, version.blocks) else "rewritten"
 
 
 def has_changed(before: Put, after: Put, blocks: int) -> bool:
