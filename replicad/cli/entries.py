@@ -21,6 +21,7 @@ _TYPES = {
 }
 _DEVICES = (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE)
 _MOST_MODE = 0o7777
+_MOST_DEVICE = 2**64 - 1
 NOTHING_DIFFERS = "nothing differs"
 
 
@@ -103,7 +104,8 @@ def _size(put: Put) -> str:
 
 
 def _device(put: Put) -> str:
-    return f"{os.major(put.device)},{os.minor(put.device)}"
+    device = put.device & _MOST_DEVICE  # a peer may say any number
+    return f"{os.major(device)},{os.minor(device)}"
 
 
 def _marks(put: Put) -> str:

@@ -144,7 +144,8 @@ class Versions:
                 self._written = new.file, written(self._db, new.file)
             count, highest = self._written[1].get(state.born, (0, 0))
             return sized(count, highest, old, new)
-        return changed(self._db, (old, before.born), (new, state.born), COMPARED_BLOCKS)
+        last = min(before.died or state.born, state.born) - 1
+        return changed(self._db, (old, last), (new, state.born), COMPARED_BLOCKS)
 
     def _states(self, directory: int, name: bytes) -> Iterator[_State]:
         return self._where("directory = ? AND name = ?", directory, name)
