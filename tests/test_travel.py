@@ -17,13 +17,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit_messages import any_of
-from kit_restore import ScriptedReader, Writer, damage_block, greeted_pair, meta, reading_pair
+from kit_restore import ScriptedReader, Writer, damage_block, greeted_pair, meta, reading_pair, served_pair
 from kit_store import META, file_put
 from replicad.db.catalog import Catalog
 from replicad.db.findings import Findings
 from replicad.db.listing import Listing
+from replicad.link.messages import (
+    Compare,
+    Credit,
+    ListSnapshots,
+    Lost,
+    Message,
+    Opened,
+    OpenRead,
+    Snapshots,
+    Told,
+    Trace,
+    Visit,
+)
 from replicad.link.messages import Listing as ListingMessage
-from replicad.link.messages import Lost, Message, Opened, Told
 from replicad.model.block import block_id
 from replicad.model.divergence import Affected, Divergence, Part, Side, State
 from replicad.model.entry import DAMAGED, MAX_DEPTH, Drop, Kind, Map, Op, Put, encode_ops
@@ -628,6 +640,51 @@ async def test_known_damage_is_flagged_where_it_shows(tmp_path: Path) -> None:
     assert await flagged(1) == [] and await flagged(4) == [b"f"]
     (tmp_path / "store" / "findings.db").write_bytes(b"no database" * 1000)
     assert await flagged(4) == []
+
+
+# the server's side
+
+
+@pytest.mark.parametrize(
+    "question", [Visit(3, b"large", 1, False, 1), Compare(1, 3, [], 1)], ids=lambda question: type(question).__name__
+)
+async def test_an_answer_waits_for_credit(question: Message, tmp_path: Path) -> None:
+    """Each part may overdraw the credit once; the next one comes when more is granted."""
+    with Writer(tmp_path / "store") as writer:
+        writer.put(b"")
+        writer.put(b"large")
+        writer.seal(1)
+        for number in range(3000):
+            writer.put(b"large/%04d" % number, b"")
+        writer.seal(3)
+    async with served_pair(tmp_path / "store") as (pair, _):
+        await pair.client.send(OpenRead("www"))
+        await pair.client.receive()
+        await pair.client.send(question)
+        parts = 0
+        more = True
+        while more:
+            part = await asyncio.wait_for(pair.client.receive(), 5)
+            assert isinstance(part, (ListingMessage, Told))
+            parts, more = parts + 1, part.more
+            if more and parts < 3:
+                await pair.client.send(ListSnapshots())  # comes before the next part, which has to wait
+                assert isinstance(await asyncio.wait_for(pair.client.receive(), 5), Snapshots)
+            if more:
+                await pair.client.send(Credit(len(part.ops if isinstance(part, ListingMessage) else part.told)))
+        assert parts > 3
+
+
+@pytest.mark.parametrize("second", [Visit(3, b"", 1, False, 1), Trace(b"x", 1), Compare(3, 5, [], 1)])
+async def test_a_second_question_while_one_is_answered_breaks_the_protocol(store: Path, second: Message) -> None:
+    """A client cannot make the server hold several answers."""
+    async with served_pair(store) as (pair, serving):
+        await pair.client.send(OpenRead("www"))
+        await pair.client.receive()
+        await pair.client.send(Visit(3, b"", MAX_DEPTH, True, 0))
+        await pair.client.send(second)
+        with pytest.raises(PeerError, match="second listing"):
+            await asyncio.wait_for(serving, 5)
 
 
 # what a hostile or broken replica may say

@@ -320,6 +320,16 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(store: Path) -> None:
         assert (done.wait(60), said) == (141, b"")
 
 
+def test_an_unbuffered_stdout_that_takes_parts_gets_every_byte(store: Path) -> None:
+    """As where PYTHONUNBUFFERED is set and a slow program reads from the pipe."""
+    command = " ".join([*COMMAND, "cat", "www@1", "etc/conf", "--store", str(store)])
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} | (sleep 0.5; cat)"],
+        env=os.environ | {"PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == CONTENT
+
+
 def test_a_record_that_lost_a_piece_is_never_listed_as_whole(tmp_path: Path) -> None:
     """Each verb says what may be missing, and exits with 1."""
     archive = tmp_path / "ams1" / "www"

@@ -82,12 +82,12 @@ class JsonStream:
         _write(sys.stdout, f"\n]{',' if tail else ''}{closed}\n")
 
 
-def data(content: bytes | bytearray | memoryview, size: int = -1) -> None:
-    """Write bytes to stdout as they are; with `size` that many bytes, `content` over and over."""
-    left = len(content) if size < 0 else size
+def data(content: bytes | bytearray | memoryview) -> None:
+    """Write bytes to stdout as they are."""
+    left = memoryview(content)
     try:
-        while left:
-            left -= sys.stdout.buffer.write(memoryview(content)[:left])
+        while left:  # an unbuffered stdout may take a part of it
+            left = left[sys.stdout.buffer.write(left) :]
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         _close_pipe(sys.stdout)

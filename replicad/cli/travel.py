@@ -42,7 +42,6 @@ if TYPE_CHECKING:  # slow to import, and needed when a verb runs only
 FINDING = 1
 MAX_SPANS = 5
 """Runs of snapshots that an error names."""
-ZEROS = bytes(1024 * 1024)
 
 AtArgument = Annotated[
     str,
@@ -112,7 +111,8 @@ def cat(
     wanted = _path(path)
 
     async def run(reader: Reader, at: SnapshotLine) -> None:
-        from replicad.work.content import entry_of, pieces
+        from replicad.link.messages import Lost
+        from replicad.work.content import ZEROS, entry_of, pieces
 
         put, told = await entry_of(reader.visit(at.number, wanted, blocks=True))
         if put is None:
@@ -122,14 +122,12 @@ def cat(
             output.note(f"{show_path(wanted)} is fuzzy: it kept changing while it was recorded")
         async with aclosing(pieces(reader, put, told)) as content:
             async for piece in content:
-                if piece.data is None:
-                    await asyncio.to_thread(output.data, ZEROS, piece.size)
-                elif isinstance(piece.data, (bytes, bytearray, memoryview)):
-                    await asyncio.to_thread(output.data, piece.data)
-                else:
+                if isinstance(piece.data, Lost):
                     place = f"bytes {piece.offset} to {piece.offset + piece.size - 1}"
                     output.note(f"replicad: {show_path(wanted)}: stopped at damage: {place}: {piece.data.reason}")
                     raise typer.Exit(FINDING)
+                # In a thread: whoever reads may take long, and the link must answer meanwhile.
+                await asyncio.to_thread(output.data, ZEROS[: piece.size] if piece.data is None else piece.data)
 
     _travel(Where(name, config, replica, line, key, store), run, when)
 

@@ -50,7 +50,9 @@ class Reader(Protocol):
         """All versions of what stood at `path`, newest first, also under the names it was renamed from."""
 
     def compare(self, before: int, after: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Difference]]:
-        """What differs between two snapshots at paths that match one of `globs`, sorted as in `record`."""
+        """What differs between two snapshots at paths that match one of `globs`, sorted as in `record`.
+
+        Lists may be empty, so that whoever waits for the next difference can stop."""
 
     def fetch(self, ids: bytes) -> AsyncIterator[list[Answer]]:
         """The blocks with these ids (32 bytes each, MAX_OFFER at most), in order, in runs of a bounded size.
