@@ -20,6 +20,7 @@ from kit_messages import any_of
 from kit_restore import ScriptedReader, Writer, damage_block, greeted_pair, meta, reading_pair, served_pair
 from kit_store import META, file_put
 from replicad.db.catalog import Catalog
+from replicad.db.database import Database, Row, Value
 from replicad.db.findings import Findings
 from replicad.db.listing import Listing
 from replicad.link.messages import (
@@ -245,6 +246,30 @@ def _is_within(top: bytes, depth: int, path: bytes) -> bool:
     return (not top or path.startswith(top + b"/")) and below.count(b"/") < depth
 
 
+@pytest.mark.parametrize(
+    ("sizes", "blocks", "expected"),
+    [((20, 20), (2,), 4), ((20, 20), (0, 2), 12), ((20, 23), (2,), 7), ((23, 20), (0,), 8), ((20, 8), (), 12)],
+)
+def test_the_last_block_counts_with_the_bytes_that_it_has(
+    tmp_path: Path, sizes: tuple[int, int], blocks: tuple[int, ...], expected: int
+) -> None:
+    """Of the longer one of both contents, in a comparison as in a history, whether the file is the same or another."""
+    for file in (1, 2):
+        path = tmp_path / f"{file}" / "catalog.db"
+        path.parent.mkdir()
+        with closing(Catalog(path)) as catalog:
+            catalog.apply([file_put(b"p", 1, {n: ident(n + 1) for n in range(3)}, size=sizes[0])])
+            _commit(catalog, 1)
+            every = range(-(-sizes[1] // BLOCK_BYTES)) if file == 2 else blocks
+            catalog.apply([file_put(b"p", file, {n: ident(n + 1 + 9 * (n in blocks)) for n in every}, size=sizes[1])])
+            _commit(catalog, 2)
+        with closing(Listing(path)) as listing:
+            [difference] = chain.from_iterable(listing.differences(1, 2, EVERYTHING))
+            newest, _ = chain.from_iterable(listing.versions().of(b"p"))
+        assert difference.changed_bytes == newest.changed_bytes == expected
+        assert difference.blocks == newest.blocks
+
+
 def test_patterns_restrict_a_comparison(tmp_path: Path) -> None:
     """To what matches and what is below it."""
     trees: list[Tree] = [{}, {path: File(n, 0o644, ()) for n, path in enumerate(PATHS, 1)}]
@@ -325,6 +350,37 @@ def events(directory: Path, path: bytes) -> list[tuple[str, int, bytes]]:
     with closing(Listing(directory / "catalog.db")) as listing:
         versions = list(chain.from_iterable(listing.versions().of(path)))
     return [(event.what, event.at.number, event.version.put.path) for event in events_of(versions)]
+
+
+def test_what_is_asked_of_the_catalog_is_what_is_shown_and_not_the_snapshot(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are read for a file, a directory, and the history of a path, in a snapshot of 1,500 entries."""
+    read: list[int] = []
+    every, one = Database.all, Database.one
+
+    def counting_all(self: Database, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        rows = every(self, sql, values)
+        read.append(len(rows))
+        return rows
+
+    def counting_one(self: Database, sql: str, values: Sequence[Value] = ()) -> Row | None:
+        read.append(1)
+        return one(self, sql, values)
+
+    monkeypatch.setattr(Database, "all", counting_all)
+    monkeypatch.setattr(Database, "one", counting_one)
+    with closing(Listing(store / "catalog.db")) as listing:
+        for question, most in (
+            (listing.visit(1, b"large/0700", 0, blocks=True), 10),
+            (listing.visit(1, b"etc", 1, blocks=False), 10),
+            (listing.visit(1, b"large", 1, blocks=False), 1510),
+            (listing.versions().of(b"etc/conf"), 40),
+            (listing.versions().of(b"large/0700"), 20),
+        ):
+            read.clear()
+            assert list(question)  # type: ignore[call-overload]
+            assert sum(read) <= most
 
 
 # values
@@ -623,8 +679,8 @@ async def test_known_damage_is_flagged_where_it_shows(tmp_path: Path) -> None:
         writer.put(b"")
         writer.put(b"f", b"f")
         writer.put(b"liar", b"liar", flags=DAMAGED)
-        writer.seal(1)
-        writer.seal(4)
+        for number in (1, 4, 6):
+            writer.seal(number)
     with closing(Findings(tmp_path / "store" / "findings.db")) as book:
         for state, path in ((State.OPEN, b"f"), (State.REPAIRED, b"liar")):
             affected = (Affected(path, 0, 1, 2, 4), Affected(b"elsewhere", 0, 1))
@@ -637,7 +693,7 @@ async def test_known_damage_is_flagged_where_it_shows(tmp_path: Path) -> None:
         await local.close()
         return [op.path for op in found if isinstance(op, Put) and op.flags & DAMAGED]
 
-    assert await flagged(1) == [] and await flagged(4) == [b"f"]
+    assert [await flagged(number) for number in (1, 4, 6)] == [[], [b"f"], []]
     (tmp_path / "store" / "findings.db").write_bytes(b"no database" * 1000)
     assert await flagged(4) == []
 
