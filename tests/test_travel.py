@@ -302,6 +302,18 @@ def test_a_renamed_directory_is_known_by_what_moved_with_it(tmp_path: Path) -> N
     assert events(tmp_path, b"old/in/f")[0] == ("deleted", 3, b"old/in/f")
 
 
+def test_the_names_of_one_file_in_a_renamed_directory_are_told_apart(tmp_path: Path) -> None:
+    """Each hard link is followed to the one that was called the same."""
+    with closing(Catalog(tmp_path / "catalog.db")) as catalog:
+        catalog.apply([file_put(b"old/" + name, 1, {0: ident(1)}) for name in (b"a", b"b")])
+        _commit(catalog, 1)
+        catalog.apply([Drop(b"old/a"), Drop(b"old/b")])
+        catalog.apply([file_put(b"new/" + name, 1, {}, size=8) for name in (b"a", b"b")])
+        _commit(catalog, 2)
+    for name in (b"a", b"b"):
+        assert events(tmp_path, b"new/" + name) == [("renamed", 2, b"new/" + name), ("created", 1, b"old/" + name)]
+
+
 def test_a_rotated_log_is_followed_through_its_names(tmp_path: Path) -> None:
     """log becomes log.1 while a new log takes its place, pass after pass."""
     with closing(Catalog(tmp_path / "catalog.db")) as catalog:

@@ -115,9 +115,9 @@ class Versions:
         return row is None or row[0] is None or row[0] < state.born
 
     def _moved_file(self, state: _State) -> _State | None:
-        """The name of the file that ended when this one began."""
+        """The name of the file that ended when this one began; of several (hard links) one that is called the same."""
         return self._one(
-            "died = ? AND file = ? AND NOT (directory = ? AND name = ?) ORDER BY directory, name",
+            "died = ?1 AND file = ?2 AND NOT (directory = ?3 AND name = ?4) ORDER BY name <> ?4, directory, name",
             state.born, state.put.file, state.directory, state.name,
         )  # fmt: skip
 

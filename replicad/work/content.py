@@ -1,8 +1,8 @@
 """Content: the bytes of one file of a snapshot, in order, each block proven before it is given.
 
 Fetches are under way while earlier pieces are taken, so a round trip is paid once. What is held is bounded by
-AHEAD_BYTES. **Never** gives a byte that is not
-what the record names: in the place of a block that cannot be proven stands why.
+AHEAD_BYTES. **Never** gives a byte that is not what the record names: in the place of a block that cannot be proven
+stands why.
 """
 
 from __future__ import annotations
