@@ -38,7 +38,6 @@ bench: $(STAMP) ## speed and memory against rsync; ARGS="scrub" for scrubs again
 	$(BIN)/python tests/bench.py $(ARGS)
 
 campaign: packages $(STAMP) ## thousands of real faults under a workload and kills, as root; ARGS="--seed N --faults N"
-	$(BIN)/pytest -m campaign
 	$(BIN)/python tests/campaign.py $(ARGS)
 
 packages: ## Debian packages that the tests drive (installs as root, tells otherwise)

@@ -37,13 +37,14 @@ from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, S
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
-from replicad.system.heap import calm_collector, keep_freed_memory
+from replicad.system.heap import calm_collector, keep_freed_memory, take_short_turns
 from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
 from replicad.work import orders
 from replicad.work.clients import Clients
 from replicad.work.dataset import Dataset
 from replicad.work.job import Job, Runner, log_failure
+from replicad.work.lookouts import Lookouts
 from replicad.work.mended import Mended
 from replicad.work.replicate import Replication
 from replicad.work.scouts import Scouts
@@ -61,9 +62,9 @@ SOFTWARE = f"replicad {__version__}"
 CLEAN_UP_S = 8.0
 """What a post hook gets to clean up when its dataset is stopped. With its ending and that of a session on a dead line
 (5 s each) a stop stays well below what service managers wait."""
-SCRUB_THREADS = 2
-"""Threads of their own for scrubs of this node's datasets: reading and hashing of one turn go on side by side, and
-replication never waits for a thread that scrubs."""
+SCRUB_THREADS = 3
+"""Threads of their own for scrubs of this node's datasets: reading and hashing of one turn go on side by side, also
+beside the check of a ledger; replication never waits for a thread that scrubs."""
 RETUNED = ("scrub_every_s", "scrub_duty", "quiet_hours", "repair", "repair_limit")
 """Keys of [listen] that are in force at once, with every session left alone."""
 REMEMBER_S = 30.0
@@ -87,7 +88,7 @@ class Daemon:
         self._clock, self._disk = clock or Clock(), disk or Disk()
         self._status = NodeStatus(node=config.node.name, version=__version__, config_file=str(config.file))
         self._pool = ThreadPoolExecutor(config.node.threads, "work")
-        self._scouts = Scouts()
+        self._scouts, self._lookouts = Scouts(), Lookouts()
         self.scrub_pool = ThreadPoolExecutor(SCRUB_THREADS, "scrub")
         self._turnstile = asyncio.Lock()
         self.surfaces = surfaces
@@ -277,7 +278,7 @@ class Daemon:
                 continue
             diallers = [self._diallers[replica] for replica in replicas]
             parts[name] = Protected(config, dataset, diallers, self._pool, self._scouts, self._clock, self._disk)
-            opening = partial(self.surfaces.primary, parts[name].dataset, self.scrub_pool, self._clock)
+            opening = partial(self.surfaces.primary, parts[name].dataset, self.scrub_pool, self._lookouts, self._clock)
             parts[name].scrub(opening, self._turnstile)
             if name in before:
                 parts[name].take_over(before[name])
@@ -338,6 +339,7 @@ class Daemon:
         """Primary first, so that what it has under way can still be acknowledged or is cut cleanly."""
         await asyncio.gather(*(part.close() for part in self._datasets.values()))
         await self._scouts.close()
+        await self._lookouts.close()
         for dialler in self._diallers.values():
             await dialler.close()
         if self._replica:
@@ -594,4 +596,5 @@ def run(config_file: Path) -> None:
     configure(config.node.log_level, config.node.log_format)
     keep_freed_memory()
     calm_collector()
+    take_short_turns()
     asyncio.run(Daemon(config).run(Notifier()))

@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import psutil
+
 from bench import GIB, MIB, Timed, big_file, drop_caches, small_files
 from kit_faults import configure
 from kit_pair import Node, Pair, make_pair, replicad, running
@@ -152,10 +154,12 @@ def fio(file: Path, size_mib: int = FIO_MIB, seconds: float = FIO_S) -> float:
 
 
 def daemon_cpu_s(node: Node) -> float:
-    """CPU seconds that a daemon has used since its start."""
+    """CPU seconds that a daemon and its child processes, those that ended too, have used since its start."""
     assert node.process is not None
-    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    daemon = psutil.Process(node.process.pid)
+    own = daemon.cpu_times()
+    children = [child.cpu_times() for child in daemon.children()]
+    return sum(own[:4]) + sum(sum(times[:2]) for times in children)
 
 
 def scrub(node: Node, side: str) -> tuple[float, float]:

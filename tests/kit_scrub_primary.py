@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from kit_rig import Replica, Rig, replica, rig
 from replicad.model.divergence import Divergence, State
 from replicad.source.read import Access
 from replicad.system.clock import Clock
 from replicad.system.direct import DirectReader
+from replicad.system.tasks import Task
+from replicad.work.lookouts import Lookouts
+from replicad.work.scout import Look, look
 from replicad.work.scrub_primary import PrimarySurface
 from replicad.work.surface import Verified
 
@@ -87,6 +92,27 @@ class RottenDisk(Access):
         return [(at, bit) for at, bit in both if offset <= at < offset + count]
 
 
+class Near:
+    """What a lookout would see of this disk, without a process."""
+
+    pid = None
+
+    def __init__(self, disk: RottenDisk) -> None:
+        self._disk = disk
+
+    async def call(self, task: Task[Any, Any], asked: Look) -> bytes:
+        return await asyncio.to_thread(look, asked, self._disk)
+
+    async def call_for_bulk(self, task: Task[Any, Any], asked: object) -> tuple[Any, bytes]:
+        raise AssertionError("nobody asks for this")
+
+    def post(self, task: Task[Any, Any], asked: object) -> None:
+        """Nothing is posted."""
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+
 class Scrubbed:
     """A dataset that was copied once, and the surface of its primary."""
 
@@ -98,7 +124,9 @@ class Scrubbed:
 
     def restart(self) -> None:
         """A new surface, as after a restart of the daemon."""
-        self.surface = PrimarySurface(self.primary.dataset, self.pool, self.clock, access=self.disk)
+        self.surface = PrimarySurface(
+            self.primary.dataset, self.pool, Lookouts(lambda: Near(self.disk)), self.clock, access=self.disk
+        )
 
     async def sync(self) -> None:
         """One pass."""

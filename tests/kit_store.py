@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from replicad.model.block import Buffer, block_count, block_id
 from replicad.model.entry import Drop, Kind, Map, Meta, Op, Put, encode_ops
 from replicad.model.errors import ReplicadError
+from replicad.model.position import Position
 from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
 from replicad.store.format import FrameType, encode_frame, encode_plain, plain_payload, split_frames
-from replicad.store.segments import segment_path
+from replicad.store.segments import Damage, SegmentScan, Torn, segment_path
 from replicad.system.compress import compress
 from replicad.system.disk import AlignedBuffer, Disk, Reader
 from replicad.work.archive import Archive
@@ -282,6 +283,16 @@ def flip(path: Path, position: int, bit: int = 0) -> None:
         byte = file.read(1)[0]
         file.seek(position)
         file.write(bytes([byte ^ 1 << bit]))
+
+
+def verify_segment(directory: Path, number: int, disk: Disk, *, last: bool = False) -> list[Damage | Torn]:
+    """Re-read a whole segment; everything in it that is not what was written, as far as it tells by itself."""
+    reader = disk.open_read(segment_path(directory, number))
+    try:
+        scan = SegmentScan(reader, Position(number), last=last, store=None)
+        return [found for found in scan if isinstance(found, Damage | Torn)]
+    finally:
+        reader.close()
 
 
 def segment(directory: Path, number: int = 1) -> Path:

@@ -182,13 +182,16 @@ def test_a_verification_counts_only_if_nothing_was_recorded_meanwhile(ledger: Le
 
 
 def test_what_could_not_be_judged_waits_behind_the_others_and_comes_back_with_a_record(ledger: Ledger) -> None:
-    """It keeps its moment, is not taken before its time, does not keep a round open, and is first after a write."""
+    """It keeps its moment, is not taken before its time, does not keep a round open for a while, and is first after a
+    write."""
     file = add(ledger, 3, size=BLOCK)
     busy, *others = take(ledger)
     ledger.due.postpone([busy], 50)
     verify(ledger, others, 40)
     ages = ledger.due.ages(40)
     assert (ages.never_bytes, ages.waiting_bytes, ages.since_bytes, ages.oldest_ns) == (BLOCK, BLOCK, 0, 0)
+    ages = ledger.due.ages(40, retry_ns=51)  # nobody wrote it, it only was not to be found: it is due again by itself
+    assert (ages.waiting_bytes, ages.since_bytes) == (0, BLOCK)
     assert [part.file for part in take(ledger)] == [file + 1, file + 2, file]
     assert [p.file for p in ledger.due.take(FAR, 9, before_ns=60, overdue_ns=0, retry_ns=50)] == [file + 1, file + 2]
     ledger.record_entries([file_row(b"0", file, BLOCK, version=2)])

@@ -22,11 +22,11 @@ from kit_damage import (
     live_blocks,
 )
 from kit_rot import CannotRot
-from kit_store import Primary, open_archive, put_files
+from kit_store import Primary, open_archive, put_files, verify_segment
 from replicad.model.divergence import Part, Side
 from replicad.model.verdict import Verdict
 from replicad.store import store as store_module
-from replicad.store.segments import Damage, segment_numbers, segment_path, verify_segment
+from replicad.store.segments import Damage, segment_numbers, segment_path
 from replicad.system.disk import Disk
 
 

@@ -24,6 +24,7 @@ from replicad.store.format import HEADER_BYTES, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
+from replicad.work.mend_store import BREAKER
 from replicad.work.rebuild import rebuild_catalog
 
 
@@ -242,12 +243,12 @@ def test_too_many_repairs_open_the_breaker_and_a_person_closes_it(rig: Rig) -> N
     _damaged(rig, 1, 2, 3)
     states = sorted(one.state for one in rig.settle())
     assert states == [State.OPEN, State.REPAIRED, State.REPAIRED]
-    assert asyncio.run(rig.mender.breaker_is_open())
+    assert rig.findings.get(BREAKER)
     rig.reopen()
     (left,) = rig.settle()
     assert left.state is State.OPEN and "within an hour" in left.events[-1].what
     (done,) = rig.settle(ordered=True)
-    assert done.state is State.REPAIRED and not asyncio.run(rig.mender.breaker_is_open())
+    assert done.state is State.REPAIRED and not rig.findings.get(BREAKER)
     _damaged(rig, 4)
     assert [one.state for one in rig.settle()] == [State.REPAIRED], "what was before the person's word counts no more"
 

@@ -139,6 +139,15 @@ def test_the_deadline_may_need_more_than_the_duty_and_says_so() -> None:
     assert now.on_track and now.reason == "the deadline needs 50% of the disk's time, more than scrub_duty (25%)"
 
 
+@given(st.floats(1e-3, 10), st.integers(0, 10**9), st.floats(1e6, 1e10))
+def test_where_all_of_the_time_is_read_in_nothing_rests(took_s: float, done: int, speed: float) -> None:
+    """Not even after a turn that was faster than the others; and turns are longer there, a second of reading."""
+    now = decide(Policy(WEEK_S, 1.0), situation(demand(1e9, 6e5), speed=speed, requested_bytes=1))
+    assert now.share == 1 and now.rest_s(took_s, done) == 0
+    shorter = decide(Policy(WEEK_S, 0.5), situation(demand(1e9, 6e5), speed=speed, requested_bytes=1))
+    assert now.turn_bytes >= shorter.turn_bytes and now.turn_bytes <= max(pace.MIN_TURN_BYTES, speed * 1.01)
+
+
 def test_a_cycle_alone_never_breaks_the_duty() -> None:
     """A cycle promises nothing: it is read at the duty at most."""
     now = decide(WEEK, situation(demand(90e6 * DAY_S, DAY_S, Why.CYCLE)))

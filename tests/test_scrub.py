@@ -150,6 +150,53 @@ async def test_a_request_verifies_everything_once_from_then_on(rig: Rig) -> None
     assert 0.95 * 100 / 0.25 <= took_s <= 1.2 * 100 / 0.25 + 10
 
 
+async def test_a_request_takes_the_time_of_its_reading(tmp_path: Path) -> None:
+    """Where all of the time may be read in nothing is waited for: no rest, no look that is not due yet."""
+    rig = Rig(tmp_path, Policy(WEEK_S, 1.0))
+    rig.surface.add(10 * GB, part=64 * 10**6)
+    await rig.scrub.request()
+    await rig.live(DAY_S, until=lambda: rig.status.served == 1)
+    for _ in range(3):
+        await rig.live(3600.0)
+        begun_ns = rig.clock.ns
+        number = await rig.scrub.request()
+        await rig.scrub.step()
+        while rig.status.served < number:
+            await rig.scrub.wait()
+            await rig.scrub.step()
+        assert 100 <= (rig.clock.ns - begun_ns) / S <= 101.1
+    rig.findings.close()
+
+
+async def test_reading_goes_on_beside_a_long_check_of_the_structure(tmp_path: Path) -> None:
+    """Where somebody waits and all of the time may be read in; a pause is heard all the same."""
+    rig = Rig(tmp_path, Policy(WEEK_S, 1.0))
+    rig.surface.add(10 * GB, part=64 * 10**6)
+    go_on = asyncio.Event()
+    structure = rig.surface.structure
+
+    async def slow() -> engine.Verified:
+        await go_on.wait()
+        return await structure()
+
+    rig.surface.structure = slow  # type: ignore[method-assign]
+    number = await rig.scrub.request()
+    step = asyncio.create_task(rig.scrub.step())
+    while rig.read_s() < 20:
+        await asyncio.sleep(0)
+    await rig.scrub.pause(rig.clock.ns + int(60 * S))
+    read_s = rig.read_s()
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert rig.read_s() - read_s <= 2.1 and not step.done()
+    await rig.scrub.resume()
+    go_on.set()
+    await step
+    await rig.live(DAY_S, until=lambda: rig.status.served == number)
+    assert rig.status.served == number and rig.read_s() <= 101
+    rig.findings.close()
+
+
 async def test_a_request_survives_a_restart(rig: Rig) -> None:
     """The daemon that starts again goes on with it under the same number, and says so as soon as it can."""
     rig.surface.add(10 * GB)

@@ -37,7 +37,7 @@ class Counting:
         return Verified(units=1)
 
 
-async def _primary(dataset: object, pool: object, clock: object) -> Surface:
+async def _primary(dataset: object, pool: object, lookouts: object, clock: object) -> Surface:
     return Counting("www", Side.PRIMARY, "")
 
 

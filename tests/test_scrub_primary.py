@@ -482,6 +482,29 @@ async def test_a_damaged_page_of_the_ledger_is_a_finding(tmp_path: Path, root: P
         assert (found.part, found.path) == (Part.BOOK, b"www.db")
 
 
+async def test_an_audit_names_each_file_once_whatever_the_length_of_a_page(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that no entry names, and those that no block may be, in files with few and with many of them."""
+    for number in range(6):
+        write(root / f"{number}", 3 * 65536 * (number % 3) + 10, number)
+    async with scrubbed(tmp_path, root) as made:
+        ledger, dataset = made.primary.dataset.ledger, made.primary.dataset
+        files = [row[0] for row in await dataset.in_ledger(ledger._db.all, "SELECT DISTINCT file FROM block")]
+        await dataset.in_ledger(
+            ledger._db.executemany,
+            "INSERT INTO block SELECT file + 1000000, number, id, checksum, seq FROM block WHERE file = ?",
+            [(file,) for file in files[::2]],
+        )
+        await dataset.in_ledger(ledger._db.execute, "UPDATE block SET id = x'01' WHERE file = ?", (files[1],))
+        expected = {f"blocks of file {file + 1000000}, which no entry names" for file in files[::2]}
+        expected.add(f"blocks of file {files[1]} with impossible numbers or ids")
+        for page_blocks in (1, 2, 5, 10_000):
+            monkeypatch.setattr("replicad.db.audit.PAGE_BLOCKS", page_blocks)
+            problems = await asyncio.to_thread(audit, ledger.path, lambda: False)
+            assert sorted(problems) == sorted(expected)
+
+
 async def test_an_audit_that_is_no_longer_wanted_ends(tmp_path: Path, root: Path) -> None:
     """A daemon that stops does not wait for a large ledger to be read; what was not found out is an error."""
     for number in range(3000):

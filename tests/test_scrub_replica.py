@@ -470,3 +470,22 @@ def test_the_words_name_what_is_wrong(rig: Rig) -> None:
     assert_named(found["segment:1"], "9000 bytes long instead of")
     assert_named(found["segment:3"], "missing")
     assert found["segment:3"].evidence.replica is Sight.ABSENT and found["segment:3"].blocks
+
+
+def test_questions_about_whole_tables_are_answered_page_by_page(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their length, every block without a place and every block behind its file's end is found once."""
+    rig.put(31, {b"long": block("long ", 200_000)})
+    inventory, database = rig.archive.inventory, rig.archive._catalog.database
+    rows = database.all("SELECT file, number, id FROM file_block")
+    gone = sorted({row[2] for row in rows})[::3]
+    database.executemany("DELETE FROM block WHERE id = ?", [(name,) for name in gone])
+    ends = dict(database.all("SELECT file, max(number) FROM file_block WHERE died IS NULL GROUP BY file"))
+    live = "file = ? AND died IS NULL"
+    shrunk = [file for file in sorted(ends) if database.value(f"SELECT 1 FROM entry WHERE {live}", (file,))][::2]
+    database.executemany(f"UPDATE entry SET size = 0 WHERE {live}", [(file,) for file in shrunk])
+    for page_rows in (1, 2, 3, 7, 10_000):
+        monkeypatch.setattr("replicad.db.inventory.PAGE_ROWS", page_rows)
+        missing = [name for page in inventory.unplaced() for name in page]
+        assert sorted(missing) == sorted(row[2] for row in rows if row[2] in gone)
+        beyond = [one for page in inventory.beyond_end() for one in page]
+        assert sorted(beyond) == [(file, ends[file]) for file in shrunk]

@@ -403,6 +403,34 @@ async def test_a_receiver_that_does_not_take_stops_the_sender(link: Link) -> Non
     flooding.cancel()
 
 
+async def test_a_receiver_that_takes_slowly_holds_no_more_than_one_that_takes_nothing(link: Link) -> None:
+    """Each time that it goes on, the sender may send as much as was taken, not a whole window anew."""
+    channel = await open_writing(await link.dialler().dial(), "idle")
+    (there,) = link.node.channels
+    sent = taken = most = 0
+
+    async def flood() -> None:
+        nonlocal sent, most
+        while True:
+            await channel.send(Blocks(bytes(MEBIBYTE)))
+            sent += 1
+            most = max(most, sent - taken)
+
+    flooding = asyncio.create_task(flood())
+    for _ in range(6):
+        before = -1
+        while before < sent:  # until it is held up again
+            before = sent
+            for _ in range(200):
+                await asyncio.sleep(0)
+        for _ in range(4):
+            await there.receive()
+            taken += 1
+    await wait_for(lambda: sent - taken >= WINDOW_BYTES // MEBIBYTE // 2)
+    assert most * MEBIBYTE <= WINDOW_BYTES + QUEUE_BYTES + UNSENT_BYTES + 3 * MEBIBYTE
+    flooding.cancel()
+
+
 async def test_a_peer_with_a_huge_window_that_reads_nothing_fills_no_memory(link: Link) -> None:
     """Its window allows a gigabyte; what is buffered for it stays within the socket and a message."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kit_store import CLIENT, DATASET, PAGE, Clock, FaultyDisk, block, block_frame, flip
+from kit_store import CLIENT, DATASET, PAGE, Clock, FaultyDisk, block, block_frame, flip, verify_segment
 from replicad.model.block import Buffer
 from replicad.model.errors import DiskFullError, PeerError, ReplicadError
 from replicad.model.position import Position
@@ -28,7 +28,7 @@ from replicad.store.format import (
     parse_frame,
     split_frames,
 )
-from replicad.store.segments import Damage, Found, SegmentFiles, Torn, segment_numbers, segment_path, verify_segment
+from replicad.store.segments import Damage, Found, SegmentFiles, Torn, segment_numbers, segment_path
 from replicad.store.store import Owner, Store, store_path
 from replicad.system.disk import Disk
 

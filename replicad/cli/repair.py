@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from replicad.cli import output
+from replicad.cli.control import state_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.http.api import Client
 from replicad.http.contract import RepairResult
@@ -46,11 +47,9 @@ def repair(
     Exit codes: 0 all is repaired or there is nothing to do, 1 something failed, was refused, or waits for the other
     side, 2 there is no such divergence, 3 the daemon is out of reach.
     """
-    from replicad.config import load
-
     ids = words or []
     _check(ids, every=every, dry_run=dry_run)
-    client = Client(load(config, check_files=False).node.state)
+    client = Client(state_of(config))
     results, problems = _ask(client, ids, every=every, dry_run=dry_run)
     if json:
         output.json_document({"results": results, "problems": [str(problem) for problem in problems]})

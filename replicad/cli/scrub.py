@@ -16,6 +16,7 @@ import msgspec
 import typer
 
 from replicad.cli import output
+from replicad.cli.control import state_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.cli.status import scrub_age, value_lines
 from replicad.http.api import Client
@@ -335,11 +336,9 @@ def _print_directed(directed: Directed, json: bool, now: NodeStatus, text: str) 
 
 
 def _client(config: ConfigOption, side: str | None) -> Client:
-    from replicad.config import load
-
     if side not in (None, "primary", "replica"):
         raise UsageError(f"{side!r} is no side", where="--side", hint="primary or replica")
-    return Client(load(config, check_files=False).node.state)
+    return Client(state_of(config))
 
 
 def _duration(text: str | None, where: str) -> float | None:

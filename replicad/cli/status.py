@@ -17,6 +17,7 @@ import msgspec
 import typer
 
 from replicad.cli import output
+from replicad.cli.control import state_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.cli.output import COLUMNS as COLUMNS
 from replicad.cli.output import wrapped as _wrapped
@@ -57,9 +58,7 @@ def status(
     Exit codes: 0 all is well, 1 something is wrong (held, unread, rotten, damaged, late or failing), 3 the daemon is
     out of reach, or a replica is and nothing else is wrong.
     """
-    from replicad.config import load
-
-    state = load(config, check_files=False).node.state
+    state = state_of(config)
     client = Client(state)
     if watch:
         _watch(client, json)

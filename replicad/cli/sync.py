@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from replicad.cli import output
+from replicad.cli.control import state_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.http.api import Client
 from replicad.http.contract import SyncRequest
@@ -71,10 +72,8 @@ def sync(
     Exit codes with --wait: 0 everything is on the replica, 1 something could not be copied, is held or not done in
     time, 3 the daemon or the replica is out of reach.
     """
-    from replicad.config import load
-
     timeout_s = _timeout(timeout, wait)
-    client = Client(load(config, check_files=False).node.state)
+    client = Client(state_of(config))
     before = client.status() if wait else None
     requests = client.sync(dataset)
     if not requests:
@@ -91,9 +90,7 @@ def release(
     json: JsonOption = False,
 ) -> None:
     """Let a held dataset go on: its change is as it should be and will be replicated."""
-    from replicad.config import load
-
-    released = Client(load(config, check_files=False).node.state).release(dataset)
+    released = Client(state_of(config)).release(dataset)
     if json:
         output.json_document({"released": released})
         return

@@ -22,6 +22,8 @@ from replicad.model.errors import BookDamagedError
 
 PAGE_FILES = 1000
 """Files looked at in one read transaction: milliseconds."""
+PAGE_BLOCKS = 10_000
+"""The same for blocks; files are never parted."""
 MAX_PROBLEMS = 100
 """Problems that are told; a ledger with more is no better."""
 
@@ -77,23 +79,25 @@ class _Audit:
 
     def _orphans(self) -> Iterator[str]:
         """Blocks of files that no entry names; and what no block may be."""
-        file = self._next_file_with_blocks(-(2**62))
-        while file is not None:
-            if not self._book.value(
-                "SELECT 1 FROM entry WHERE file = ? UNION ALL"
-                " SELECT 1 WHERE NOT EXISTS(SELECT 1 FROM block WHERE file = ?) LIMIT 1",
-                (file, file),
+        after, last = -(2**62), self._page_of_blocks(-(2**62))
+        while last is not None:
+            for file, is_orphan, is_bad in self._book.all(
+                "SELECT b.file, NOT EXISTS(SELECT 1 FROM entry e WHERE e.file = b.file) AS orphan,"
+                " max(b.number < 0 OR length(b.id) NOT IN (0, ?)) AS bad"
+                " FROM block b WHERE b.file > ? AND b.file <= ? GROUP BY b.file HAVING orphan OR bad LIMIT ?",
+                (ID_BYTES, after, last, MAX_PROBLEMS),
             ):
-                yield f"blocks of file {file}, which no entry names"
-            if self._book.value(
-                "SELECT 1 FROM block WHERE file = ? AND (number < 0 OR length(id) NOT IN (0, ?)) LIMIT 1",
-                (file, ID_BYTES),
-            ):
-                yield f"blocks of file {file} with impossible numbers or ids"
-            file = self._next_file_with_blocks(file)
+                if is_orphan:
+                    yield f"blocks of file {file}, which no entry names"
+                if is_bad:
+                    yield f"blocks of file {file} with impossible numbers or ids"
+            after, last = last, self._page_of_blocks(last)
 
-    def _next_file_with_blocks(self, after: int) -> int | None:
-        found: int | None = self._book.value("SELECT min(file) FROM block WHERE file > ?", (after,))
+    def _page_of_blocks(self, after: int) -> int | None:
+        """The last file of the next PAGE_BLOCKS blocks behind a file; None when there are none."""
+        found: int | None = self._book.value(
+            "SELECT max(file) FROM (SELECT file FROM block WHERE file > ? ORDER BY file LIMIT ?)", (after, PAGE_BLOCKS)
+        )
         return found
 
     def _lost_directories(self) -> Iterator[str]:

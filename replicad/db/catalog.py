@@ -65,9 +65,11 @@ MIGRATIONS = (
     CREATE INDEX file_block_died ON file_block(died) WHERE died IS NOT NULL;
     INSERT INTO meta SELECT 'uncopied_' || key, value FROM meta WHERE key IN ('segment', 'offset');
     """,
+    "ALTER TABLE scrubbed ADD COLUMN imprint BLOB NOT NULL DEFAULT x''",
 )
 """Version history: 1 = first; 2 = copies of the frames that are no blocks, places of blocks by segment, what was mended
-and when each segment was verified, and what a snapshot ended (only ended rows are indexed)."""
+and when each segment was verified, and what a snapshot ended (only ended rows are indexed); 3 = what a segment was when
+nothing was wrong with it (work/imprint.py)."""
 
 MENDED = "SELECT offset, length FROM mended WHERE segment = ? ORDER BY offset"
 ROOT = 1
@@ -168,7 +170,10 @@ class Catalog:
     def add_blocks(self, places: Sequence[BlockPlace]) -> None:
         """Index blocks; a later frame of the same block takes the place of an earlier one."""
         self._begin()
-        self._db.insert("INSERT OR REPLACE INTO block", "(?,?,?,?,?)", places)
+        # nearly all are new; a statement that may replace has SQLite set a copy of each page that it touches aside, and
+        # ids lie all over the table
+        if self._db.insert("INSERT OR IGNORE INTO block", "(?,?,?,?,?)", places) < len(places):
+            self._db.insert("INSERT OR REPLACE INTO block", "(?,?,?,?,?)", places)
 
     def apply(self, ops: Sequence[Op], current: Put | None = None) -> Put | None:
         """Operations in order, for the snapshot that the next commit makes.
@@ -223,10 +228,10 @@ class Catalog:
         """What is written from here on is on the disk when `keep` returns."""
         self._db.begin(durable=True)
 
-    def set_scrubbed(self, rows: Sequence[tuple[int, int, int, str]]) -> None:
-        """Remember (segment, size, at_ns, source) of verifications."""
+    def set_scrubbed(self, rows: Sequence[tuple[int, int, int, str, bytes]]) -> None:
+        """Remember (segment, size, at_ns, source, imprint) of verifications."""
         self._begin()
-        self._db.executemany("INSERT OR REPLACE INTO scrubbed VALUES(?, ?, ?, ?)", rows)
+        self._db.executemany("INSERT OR REPLACE INTO scrubbed VALUES(?, ?, ?, ?, ?)", rows)
 
     @property
     def database(self) -> Database:

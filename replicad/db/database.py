@@ -63,6 +63,7 @@ class Database:
         readonly: bool = False,
         oldest: int | None = None,
         remedy: str = REBUILD,
+        cache_kib: int = CACHE_KIB,
     ) -> None:
         """Open `path`, creating it when absent, and bring its schema to version `len(migrations)`.
 
@@ -74,12 +75,12 @@ class Database:
         _load_checksums()
         self.path, self._remedy = path, remedy
         try:
-            self._connection = self._open(path, readonly)
+            self._connection = self._open(path, readonly, cache_kib)
             self._migrate(migrations, readonly, len(migrations) if oldest is None else oldest)
         except apsw.Error as error:
             raise self._mapped(error) from error
 
-    def _open(self, path: Path, readonly: bool) -> apsw.Connection:
+    def _open(self, path: Path, readonly: bool, cache_kib: int) -> apsw.Connection:
         flags = apsw.SQLITE_OPEN_READONLY if readonly else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
         fresh = not readonly and (not path.exists() or path.stat().st_size == 0)
         connection = apsw.Connection(str(path), flags=flags)
@@ -90,7 +91,7 @@ class Database:
             connection.close()  # cksumvfs starts to verify when a database is opened that has the reservation
             connection = apsw.Connection(str(path), flags=flags)
             connection.set_busy_timeout(BUSY_MS)
-        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        connection.execute(f"PRAGMA cache_size = -{cache_kib}")
         connection.execute("PRAGMA synchronous = normal")
         connection.execute("PRAGMA temp_store = file")
         if str(connection.execute("PRAGMA checksum_verification").get) != "1":
@@ -141,6 +142,10 @@ class Database:
         self.execute(f"PRAGMA synchronous = {'full' if durable else 'normal'}")
         self.execute("BEGIN IMMEDIATE")
 
+    def begin_reading(self) -> None:
+        """Have all questions up to `rollback` answered from one state; whoever writes does not wait for it."""
+        self.execute("BEGIN")
+
     def commit(self) -> None:
         """Make the transaction's changes visible."""
         self.execute("COMMIT")
@@ -169,11 +174,13 @@ class Database:
         except apsw.Error as error:
             raise self._mapped(error) from error
 
-    def insert(self, into: str, marks: str, rows: Sequence[Sequence[Value]]) -> None:
+    def insert(self, into: str, marks: str, rows: Sequence[Sequence[Value]]) -> int:
         """Insert rows, many with one statement: `into` is the statement up to VALUES, `marks` one row's, as in (?, ?).
+        How many were.
 
         Each step of a statement gives up the interpreter's lock; where another thread is busy, a step for each row
         costs more than the row."""
+        before = self._connection.total_changes()
         whole = len(rows) - len(rows) % INSERT_ROWS
         if whole:
             statement = f"{into} VALUES {','.join([marks] * INSERT_ROWS)}"
@@ -181,6 +188,7 @@ class Database:
                 self.execute(statement, list(chain.from_iterable(rows[at : at + INSERT_ROWS])))
         if whole < len(rows):
             self.executemany(f"{into} VALUES {marks}", rows[whole:])
+        return self._connection.total_changes() - before
 
     def changes(self) -> int:
         """Rows changed by the last statement."""

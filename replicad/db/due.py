@@ -109,7 +109,7 @@ class Ages:
     since_bytes: int
     """Neither verified nor looked at since the moment asked about."""
     waiting_bytes: int
-    """Looked at since then, but could not be judged."""
+    """Looked at since then, but could not be judged, and not to be tried again yet."""
     oldest_ns: int
 
 
@@ -231,8 +231,9 @@ class DueParts:
             if next(self._files_in(turn, first, last), None) is not None:
                 return
 
-    def ages(self, before_ns: int) -> Ages:
-        """How it stands: sums that are kept up to date, nothing is counted."""
+    def ages(self, before_ns: int, retry_ns: int = 0) -> Ages:
+        """How it stands: sums that are kept up to date, nothing is counted. What could not be judged before `retry_ns`
+        does not wait any more."""
         before_ns = max(1, before_ns)
         fresh = int(self._db.value("SELECT coalesce(sum(bytes), 0) FROM fresh"))
         total, never, since, oldest = self._db.one(
@@ -242,7 +243,7 @@ class DueParts:
         ) or (0, 0, 0, 0)
         waiting = self._db.value(
             "SELECT coalesce(sum(bytes), 0) FROM part WHERE turn > at_ns AND turn >= ? AND at_ns < ?",
-            (before_ns, before_ns),
+            (max(before_ns, retry_ns), before_ns),
         )
         return Ages(total + fresh, never + fresh, since + fresh - waiting, int(waiting), 0 if fresh else int(oldest))
 

@@ -7,18 +7,21 @@ its own and so sees what is committed, or borrows the writer's. **Never** writes
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from replicad.db.catalog import LOOKUP_MARKS, MENDED, MIGRATIONS, BlockPlace, FrameCopy, lookup_groups
-from replicad.db.database import Database
+from replicad.db.database import Database, Row
 from replicad.db.paths import path_of
 from replicad.model.entry import Kind
 from replicad.model.position import Position
 
 PAGE_ROWS = 10_000
 """Rows read with one statement: some milliseconds, so that nobody who writes has to wait."""
+
+_LAST = 1 << 62
 
 FilePlace = tuple[int, int, int]
 """Key of a row of file_block: file, number, born."""
@@ -101,6 +104,19 @@ class Inventory:
         """Segment and offset up to which an older replicad wrote: frames before it may have no copy yet."""
         meta: dict[str, Any] = dict(self._db.all("SELECT key, value FROM meta WHERE key LIKE 'uncopied_%'"))
         return meta.get("uncopied_segment", 0), meta.get("uncopied_offset", 0)
+
+    @contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """All answers within speak of the catalog as it was at the first; with a connection of its own only."""
+        self._db.begin_reading()
+        try:
+            yield
+        finally:
+            self._db.rollback()
+
+    def imprint(self, segment: int) -> bytes:
+        """What the segment was when nothing was wrong with it (work/imprint.py); b"" = not known."""
+        return bytes(self._db.value("SELECT imprint FROM scrubbed WHERE segment = ?", (segment,)) or b"")
 
     def scrubbed(self) -> list[tuple[int, int, int]]:
         """(segment, size, at_ns) of every segment that was verified: one row for 64 MiB."""
@@ -197,18 +213,41 @@ class Inventory:
                 return
             after = rows[-1][:3]
 
-    def longest(self, files: Collection[int]) -> dict[int, int]:
-        """The highest number of a block that each of these files has now; files without any are left out."""
-        found: dict[int, int] = {}
-        for group in lookup_groups(sorted(files)):
-            found.update(
-                self._db.all(
-                    f"SELECT file, max(number) FROM file_block WHERE file IN ({LOOKUP_MARKS}) AND died IS NULL"
-                    " GROUP BY file",
-                    group,
-                )
+    def unplaced(self) -> Iterator[list[bytes]]:
+        """Blocks that files name and that are nowhere, in pages; each as often as it is named."""
+        key = "file, number, born"
+        for span in self._spans("file_block", key, (-1, -1, -1), (_LAST, 0, 0)):
+            rows = self._db.all(
+                f"SELECT id FROM file_block WHERE ({key}) > (?, ?, ?) AND ({key}) <= (?, ?, ?)"
+                " AND NOT EXISTS (SELECT 1 FROM block WHERE block.id = file_block.id)",
+                span,
             )
-        return found
+            yield [row[0] for row in rows]
+
+    def beyond_end(self) -> Iterator[list[tuple[int, int]]]:
+        """(file, number) of the last block of files whose names, those of one page, all end before it."""
+        key = "directory, name, born"
+        for span in self._spans("entry", key, (0, b"", -1), (_LAST, b"", 0)):
+            rows = self._db.all(
+                "SELECT file, number FROM (SELECT file, max((size + block_bytes - 1) / block_bytes) AS count,"
+                " (SELECT number FROM file_block b WHERE b.file = entry.file AND died IS NULL"
+                " ORDER BY number DESC LIMIT 1) AS number"
+                f" FROM entry WHERE ({key}) > (?, ?, ?) AND ({key}) <= (?, ?, ?) AND died IS NULL AND kind = ?"
+                " GROUP BY file) WHERE number >= count",
+                (*span, Kind.FILE),
+            )
+            yield [(file, number) for file, number in rows]
+
+    def _spans(self, table: str, key: str, after: Row, end: Row) -> Iterator[Row]:
+        """A table in pages: the keys behind which each begins and at which it ends. What is asked of whole pages is
+        answered by SQLite alone, which leaves the interpreter to others."""
+        while after != end:
+            last = self._db.one(
+                f"SELECT {key} FROM {table} WHERE ({key}) > (?, ?, ?) ORDER BY {key} LIMIT 1 OFFSET {PAGE_ROWS - 1}",
+                after,
+            )
+            yield (*after, *(last or end))
+            after = last or end
 
     def path(self, directory: int, name: bytes) -> bytes:
         """The path of a name in a directory."""

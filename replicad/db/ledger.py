@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from replicad.db.database import Database
+from replicad.db.database import CACHE_KIB, Database
 from replicad.db.due import DueParts
 from replicad.db.ledger_schema import MIGRATIONS
 from replicad.db.plan import Plan
@@ -135,10 +135,10 @@ def join(directory: bytes, name: bytes) -> bytes:
 class Ledger:
     """One dataset's ledger. Belongs to one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create. Raises BookDamagedError, DiskFullError, LockedError."""
-        self.path = path
-        self._db = Database(path, MIGRATIONS, remedy=REMEDY.format(name=path.stem))
+    def __init__(self, path: Path, *, readonly: bool = False, cache_kib: int = CACHE_KIB) -> None:
+        """Open, or create unless `readonly`. Raises BookDamagedError, DiskFullError, LockedError, ReplicadError."""
+        self.path, remedy = path, REMEDY.format(name=path.stem)
+        self._db = Database(path, MIGRATIONS, readonly=readonly, remedy=remedy, cache_kib=cache_kib)
         self._directories: dict[bytes, int] = {}
         self.due = DueParts(self._db)
         self.plan = Plan(self._db)

@@ -1,9 +1,9 @@
 """Carrier: a Stream over one channel of an SSH connection. Knows asyncssh's callbacks and not asyncssh itself.
 
-asyncssh takes the peer's channel window as the only bound of what it buffers, and the window is the peer's to choose.
-A `Line` adds the missing one: it listens to the TCP transport's own pause and resume, so that a full socket stops
-every channel on the connection. It also hears each byte as it arrives: on a slow line the packet that it belongs to
-may take longer than a keep-alive.
+asyncssh takes the peer's channel window as the only bound of what it buffers to send, and the window is the peer's to
+choose. A `Line` adds the missing one: it listens to the TCP transport's own pause and resume, so that a full socket
+stops every channel on the connection. It also hears each byte as it arrives: on a slow line the packet that it belongs
+to may take longer than a keep-alive. What is received is bounded by an `Intake`, in place of asyncssh's own buffer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from replicad.link.channel import Channel
+from replicad.link.intake import Intake
 from replicad.link.session import show_text
 
 PACKET_BYTES = 128 * 1024
@@ -70,6 +71,8 @@ class Carrier:
         line.carriers.add(self)
         self.channel: Channel | None = None
         self._ssh: Any = None
+        self._intake: Intake
+        self._reading, self._closed = True, False
         self._full = self._told_full = False
         self._said = b""
         self._status: int | None = None
@@ -79,12 +82,11 @@ class Carrier:
     def connection_made(self, chan: Any) -> None:
         self._ssh = chan
         chan.set_write_buffer_limits(UNSENT_BYTES)
+        self._intake = Intake(chan)
+        chan._accept_data = self._accept  # asyncssh's own method keeps without bound what a paused session leaves
 
-    def data_received(self, data: bytes, datatype: int | None) -> None:
-        if datatype is not None:
-            self._said = (self._said + data)[-MAX_SAID_BYTES:]
-        elif self.channel:
-            self.channel.data_received(data)
+    def session_started(self) -> None:
+        self._pour()
 
     def exit_status_received(self, status: int) -> None:
         self._status = status
@@ -95,6 +97,8 @@ class Carrier:
     def connection_lost(self, exc: Exception | None) -> None:
         self.line.carriers.discard(self)
         if self.channel:
+            while self._intake:  # what came before the end counts, taken or not
+                self.channel.data_received(self._intake.take())
             self.channel.connection_lost(self._ending(exc))
 
     def pause_writing(self) -> None:
@@ -120,17 +124,39 @@ class Carrier:
                 self._ssh.write(view[at : at + PACKET_BYTES])  # packet by packet: asyncssh need not cut, and copy, it
 
     def pause_reading(self) -> None:
-        self._ssh.pause_reading()
+        self._reading = False
 
     def resume_reading(self) -> None:
-        self._ssh.resume_reading()
+        self._reading = True
+        self._pour()
 
     def close(self) -> None:
+        self._closed = True
+        self._intake.drop()
         self._ssh.close()
 
     def abort(self) -> None:
         """Cut the whole connection: a peer that is silent on one channel is silent on all."""
         self.line.connection.abort()
+
+    def _accept(self, data: bytes, datatype: int | None = None) -> None:
+        """Data of the peer, in one packet."""
+        if self._closed:
+            return
+        self._intake.arrived(len(data))
+        if datatype is not None:
+            self._said = (self._said + data)[-MAX_SAID_BYTES:]
+        elif self.channel and self._reading:
+            self.channel.data_received(data)
+        else:
+            self._intake.keep(data)
+        self._intake.grant()
+
+    def _pour(self) -> None:
+        """Give what has waited to the channel, as long as it takes it."""
+        while self._intake and self.channel and self._reading:
+            self.channel.data_received(self._intake.take())
+        self._intake.grant()
 
     def _ending(self, exc: Exception | None) -> str:
         if self._status is not None:

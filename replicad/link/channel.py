@@ -14,7 +14,7 @@ import asyncio
 import copy
 from collections import deque
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from replicad.link.bandwidth import Bandwidth
 from replicad.link.frames import Framed, Splitter, pack
@@ -39,6 +39,8 @@ CLOSE_S = 5.0
 """How long an orderly close may take to flush before the stream is cut."""
 GREETING_S = 20.0
 """How long Hello and its answer may take: a connection that says nothing must not hold its place for long."""
+
+M = TypeVar("M", bound=Message)
 
 _METERED = (Blocks, Record, Seal)
 _KEEPALIVE = (Ping, Pong)
@@ -136,11 +138,15 @@ class Channel:
                 raise copy.copy(self.error)
             self._arrived.clear()
             await self._arrived.wait()
-        framed = self._queue.popleft()
-        self._queue_bytes -= framed.size + MESSAGE_COST_BYTES
-        if not self._reading and self._queue_bytes <= QUEUE_BYTES // 2:
-            self._listen()
-        return framed.message
+        return self._next()
+
+    def received(self, kind: type[M]) -> list[M]:
+        """All messages of that kind that have come already and would be received next, perhaps none."""
+        found: list[M] = []
+        while self._queue and isinstance(message := self._queue[0].message, kind):
+            found.append(message)
+            self._next()
+        return found
 
     async def close(self, reason: str = "done") -> None:
         """End the session: say Bye unless it is over, send what is buffered (CLOSE_S at most), drop what was received.
@@ -218,6 +224,13 @@ class Channel:
         if isinstance(message, _LAST):
             self._end(LinkError(f"the peer ended the session: {show_text(_reason(message))}", where=self.peer))
             self._finish()
+
+    def _next(self) -> Message:
+        framed = self._queue.popleft()
+        self._queue_bytes -= framed.size + MESSAGE_COST_BYTES
+        if not self._reading and self._queue_bytes <= QUEUE_BYTES // 2:
+            self._listen()
+        return framed.message
 
     def _enqueue(self, framed: Framed) -> None:
         self._queue.append(framed)

@@ -120,6 +120,7 @@ class _ClientCarrier(Carrier, asyncssh.SSHClientSession[bytes]):
             self, Role.CLIENT, replica.name, keepalive_s=replica.keepalive_s, bandwidth=self._bandwidth
         )
         self.update()
+        super().session_started()
 
 
 class _ServerCarrier(Carrier, asyncssh.SSHServerSession[bytes]):
@@ -142,6 +143,7 @@ class _ServerCarrier(Carrier, asyncssh.SSHServerSession[bytes]):
         reception = self._door.reception
         self.channel = Channel(self, Role.SERVER, self._door.client, keepalive_s=reception.house.keepalive_s)
         self.update()
+        super().session_started()
         reception.start(self.channel)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -42,6 +42,22 @@ def checksum_of_two(first: Buffer, second: Buffer) -> Checksum:
     return Checksum(state.digest())
 
 
+class RunningChecksum:
+    """XXH3-128 of bytes that come piece by piece."""
+
+    def __init__(self) -> None:
+        self._state = xxh3_128()
+
+    def add(self, data: Buffer) -> None:
+        """The next piece."""
+        self._state.update(data)
+
+    @property
+    def value(self) -> Checksum:
+        """Of all pieces so far."""
+        return Checksum(self._state.digest())
+
+
 def block_id(data: Buffer) -> BlockId:
     """BLAKE3-256 of `data`: 32 bytes."""
     return BlockId(blake3(data).digest())

@@ -20,6 +20,7 @@ from typing import NamedTuple, NewType
 import msgspec
 
 from replicad.model.block import ID_BYTES, LARGEST_BLOCK_BYTES
+from replicad.model.show import show_path as show_path
 
 FileNumber = NewType("FileNumber", int)
 
@@ -162,12 +163,6 @@ def path_problem(path: bytes) -> str:
         if len(name) > MAX_NAME_BYTES:
             return f"has a component longer than {MAX_NAME_BYTES} bytes"
     return ""
-
-
-def show_path(path: bytes) -> str:
-    """`path` for people and JSON: UTF-8 where possible, other bytes and control characters as \\xNN."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) or "."
 
 
 _encoder = msgspec.msgpack.Encoder()

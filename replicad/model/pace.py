@@ -34,8 +34,10 @@ TURN_S = 0.03
 """Length of one turn of reading: somebody else's request to the disk waits at worst in the order of one of them."""
 FIRST_TURN_BYTES = 1 << 20
 """While the disk's speed is unknown."""
-MIN_TURN_BYTES, MAX_TURN_BYTES = 64 * 1024, 64 << 20
-"""A block at least; at most what a fast disk gives in a turn, so that buffers stay bounded."""
+UNBROKEN_TURN_S = 1.0
+"""The same where all of the time is read in: no rest follows it, and each end costs something."""
+MIN_TURN_BYTES, MAX_TURN_BYTES = 64 * 1024, 512 << 20
+"""A block at least; at most what a fast disk gives in the longest turn, whatever was measured."""
 YIELD = 4.0
 """On a strained host it reads this many times slower, as long as its deadlines leave it that."""
 YIELD_BELOW = 0.5
@@ -144,6 +146,8 @@ class Pace:
 
     def rest_s(self, took_s: float, done_bytes: int) -> float:
         """How long to rest after a turn that took so long and verified so much."""
+        if self.share >= 1:
+            return 0.0
         by_share = took_s * (1 / self.ceiling - 1)
         by_rate = done_bytes / self.rate_bytes_s - took_s if self.rate_bytes_s else 0.0
         return max(0.0, by_share, by_rate)
@@ -168,7 +172,7 @@ def decide(policy: Policy, now: Situation) -> Pace:
         share=0.0 if quiet else share,
         ceiling=max(share, policy.duty),
         rate_bytes_s=share * speed,
-        turn_bytes=_turn_bytes(policy, speed),
+        turn_bytes=_turn_bytes(max(policy.turn_s, UNBROKEN_TURN_S) if share >= 1 else policy.turn_s, speed),
         is_quiet=quiet,
         on_track=on_track,
         reason=reason,
@@ -212,10 +216,10 @@ def _needed_by(policy: Policy, now: Situation, demand: Demand) -> float:
     return demand.left_bytes / max(active_s(policy.quiet, begins, span_s), policy.every_s * SHORTEST)
 
 
-def _turn_bytes(policy: Policy, speed: float) -> int:
+def _turn_bytes(turn_s: float, speed: float) -> int:
     if not speed:
         return FIRST_TURN_BYTES
-    return max(MIN_TURN_BYTES, min(MAX_TURN_BYTES, int(speed * policy.turn_s)))
+    return max(MIN_TURN_BYTES, min(MAX_TURN_BYTES, int(speed * turn_s)))
 
 
 # ------------------------------------------------------------------------------------------------------- demands

@@ -28,6 +28,7 @@ class Excluded:
             raise ValueError(f"{len(patterns)} patterns are given, {MAX_PATTERNS} at most are possible")
         for pattern in patterns:
             _check(pattern)
+        self.patterns = tuple(patterns)
         self._spec = GitIgnoreSpec.from_lines(patterns)
         self._any = any(p.include is not None for p in self._spec.patterns)
 

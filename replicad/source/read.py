@@ -14,6 +14,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 
 import msgspec
 
@@ -35,6 +36,10 @@ AHEAD_FILES = 128
 """Small files held open while the kernel fetches them side by side: enough to fill a disk's queue, which makes cold
 files several times faster, and few beside the usual limit of 1024 descriptors."""
 
+_STAMPED = attrgetter(
+    "st_mode", "st_uid", "st_gid", "st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"
+)  # fmt: skip
+"""All of a status that a stamp speaks of: where these are equal, so are the stamps of one open file."""
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -89,8 +94,9 @@ class FileRead(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     path: bytes
     stamp: Stamp
     """From before it was read: what these bytes and this description may be recorded under."""
-    after: Stamp
-    """From after. Another identity than `stamp`'s means that it kept changing (`moved`)."""
+    moved: bool
+    """Whether it was another one after: it was written during each of READ_TRIES attempts, and the blocks are the last
+    one's and may stem from different moments."""
     links: int
     description: Description
     block_bytes: int
@@ -99,12 +105,6 @@ class FileRead(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     blocks: list[Block]
     zeros: list[tuple[int, int]]
     """Runs (first index, count) of all-zero blocks."""
-
-    @property
-    def moved(self) -> bool:
-        """Whether it was written during each of READ_TRIES attempts; the blocks are the last one's and may stem from
-        different moments."""
-        return self.stamp != self.after
 
 
 class Outgrown(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -212,11 +212,11 @@ def _read_open(
     data = _read_whole(fd, size, access)
     description = describe_open_file(fd, stamp, status)
     access.before_second_look(path)
-    after = root.stamp(os.fstat(fd), fd)
-    if after == stamp and len(data) != size:
+    moved = _STAMPED(os.fstat(fd)) != _STAMPED(status)
+    if not moved and len(data) != size:
         return misreported(path, len(data), size)
     blocks, zeros = cut_blocks(data[:size], block_bytes)
-    return FileRead(path, stamp, after, status.st_nlink, description, block_bytes, min(len(data), size), blocks, zeros)
+    return FileRead(path, stamp, moved, status.st_nlink, description, block_bytes, min(len(data), size), blocks, zeros)
 
 
 def _read_whole(fd: int, size: int, access: Access) -> bytes:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import heapq
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from stat import S_ISDIR
 from typing import Protocol
@@ -46,6 +47,8 @@ AHEAD_DIRECTORIES = 128
 again before the walk is there."""
 TOLD_AT_ONCE = 8
 """Fewer of them are not worth the telling."""
+SHARED_AT_ONCE = 16
+"""Directories that a companion is given at once: some milliseconds of work, far more than the asking takes."""
 
 Soon = Callable[[Sequence[bytes]], None]
 """Is told of directories that the walk will come to soon, the nearest first."""
@@ -63,7 +66,7 @@ class Known(Protocol):
         """The stamp of one entry; b"" is the root itself."""
 
 
-class Found(msgspec.Struct, frozen=True):
+class Found(msgspec.Struct, frozen=True, array_like=True):
     """An entry that is new, or that differs from what is known."""
 
     path: bytes
@@ -74,7 +77,7 @@ class Found(msgspec.Struct, frozen=True):
     """What the ledger has; None when it is new."""
 
 
-class Gone(msgspec.Struct, frozen=True):
+class Gone(msgspec.Struct, frozen=True, array_like=True):
     """A known entry that is no longer there. When it was a directory, all that is known below it is gone as well."""
 
     path: bytes
@@ -82,7 +85,7 @@ class Gone(msgspec.Struct, frozen=True):
     """As it was known."""
 
 
-class Drifted(msgspec.Struct, frozen=True):
+class Drifted(msgspec.Struct, frozen=True, array_like=True):
     """An entry that differs from what is known although nobody changed it: inode and both times are the known ones, and
     whatever the kernel does to an entry moves its ctime. Neither changed nor gone: it stays as it is known."""
 
@@ -91,7 +94,7 @@ class Drifted(msgspec.Struct, frozen=True):
     known: Stamp
 
 
-class DirectoryDiff(msgspec.Struct):
+class DirectoryDiff(msgspec.Struct, array_like=True):
     """What differs in one directory; a huge directory comes in several. Apply `gone` before `changed`: a path that
     was a directory and is something else now stands in both."""
 
@@ -105,6 +108,30 @@ class DirectoryDiff(msgspec.Struct):
     troubles: list[Trouble] = []
 
 
+class Compared(msgspec.Struct, frozen=True, array_like=True):
+    """What came of directories that were given away."""
+
+    diffs: list[DirectoryDiff]
+    below: list[bytes]
+    """Directories in them that are to be walked as well."""
+    left: list[bytes]
+    """Given in vain: so much differs in them that it comes in pieces, which does not fit into one answer."""
+
+
+class Companion(Protocol):
+    """Somebody with a processor of his own, who compares some directories of a walk."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is under way that `done` has not given yet."""
+
+    def give(self, directories: Sequence[bytes]) -> bool:
+        """Have these compared; False when enough is under way."""
+
+    def done(self, *, wait: bool) -> list[Compared]:
+        """What was compared since this was last asked; one at least with `wait`, if any is under way."""
+
+
 def walk(
     root: Root,
     known: Known,
@@ -113,9 +140,10 @@ def walk(
     one_filesystem: bool = True,
     only: Iterable[bytes] | None = None,
     soon: Soon | None = None,
+    companion: Companion | None = None,
 ) -> Iterator[DirectoryDiff]:
     """Walk the whole tree, or with `only` those directories alone (and what is new below them). A walk of everything
-    tells `soon` where it goes next.
+    tells `soon` where it goes next, and shares its directories with a `companion`.
 
     The diff of a directory comes before those of its subdirectories; the root's own entry is in the first. An
     excluded path, and all that a mount point hides when `one_filesystem`, is gone if it was known; the directory
@@ -123,9 +151,33 @@ def walk(
     directory that was opened; all other obstacles are `troubles`.
     """
     with Trail(root) as trail:
-        walker = _Walk(root, trail, known, excluded, one_filesystem, soon)
+        walker = _Walk(root, trail, known, excluded, one_filesystem, soon, companion)
         yield from walker.everything() if only is None else walker.hinted(only)
     root.check()
+
+
+class Comparer:
+    """What a companion does: compare directories of a walk that goes on elsewhere."""
+
+    def __init__(self, root: Root, known: Known, excluded: Excluded, *, one_filesystem: bool) -> None:
+        self._root, self._known, self._excluded, self._one_filesystem = root, known, excluded, one_filesystem
+
+    def compare(self, directories: Sequence[bytes]) -> Compared:
+        """Compare these, none of them the root; not what is below them."""
+        compared = Compared([], [], [])
+        with Trail(self._root) as trail:
+            walker = _Walk(self._root, trail, self._known, self._excluded, self._one_filesystem)
+            for path in directories:
+                with closing(walker.pieces(path)) as pieces:
+                    diff, more = next(pieces), next(pieces, None)
+                if more:
+                    compared.left.append(path)
+                else:
+                    compared.diffs.append(diff)
+                    compared.below.extend(walker.stack)
+                walker.stack.clear()
+                walker.mounts.clear()
+        return compared
 
 
 @dataclass(slots=True)
@@ -162,6 +214,7 @@ class _Walk:
     excluded: Excluded
     one_filesystem: bool
     soon: Soon | None = None
+    companion: Companion | None = None
     new_only: bool = False
     """Descend into new directories only."""
     stack: list[bytes] = field(default_factory=list)
@@ -174,12 +227,27 @@ class _Walk:
     def everything(self) -> Iterator[DirectoryDiff]:
         yield self._own_diff(b"") or DirectoryDiff(b"", unchanged=1)
         self.stack.append(b"")
-        while self.stack:
-            path = self.stack.pop()
-            self.told.discard(path)
-            yield from self._directory(path)
+        while self.stack or (self.companion and self.companion.is_busy):
+            if self.stack:
+                path = self.stack.pop()
+                self.told.discard(path)
+                yield from self.pieces(path)
             if self.soon:
                 self._tell(self.soon)
+            if self.companion:
+                yield from self._share(self.companion)
+
+    def _share(self, companion: Companion) -> Iterator[DirectoryDiff]:
+        """Take what the companion has done, and give it some of the next directories while there are enough for two."""
+        for compared in companion.done(wait=not self.stack):
+            yield from compared.diffs
+            self.stack += compared.below
+            for path in compared.left:
+                yield from self.pieces(path)
+        count = min(SHARED_AT_ONCE, len(self.stack) // 2)
+        if count >= TOLD_AT_ONCE and companion.give(given := self.stack[-count:]):
+            del self.stack[-count:]
+            self.told.difference_update(given)
 
     def _tell(self, soon: Soon) -> None:
         """Tell of the next directories, several at once or none."""
@@ -212,7 +280,7 @@ class _Walk:
             while self.stack:
                 directory = self.stack.pop()
                 done.update(wanted & {directory})
-                yield from self._directory(directory)
+                yield from self.pieces(directory)
 
     def _is_known_directory(self, path: bytes) -> bool:
         """Whether `path` is a directory, now and in the ledger."""
@@ -241,7 +309,8 @@ class _Walk:
         found = Found(path, stamp, status.st_nlink, Stamp._make(known) if known else None)
         return DirectoryDiff(above, changed=[found])
 
-    def _directory(self, path: bytes) -> Iterator[DirectoryDiff]:
+    def pieces(self, path: bytes) -> Generator[DirectoryDiff, None, None]:
+        """The diff of one directory, in several when it is huge; what it holds to be walked goes onto the stack."""
         try:
             fd = self.trail.enter(path)
             device = os.fstat(fd).st_dev

@@ -236,6 +236,11 @@ class SegmentScan:
         """Bytes in the segment."""
         return self._size
 
+    @property
+    def content(self) -> bytes | None:
+        """XXH3 of all bytes up to `size`, as they were looked at; None unless they were read ahead, once, in order."""
+        return self._ahead.content if self._ahead else None
+
     def close(self) -> None:
         """Close the file."""
         if self._ahead:
@@ -454,16 +459,6 @@ class SegmentFiles:
         """Close all files."""
         while self._open:
             self._open.popitem()[1].close()
-
-
-def verify_segment(directory: Path, number: int, disk: Disk, *, last: bool = False) -> list[Damage | Torn]:
-    """Re-read a whole segment from the medium; everything in it that is not what was written."""
-    reader = disk.open_read(segment_path(directory, number))
-    try:
-        scan = SegmentScan(reader, Position(number), last=last, store=None)
-        return [found for found in scan if not isinstance(found, Frame)]
-    finally:
-        reader.close()
 
 
 def _has_unwritten_sector(view: memoryview, start: int) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from replicad.model.block import Checksum, RunningChecksum
 from replicad.system.disk import ALIGN_BYTES, AlignedBuffer, Reader, align_down, align_up
 
 PIECE_BYTES = 4 * 1024 * 1024
 """Read at once: a device reaches its full rate with transfers of this size."""
-MAX_SPARE_BUFFERS = 2
-"""Kept for the next file: the kernel takes longer to hand out fresh memory than to fill it from the disk."""
+MAX_SPARE_BUFFERS = 4
+"""Kept for the next files, two at once: the kernel takes longer to hand out fresh memory than to fill it."""
 
 _spare: list[AlignedBuffer] = []
 
@@ -31,6 +32,7 @@ class ReadAhead:
         self._at = self._room
         """Where they end in it."""
         self._next: Future[int] | None = None
+        self._sum, self._summed, self._wanted = RunningChecksum(), 0, size
         self._thread = ThreadPoolExecutor(1, "ahead")
 
     def close(self) -> None:
@@ -38,6 +40,11 @@ class ReadAhead:
         self._thread.shutdown()
         _spare.extend(self._buffers[: MAX_SPARE_BUFFERS - len(_spare)])
         self._buffers = []
+
+    @property
+    def content(self) -> Checksum | None:
+        """XXH3 of the file up to `size`, as it was in memory; None unless it was read once from front to back."""
+        return self._sum.value if self._summed == self._wanted else None
 
     def window(self, at: int, needed: int) -> memoryview:
         """What is there from `at` on, at least `needed` bytes of it unless the file ends before; valid until the next
@@ -55,6 +62,7 @@ class ReadAhead:
         if self._next:
             self._next.exception()
         self._next = None
+        self._summed = -1
         self._low = self._high = align_down(at)
         self._at = self._room
 
@@ -75,6 +83,9 @@ class ReadAhead:
             self._size = min(self._size, self._high)
         elif self._high < self._size:
             self._next = self._begin(self._high)
+        if self._summed >= 0:
+            self._sum.add(second.view[self._room : self._at])
+            self._summed += count
 
     def _begin(self, offset: int) -> Future[int]:
         size = min(PIECE_BYTES, self._size - offset)

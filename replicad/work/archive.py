@@ -44,7 +44,7 @@ from replicad.work.replay import Replay, copy_of
 from replicad.work.untrusted import INT64, check_numbers, single_frame, split_ids, whole_frames
 
 MAX_UNDER_WAY = 262_144
-"""Blocks asked for and not yet received. A primary with 24 MiB under way has this many only if they are 100 bytes
+"""Blocks asked for and not yet received. A primary with 20 MiB under way has this many only if they are 80 bytes
 each; a peer that offers without end and never sends is cut off here (25 MiB of memory)."""
 MAX_DOUBTED = 262_144
 """Damaged blocks that are kept in mind (8 MiB of ids); those beyond wait for a repair."""

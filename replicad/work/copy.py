@@ -19,13 +19,13 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
-from replicad.db.ledger import Known
+from replicad.db.ledger import BlockRow, Known
 from replicad.db.plan import Action, Step
 from replicad.model.block import block_size_for
 from replicad.model.entry import FUZZY, Drop, Kind, Op, Put
 from replicad.model.errors import ReplicadError
 from replicad.model.snapshot import Commit, Head
-from replicad.source.large import LargeRead, open_large
+from replicad.source.large import LargeRead, Slab, open_large
 from replicad.source.meta import Described, describe
 from replicad.source.read import SMALL_BYTES, Candidate, FileRead, Outgrown
 from replicad.source.root import Root, Trouble
@@ -37,7 +37,9 @@ from replicad.work.known import KnownEntries
 from replicad.work.met import drift, report
 from replicad.work.outcome import Outcome
 from replicad.work.record import Recorder, given
+from replicad.work.scout import Book
 from replicad.work.scouts import Scouts, Small
+from replicad.work.shared_walk import SharedWalk
 from replicad.work.shipping import Shipping, Unit, load_nothing
 from replicad.work.survey import PHASES, Survey, survey
 
@@ -66,6 +68,14 @@ class LastSeal(NamedTuple):
     complete: bool
     is_old: bool
     """Whether one is due although nothing changed."""
+
+
+class _SlabRead(NamedTuple):
+    """A slab, the blocks that it covers, and what was recorded of them before."""
+
+    numbers: range
+    existing: dict[int, BlockRow]
+    slab: Slab
 
 
 class Pass:
@@ -137,7 +147,9 @@ class Pass:
         def soon(directories: Sequence[bytes]) -> None:
             loop.call_soon_threadsafe(self._scout.look_ahead, directories)
 
-        found = await self._dataset.in_ledger(self._walk, only, soon)
+        config, excluded = self._dataset.config, self._dataset.excluded
+        book = Book(str(self._dataset.ledger.path), excluded.patterns, config.one_filesystem)
+        found = await self._dataset.in_ledger(self._walk, only, soon, SharedWalk(self._scout, book, loop))
         if reason := await self._dataset.in_ledger(self._guard, found):
             raise self._dataset.held_error(reason)
         for trouble in found.troubles:
@@ -169,17 +181,19 @@ class Pass:
             text = f"first of {found.drift_count} entries whose metadata changed without a write: other mount options?"
             self._outcome.trouble(found.drifted[0].path, text)
 
-    def _walk(self, only: frozenset[bytes] | None, soon: Soon) -> Survey:
+    def _walk(self, only: frozenset[bytes] | None, soon: Soon, companion: SharedWalk) -> Survey:
         dataset = self._dataset
-        return survey(
-            self._root,
-            dataset.ledger,
-            dataset.excluded,
-            one_filesystem=dataset.config.one_filesystem,
-            only=only,
-            stopped=dataset.stopping.is_set,
-            soon=soon,
-        )
+        with companion:
+            return survey(
+                self._root,
+                dataset.ledger,
+                dataset.excluded,
+                one_filesystem=dataset.config.one_filesystem,
+                only=only,
+                stopped=dataset.stopping.is_set,
+                soon=soon,
+                companion=companion,
+            )
 
     def _guard(self, found: Survey) -> str:
         """Why this change must be held, or "". A release lets one pass through."""
@@ -319,21 +333,23 @@ class Pass:
         recorder, in_ledger, description = self._recorder, self._dataset.in_ledger, large.description
         file = await in_ledger(recorder.begin_large, step.path, large.stamp, large.links, description.meta, block_bytes)
         done = 0
-        while numbers := large.upcoming:
-            existing = await in_ledger(recorder.expected, file, numbers)
-            slab = await self._in_pool(large.read, recorder.agreed(existing))
-            if slab is None:
-                break
-            if isinstance(slab, Trouble):
-                self._outcome.unreadable(slab)
-                self._done(step, done)
-                return
-            await self._shipping.ship(await in_ledger(recorder.slab, file, existing, slab))
-            covered = len(numbers) * block_bytes
-            done += covered
-            self._status.pending_bytes = max(0, self._status.pending_bytes - covered)
-            self._status.read_bytes += slab.read_bytes
-            await self._checkpoint(recorder.seq)
+        reading = asyncio.create_task(self._read_slab(large, file))
+        try:
+            while read := await _unharmed(reading):
+                reading = asyncio.create_task(self._read_slab(large, file))
+                if isinstance(read, Trouble):
+                    self._outcome.unreadable(read)
+                    self._done(step, done)
+                    return
+                await self._shipping.ship(await in_ledger(recorder.slab, file, read.existing, read.slab))
+                covered = len(read.numbers) * block_bytes
+                done += covered
+                self._status.pending_bytes = max(0, self._status.pending_bytes - covered)
+                self._status.read_bytes += read.slab.read_bytes
+                await self._checkpoint(recorder.seq)
+        finally:
+            # whoever closes the file must not meet the thread that reads it
+            await asyncio.gather(asyncio.shield(reading), return_exceptions=True)
         after = await self._in_pool(large.finish)
         self._done(step, done)
         if isinstance(after, Trouble):
@@ -345,6 +361,14 @@ class Pass:
             puts = await in_ledger(recorder.end_large, put, large.stamp)
             self._status.copied_files += 1
             await self._ship_after(puts)
+
+    async def _read_slab(self, large: LargeRead, file: int) -> _SlabRead | Trouble | None:
+        """The next slab, None at the end; it is read while the one before is recorded and sent."""
+        if not (numbers := large.upcoming):
+            return None
+        existing = await self._dataset.in_ledger(self._recorder.expected, file, numbers)
+        slab = await self._in_pool(large.read, self._recorder.agreed(existing))
+        return _SlabRead(numbers, existing, slab) if isinstance(slab, Slab) else slab
 
     async def _ship_after(self, puts: Sequence[Put]) -> None:
         """Ship a file's operations, one entry for each of its names, behind its blocks, which are on their way."""
@@ -485,6 +509,12 @@ class Pass:
 
     async def _in_pool(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args, **kwargs))
+
+
+async def _unharmed(task: asyncio.Task[Result]) -> Result:
+    """Its result. Who waits may be cancelled; the task goes on, as its thread would in any case."""
+    await asyncio.wait((task,))
+    return task.result()
 
 
 def batches(steps: Sequence[Step]) -> list[list[Step]]:

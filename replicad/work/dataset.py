@@ -205,11 +205,6 @@ class Dataset:
         """Why the dataset is held, or ""."""
         return str(self.ledger.get("held") or "")
 
-    def hold(self, reason: str) -> HeldError:
-        """Hold the dataset until it is released; the error to raise."""
-        self.ledger.put("held", reason)
-        return self.held_error(reason)
-
     def held_error(self, reason: str) -> HeldError:
         """The error that says why nothing is copied and what to do."""
         name = self.config.name

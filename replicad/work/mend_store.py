@@ -129,10 +129,6 @@ class StoreMender:
                 settled.append(after)
         return settled
 
-    async def breaker_is_open(self) -> bool:
-        """Whether repairs have stopped until a person orders one."""
-        return await self._in_shelf(lambda: bool(self._findings.get(BREAKER)))
-
     # evidence
 
     async def _look_up(self) -> None:

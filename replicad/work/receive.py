@@ -62,8 +62,9 @@ class Receiving:
             case Offer():
                 await self._channel.send(Need(await self._in_thread(lambda: self._archive.needed(message.ids))))
             case Blocks():
-                await self._in_thread(lambda: self._archive.add_blocks(message.frames))
-                await self._credit(len(message.frames))
+                run = [message.frames, *(more.frames for more in self._channel.received(Blocks))]
+                await self._in_thread(lambda: self._add_blocks(run))
+                await self._credit(sum(map(len, run)))
             case Record():
                 await self._in_thread(lambda: self._archive.add_record(message.frame))
                 await self._credit(len(message.frame))
@@ -76,6 +77,11 @@ class Receiving:
             case _:
                 raise PeerError(f"sent {type(message).__name__} in a writing session")
         return True
+
+    def _add_blocks(self, run: list[bytes]) -> None:
+        """Store all that came while the thread was busy: with each hop it would wait for the event loop again."""
+        for frames in run:
+            self._archive.add_blocks(frames)
 
     async def _show(self, commit: Commit) -> None:
         status = self._status

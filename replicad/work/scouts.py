@@ -8,14 +8,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from replicad.model.errors import ReplicadError
 from replicad.source.read import Candidate
 from replicad.source.root import Root
+from replicad.source.scan import Compared
 from replicad.system.child import Child, Doer
-from replicad.work.scout import CLOSE, LOOK_AHEAD, OPEN, READ_SMALL, Next, Place, SmallRead, Wanted
+from replicad.work.scout import (
+    CLOSE,
+    CLOSE_BOOK,
+    COMPARE,
+    LOOK_AHEAD,
+    OPEN,
+    READ_SMALL,
+    Book,
+    Next,
+    Place,
+    Share,
+    SmallRead,
+    Wanted,
+)
 
 MAX_SCOUTS = 4
 """Processes at once. Each holds a few batches (40 MiB); a pass on a dead network mount holds up only those it shares
@@ -47,9 +62,11 @@ class Scouts:
         try:
             number = next(self._numbers)
             await lent.child.call(OPEN, Place(number, root.path, root.identity, root.device))
+            scouting = Scouting(lent.child, number, compression)
             try:
-                yield Scouting(lent.child, number, compression)
+                yield scouting
             finally:
+                scouting.is_over = True
                 lent.child.post(CLOSE, number)
         finally:
             lent.passes -= 1
@@ -93,10 +110,24 @@ class Scouting:
 
     def __init__(self, child: Doer, root: int, compression: int) -> None:
         self._child, self._root, self._compression = child, root, compression
+        self.is_over = False
+        """Whether the pass has ended; a walk in a thread may go on for a moment."""
 
     def look_ahead(self, directories: Sequence[bytes]) -> None:
         """A walk will come to these directories."""
         self._child.post(LOOK_AHEAD, Next(self._root, directories))
+
+    async def compare(self, directories: Sequence[bytes], book: Book) -> Compared:
+        """Compare directories with the ledger. Raises ReplicadError, also when the scout died or the pass has ended."""
+        if self.is_over:
+            raise ReplicadError("the pass has ended")
+        return await self._child.call(COMPARE, Share(self._root, directories, book))
+
+    async def close_book(self) -> None:
+        """Have the ledger closed that `compare` opened; a scout that died has it no longer."""
+        if not self.is_over:
+            with suppress(ReplicadError):
+                await self._child.call(CLOSE_BOOK, self._root)
 
     async def read_small(self, files: Sequence[Candidate]) -> Small:
         """Read and pack small files. Raises ReplicadError when the scout died."""

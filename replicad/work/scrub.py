@@ -26,6 +26,7 @@ from replicad.system.logs import logger
 from replicad.work.scrub_book import InBook, Memory, Tally, packed, recall, remember, tally
 from replicad.work.scrub_demands import Outstanding
 from replicad.work.surface import Surface, Verified
+from replicad.work.together import together
 
 log = logger("work.scrub")
 
@@ -191,7 +192,8 @@ class Scrubbing:
             until_s = pace.until_active_s(policy.quiet, situation.second_of_day)
             self._rest("quiet", now.reason, until_s, on_track=now.on_track)
         elif self._structure_is_due(memory):
-            await self._check_structure(surface, memory)
+            async with self._turnstile:
+                await together([self._check_structure(surface, memory), self._hurry(surface, policy, memory)])
         else:
             await self._read(surface, memory, now)
         self._show_outlook(policy, memory, situation, now)
@@ -212,16 +214,24 @@ class Scrubbing:
         else:
             self._show("running", self._remark(now), on_track=now.on_track)
             async with self._turnstile:
-                self._note(await self._turn(surface, now), memory)
+                await self._take_turn(surface, memory, now)
             after_s = now.rest_s(self._turn_s, self._turn_bytes)
             self._wake_s = min(self._turn_ended_s + after_s, self._looked_s + self._look_every_s())
 
-    async def _turn(self, surface: Surface, now: Pace) -> Verified:
+    async def _hurry(self, surface: Surface, policy: Policy, memory: Memory) -> None:
+        """Turns beside the check of the structure, while somebody waits and all of the time may be read in."""
+        while self._structure_is_due(memory) and self._requested_bytes > 1 and not self._poked.is_set():
+            now = pace.decide(policy, self._situation(policy, memory))
+            if now.share < 1 or self._nothing_until_s > self._clock.monotonic_s():
+                return
+            await self._take_turn(surface, memory, now)
+
+    async def _take_turn(self, surface: Surface, memory: Memory, now: Pace) -> None:
         began_s = self._clock.monotonic_s()
         verified = await surface.verify(now.turn_bytes)
         self._turn_ended_s = self._clock.monotonic_s()
         self._turn_s = max(1e-6, self._turn_ended_s - began_s)
-        return verified
+        self._note(verified, memory)
 
     def _note(self, verified: Verified, memory: Memory) -> None:
         size = self._turn_bytes = verified.media_bytes + verified.cache_bytes
@@ -234,7 +244,9 @@ class Scrubbing:
             self._lasting.add(size, self._turn_s)
         self._outstanding.verified(size)
         if memory.requested_ns:
-            self._requested_bytes = max(1, self._requested_bytes - size)  # only a look says that it is done
+            self._requested_bytes = max(1, self._requested_bytes - size)
+            if self._requested_bytes == 1:  # it may be done, but only a look says so
+                self._looked_s = float("-inf")
         if verified.doubts or not verified.units:
             self._doubts = verified.doubts
         if not verified.units:
@@ -247,10 +259,9 @@ class Scrubbing:
     async def _check_structure(self, surface: Surface, memory: Memory) -> None:
         """What hashing cannot see. That it could not be checked is shown and tried again; reading goes on."""
         self._show("running", "the structure is checked")
-        began_ns = self._clock.now_ns()
+        began_ns, self._wake_s = self._clock.now_ns(), float("-inf")
         try:
-            async with self._turnstile:
-                self._doubts = (await surface.structure()).doubts
+            self._doubts = (await surface.structure()).doubts
         except ReplicadError as error:
             self._structure_error = f"the structure could not be checked: {error}"
             self._structure_again_s = self._clock.monotonic_s() + STRUCTURE_AGAIN_S

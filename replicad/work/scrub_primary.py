@@ -32,13 +32,15 @@ from replicad.source.verify import Examined, Name, Outcome, Stretch, examine, ex
 from replicad.system.clock import Clock
 from replicad.work.book_damage import LEDGER
 from replicad.work.dataset import Dataset
+from replicad.work.lookouts import Lookouts
 from replicad.work.primary_findings import Place, PrimaryFindings, name_of
 from replicad.work.surface import Extent, Verified
+from replicad.work.together import together
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
-MAX_PARTS = 4096
+MAX_PARTS = 16384
 """Parts of one call: with small files about a second of work."""
 BATCH_PARTS = 256
 BATCH_BYTES = 16 * 1024 * 1024
@@ -120,8 +122,11 @@ class PrimarySurface:
     side = Side.PRIMARY
     peer = ""
 
-    def __init__(self, dataset: Dataset, pool: Executor, clock: Clock, *, access: Access = REAL) -> None:
+    def __init__(
+        self, dataset: Dataset, pool: Executor, lookouts: Lookouts, clock: Clock, *, access: Access = REAL
+    ) -> None:
         self.dataset = dataset.config.name
+        self._lookouts = lookouts
         self._dataset, self._pool, self._clock, self._access = dataset, pool, clock, access
         self._findings = PrimaryFindings(dataset, dataset.quarantine)
         self._turn = asyncio.Lock()
@@ -131,7 +136,8 @@ class PrimarySurface:
     async def extent(self, before_ns: int) -> Extent:
         """How it stands; see `Surface`."""
         await self._open()
-        ages = await self._in_ledger(lambda: self._dataset.ledger.due.ages(before_ns))
+        retry_ns = self._clock.now_ns() - RETRY_NS
+        ages = await self._in_ledger(lambda: self._dataset.ledger.due.ages(before_ns, retry_ns))
         return Extent(ages.total_bytes, ages.never_bytes, ages.oldest_ns, ages.since_bytes, ages.waiting_bytes)
 
     async def verify(self, budget_bytes: int) -> Verified:
@@ -150,15 +156,15 @@ class PrimarySurface:
             return tally.verified()
 
     async def structure(self) -> Verified:
-        """Check the ledger itself; see `Surface`."""
+        """Check the ledger itself, beside whatever is verified; see `Surface`."""
+        await self._open()
+        started_ns = self._clock.now_ns()
+        path, stop = self._dataset.ledger.path, threading.Event()
+        try:
+            problems = await self._in_pool(audit, path, stop.is_set)
+        finally:
+            stop.set()  # for a cancelled one: its thread goes on else
         async with self._turn:
-            await self._open()
-            started_ns = self._clock.now_ns()
-            path, stop = self._dataset.ledger.path, threading.Event()
-            try:
-                problems = await self._in_pool(audit, path, stop.is_set)
-            finally:
-                stop.set()  # for a cancelled one: its thread goes on else
             if problems:
                 await self._in_books(self._findings.report_book, problems, path.name, started_ns)
             else:
@@ -204,26 +210,22 @@ class PrimarySurface:
         """Several batches at once; when one fails the others end first."""
         waiting = deque(_batches([part for part in parts if part.file > 0]))
         standing = Standing.of(await self._in_books(self._findings.open))
+        is_helped = len(waiting) >= READERS
 
         async def work() -> None:
             while waiting:
-                await self._verify_files(waiting.popleft(), tally, started_ns, standing)
+                await self._verify_files(waiting.popleft(), tally, started_ns, standing, is_helped=is_helped)
 
-        tasks = [asyncio.create_task(work()) for _ in range(min(READERS, len(waiting)))]
-        try:
-            for task in tasks:
-                await task
-            for part in parts:
-                if part.file <= 0:
-                    await self._verify_directory(part, tally, started_ns, standing)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await together(work() for _ in range(min(READERS, len(waiting))))
+        for part in parts:
+            if part.file <= 0:
+                await self._verify_directory(part, tally, started_ns, standing)
 
-    async def _verify_files(self, parts: Sequence[Due], tally: Tally, started_ns: int, standing: Standing) -> None:
+    async def _verify_files(
+        self, parts: Sequence[Due], tally: Tally, started_ns: int, standing: Standing, *, is_helped: bool
+    ) -> None:
         jobs = await self._in_ledger(self._load, parts)
-        outcomes = await self._in_pool(self._examine, [job.stretch for job in jobs])
+        outcomes = await self._look([job.stretch for job in jobs], is_helped=is_helped)
         verified: list[tuple[Due, int]] = []
         waiting: list[Due] = []
         learned: list[tuple[BlockRow, bytes]] = []
@@ -350,6 +352,15 @@ class PrimarySurface:
                     await self._gone(found.key, why)
 
     # where work is done
+
+    async def _look(self, stretches: Sequence[Stretch], *, is_helped: bool) -> list[Outcome]:
+        """With the help of the lookouts, if so many batches are to be looked at that it pays to have them."""
+        if not is_helped:
+            return await self._in_pool(self._examine, stretches)
+        seen = await self._lookouts.look(self._dataset.root, stretches)
+        unclear = [stretch for stretch, one in zip(stretches, seen, strict=True) if one is None]
+        again = iter(await self._in_pool(self._examine, unclear) if unclear else ())
+        return [next(again) if one is None else one for one in seen]
 
     def _examine(self, stretches: Sequence[Stretch]) -> list[Outcome]:
         with Root(self._dataset.root) as root:

@@ -11,7 +11,8 @@ the shelf's thread, so intake never waits for a scrub.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,12 +34,15 @@ from replicad.work.segment_check import Checked, SegmentCheck, Wrong, missing_se
 from replicad.work.store_findings import Seen, StoreFindings
 from replicad.work.structure_check import Structure, check_structure
 from replicad.work.surface import Extent, Verified
+from replicad.work.together import together
 from replicad.work.upkeep import is_missed, remember_verified
 
 Result = TypeVar("Result")
 
 RETRY_NS = 600 * 10**9
 """What could not be looked at, such as a segment of which the catalog's page is damaged, is tried again after this."""
+READERS = 2
+"""Segments read at once where a turn has time for more than one: the disk works while another one is compared."""
 TRIES = 4
 """A repair that writes while its segment is read has it read again; repairs come one by one, and end."""
 
@@ -114,7 +118,7 @@ class ReplicaSurface:
         self._units: dict[int, _Unit] = {}
         self._last = 0
         self._is_loaded = False
-        self._marks: dict[int, tuple[int, int, int, str]] = {}
+        self._marks: dict[int, tuple[int, int, int, str, bytes]] = {}
         """Verifications that are not in the catalog yet, because a session has unsealed work in it."""
         self._uncopied: dict[int, list[tuple[int, int]]] = {}
         self._sound: set[int] = set()
@@ -136,23 +140,25 @@ class ReplicaSurface:
     async def verify(self, budget_bytes: int) -> Verified:
         """See `Surface`."""
         await self._in_shelf(self._refresh)
-        done: set[int] = set()
+        waiting = deque(self._next(budget_bytes))
         media = cache = units = found = 0
         doubts: list[str] = []
-        while media + cache < budget_bytes or not done:
-            number = self._next(done)
-            if number is None:
-                break
-            done.add(number)
-            try:
-                checked, count = await self._verify_one(number)
-            except ReplicadError as error:
-                self._units[number].failed_ns = self._clock.now_ns()
-                doubts.append(f"segment {number}: {error}")
-                continue
-            units, found = units + 1, found + count
-            media += checked.size if checked.media else 0
-            cache += 0 if checked.media else checked.size
+
+        async def work() -> None:
+            nonlocal media, cache, units, found
+            while waiting:
+                number = waiting.popleft()
+                try:
+                    checked, count = await self._verify_one(number)
+                except ReplicadError as error:
+                    self._units[number].failed_ns = self._clock.now_ns()
+                    doubts.append(f"segment {number}: {error}")
+                    continue
+                units, found = units + 1, found + count
+                media += checked.size if checked.media else 0
+                cache += 0 if checked.media else checked.size
+
+        await together(work() for _ in range(min(READERS, len(waiting))))
         await self._in_shelf(self._refresh)
         if doubts and not units:
             raise ReplicadError(doubts[0], where=str(self._directory), hint="it is tried again")
@@ -212,10 +218,15 @@ class ReplicaSurface:
         except OSError:
             return 0  # it is due all the same, and its verification tells why
 
-    def _next(self, done: set[int]) -> int | None:
+    def _next(self, budget_bytes: int) -> Iterator[int]:
+        """Segments in the order of their turn, until the budget is used up; at least one."""
         now_ns = self._clock.now_ns()
-        left = [(unit.turn(now_ns), number) for number, unit in self._units.items() if number not in done]
-        return min(left)[1] if left else None
+        for _, number in sorted((unit.turn(now_ns), number) for number, unit in self._units.items()):
+            yield number
+            unit = self._units[number]
+            budget_bytes -= unit.size - (unit.verified if unit.at_ns and unit.is_due else 0)
+            if budget_bytes <= 0:
+                return
 
     # one segment
 
@@ -255,8 +266,9 @@ class ReplicaSurface:
         try:
             path, store = segment_path(self._directory, number), self._archive.store.owner.store
             try:
-                check = SegmentCheck(inventory, self._disk, path, number, store, start=start, size=size)
-                checked = check.run()
+                with inventory.at_one_moment():
+                    check = SegmentCheck(inventory, self._disk, path, number, store, start=start, size=size)
+                    checked = check.run(inventory.imprint(number))
             except FileNotFoundError:
                 is_missed = inventory.last_expected(number) is not None
                 checked = Checked(wrongs=[missing_segment(inventory, number)] if is_missed else [])
@@ -300,7 +312,8 @@ class ReplicaSurface:
         unit.verified = max(before + checked.size, unit.size if checked.wrongs else 0)
         unit.at_ns, unit.failed_ns = unit.at_ns if start else now, 0
         unit.end = None if checked.wrongs else checked.end
-        self._marks[number] = (number, unit.verified, unit.at_ns, "media" if checked.media else "cache")
+        source = "media" if checked.media else "cache"
+        self._marks[number] = (number, unit.verified, unit.at_ns, source, checked.imprint)
         if checked.uncopied:
             self._uncopied[number] = checked.uncopied
 

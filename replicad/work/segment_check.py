@@ -30,6 +30,7 @@ from replicad.store.format import (
 )
 from replicad.store.segments import COUNTS_OTHERS, Damage, SegmentScan, Torn
 from replicad.system.disk import Disk, Reader
+from replicad.work.imprint import content_of, imprint_of
 
 BATCH_FRAMES = 4096
 """Frames compared with the catalog at once."""
@@ -77,6 +78,8 @@ class Checked:
     """What the catalog says falsely or not at all, while the segment itself is proven to be as it was written."""
     uncopied: list[tuple[int, int]] = field(default_factory=list)
     """(offset, length) of frames written by an older replicad, of which the catalog has no copy yet."""
+    imprint: bytes = b""
+    """What the segment was, since nothing was wrong with it; b"" = not known."""
 
 
 class SegmentCheck:
@@ -109,24 +112,52 @@ class SegmentCheck:
         self._length = self._expected_length()
         self._stop = self._last.offset if self._last else _END
         """What the catalog says of bytes behind this was acknowledged after the check began."""
+        self._has_strays = False
         self._checked = Checked()
 
-    def run(self) -> Checked:
-        """Read and compare. Raises FileNotFoundError, ReplicadError (it cannot be opened), BookDamagedError."""
+    def run(self, before: bytes = b"") -> Checked:
+        """Read and compare. A segment with the imprint `before`, as a check left it that found nothing, is what it was
+        then; of any other every frame is looked at.
+
+        Raises FileNotFoundError, ReplicadError (it cannot be opened), BookDamagedError."""
         reader = self._disk.open_read(self._path)
         try:
-            scan = SegmentScan(
-                reader, self._start, last=False, store=self._store, end=self._length, settled=self._settled, ahead=True
-            )
-            try:
-                self._scan(scan)
-                self._conclude(scan, reader)
-                self._checked.media = reader.direct
-            finally:
-                scan.close()
+            if not (before and self._is_as_it_was(reader, before)):
+                self._look(reader)
         finally:
             reader.close()
         return self._checked
+
+    def _is_as_it_was(self, reader: Reader, before: bytes) -> bool:
+        length = self._length
+        if self._start.offset or length is None or reader.size != length:
+            return False
+        content = content_of(reader, length)
+        if content is None or imprint_of(self._inventory, self._number, self._store, length, content) != before:
+            return False
+        self._checked.size, self._checked.media, self._checked.imprint = length, reader.direct, before
+        self._checked.end = self._last or self._start
+        return True
+
+    def _look(self, reader: Reader) -> None:
+        """At each frame."""
+        scan = SegmentScan(
+            reader, self._start, last=False, store=self._store, end=self._length, settled=self._settled, ahead=True
+        )
+        try:
+            self._scan(scan)
+            self._conclude(scan, reader)
+            self._checked.media, self._checked.imprint = reader.direct, self._imprint(scan, reader.size)
+        finally:
+            scan.close()
+
+    def _imprint(self, scan: SegmentScan, size: int) -> bytes:
+        """What the next check may compare with: only what follows from the segment and its rows, and nothing wrong."""
+        checked, content = self._checked, scan.content
+        has_found = checked.wrongs or checked.unknown or checked.uncopied or self._has_strays
+        if has_found or content is None or not scan.size == size == self._length:
+            return b""
+        return imprint_of(self._inventory, self._number, self._store, size, content)
 
     def _expected_length(self) -> int | None:
         """How long the segment is; None when that is not known because an older replicad wrote it."""
@@ -181,6 +212,7 @@ class SegmentCheck:
     def _take_unclaimed(self, seen: dict[int, Seen]) -> None:
         """Whole frames that the catalog does not expect: those of blocks that stand elsewhere too are none of its
         business; an older replicad kept no copies; anything else the catalog should know."""
+        self._has_strays = self._has_strays or bool(seen)
         known = self._inventory.places([found[2] for found in seen.values() if found[2]])
         for offset, (stored, _, name, _) in seen.items():
             if name in known:

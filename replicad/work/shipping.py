@@ -40,9 +40,9 @@ from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
 from replicad.store.format import FrameType, encode_frame, encode_header, encode_plain
 from replicad.system.compress import compress
 
-HELD_BYTES = 24 * 1024 * 1024
-"""Bytes held between offer and sending, plain or in frames: twice what 1 Gbit/s carries in 100 ms, well within the
-memory bound."""
+HELD_BYTES = 20 * 1024 * 1024
+"""Bytes held between offer and sending, plain or in frames: more than 1 Gbit/s carries in 100 ms and than the replica's
+credit; two slabs of a large file that wait to be shipped come on top, well within the memory bound."""
 PIECE_BYTES = 1024 * 1024
 """Blocks messages are filled up to this: big enough that a message costs nothing, small enough to pace a link."""
 RECORD_BYTES = 512 * 1024

@@ -71,9 +71,8 @@ def is_covered(inventory: Inventory) -> bool:
 
 def _check_coverage(inventory: Inventory, found: Structure) -> None:
     named: set[bytes] = set()
-    for page in inventory.file_blocks():
-        ids = {row.id for row in page}
-        for name in ids - inventory.places(list(ids)).keys():
+    for page in inventory.unplaced():
+        for name in page:
             if name not in named and len(named) < MAX_MISSING:
                 named.add(name)
                 found.missing.append(name)
@@ -83,11 +82,8 @@ def _check_coverage(inventory: Inventory, found: Structure) -> None:
 def _check_ends(inventory: Inventory, found: Structure) -> None:
     """A file's blocks end where the longest of its names does."""
     suspects: dict[int, int] = {}
-    for page in inventory.file_names():
-        live = _counts(page)
-        for file, number in inventory.longest(live).items():
-            if number >= live[file] and len(suspects) < MAX_MISSING:
-                suspects[file] = number
+    for beyond in inventory.beyond_end():
+        suspects.update(beyond[: MAX_MISSING - len(suspects)])
     for page in inventory.file_names() if suspects else ():  # another name of the file may be longer
         for file, count in _counts(page).items():
             if suspects.get(file, count) < count:

@@ -27,7 +27,7 @@ class Extent:
     round is over when this is 0."""
     waiting_bytes: int = 0
     """Bytes that were looked at since then and could not be judged, such as a file that was being written: they come
-    back when they are recorded anew, and count as never verified if they never were."""
+    back when they are recorded anew, or after a while, and count as never verified if they never were."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from replicad.db.plan import Action, Step
 from replicad.model.entry import Kind, Stamp
 from replicad.source.exclude import Excluded
 from replicad.source.root import Root, Trouble
-from replicad.source.scan import DirectoryDiff, Drifted, Found, Gone, Soon, walk
+from replicad.source.scan import Companion, DirectoryDiff, Drifted, Found, Gone, Soon, walk
 
 REPLACED, FIRST, PUTS, DROPS = 0, 1, 2, 3
 PHASES = (REPLACED, FIRST, PUTS, DROPS)
@@ -83,17 +83,21 @@ def survey(
     only: Iterable[bytes] | None,
     stopped: Callable[[], bool],
     soon: Soon | None = None,
+    companion: Companion | None = None,
 ) -> Survey:
     """Walk `root` (or only the hinted directories) and fill the ledger's plan. Runs in the ledger's thread.
 
-    `soon` is told where the walk goes next. `stopped` is asked once a directory; when it says so the walk ends early
-    and the result must not be used.
+    `soon` is told where the walk goes next, `companion` has some directories compared. `stopped` is asked once a
+    directory; when it says so the walk ends early and the result must not be used.
     Raises SourceError when the root cannot be walked at all.
     """
     ledger.plan.begin()
     planner = _Planner(ledger)
     planner.survey.known = ledger.count()
-    for diff in walk(root, ledger, excluded=excluded, one_filesystem=one_filesystem, only=only, soon=soon):
+    found = walk(
+        root, ledger, excluded=excluded, one_filesystem=one_filesystem, only=only, soon=soon, companion=companion
+    )
+    for diff in found:
         planner.take(diff)
         if stopped():
             break

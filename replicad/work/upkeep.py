@@ -49,12 +49,12 @@ _ZEROS = bytes(1024 * 1024)
 
 def remember_verified(
     archive: Archive,
-    rows: Sequence[tuple[int, int, int, str]],
+    rows: Sequence[tuple[int, int, int, str, bytes]],
     uncopied: dict[int, list[tuple[int, int]]],
     sound: Sequence[int],
 ) -> None:
-    """Note (segment, size, at_ns, source) of verifications; copy frames that an older replicad wrote; forget damage
-    that replays once found in segments that are `sound`."""
+    """Note (segment, size, at_ns, source, imprint) of verifications; copy frames that an older replicad wrote; forget
+    damage that replays once found in segments that are `sound`."""
     copies = [copy for number, places in uncopied.items() for copy in _copies(archive, number, places)]
     found = [damage for damage in archive.damage if damage.segment in sound and not is_missed(damage)]
     with archive.upkeep() as (_, catalog):
