@@ -295,7 +295,7 @@ async def test_an_adoption_that_was_cut_begins_again(
         async with rig(tmp_path / "first", root) as primary:
             await primary.sync(fra1)
         rot(root / "20")
-        monkeypatch.setattr("replicad.db.listing.BATCH_OPS", 7)
+        monkeypatch.setattr("replicad.db.entries.BATCH_OPS", 7)
         async with rig(tmp_path / "second", root) as primary:
             await primary.sync(fra1)
             await primary.dataset.in_ledger(primary.dataset.release)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from kit_store import META, Model, Tree, bare, blocks_of, directory_put, file_put, flip, groups
 from replicad.db.catalog import CACHED_DIRECTORIES, LOOKUP_ROWS, BlockPlace, Catalog
-from replicad.db.listing import BATCH_BYTES, BATCH_OPS, PAGE_ROWS, Listing
+from replicad.db.entries import BATCH_BYTES, BATCH_OPS
+from replicad.db.listing import PAGE_ROWS, Listing
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Drop, Kind, Map, Meta, Op, Put, encode_ops
 from replicad.model.errors import BookDamagedError, ReplicadError
 from replicad.model.glob import compile_globs

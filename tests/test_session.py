@@ -24,6 +24,7 @@ from replicad.link.messages import (
     Bye,
     Case,
     Cases,
+    Compare,
     Credit,
     Direct,
     Directed,
@@ -45,6 +46,8 @@ from replicad.link.messages import (
     Read,
     Refuse,
     Settled,
+    Trace,
+    Visit,
     Want,
     Welcome,
     decode_untrusted,
@@ -64,6 +67,7 @@ from replicad.link.session import (
 )
 from replicad.model import divergence
 from replicad.model.divergence import MAX_AFFECTED, MAX_BITS, MAX_BLOCKS_NAMED, Affected, Event, Look, Side
+from replicad.model.entry import MAX_DEPTH
 from replicad.model.errors import PeerError
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight
@@ -88,10 +92,14 @@ writing        S Credit         writing
 writing        S Acked          writing
 reading        C ListSnapshots  reading
 reading        C Read           reading
+reading        C Visit          reading
+reading        C Trace          reading
+reading        C Compare        reading
 reading        C Fetch          reading
 reading        C Credit         reading
 reading        S Snapshots      reading
 reading        S Listing        reading
+reading        S Told           reading
 reading        S Blocks         reading
 reading        S Lost           reading
 tending        C Examine        tending
@@ -196,6 +204,19 @@ BAD = (
     Read(1, [b"*"] * (MAX_GLOBS + 1), 0),
     Read(1, [b"x" * 5000], 0),
     Read(1, [], -1),
+    Visit(-1, b"", 0, False, 0),
+    Visit(1, b"/etc", 0, False, 0),
+    Visit(1, b"a/../b", 0, False, 0),
+    Visit(1, b"x" * 5000, 0, False, 0),
+    Visit(1, b"", MAX_DEPTH + 1, False, 0),
+    Visit(1, b"", -1, False, 0),
+    Visit(1, b"", 0, False, MAX_CREDIT_BYTES + 1),
+    Trace(b"a\0", 0),
+    Trace(b"a", -1),
+    Compare(-1, 2, [], 0),
+    Compare(1, 2**63, [], 0),
+    Compare(1, 2, [b"*"] * (MAX_GLOBS + 1), 0),
+    Compare(1, 2, [], MAX_CREDIT_BYTES + 1),
     Lost(b"", "gone"),
     Lost(bytes(32), "x" * 5000),
     OpenTend("d" * 256),

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, NoReturn, Protocol, TextIO
 
 import msgspec
 import typer
@@ -59,6 +59,38 @@ def json_document(value: object) -> None:
 def json_line(value: object) -> None:
     """Print one JSON value on a line of its own, for streams of events."""
     line(msgspec.json.encode(value, enc_hook=_plain).decode())
+
+
+class JsonStream:
+    """One JSON document with a list of any length in it, printed as it comes. What is cut off is no valid JSON."""
+
+    def __init__(self, key: str, head: dict[str, object]) -> None:
+        """Print `head`, and begin the list under `key`."""
+        self._separator = "\n"
+        opened = msgspec.json.encode(head, enc_hook=_plain).decode().removesuffix("}")
+        _write(sys.stdout, f'{opened}{"," if head else ""}"{key}":[')
+
+    def add(self, values: Sequence[object]) -> None:
+        """Print more elements of the list, one a line."""
+        for value in values:
+            _write(sys.stdout, self._separator + msgspec.json.encode(value, enc_hook=_plain).decode())
+            self._separator = ",\n"
+
+    def end(self, tail: dict[str, object]) -> None:
+        """End the list, and print `tail`."""
+        closed = msgspec.json.encode(tail, enc_hook=_plain).decode().removeprefix("{")
+        _write(sys.stdout, f"\n]{',' if tail else ''}{closed}\n")
+
+
+def data(content: bytes | bytearray | memoryview) -> None:
+    """Write bytes to stdout as they are."""
+    left = memoryview(content)
+    try:
+        while left:  # an unbuffered stdout may take a part of it
+            left = left[sys.stdout.buffer.write(left) :]
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        _close_pipe(sys.stdout)
 
 
 Style = Literal["ok", "warn", "bad", "dim", "bold"]
@@ -200,9 +232,13 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
-        # The reader has seen enough. What is still buffered must not fail again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        raise typer.Exit(EXIT_PIPE_CLOSED) from None
+        _close_pipe(stream)
+
+
+def _close_pipe(stream: TextIO) -> NoReturn:
+    """The reader has seen enough. What is still buffered must not fail again when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    raise typer.Exit(EXIT_PIPE_CLOSED) from None
 
 
 def _plain(value: Any) -> Any:

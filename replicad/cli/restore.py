@@ -10,8 +10,6 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,13 +17,20 @@ import typer
 
 from replicad.cli import output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
-from replicad.model.errors import ConfigError, LockedError, ReplicadError, UsageError
+from replicad.cli.reading import (
+    FromOption,
+    KeyOption,
+    ReplicaOption,
+    StoreOption,
+    Where,
+    configuration,
+    reading,
+)
+from replicad.model.errors import LockedError, ReplicadError, UsageError
 from replicad.model.when import LATEST, choose_snapshot, show_time
 
 if TYPE_CHECKING:  # slow to import, and needed when a verb runs only
-    from replicad.config import Config
     from replicad.work.account import Account, Finding
-    from replicad.work.reader import Reader
     from replicad.work.restore import Restore
 
 REFRESH_S = 0.2
@@ -35,27 +40,6 @@ SHOWN = 20
 ALWAYS_SHOWN = ("damaged", "failed")
 
 AtOption = Annotated[str, typer.Option("--at", metavar="WHEN", help="latest, a snapshot number, or an RFC 3339 time.")]
-FromOption = Annotated[str, typer.Option("--from", metavar="REPLICA", help="The configured replica to read from.")]
-StoreOption = Annotated[
-    Path | None,
-    typer.Option("--store", metavar="DIR", help="Read a store directory of this host; needs no daemon and no config."),
-]
-ReplicaOption = Annotated[
-    str, typer.Option("--replica", metavar="LINE", help="The replica's line, as `init replica` printed it; with --key.")
-]
-KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Private key for --replica.")]
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """What the command line says about where to read from."""
-
-    dataset: str
-    config: Path
-    replica: str = ""
-    line: str = ""
-    key: Path | None = None
-    store: Path | None = None
 
 
 def restore(
@@ -93,7 +77,7 @@ def restore(
     if globs and delete_extra:
         raise UsageError("--delete-extra removes what the whole snapshot does not have", hint="leave out --path")
     where = Where(dataset, config, replica, line, key, store)
-    loaded = _configuration(where)
+    loaded = configuration(where)
     check_target(target, loaded, store, in_place=in_place)
     rules = Rules(delete_extra=delete_extra, dry_run=dry_run)
     heard = _Heard()
@@ -101,7 +85,7 @@ def restore(
     async def run() -> Account:
         from replicad.work.restore import Restore
 
-        async with _reading(where, loaded) as reader:
+        async with reading(where, loaded) as reader:
             chosen, notice = choose_snapshot(await reader.snapshots(), at)
             if notice:
                 output.note(notice)
@@ -139,10 +123,10 @@ def snapshots(
     or a pass that had to leave something out.
     """
     where = Where(dataset, config, replica, line, key, store)
-    loaded = _configuration(where)
+    loaded = configuration(where)
 
     async def ask() -> list[dict[str, object]]:
-        async with _reading(where, loaded) as reader:
+        async with reading(where, loaded) as reader:
             return [
                 {
                     "number": found.number,
@@ -179,50 +163,6 @@ def _row(found: dict[str, object]) -> tuple[str, ...]:
         f"{found['entries']:,}",
         output.show_bytes(size),
     )
-
-
-# where from
-
-
-def _configuration(where: Where) -> Config | None:
-    """The configuration, when the command line leaves something to it. Raises ConfigError, UsageError."""
-    from replicad.config import load
-
-    if sum(map(bool, (where.store, where.line, where.replica))) > 1:
-        raise UsageError("--store, --replica and --from exclude one another")
-    if bool(where.line) != bool(where.key):
-        raise UsageError("--replica and --key belong together")
-    if not (where.store or where.line):
-        return load(where.config, check_files=False)
-    if not where.config.exists():
-        return None
-    try:  # not needed to read, but what is live on this host counts when the target is judged
-        return load(where.config, check_files=False)
-    except ConfigError as error:
-        output.note(f"{where.config} is not considered, it is invalid: {error.problems[0]}")
-        return None
-
-
-def _reading(where: Where, config: Config | None) -> AbstractAsyncContextManager[Reader]:
-    """The reader that the command line and the configuration mean."""
-    from replicad.model.pairing import parse_replica_line
-    from replicad.work import origin
-
-    if where.store:
-        return origin.reading_store(where.store, where.dataset)
-    if where.line:
-        assert where.key
-        replica = origin.replica_of(parse_replica_line(where.line))
-        return origin.reading_replica([replica], where.key, where.dataset, _passed_over)
-    assert config
-    if config.listen and not where.replica and ("/" in where.dataset or not config.replicas):
-        return origin.reading_store(config.listen.store, where.dataset)
-    replicas = origin.replicas_for(config, where.dataset, where.replica)
-    return origin.reading_replica(replicas, config.node.key, where.dataset, _passed_over)
-
-
-def _passed_over(error: ReplicadError) -> None:
-    output.note(f"trying the next replica: {error}")
 
 
 # what is shown

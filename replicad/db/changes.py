@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from replicad.db.catalog import MIGRATIONS, ROOT
+from replicad.db.catalog import MIGRATIONS
 from replicad.db.database import Database
+from replicad.db.paths import path_of
 
 
 class Made(NamedTuple):
@@ -118,11 +119,4 @@ class Changes:
 
     def path(self, directory: int, name: bytes) -> bytes:
         """The path of an entry."""
-        names = [name]
-        while directory != ROOT:
-            row = self._db.one("SELECT parent, name FROM directory WHERE id = ?", (directory,))
-            if row is None:
-                break  # a catalog that lost a directory: what is left of the path is better than nothing
-            directory, part = row
-            names.append(part)
-        return b"/".join(reversed(names))
+        return path_of(self._db, directory, name)

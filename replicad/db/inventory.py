@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from replicad.db.catalog import LOOKUP_MARKS, MENDED, MIGRATIONS, BlockPlace, FrameCopy, lookup_groups
 from replicad.db.database import Database, Row
+from replicad.db.paths import path_of
 from replicad.model.entry import Kind
 from replicad.model.position import Position
 
@@ -250,13 +251,7 @@ class Inventory:
 
     def path(self, directory: int, name: bytes) -> bytes:
         """The path of a name in a directory."""
-        parts = [name] if name else []
-        while row := self._db.one("SELECT parent, name FROM directory WHERE id = ?", (directory,)):
-            if not row[0]:
-                break
-            directory = row[0]
-            parts.append(row[1])
-        return b"/".join(reversed(parts))
+        return path_of(self._db, directory, name)
 
     # snapshots
 

@@ -17,22 +17,22 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
-from replicad.db.catalog import LOOKUP_MARKS, MIGRATIONS, ROOT, BlockPlace, Extra, lookup_groups
+from replicad.db.catalog import LOOKUP_MARKS, MIGRATIONS, ROOT, BlockPlace, lookup_groups
 from replicad.db.database import Database, Row
+from replicad.db.differences import differences
+from replicad.db.entries import ENTRY_COLUMNS, in_batches, length_of, put_of
+from replicad.db.paths import directory_of, place_of
+from replicad.db.versions import Versions
 from replicad.model.block import block_count
-from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Meta, Op, Put
-from replicad.model.glob import Globs
+from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Op, Put
+from replicad.model.glob import EVERYTHING, Globs
+from replicad.model.travel import Difference
 
 OLDEST_LISTED = 1
 """Version of the catalog that has every table and column that is asked for here: a store on a read-only medium, which
 nobody can bring up to date, is listed as it is."""
 PAGE_ROWS = 256
 """Entries of one directory read at once, each with INLINE_BLOCKS blocks at most."""
-BATCH_OPS = 1000
-BATCH_BYTES = 512 * 1024
-"""A list of operations ends when it is about this long; with one more operation it stays well below a message."""
 
 
 class SnapshotRow(NamedTuple):
@@ -89,16 +89,54 @@ class Listing:
         Entries that match `globs` and the directories above them. A file's blocks stand in its `Put` when the file
         has at most INLINE_BLOCKS, else in the `Map` operations behind it; what is not listed is zero.
         """
-        batch: list[Op] = []
-        size = 0
-        for op in self._walk(ordinal, globs):
-            batch.append(op)
-            size += _length(op)
-            if len(batch) >= BATCH_OPS or size >= BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
+        return in_batches(self._walk(ordinal, globs), length_of)
+
+    def visit(self, ordinal: int, path: bytes, depth: int, *, blocks: bool) -> Iterator[list[Op]]:
+        """What stood at `path` in a snapshot, and up to `depth` levels below it, found without a walk; nothing at all
+        when nothing stood there. Order and form are those of `operations`, without the directories above; files are
+        listed without their blocks unless `blocks` is asked for.
+        """
+        return in_batches(self._visit(ordinal, path, depth, blocks), length_of)
+
+    def versions(self) -> Versions:
+        """Questions about one path over all snapshots."""
+        return Versions(self._db)
+
+    def differences(self, before: int, after: int, globs: Globs) -> Iterator[list[Difference]]:
+        """What differs between two snapshots (ordinals); db/differences.py has order and form."""
+        return differences(self._db, before, after, globs)
+
+    def _visit(self, ordinal: int, path: bytes, depth: int, blocks: bool) -> Iterator[Op]:
+        place = place_of(self._db, path)
+        row = place and self._db.one(
+            f"SELECT {ENTRY_COLUMNS} FROM entry WHERE directory = ? AND name = ?"
+            " AND born <= ? AND (died IS NULL OR died > ?)",
+            (*place, ordinal, ordinal),
+        )
+        put = put_of(path, row) if row else None
+        if put:
+            if blocks:
+                put = _with_blocks(put, self._inline([put], ordinal))
+            yield put
+            if blocks and block_count_of(put) > INLINE_BLOCKS:
+                yield from self._maps(put, ordinal)
+        directory = directory_of(self._db, path) if depth and (put is None or put.kind is Kind.DIRECTORY) else None
+        if directory is not None:
+            yield from self._below(ordinal, directory, path, depth, blocks)
+
+    def _below(self, ordinal: int, directory: int, path: bytes, depth: int, blocks: bool) -> Iterator[Op]:
+        stack = [self._directory(ordinal, directory, path, EVERYTHING, blocks)]
+        while stack:
+            node = next(stack[-1], None)
+            if node is None:
+                stack.pop()
+            elif node.path != path:  # the root stands in itself
+                if node.put:
+                    yield node.put
+                    if blocks and block_count_of(node.put) > INLINE_BLOCKS:
+                        yield from self._maps(node.put, ordinal)
+                if node.directory is not None and len(stack) < depth:
+                    stack.append(self._directory(ordinal, node.directory, node.path, EVERYTHING, blocks))
 
     def _walk(self, ordinal: int, globs: Globs) -> Iterator[Op]:
         """Depth first, with a stack of open directories."""
@@ -122,35 +160,40 @@ class Listing:
             if node.directory is not None and globs.below(node.path):
                 stack.append(self._directory(ordinal, node.directory, node.path, globs))
 
-    def _directory(self, ordinal: int, directory: int, path: bytes, globs: Globs) -> Iterator[_Node]:
+    def _directory(
+        self, ordinal: int, directory: int, path: bytes, globs: Globs, blocks: bool = True
+    ) -> Iterator[_Node]:
         """What stands in one directory by name: entries, and directories that have or had something in them.
 
         Such a directory may have no entry of its own (that could not be copied); what it holds is told all the same.
         """
         prefix = path + b"/" if path else b""
         both = merge(
-            self._entries(ordinal, directory, prefix, globs), self._subdirectories(directory, prefix), key=_path
+            self._entries(ordinal, directory, prefix, globs, blocks),
+            self._subdirectories(directory, prefix),
+            key=_path,
         )
         for _, same in groupby(both, _path):
             node, *others = same  # the merge is stable: an entry comes before the directory of its name
             yield node._replace(directory=others[0].directory) if others else node
 
-    def _entries(self, ordinal: int, directory: int, prefix: bytes, globs: Globs) -> Iterator[_Node]:
+    def _entries(self, ordinal: int, directory: int, prefix: bytes, globs: Globs, with_blocks: bool) -> Iterator[_Node]:
         after, first = b"", directory == ROOT
         while True:
             rows = self._db.all(
-                "SELECT name, kind, mode, uid, gid, mtime_ns, size, file, block_bytes, flags, extra FROM entry"
+                f"SELECT {ENTRY_COLUMNS}, name FROM entry"
                 f" WHERE directory = ? AND name {'>=' if first else '>'} ?"
                 " AND born <= ? AND (died IS NULL OR died > ?) ORDER BY name LIMIT ?",
                 (directory, after, ordinal, ordinal, PAGE_ROWS),
             )
-            puts = [(_put(prefix + row[0], row), globs(prefix + row[0])) for row in rows]
-            blocks = self._inline([put for put, matches in puts if matches], ordinal)
+            puts = [(put_of(prefix + row[-1], row), globs(prefix + row[-1])) for row in rows]
+            wanted = [put for put, matches in puts if matches] if with_blocks else []
+            blocks = self._inline(wanted, ordinal)
             for put, matches in puts:
                 yield _Node(put.path, _with_blocks(put, blocks) if matches else put, matches, None)
             if len(rows) < PAGE_ROWS:
                 return
-            after, first = rows[-1][0], False
+            after, first = rows[-1][-1], False
 
     def _subdirectories(self, directory: int, prefix: bytes) -> Iterator[_Node]:
         after = b""
@@ -210,20 +253,10 @@ class _Node(NamedTuple):
 
 
 _path = attrgetter("path")
-_extra_decoder = msgspec.msgpack.Decoder(Extra)
-_NO_EXTRA = Extra()
-_KINDS = {int(kind): kind for kind in Kind}
 
 
 def _holds(directory: bytes, path: bytes) -> bool:
     return not directory or path.startswith(directory + b"/")
-
-
-def _put(path: bytes, row: Row) -> Put:
-    _, kind, mode, uid, gid, mtime_ns, size, file, block_bytes, flags, encoded = row
-    extra = _extra_decoder.decode(encoded) if encoded else _NO_EXTRA
-    meta = Meta(mode, uid, gid, mtime_ns, extra.xattrs)
-    return Put(path, _KINDS[kind], meta, size, file, block_bytes, flags, extra.target, extra.device)
 
 
 def _with_blocks(put: Put, blocks: dict[int, list[Row]]) -> Put:
@@ -236,12 +269,3 @@ def _with_blocks(put: Put, blocks: dict[int, list[Row]]) -> Put:
     numbers, ids = tuple(row[1] for row in rows), b"".join([row[2] for row in rows])
     head = (put.path, put.kind, put.meta, put.size, put.file, put.block_bytes, put.flags, put.target, put.device)
     return Put(*head, numbers, ids)
-
-
-def _length(op: Op) -> int:
-    """About how long the operation is when encoded."""
-    if isinstance(op, Map):
-        return len(op.ids) + 5 * len(op.blocks)
-    if isinstance(op, Put):
-        return 80 + len(op.path) + len(op.ids) * 5 // 4 + sum(len(n) + len(v) + 6 for n, v in op.meta.xattrs)
-    return len(op.path)

@@ -16,8 +16,8 @@ from replicad.model.errors import PeerError
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight
 
-PROTOCOL = 2
-"""Version in Hello. History: 1 = first; 2 = tending sessions."""
+PROTOCOL = 3
+"""Version in Hello. History: 1 = first; 2 = tending sessions; 3 = time travel (Visit, Trace, Compare)."""
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """No message is longer; the length prefix is checked before anything is read or allocated."""
 MAX_OFFER = 4096
@@ -181,6 +181,42 @@ class Listing(msgspec.Struct, frozen=True, array_like=True, tag=17):
     more: bool
 
 
+class Visit(msgspec.Struct, frozen=True, array_like=True, tag=34):
+    """Client: what stood at `path` in a snapshot, and up to `depth` levels below it? Answered by Listing messages: the
+    entry itself first, nothing when there was none; files with their blocks when `blocks`. Credit as in Read."""
+
+    snapshot: int
+    path: bytes
+    depth: int
+    blocks: bool
+    credit: int
+
+
+class Trace(msgspec.Struct, frozen=True, array_like=True, tag=35):
+    """Client: all versions of what stood at `path`, newest first. Answered by Told messages with versions
+    (model/travel.py). Credit as in Read."""
+
+    path: bytes
+    credit: int
+
+
+class Compare(msgspec.Struct, frozen=True, array_like=True, tag=36):
+    """Client: what differs between two snapshots, at paths that match one of `globs` (all when empty)? Answered by Told
+    messages with differences (model/travel.py). Credit as in Read."""
+
+    before: int
+    after: int
+    globs: list[bytes]
+    credit: int
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True, tag=37):
+    """Server: the next versions or differences, as `encode_told` gives them; the last message has `more` False."""
+
+    told: bytes
+    more: bool
+
+
 class Fetch(msgspec.Struct, frozen=True, array_like=True, tag=18):
     """Client: send these blocks (32 bytes each). Answered by Blocks and Lost messages, in the order asked.
     A client keeps the plain size of what it has asked for and not received within its own memory limit."""
@@ -314,6 +350,7 @@ Message = (
     Hello | Welcome | Refuse | OpenWrite | OpenRead | Opened | Offer | Need | Blocks | Record | Seal | Acked | Credit
     | ListSnapshots | Snapshots | Read | Listing | Fetch | Lost | Ping | Pong | Bye
     | OpenTend | Examine | Examined | Inquire | Cases | Testify | Settled | Account | Accounted | Direct | Directed
+    | Visit | Trace | Compare | Told
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -33,6 +33,7 @@ from replicad.link.messages import (
     Bye,
     Case,
     Cases,
+    Compare,
     Credit,
     Direct,
     Directed,
@@ -60,11 +61,14 @@ from replicad.link.messages import (
     Settled,
     Snapshots,
     Testify,
+    Told,
+    Trace,
+    Visit,
     Welcome,
 )
 from replicad.model.block import CHECKSUM_BYTES, ID_BYTES
 from replicad.model.divergence import ID_CHARACTERS, MAX_AFFECTED, MAX_BITS, MAX_BLOCKS_NAMED, Divergence
-from replicad.model.entry import MAX_PATH_BYTES
+from replicad.model.entry import MAX_DEPTH, MAX_PATH_BYTES, path_problem
 from replicad.model.errors import PeerError, RefusedError
 from replicad.model.snapshot import Head
 
@@ -127,8 +131,8 @@ TABLE: _Row = {
     (State.OPENING_TEND, Role.SERVER, Opened): State.TENDING,
     **_stay(State.WRITING, Role.CLIENT, Offer, Blocks, Record, Seal),
     **_stay(State.WRITING, Role.SERVER, Need, Credit, Acked),
-    **_stay(State.READING, Role.CLIENT, ListSnapshots, Read, Fetch, Credit),
-    **_stay(State.READING, Role.SERVER, Snapshots, Listing, Blocks, Lost),
+    **_stay(State.READING, Role.CLIENT, ListSnapshots, Read, Visit, Trace, Compare, Fetch, Credit),
+    **_stay(State.READING, Role.SERVER, Snapshots, Listing, Told, Blocks, Lost),
     **_stay(State.TENDING, Role.CLIENT, Examine, Inquire, Testify, Blocks, Account, Direct),
     **_stay(State.TENDING, Role.SERVER, Examined, Cases, Settled, Accounted, Directed),
     **{(state, Role.SERVER, Refuse): State.CLOSED for state in _LIVE},
@@ -215,6 +219,11 @@ def _globs(globs: Sequence[bytes]) -> str:
     return f"pattern over {MAX_PATH_BYTES} bytes" if any(len(glob) > MAX_PATH_BYTES for glob in globs) else ""
 
 
+def _path(path: bytes) -> str:
+    problem = path_problem(path)
+    return f"path that {problem}" if problem else ""
+
+
 def _seen(size: int) -> str:
     return "" if size <= MAX_SEEN_BYTES else f"{size} bytes to be hashed"
 
@@ -288,6 +297,11 @@ _RULES: dict[MessageType, Callable[[Any], str]] = {
     Acked: lambda m: _head(m.head),
     Credit: lambda m: _number(m.size, MAX_CREDIT_BYTES, least=1),
     Read: lambda m: _number(m.snapshot) or _globs(m.globs) or _number(m.credit, MAX_CREDIT_BYTES),
+    Visit: lambda m: (
+        _number(m.snapshot) or _path(m.path) or _number(m.depth, MAX_DEPTH) or _number(m.credit, MAX_CREDIT_BYTES)
+    ),
+    Trace: lambda m: _path(m.path) or _number(m.credit, MAX_CREDIT_BYTES),
+    Compare: lambda m: _number(m.before) or _number(m.after) or _globs(m.globs) or _number(m.credit, MAX_CREDIT_BYTES),
     Lost: lambda m: _text(m.reason) or ("" if len(m.id) == ID_BYTES else f"block id of {len(m.id)} bytes"),
     Ping: lambda m: _number(m.token),
     Pong: lambda m: _number(m.token),

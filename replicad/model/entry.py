@@ -26,6 +26,8 @@ FileNumber = NewType("FileNumber", int)
 
 MAX_PATH_BYTES = 4095
 MAX_NAME_BYTES = 255
+MAX_DEPTH = MAX_PATH_BYTES // 2 + 1
+"""Levels of directories that a path can have."""
 INLINE_BLOCKS = 64
 """Blocks that a `Put` lists itself; more go into `Map` operations so that no operation grows with a file."""
 MAP_BLOCKS = 4096
@@ -52,6 +54,10 @@ SPARSE = 1
 """Flag of a file whose zero blocks are holes rather than allocated zeros."""
 FUZZY = 2
 """Flag of a file that kept changing while it was read: its blocks may stem from different moments."""
+
+DAMAGED = 4
+"""Flag of a file in an answer to a look at a snapshot: the store is known to be damaged in a block of this version.
+Never in a record."""
 
 
 class Meta(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -97,7 +97,7 @@ def _notice(chosen: Listed, newer: Listed) -> str:
             f"or a pass that could not copy everything{missing}"
         )
     if newer.number > chosen.number:
-        return f"a newer but partial snapshot {newer.number} exists; take it with --at {newer.number}"
+        return f"a newer but partial snapshot {newer.number} exists; name that number to take it"
     return ""
 
 

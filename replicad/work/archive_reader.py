@@ -20,7 +20,8 @@ from replicad.model.errors import (
     ReplicadError,
     UsageError,
 )
-from replicad.model.glob import compile_globs
+from replicad.model.glob import Globs, compile_globs
+from replicad.model.travel import Difference, Version
 from replicad.model.verdict import Sight
 from replicad.store.format import (
     HEADER_BYTES,
@@ -32,6 +33,7 @@ from replicad.store.format import (
 from replicad.store.segments import Damage, SegmentFiles
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path, no_catalog
+from replicad.work.known_damage import damaged_paths, with_damage
 from replicad.work.untrusted import split_ids
 
 FETCH_BYTES = 1024 * 1024
@@ -62,6 +64,7 @@ class ArchiveReader:
         path = catalog or catalog_path(directory)
         if not path.exists():
             raise no_catalog(directory)
+        self._directory = directory
         self._listing = Listing(path)
         self._files = SegmentFiles(directory, disk or Disk())
 
@@ -92,14 +95,27 @@ class ArchiveReader:
 
         Raises UsageError (no such snapshot, bad pattern) at once, BookDamagedError while iterating.
         """
+        return self._listing.operations(self._ordinal(snapshot), _patterns(globs))
+
+    def visit(self, snapshot: int, path: bytes, depth: int = 0, *, blocks: bool = False) -> Iterator[list[Op]]:
+        """What stood at a path in a snapshot and `depth` levels below it, as lists of operations; what is known to be
+        damaged has the flag DAMAGED. Errors as in `record`."""
+        found = self._listing.visit(self._ordinal(snapshot), path, depth, blocks=blocks)
+        return with_damage(found, damaged_paths(self._directory, snapshot))
+
+    def trace(self, path: bytes) -> Iterator[list[Version]]:
+        """All versions of what stood at a path, newest first. Raises BookDamagedError while iterating."""
+        return self._listing.versions().of(path)
+
+    def compare(self, before: int, after: int, globs: Sequence[bytes] = ()) -> Iterator[list[Difference]]:
+        """What differs between two snapshots, by path; lists may be empty. Errors as in `record`."""
+        return self._listing.differences(self._ordinal(before), self._ordinal(after), _patterns(globs))
+
+    def _ordinal(self, snapshot: int) -> int:
         ordinal = self._listing.ordinal(snapshot)
         if ordinal is None:
             raise UsageError(f"there is no snapshot {snapshot}", hint="replicad snapshots lists them")
-        try:
-            patterns = compile_globs(globs)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        return self._listing.operations(ordinal, patterns)
+        return ordinal
 
     def fetch(self, ids: bytes) -> Iterator[bytes | Lost]:
         """The frames of these blocks (32 bytes each), in the order asked: one or more whole frames at a time, or Lost
@@ -174,6 +190,13 @@ class ArchiveReader:
             good = []
         found.append(b"".join(good))
         return [answer for answer in found if answer]
+
+
+def _patterns(globs: Sequence[bytes]) -> Globs:
+    try:
+        return compile_globs(globs)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _end(place: BlockPlace) -> int:

@@ -15,6 +15,7 @@ from typing import TypeVar
 from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.entry import Op
 from replicad.model.errors import LinkError, ReplicadError
+from replicad.model.travel import Difference, Version
 from replicad.store.format import split_frames
 from replicad.system.disk import Disk
 from replicad.work.archive_reader import ArchiveReader
@@ -59,8 +60,24 @@ class LocalReader:
 
     async def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Op]]:
         """See `Reader`."""
-        batches = await self._ask(lambda: self._archive.record(snapshot, globs))
-        while (batch := await self._ask(lambda: next(batches, None))) is not None:
+        async for batch in self._batches(lambda: self._archive.record(snapshot, globs)):
+            yield batch
+
+    async def visit(
+        self, snapshot: int, path: bytes, depth: int = 0, *, blocks: bool = False
+    ) -> AsyncIterator[list[Op]]:
+        """See `Reader`."""
+        async for batch in self._batches(lambda: self._archive.visit(snapshot, path, depth, blocks=blocks)):
+            yield batch
+
+    async def trace(self, path: bytes) -> AsyncIterator[list[Version]]:
+        """See `Reader`."""
+        async for batch in self._batches(lambda: self._archive.trace(path)):
+            yield batch
+
+    async def compare(self, before: int, after: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Difference]]:
+        """See `Reader`. Lists may be empty."""
+        async for batch in self._batches(lambda: self._archive.compare(before, after, globs)):
             yield batch
 
     async def fetch(self, ids: bytes) -> AsyncIterator[list[Answer]]:
@@ -84,6 +101,11 @@ class LocalReader:
             self._closed = True
             await asyncio.get_running_loop().run_in_executor(self._thread, self._archive.close)
             self._thread.shutdown()
+
+    async def _batches(self, begin: Callable[[], Iterator[Result]]) -> AsyncIterator[Result]:
+        batches = await self._ask(begin)
+        while (batch := await self._ask(lambda: next(batches, None))) is not None:
+            yield batch
 
     async def _ask(self, question: Callable[[], Result]) -> Result:
         if self._closed:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
 
 from replicad.link.channel import Channel
 from replicad.link.messages import (
     MAX_OFFER,
     Blocks,
     Bye,
+    Compare,
     Credit,
     Fetch,
     Listing,
@@ -30,12 +32,16 @@ from replicad.link.messages import (
     Refuse,
     SnapshotLine,
     Snapshots,
+    Told,
+    Trace,
+    Visit,
 )
 from replicad.link.session import refused, show_text
 from replicad.model.block import ID_BYTES
-from replicad.model.entry import Op, decode_ops
+from replicad.model.entry import Op, Put, decode_ops
 from replicad.model.errors import LinkError, PeerError, ReplicadError, StoreDamagedError, UsageError
 from replicad.model.glob import compile_globs
+from replicad.model.travel import Difference, Version, decode_differences, decode_versions
 from replicad.store.format import FrameError, FrameType, split_frames
 from replicad.work.reader import Answer, split_ids
 
@@ -44,6 +50,8 @@ LISTING_CREDIT_BYTES = 4 * 1024 * 1024
 to last for a round trip."""
 MAX_SNAPSHOTS = 1_000_000
 """One every five minutes for nine years; a peer that lists more is not listing snapshots."""
+
+Item = TypeVar("Item")
 
 
 class _Asked:
@@ -75,9 +83,9 @@ class RemoteReader:
         self._channel = channel
         self._asking = asyncio.Lock()
         self._asked: deque[_Asked] = deque()
-        self._listing: asyncio.Queue[Listing | ReplicadError] | None = None
+        self._listing: asyncio.Queue[Listing | Told | ReplicadError] | None = None
         self._listed: asyncio.Queue[Snapshots | ReplicadError] | None = None
-        self._expects: set[type[Listing] | type[Snapshots]] = set()
+        self._expects: set[type[Listing] | type[Told] | type[Snapshots]] = set()
         """Answers in several messages of which the last has not come yet."""
         self._failure: ReplicadError | None = None
         self._listener = asyncio.create_task(self._listen())
@@ -120,25 +128,35 @@ class RemoteReader:
 
     async def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Op]]:
         """See `Reader`."""
-        assert self._listing is None, "another record is under way, or was left before its end"
-        try:
-            compile_globs(globs)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        self._listing = asyncio.Queue()
-        self._expects.add(Listing)
-        await self._say(Read(snapshot, list(globs), LISTING_CREDIT_BYTES))
-        while True:
-            answer = await self._listing.get()
-            if isinstance(answer, ReplicadError):
-                raise copy.copy(answer)
-            ops = self._operations(answer.ops)
-            if ops:
-                yield ops
-            if not answer.more:
-                self._listing = None
-                return
-            await self._say(Credit(len(answer.ops)))
+        _check_globs(globs)
+        async for ops in self._listed_ops(Read(snapshot, list(globs), LISTING_CREDIT_BYTES)):
+            yield ops
+
+    async def visit(
+        self, snapshot: int, path: bytes, depth: int = 0, *, blocks: bool = False
+    ) -> AsyncIterator[list[Op]]:
+        """See `Reader`."""
+        below = path + b"/" if path else b""
+        async for ops in self._listed_ops(Visit(snapshot, path, depth, blocks, LISTING_CREDIT_BYTES)):
+            if any(isinstance(op, Put) and op.path != path and not op.path.startswith(below) for op in ops):
+                raise self._fail(PeerError("lists another path than the one asked for", where=self.name))
+            yield ops
+
+    async def trace(self, path: bytes) -> AsyncIterator[list[Version]]:
+        """See `Reader`."""
+        count = 0
+        async for data in self._stream(Trace(path, LISTING_CREDIT_BYTES), Told):
+            versions = self._decoded(decode_versions, data)
+            count += len(versions)
+            if count > MAX_SNAPSHOTS:
+                raise self._fail(PeerError(f"lists more than {MAX_SNAPSHOTS} versions of a path", where=self.name))
+            yield versions
+
+    async def compare(self, before: int, after: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Difference]]:
+        """See `Reader`."""
+        _check_globs(globs)
+        async for data in self._stream(Compare(before, after, list(globs), LISTING_CREDIT_BYTES), Told):
+            yield self._decoded(decode_differences, data)
 
     async def fetch(self, ids: bytes) -> AsyncIterator[list[Answer]]:
         """See `Reader`."""
@@ -170,11 +188,33 @@ class RemoteReader:
             raise copy.copy(self._failure)
         await self._channel.send(message)
 
-    def _operations(self, data: bytes) -> list[Op]:
+    async def _listed_ops(self, question: Read | Visit) -> AsyncIterator[list[Op]]:
+        async for data in self._stream(question, Listing):
+            if ops := self._decoded(decode_ops, data):
+                yield ops
+
+    async def _stream(self, question: Message, kind: type[Listing] | type[Told]) -> AsyncIterator[bytes]:
+        """The answers to a question that comes back in any number of messages, granting credit as they come."""
+        assert self._listing is None, "another listing is under way, or was left before its end"
+        self._listing = asyncio.Queue()
+        self._expects.add(kind)
+        await self._say(question)
+        while True:
+            answer = await self._listing.get()
+            if isinstance(answer, ReplicadError):
+                raise copy.copy(answer)
+            data = answer.ops if isinstance(answer, Listing) else answer.told
+            yield data
+            if not answer.more:
+                self._listing = None
+                return
+            await self._say(Credit(len(data)))
+
+    def _decoded(self, decode: Callable[[bytes], list[Item]], data: bytes) -> list[Item]:
         try:
-            return decode_ops(data)
+            return decode(data)
         except ValueError as error:
-            raise self._fail(PeerError(f"sent operations that are none: {error}", where=self.name)) from None
+            raise self._fail(PeerError(f"sent a listing that is none: {error}", where=self.name)) from None
 
     async def _listen(self) -> None:
         """Take in what the replica says and hand it to whoever asked."""
@@ -190,7 +230,7 @@ class RemoteReader:
                 self._answer(self._frames(message.frames))
             case Lost():
                 self._answer([Lost(message.id, show_text(message.reason))])
-            case Listing() if self._listing is not None and Listing in self._expects:
+            case Listing() | Told() if self._listing is not None and type(message) in self._expects:
                 self._listing.put_nowait(message)
                 self._note_end(message)
             case Snapshots() if Snapshots in self._expects:
@@ -200,7 +240,7 @@ class RemoteReader:
             case _:
                 raise _no(message, self.name)
 
-    def _note_end(self, message: Listing | Snapshots) -> None:
+    def _note_end(self, message: Listing | Told | Snapshots) -> None:
         if not message.more:
             self._expects.discard(type(message))
 
@@ -236,6 +276,13 @@ class RemoteReader:
                 if queue is not None:
                     queue.put_nowait(error)
         return error
+
+
+def _check_globs(globs: Sequence[bytes]) -> None:
+    try:
+        compile_globs(globs)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _no(message: Message, peer: str) -> ReplicadError:

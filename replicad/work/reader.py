@@ -13,6 +13,7 @@ from typing import Protocol
 from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.block import ID_BYTES, Buffer
 from replicad.model.entry import Op
+from replicad.model.travel import Difference, Version
 from replicad.store.format import Frame, FrameError, FrameType, plain_payload
 
 Answer = Frame | Lost
@@ -36,6 +37,22 @@ class Reader(Protocol):
         record at a time; whoever leaves one before its end closes the reader. Raises UsageError for an unknown
         snapshot or an invalid pattern, other ReplicadErrors when it cannot go on.
         """
+
+    def visit(self, snapshot: int, path: bytes, depth: int = 0, *, blocks: bool = False) -> AsyncIterator[list[Op]]:
+        """What stood at `path` in a snapshot, and up to `depth` levels below it, without a walk of the snapshot.
+
+        Sorted as in `record`: the entry itself comes first; nothing comes when there was none. Files have their blocks
+        only with `blocks`; those in which damage is known have the flag DAMAGED. What `record` says of several at a
+        time, of leaving one, and of errors holds here, for `trace` and for `compare`.
+        """
+
+    def trace(self, path: bytes) -> AsyncIterator[list[Version]]:
+        """All versions of what stood at `path`, newest first, also under the names it was renamed from."""
+
+    def compare(self, before: int, after: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Difference]]:
+        """What differs between two snapshots at paths that match one of `globs`, sorted as in `record`.
+
+        Lists may be empty, so that whoever waits for the next difference can stop."""
 
     def fetch(self, ids: bytes) -> AsyncIterator[list[Answer]]:
         """The blocks with these ids (32 bytes each, MAX_OFFER at most), in order, in runs of a bounded size.

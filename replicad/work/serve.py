@@ -9,13 +9,16 @@ reading of the disk. **Never** changes anything.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from replicad.link.channel import Channel
 from replicad.link.messages import (
     MAX_CREDIT_BYTES,
     Blocks,
     Bye,
+    Compare,
     Credit,
     Fetch,
     Listing,
@@ -26,6 +29,9 @@ from replicad.link.messages import (
     Read,
     Refuse,
     Snapshots,
+    Told,
+    Trace,
+    Visit,
 )
 from replicad.model.entry import encode_ops
 from replicad.model.errors import (
@@ -37,6 +43,7 @@ from replicad.model.errors import (
     UsageError,
 )
 from replicad.model.snapshot import Head
+from replicad.model.travel import encode_told
 from replicad.system.disk import Disk
 from replicad.work.read_local import LocalReader, Stored
 
@@ -44,6 +51,7 @@ MAX_FETCHES = 64
 """Fetch messages waiting for their answers (8 MiB of ids at most). A restore has half as many under way."""
 LINES_PER_MESSAGE = 1000
 """Snapshots in one message: well below the limit for messages without frames."""
+Item = TypeVar("Item")
 
 
 class Serving:
@@ -94,7 +102,7 @@ class Serving:
                 await self._fetches.put(message.ids)
             case Credit():
                 self._grant(message.size)
-            case Read():
+            case Read() | Visit() | Trace() | Compare():
                 if self._listing and not self._listing.done():
                     raise PeerError("asked for a second listing while the first is under way")
                 self._credit = 0
@@ -121,16 +129,35 @@ class Serving:
             lines = lines[LINES_PER_MESSAGE:]
         await self._channel.send(Snapshots(lines, False))
 
-    async def _list(self, reader: LocalReader, asked: Read) -> None:
-        """Send the operations of a snapshot as far as the credit goes. A batch may overdraw it once."""
-        async for ops in reader.record(asked.snapshot, asked.globs):
+    async def _list(self, reader: LocalReader, asked: Read | Visit | Trace | Compare) -> None:
+        match asked:
+            case Read():
+                await self._send_listing(reader.record(asked.snapshot, asked.globs), encode_ops, Listing)
+            case Visit():
+                found = reader.visit(asked.snapshot, asked.path, asked.depth, blocks=asked.blocks)
+                await self._send_listing(found, encode_ops, Listing)
+            case Trace():
+                await self._send_listing(reader.trace(asked.path), encode_told, Told)
+            case Compare():
+                await self._send_listing(reader.compare(asked.before, asked.after, asked.globs), encode_told, Told)
+
+    async def _send_listing(
+        self,
+        batches: AsyncIterator[list[Item]],
+        encode: Callable[[list[Item]], bytes],
+        message: type[Listing] | type[Told],
+    ) -> None:
+        """Send an answer in several messages as far as the credit goes. A batch may overdraw it once."""
+        async for batch in batches:
+            if not batch:
+                continue
             while self._credit <= 0:
                 self._granted.clear()
                 await self._granted.wait()
-            data = encode_ops(ops)
+            data = encode(batch)
             self._credit -= len(data)
-            await self._channel.send(Listing(data, True))
-        await self._channel.send(Listing(encode_ops([]), False))
+            await self._channel.send(message(data, True))
+        await self._channel.send(message(encode([]), False))
 
     async def _answer_fetches(self, reader: LocalReader) -> None:
         while True:

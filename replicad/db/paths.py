@@ -1,0 +1,37 @@
+"""Paths: from a path to its place in the catalog and back, one indexed question for each directory on the way."""
+
+from __future__ import annotations
+
+from replicad.db.catalog import ROOT
+from replicad.db.database import Database
+
+
+def directory_of(database: Database, path: bytes) -> int | None:
+    """The id of a directory; None when nothing ever stood in a directory of that path."""
+    number: int | None = ROOT
+    for name in path.split(b"/") if path else ():
+        number = database.value("SELECT id FROM directory WHERE parent = ? AND name = ?", (number, name))
+        if number is None:
+            return None
+    return number
+
+
+def place_of(database: Database, path: bytes) -> tuple[int, bytes] | None:
+    """Directory id and name of a path; None when nothing ever stood in its directory."""
+    if not path:
+        return ROOT, b""
+    parent, _, name = path.rpartition(b"/")
+    directory = directory_of(database, parent)
+    return None if directory is None else (directory, name)
+
+
+def path_of(database: Database, directory: int, name: bytes) -> bytes:
+    """The path of a name in a directory."""
+    parts = [name] if name else []
+    while directory != ROOT:
+        row = database.one("SELECT parent, name FROM directory WHERE id = ?", (directory,))
+        if row is None:
+            break  # a catalog that lost a directory: what is left of the path is better than nothing
+        directory, part = row
+        parts.append(part)
+    return b"/".join(reversed(parts))
