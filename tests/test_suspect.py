@@ -12,15 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kit_rig import Replica, Rig, replica, rig, snapshots
+from kit_store import META, Primary, directory_put, open_archive
 from replicad.db.changes import Made, Version
 from replicad.db.findings import Findings
 from replicad.model.divergence import SUSPECT_KINDS, Suspect
-from replicad.model.entry import FUZZY, Kind
+from replicad.model.entry import FUZZY, Drop, Kind, Put
 from replicad.system.clock import Clock
 from replicad.work import suspicion
 from replicad.work.scrub_book import InBook
@@ -220,6 +222,25 @@ async def test_a_large_compressible_file_of_which_one_bit_flipped(tmp_path: Path
     async with bench(tmp_path, root) as made:
         flip_bits(root / "log", 3_000_000, 1)
         assert await made.found() == [("few_bits", b"log", 1)]
+
+
+@pytest.mark.parametrize(("age_h", "kinds"), [(9, ["same_mtime"]), (8, [])])
+def test_a_file_that_moved_has_the_time_that_stands_at_its_new_name(
+    tmp_path: Path, age_h: int, kinds: list[str]
+) -> None:
+    """Written and moved within one snapshot, it keeps its number; only the time it had before makes that suspect."""
+    archive = open_archive(tmp_path / "store")
+    primary = Primary(archive)
+    for number, path, age in ((1, b"d/f", 9), (2, b"e/f", age_h)):
+        (name,) = primary.send(random.Random(number).randbytes(700))
+        meta = msgspec.structs.replace(META, mtime_ns=-age * HOUR_NS)
+        file = Put(path, Kind.FILE, meta, 700, 7, 65536, 0, b"", 0, (0,), name)
+        gone = [Drop(b"d/f"), Drop(b"d")] if number == 2 else []
+        primary.record(directory_put(b""), *gone, directory_put(path[:1]), file)
+        primary.seal(number)
+    _, found = suspicion.examine(tmp_path / "store", 1, 0)
+    assert [one.kind for one in found] == kinds
+    archive.close()
 
 
 async def test_content_that_changed_under_its_old_time(tmp_path: Path, root: Path) -> None:

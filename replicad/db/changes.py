@@ -93,6 +93,14 @@ class Changes:
             for row in rows
         ]
 
+    def begun(self, ordinal: int, limit: int) -> dict[int, Version]:
+        """By number, up to `limit` files with a name that begins in the snapshot. Reads all entries once."""
+        rows = self._db.all(
+            "SELECT kind, mtime_ns, size, file, block_bytes, flags FROM entry WHERE born = ? AND file > 0 LIMIT ?",
+            (ordinal, limit),
+        )
+        return {version.file: version for version in map(Version._make, rows)}
+
     def replaced(self, ordinal: int, file: int, after: int, limit: int) -> list[Replaced]:
         """Up to `limit` blocks of a file that the snapshot ended, numbers above `after`, ascending."""
         rows = self._db.all(

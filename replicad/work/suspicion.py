@@ -129,6 +129,8 @@ class _Examination:
         self._count: Counter[str] = Counter()
         self._seen: set[int] = set()
         """Files whose content was judged: hard links share it."""
+        self._begun: dict[int, Version] | None = None
+        """Looked up once, when something has moved."""
         self._scrambled: list[tuple[bytes, int]] = []
         self._compressed = 0
         """Rewritten files that compressed before."""
@@ -174,16 +176,21 @@ class _Examination:
         elif old.file not in self._seen and self._changes.replaced(at, old.file, -1, 1):
             self._seen.add(old.file)
             is_here = new is not None and new.kind == Kind.FILE
-            # A file of which a name ends and the content changes has another name: it was renamed, and keeps its number
-            # over that only with the size and the time it had.
-            self._changed(ended, new if new and is_here else old, "" if is_here else "under another name now")
+            # a file of which a name ends and the content changes has another name, or its directory has
+            self._changed(ended, new if is_here else self._moved(old), "" if is_here else "under another name now")
 
-    def _changed(self, ended: Ended, new: Version, detail: str) -> None:
-        """Judge what became of a file's content."""
-        old, content = ended.old, self._content(ended.old, new)
+    def _moved(self, old: Version) -> Version | None:
+        """A file that moved, as it is now; None when it is not among the first MAX_ENTRIES."""
+        if self._begun is None:
+            self._begun = self._changes.begun(self._made.ordinal, MAX_ENTRIES)
+        return self._begun.get(old.file)
+
+    def _changed(self, ended: Ended, new: Version | None, detail: str) -> None:
+        """Judge what became of a file's content; `new` is None when that is not known."""
+        old, content = ended.old, self._content(ended.old, new or ended.old)
         path = self._changes.path(ended.directory, ended.name)
         self._note_scrambled(ended, content.before, content.now, content.ended)
-        if not new.size:
+        if new and not new.size:
             self._suspect("emptied", path, content.ended, f"it had {old.size} bytes")
             return
         if content.zeroed:
@@ -191,7 +198,7 @@ class _Examination:
         if content.few_bits:
             text = f"{content.bits} bits in all"
             self._suspect("few_bits", path, content.few_bits, f"{text}, {detail}" if detail else text)
-        if has_same_mtime(old, new, self._made):
+        if new and has_same_mtime(old, new, self._made):
             self._suspect("same_mtime", path, content.ended, detail)
 
     def _content(self, old: Version, new: Version) -> _Content:
