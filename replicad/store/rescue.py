@@ -1,7 +1,6 @@
 """Rescue: the files of a replicad store without replicad: Python 3.8 or newer alone, and the program `zstd`.
 
-    python3 rescue.py [STORE] --list
-    python3 rescue.py [STORE] [--snapshot NUMBER] [--path GLOB]... TARGET
+    python3 rescue.py [STORE] --list | [--snapshot NUMBER] [--path GLOB]... TARGET
 
 **Owns** nothing: it stands alone, and a copy lies in every store. docs/FORMATS.md says what the bytes mean.
 **Never** writes into the store, follows a symlink, or writes a block's byte before its BLAKE3 id has proven it.
@@ -39,12 +38,8 @@ PUT = [1, b"", FILE, [], 0, 0, 0, 0, b"", 0, [], b"", []]  # what a put says tha
 KINDS = ("", "files", "directories", "symlinks", "fifos", "devices", "devices", "sockets")
 NODES = {4: stat.S_IFIFO, 5: stat.S_IFCHR, 6: stat.S_IFBLK, 7: stat.S_IFSOCK}
 JOB_BYTES, JOB_FRAMES = 1 << 20, 1024  # what is proven at once: more does not fit into a processor's cache
-WAITING_JOBS = 4 * (os.cpu_count() or 1)
-FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-
 Frame = namedtuple("Frame", "segment offset end type codec stored plain id")  # by its header; the id proves the rest
 Snapshot = namedtuple("Snapshot", "number created_ns complete entries size unread records lost")
-NOWHERE = Frame(0, 0, 0, BLOCK, 0, 0, 0, b"")
 problems: list[str] = []  # what is missing or damaged, as it was said; any makes the exit code 1
 
 
@@ -60,7 +55,6 @@ def usage(text: str) -> NoReturn:
 
 # BLAKE3 of many payloads at once: each is cut into pieces of 1024 bytes, and the pieces of all of them lie side by side
 # in large integers, 64 bits for each 32-bit word, so that Python computes hundreds of them with one operation.
-
 IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
 QUARTERS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15),
             (0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))  # fmt: skip
@@ -77,10 +71,10 @@ def blake3(payloads: list[bytes]) -> list[bytes]:
     ones, number = _spread([1] * len(sizes)), _spread([i for n in counts for i in range(n)])
     state = [word * ones for word in IV]
     for at in range(0, max(1, *sizes), 64):
-        flags = [START * (at == 0) | (END | root) * (size <= at + 64) for size, root in zip(sizes, roots)]
+        marks = [START * (at == 0) | (END | root) * (size <= at + 64) for size, root in zip(sizes, roots)]
         length = _spread([min(64, max(0, size - at)) for size in sizes])
         message = [_column(words, at // 4 + i, 256) for i in range(16)]
-        after = _compressed(state, message, number, length, _spread(flags), ones)
+        after = _compressed(state, message, number, length, _spread(marks), ones)
         taken = 0xFFFFFFFF * _spread([size > at or at == 0 for size in sizes])
         state = [old ^ ((old ^ new) & taken) for old, new in zip(state, after)]
     digests = iter(_digests(state, len(sizes)))
@@ -132,10 +126,9 @@ def _digests(state: list[int], count: int) -> list[bytes]:
     return [bytes(out[at : at + 32]) for at in range(0, len(out), 32)]
 
 
-SIZED = {0xC4: (1, "bytes"), 0xC5: (2, "bytes"), 0xC6: (4, "bytes"), 0xD9: (1, "str"), 0xDA: (2, "str"),
-         0xDB: (4, "str"), 0xDC: (2, "list"), 0xDD: (4, "list"), 0xCC: (1, "int"), 0xCD: (2, "int"),
-         0xCE: (4, "int"), 0xCF: (8, "int"), 0xD0: (1, "signed"), 0xD1: (2, "signed"), 0xD2: (4, "signed"),
-         0xD3: (8, "signed")}  # fmt: skip
+SIZED = {0xC4: (1, "bytes"), 0xC5: (2, "bytes"), 0xC6: (4, "bytes"), 0xDC: (2, "list"), 0xDD: (4, "list"),
+         0xCC: (1, "int"), 0xCD: (2, "int"), 0xCE: (4, "int"), 0xCF: (8, "int"), 0xD0: (1, "signed"),
+         0xD1: (2, "signed"), 0xD2: (4, "signed"), 0xD3: (8, "signed"), 0xD9: (1, "str")}  # fmt: skip
 """msgpack's first byte: how many bytes of length (or value) follow, and of what."""
 SIMPLE = {0xC0: None, 0xC2: False, 0xC3: True}
 
@@ -288,7 +281,7 @@ class Store:
             if not frame or len(frames) >= JOB_FRAMES or size >= JOB_BYTES:
                 jobs.append((tags, self.workers.submit(unpack, self.directory, frames)))
                 tags, frames, size = [], [], 0
-            while len(jobs) > (WAITING_JOBS if frame else 0):
+            while len(jobs) > (4 * (os.cpu_count() or 1) if frame else 0):
                 done, future = jobs.popleft()
                 yield from zip(done, future.result())
 
@@ -459,7 +452,7 @@ class Rescue:
             work(*words, **named)
             return True
         except OSError as error:
-            if error.errno in FATAL:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
                 raise
             say(f"{show(path)}: {what}: {error.strerror}", is_problem=True)
             return False
@@ -519,11 +512,12 @@ class Rescue:
             " LEFT JOIN frame ON n = (SELECT max(n) FROM frame WHERE frame.id = part.id AND type = ?)"
             " WHERE kind = ? AND wanted ORDER BY path, number"
         )
-        for path, file, size, meta, number, id_, n, *frame in self.store.db.execute(query, (BLOCK, FILE)):
+        for path, file, size, meta, number, id_, _, *frame in self.store.db.execute(query, (BLOCK, FILE)):
             block_bytes = marshal.loads(meta)[1]
             at = number * block_bytes
             if at < size and self.first_names.get(file, path) == path:
-                yield (path, at, min(block_bytes, size - at), id_), Frame(*frame) if n else NOWHERE
+                found = Frame(*(value or 0 for value in frame))  # segment 0 when there is none
+                yield (path, at, min(block_bytes, size - at), id_), found
 
     def write(self, path: bytes, at: int, data: bytes) -> None:
         with os.fdopen(os.open(self.enter(path), os.O_WRONLY | os.O_NOFOLLOW), "wb") as file:
