@@ -35,6 +35,7 @@ from replicad.work.upkeep import lay_segment
 
 PACKAGED = Path(rescue.__file__)
 FORMATS = Path(__file__).parent.parent / "docs" / "FORMATS.md"
+TEXT = b"".join(b"line %d\n" % number for number in range(20_000))
 SMALL = 60_000
 """A size at which test stores have several segments."""
 
@@ -139,7 +140,7 @@ def test_every_snapshot_is_listed_and_comes_back_as_it_was(tmp_path: Path) -> No
         ((), {"new name"}),
         (("--snapshot", "5"), {"new name", "half"}),
     ):
-        target = tmp_path / f"to {words}"
+        target = tmp_path / "".join(sorted(names))
         run_script(tmp_path / "store", *words, target)
         assert set(os.listdir(target)) == names
         assert next(target.glob("*name")).read_bytes() == b"one" * 30_000
@@ -167,9 +168,16 @@ def test_any_history_is_replayed_as_the_catalog_has_it(history: list[list[list[O
                 expected[number] = model.tree()
             archive.close()
             for number, tree in expected.items():
-                assert replayed(directory, number) == {path: (bare(put), ids) for path, (put, ids) in tree.items()}
+                assert replayed(directory, number) == {
+                    path: (without_flags(put), ids) for path, (put, ids) in tree.items()
+                }
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def without_flags(put: Put) -> Put:
+    """What the script needs of a put: that zeros were no holes, or a file in motion, makes no difference to it."""
+    return msgspec.structs.replace(bare(put), flags=0)
 
 
 def replayed(directory: Path, number: int) -> Tree:
@@ -247,17 +255,17 @@ def test_a_damaged_block_is_named_and_costs_its_bytes_alone(tmp_path: Path) -> N
         with Writer(store, level=level) as writer:
             writer.put(b"")
             writer.put(b"file", content)
-            writer.put(b"text", b"words " * 50_000)
+            writer.put(b"text", TEXT)
             writer.put(b"other", b"other" * 100)
             writer.seal()
         damage_block(store, block_id(content[65536:131072]))
-        damage_block(store, block_id((b"words " * 50_000)[:65536]))
+        damage_block(store, block_id(TEXT[:65536]))
         done = run_script(store, target, code=1)
         assert "file: bytes 65536 to 131071 are not restored" in done.stderr
         assert "text: bytes 0 to 65535 are not restored" in done.stderr
         assert "NOT complete: 2 problems" in done.stdout
         assert (target / "file").read_bytes() == content[:65536] + bytes(65536) + content[131072:]
-        assert (target / "text").read_bytes() == bytes(65536) + (b"words " * 50_000)[65536:]
+        assert (target / "text").read_bytes() == bytes(65536) + TEXT[65536:]
         assert (target / "other").read_bytes() == b"other" * 100
         assert (target / "other").stat().st_mtime_ns == meta().mtime_ns != (target / "file").stat().st_mtime_ns
 

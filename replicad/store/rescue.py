@@ -213,7 +213,7 @@ def unpack(directory: str, frames: list[Frame]) -> list[Any]:
         except FileNotFoundError:
             found.append("no frame of it is in the store")
     packed = [i for i, frame in enumerate(frames) if frame.codec and isinstance(found[i], bytes)]
-    for i, data in zip(packed, decompressed([(found[i], frames[i].plain) for i in packed])):
+    for i, data in zip(packed, decompressed([(found[i], frames[i].plain) for i in packed]) if packed else ()):
         found[i] = data or f"segment {frames[i].segment} at byte {frames[i].offset}: cannot be decompressed"
     whole = [i for i, data in enumerate(found) if isinstance(data, bytes)]
     for i, digest in zip(whole, blake3([found[i] for i in whole]) if whole else ()):
@@ -559,14 +559,15 @@ def run(words: argparse.Namespace) -> None:
     store = Store(directory)
     if not target:
         return print(*map(line_of, store.snapshots), sep="\n")
-    candidates = [one for one in store.snapshots if str(one.number) == words.snapshot]
-    if words.snapshot == "latest":
-        candidates = [one for one in store.snapshots if one.complete] or store.snapshots
-        if store.gaps and max(store.gaps) > store.last_commit:
-            say("something is missing behind the last snapshot found: was there a newer one?", is_problem=True)
+    candidates = [one for one in store.snapshots if words.snapshot in ("latest", str(one.number))]
     if not candidates:
         usage(f"there is no snapshot {words.snapshot}; --list shows what there is")
-    snapshot = max(candidates, key=lambda one: (one.created_ns, one.number))
+    snapshot = max(candidates, key=lambda one: (one.complete or len(candidates) == 1, one.created_ns, one.number))
+    if words.snapshot == "latest" and store.gaps and max(store.gaps) > store.last_commit:
+        say("something is missing behind the last snapshot found: was there a newer one?", is_problem=True)
+    if candidates[-1].number > snapshot.number:
+        text = f"snapshot {candidates[-1].number} is newer, but partial: --snapshot {candidates[-1].number} takes it"
+        say(text, is_problem=candidates[-1].lost > 0)
     store.load(snapshot)
     if words.path:
         store.want_only(words.path)
@@ -589,7 +590,7 @@ def main() -> int:
         "--path", action="append", metavar="GLOB", help="only what matches: *, ?, [a-z], **; repeatable"
     )
     try:
-        run(parser.parse_args())
+        run(parser.parse_intermixed_args())
     except OSError as error:
         say(f"rescue: stopped: {error}", is_problem=True)
     return 1 if problems else 0
