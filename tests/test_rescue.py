@@ -1,4 +1,4 @@
-"""The rescue script: everything comes out of a store with nothing but Python and zstd, and no wrong byte is passed off."""
+"""The rescue script: all comes out of a store with nothing but Python and zstd, and no wrong byte is passed off."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def a_store(directory: Path, seed: int) -> dict[str, bytes]:
 def test_whatever_is_damaged_no_wrong_byte_is_passed_off(
     harm: Harm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit code 0 means that all is there and right. Else a file with its recorded time is right, and its damage named."""
+    """Exit code 0 means that all is there and right. Else each file is right, or its damage is named."""
     monkeypatch.setattr(store_module, "SEGMENT_BYTES", SMALL)
     for seed in range(4):
         store, target = tmp_path / f"store {seed}", tmp_path / f"to {seed}"

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from replicad import __version__
+from replicad import __version__, store
 from replicad.model.errors import ReplicadError
-from replicad.store import rescue
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
 
@@ -50,8 +49,8 @@ def leave_rescue_kit(directory: Path, client: str, dataset: str, disk: Disk) -> 
 
 
 def packaged_script() -> bytes:
-    """The rescue script of this release."""
-    return Path(rescue.__file__).read_bytes()
+    """The rescue script of this release. It is read, never imported: the daemon has no use for what it does."""
+    return (Path(store.__file__).parent / SCRIPT).read_bytes()
 
 
 def _content(path: Path) -> bytes | None:
