@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit_damage import Harm, Shelf
+from kit_pair import assert_same_tree
 from kit_restore import Writer, archive_tree, damage_block, differences, meta, restore
 from kit_rot import CannotRot
 from kit_store import Model, Primary, Tree, bare, flip, groups, open_archive, segment
@@ -208,6 +209,15 @@ def test_without_zstd_an_uncompressed_store_comes_back_and_a_compressed_one_says
             writer.seal()
         done = run_script(tmp_path / f"store {level}", tmp_path / f"to {level}", code=code, path="/nowhere")
         assert ("zstd" in done.stderr) is (code == 2) and (tmp_path / f"to {level}").exists() is (code == 0)
+
+
+@pytest.mark.skipif(not is_root(), reason="mounting needs root")
+def test_a_system_without_shared_memory_will_do(rich: tuple[Path, Path], tmp_path: Path) -> None:
+    """A rescue shell may have no usable /dev/shm, and so no worker processes."""
+    command = [sys.executable, "-I", "-S", PACKAGED, rich[1], "--path", "docs", tmp_path / "to"]
+    hide = 'mount -t tmpfs -o ro none /dev/shm && exec "$@"'
+    subprocess.run(["unshare", "--mount", "sh", "-c", hide, "sh", *command], check=True, capture_output=True)
+    assert_same_tree(rich[0] / "docs", tmp_path / "to" / "docs")
 
 
 def test_bad_words_change_nothing(rich: tuple[Path, Path], tmp_path: Path) -> None:

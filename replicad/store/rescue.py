@@ -245,11 +245,11 @@ class Store:
         self.workers: Executor
         try:
             self.workers = ProcessPoolExecutor()
-        except (OSError, ImportError):  # a rescue system without shared memory: slower, and right
+        except (OSError, NotImplementedError):  # a rescue system without shared memory: slower, and right
             self.workers = ThreadPoolExecutor(1)
         self.db = sqlite3.connect("", isolation_level=None)
         self.db.executescript(
-            "PRAGMA journal_mode = off; PRAGMA synchronous = off; PRAGMA cache_size = -200000;"
+            "PRAGMA journal_mode = off; PRAGMA synchronous = off; PRAGMA cache_size = -64000;"
             "CREATE TABLE frame(n INTEGER PRIMARY KEY, segment, offset, end, type, codec, stored, plain, id);"
             "CREATE TABLE entry(path PRIMARY KEY, kind, size, file, meta, wanted) WITHOUT ROWID;"
             "CREATE TABLE part(file, number, id, PRIMARY KEY(file, number)) WITHOUT ROWID; BEGIN;"
