@@ -42,6 +42,7 @@ from replicad.work.book_damage import damaged, findings_of, note_at
 from replicad.work.mended import PLANS, Mended
 from replicad.work.quarantine import Quarantine
 from replicad.work.receive import Receiving
+from replicad.work.rescue_kit import leave_rescue_kit
 from replicad.work.scrub_replica import ReplicaSurface
 from replicad.work.serve import Serving
 from replicad.work.store_findings import StoreFindings
@@ -331,6 +332,8 @@ class Shelves:
             shelf.status.state = {DiskFullError: "full", LockedError: "closed"}.get(type(error), "damaged")
             shelf.status.reason = str(error)
             raise
+        finally:  # a store that cannot be opened needs it most
+            await _in_thread(shelf, partial(leave_rescue_kit, self._directory(key), *key, self._disk))
         shelf.status.state, shelf.status.reason = "idle", ""
         await _in_thread(shelf, partial(_describe, shelf, self._directory(key)))
         await _in_thread(shelf, partial(self._open_findings, shelf, key))
