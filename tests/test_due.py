@@ -252,7 +252,7 @@ def test_a_ledger_of_version_1_counts_as_never_verified(tmp_path: Path) -> None:
     old.record_entries([file_row(b"large", large, 3 * STRETCH), file_row(b"half", old.next_file(), -1)])
     old.record_blocks(blocks(large, range(3 * STRETCH_BLOCKS)))
     old.record_entries([EntryRow(Put(b"d", Kind.DIRECTORY, META), Stamp(2, 0, 0, 0, 0, 1, 1, 1, 1), 1)])
-    for table in ("fresh", "part", "tally"):
+    for table in ("fresh", "part", "tally", "unnamed"):
         old._db.execute(f"DROP TABLE {table}")
     old._db.execute("DROP INDEX entry_file")
     old._db.execute("PRAGMA user_version = 1")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, EntryRow, Ledger, put_of
+from replicad.db.ledger import KEPT_WALKS, UNSETTLED, ZERO, BlockRow, EntryRow, Ledger, put_of
 from replicad.db.plan import Action, Step
 from replicad.model.entry import Kind, Meta, Put, Stamp
 from replicad.model.errors import BookDamagedError
@@ -93,13 +93,45 @@ def test_unsettling_keeps_blocks_that_the_replica_has(ledger: Ledger) -> None:
 
 
 def test_blocks_are_forgotten_with_the_last_name_of_their_file(ledger: Ledger) -> None:
-    """A hard link keeps the blocks; dropping the last name forgets them."""
+    """A hard link keeps the blocks; dropping the last name forgets them, some full walks later."""
     ledger.record_entries([file_row(b"a", 1, 1), file_row(b"b", 1, 1)])
     ledger.record_blocks([block(1, 0, 1)])
     ledger.drop([b"a"], 2)
     assert ledger.blocks(1, 0, 9)
     ledger.drop([b"b"], 3)
+    for _ in range(KEPT_WALKS):
+        ledger.end_walk()
+        assert ledger.blocks(1, 0, 9)
+    ledger.end_walk()
     assert not ledger.blocks(1, 0, 9)
+
+
+def test_a_file_that_lost_its_last_name_is_known_by_its_identity(ledger: Ledger) -> None:
+    """Until it is forgotten; with a name again all its blocks are lacking, and it is forgotten no more."""
+    row = file_row(b"a", 1, 1)
+    ledger.record_entries([row])
+    ledger.record_blocks([BlockRow(1, 0, b"i" * 32, b"c" * 16, 1)])
+    ledger.drop([b"a"], 2)
+    assert ledger.same_content(row.stamp) is None
+    known = ledger.same_unnamed(row.stamp)
+    assert known is not None and known.file == 1 and ledger.has_files()
+    for field in ("device", "inode", "size", "mtime_ns", "ctime_ns"):
+        assert ledger.same_unnamed(row.stamp._replace(**{field: getattr(row.stamp, field) + 1})) is None, field
+    ledger.record_entries([file_row(b"b", 1, 3)])
+    ledger.take_back(1, 3)
+    assert [found.seq for found in ledger.lacking_blocks(1, 2, -1, 9)] == [3]
+    for _ in range(KEPT_WALKS + 1):
+        ledger.end_walk()
+    assert ledger.blocks(1, 0, 9)
+
+
+def test_a_file_that_was_never_read_to_its_end_is_forgotten_with_its_name(ledger: Ledger) -> None:
+    """Nothing could be held against it."""
+    row = file_row(b"a", 1, 1)
+    ledger.record_entries([row._replace(stamp=row.stamp._replace(size=-1))])
+    ledger.record_blocks([BlockRow(1, 0, b"i" * 32, b"c" * 16, UNSETTLED)])
+    ledger.drop([b"a"], 2)
+    assert not ledger.blocks(1, 0, 9) and not ledger.has_files()
 
 
 def test_a_path_that_comes_back_is_no_longer_dropped(ledger: Ledger) -> None:

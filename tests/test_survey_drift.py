@@ -13,9 +13,10 @@ import msgspec
 import pytest
 
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
+from kit_tend import rot
 from kit_tree import is_root
 from replicad.db.findings import Findings
-from replicad.db.ledger import EntryRow, Known, put_of, stamp_of
+from replicad.db.ledger import KEPT_WALKS, EntryRow, Known, put_of, stamp_of
 from replicad.model.divergence import Divergence, Part, Side
 from replicad.model.entry import Identity, Kind, Stamp
 from replicad.model.verdict import Sight, Verdict, Writing
@@ -388,3 +389,27 @@ async def test_a_flipped_mode_in_a_real_inode(tmp_path: Path, root: Path) -> Non
             assert describe_snapshot(fra1.archive)[b"secret"]["mode"] == 0o600
     finally:
         subprocess.run(["umount", str(root)], check=False)
+
+
+@pytest.mark.parametrize("size", [3000, 3 * 65536])
+async def test_rot_does_not_travel_with_a_directory_that_slips_past_a_walk(
+    tmp_path: Path, root: Path, size: int
+) -> None:
+    """A directory that moves while a walk goes on may look dropped, and new in the next: what is in it is held against
+    its record all the same, and the replica keeps the good bytes under the new name."""
+    data = random.Random(9).randbytes(size)
+    (root / "d").mkdir()
+    (root / "d" / "f").write_bytes(data)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        await rot(primary, b"d/f", 100)
+        (root / "d").rename(tmp_path / "away")
+        await primary.sync(fra1)
+        (tmp_path / "away").rename(root / "e")
+        status = await primary.sync(fra1)
+        assert status.pass_ok
+        assert describe_snapshot(fra1.archive)[b"e/f"]["content"] == data
+        (root / "new").write_bytes(b"new")
+        for _ in range(KEPT_WALKS + 2):
+            await primary.sync(fra1)
+        assert describe_snapshot(fra1.archive)[b"e/f"]["content"] == data

@@ -82,7 +82,8 @@ class _Audit:
         after, last = -(2**62), self._page_of_blocks(-(2**62))
         while last is not None:
             for file, is_orphan, is_bad in self._book.all(
-                "SELECT b.file, NOT EXISTS(SELECT 1 FROM entry e WHERE e.file = b.file) AS orphan,"
+                "SELECT b.file, NOT EXISTS(SELECT 1 FROM entry e WHERE e.file = b.file)"
+                " AND NOT EXISTS(SELECT 1 FROM unnamed u WHERE u.file = b.file) AS orphan,"
                 " max(b.number < 0 OR length(b.id) NOT IN (0, ?)) AS bad"
                 " FROM block b WHERE b.file > ? AND b.file <= ? GROUP BY b.file HAVING orphan OR bad LIMIT ?",
                 (ID_BYTES, after, last, MAX_PROBLEMS),

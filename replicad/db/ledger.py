@@ -43,6 +43,9 @@ REMEDY = (
 _KEEP_LOWER = "ON CONFLICT(file, seq) DO UPDATE SET number = min(number, excluded.number)"
 _FIRST_FILE_BYTES = 6
 """Bytes of a new ledger's first file number: two ledgers of a dataset will hardly meet in 2**48."""
+KEPT_WALKS = 2
+"""Full walks after the one that missed a file's last name for which it is remembered: it may slip past one of them,
+hardly past two."""
 _ROOT_PARENT = 0
 """Directory number under which the root's own entry stands, with an empty name."""
 
@@ -119,6 +122,7 @@ _extra_decoder = msgspec.msgpack.Decoder(Extra)
 
 _STAMP_COLUMNS = "kind, mode, uid, gid, device, inode, size, mtime_ns, ctime_ns"
 ENTRY_COLUMNS = f"{_STAMP_COLUMNS}, file, block_bytes, flags, extra, seq"
+_MARKS = ",".join("?" * 14)
 
 
 def split(path: bytes) -> tuple[bytes, bytes]:
@@ -222,12 +226,11 @@ class Ledger:
 
     def same_content(self, stamp: Stamp) -> Known | None:
         """A recorded regular file with exactly this identity, wherever it stands: the same bytes, not rewritten."""
-        row = self._db.one(
-            f"SELECT {ENTRY_COLUMNS} FROM entry WHERE file > 0 AND inode = ? AND device = ? AND size = ?"
-            " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
-            (stamp.inode, stamp.device, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
-        )
-        return Known._make(row) if row else None
+        return self._identical("entry WHERE file > 0 AND", stamp)
+
+    def same_unnamed(self, stamp: Stamp) -> Known | None:
+        """The same of files that no entry names any more: moved while they were walked past, they look dropped."""
+        return self._identical("unnamed WHERE", stamp)
 
     def was_elsewhere(self, stamp: Stamp) -> bool:
         """Whether a regular file with this inode, size and modification time is recorded, wherever it stands."""
@@ -238,8 +241,8 @@ class Ledger:
         return found is not None
 
     def has_files(self) -> bool:
-        """Whether any regular file is recorded."""
-        return self._db.value("SELECT 1 FROM entry WHERE file > 0 LIMIT 1") is not None
+        """Whether any regular file is recorded, with a name or without."""
+        return self._db.value("SELECT 1 FROM entry WHERE file > 0 UNION SELECT 1 FROM unnamed LIMIT 1") is not None
 
     def same_inode(self, stamp: Stamp) -> list[tuple[bytes, Known]]:
         """Recorded regular files with this stamp's inode, rewritten since or not, each with a path of it."""
@@ -400,16 +403,17 @@ class Ledger:
         self.put("unsettled", 1)
 
     def drop(self, paths: Sequence[bytes], seq: int) -> None:
-        """These entries exist no more. Blocks of a file that no entry names any longer are forgotten."""
+        """These entries exist no more. A file that no entry names any longer is set aside."""
         keys = [(self._directory(split(p)[0], create=True), split(p)[1]) for p in paths]
-        files: set[tuple[int, int]] = set()
+        files: dict[int, Known] = {}
         for key in keys:
-            row = self._db.one("SELECT file, inode FROM entry WHERE directory = ? AND name = ? AND file > 0", key)
+            row = self._db.one(f"SELECT {ENTRY_COLUMNS} FROM entry WHERE directory = ? AND name = ? AND file > 0", key)
             if row:
-                files.add((row[0], row[1]))
+                known = Known._make(row)
+                files[known.file] = known
         self._db.executemany("DELETE FROM entry WHERE directory = ? AND name = ?", keys)
         self._db.executemany("INSERT OR REPLACE INTO gone VALUES (?, ?)", [(p, seq) for p in paths])
-        self.forget_unnamed(files)
+        self.set_aside(files.values())
         for path in paths:
             if self._directories.pop(path, None) is not None or self._db.value(
                 "SELECT 1 FROM directory WHERE path = ?", (path,)
@@ -417,13 +421,37 @@ class Ledger:
                 self._forget_directory(path)
         self._stamp(seq)
 
-    def forget_unnamed(self, files: Iterable[tuple[int, int]]) -> None:
-        """Forget the blocks of those (file, inode) pairs that no entry names any more."""
-        for file, inode in files:
-            if not self._db.value("SELECT 1 FROM entry WHERE file > 0 AND inode = ? AND file = ?", (inode, file)):
-                self._db.execute("DELETE FROM block WHERE file = ?", (file,))
-                self._db.execute("DELETE FROM cut WHERE file = ?", (file,))
-                self.due.forget(file)
+    def set_aside(self, files: Iterable[Known]) -> None:
+        """Keep what is recorded of those of these files that no entry names any more, for KEPT_WALKS full walks.
+
+        A walk is no snapshot: what moves from where it has not been to where it was looks dropped, and new when it is
+        found. It must be held against its record all the same, or rot in it would count as written."""
+        walk = int(self.get("walks") or 0)
+        for known in files:
+            if self._db.value(
+                "SELECT 1 FROM entry WHERE file > 0 AND inode = ? AND file = ?", (known.inode, known.file)
+            ):
+                continue
+            self.due.forget(known.file)
+            if known.size < 0:  # it was never read to its end
+                self._forget_blocks("= ?", known.file)
+            else:
+                self._db.execute(
+                    f"INSERT OR REPLACE INTO unnamed({ENTRY_COLUMNS}, walk) VALUES ({_MARKS}, ?)", (*known, walk)
+                )
+
+    def take_back(self, file: int, seq: int) -> None:
+        """A file that was set aside has a name again: replicas that heard it was dropped are told of all its blocks."""
+        self._db.execute("DELETE FROM unnamed WHERE file = ?", (file,))
+        if self._db.changes():
+            self._db.execute("UPDATE block SET seq = ? WHERE file = ?", (seq, file))
+
+    def end_walk(self) -> None:
+        """Everything was walked: what was set aside KEPT_WALKS walks ago is gone for good."""
+        walks = int(self.get("walks") or 0) + 1
+        self.put("walks", walks)
+        self._forget_blocks("IN (SELECT file FROM unnamed WHERE walk < ?)", walks - KEPT_WALKS)
+        self._db.execute("DELETE FROM unnamed WHERE walk < ?", (walks - KEPT_WALKS,))
 
     # replicas
 
@@ -483,6 +511,18 @@ class Ledger:
     def verify(self) -> list[str]:
         """Read every page; what is wrong, in words."""
         return self._db.verify()
+
+    def _identical(self, table: str, stamp: Stamp) -> Known | None:
+        row = self._db.one(
+            f"SELECT {ENTRY_COLUMNS} FROM {table} inode = ? AND device = ? AND size = ?"
+            " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
+            (stamp.inode, stamp.device, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
+        )
+        return Known._make(row) if row else None
+
+    def _forget_blocks(self, files: str, value: int) -> None:
+        self._db.execute(f"DELETE FROM block WHERE file {files}", (value,))
+        self._db.execute(f"DELETE FROM cut WHERE file {files}", (value,))
 
     def _stamp(self, seq: int) -> None:
         if seq > self.stamped():

@@ -30,5 +30,13 @@ MIGRATIONS = (
         sent_covered INTEGER NOT NULL, sent INTEGER NOT NULL, sent_digest BLOB NOT NULL) WITHOUT ROWID;
     """,
     SCHEMA,
+    """
+    CREATE TABLE unnamed(
+        file INTEGER PRIMARY KEY, kind INTEGER NOT NULL, mode INTEGER NOT NULL, uid INTEGER NOT NULL,
+        gid INTEGER NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL, size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, block_bytes INTEGER NOT NULL, flags INTEGER NOT NULL,
+        extra BLOB, seq INTEGER NOT NULL, walk INTEGER NOT NULL);
+    CREATE INDEX unnamed_inode ON unnamed(inode);
+    """,
 )
-"""Version history: 1 = first; 2 = when each part was verified (db/due.py)."""
+"""Version history: 1 = first; 2 = when each part was verified (db/due.py); 3 = files that lost their last name."""

@@ -116,6 +116,8 @@ class Pass:
                 if found.puts or found.drops:
                     self._status.state = "copying"
                     await self._copy()
+                if only is None:
+                    await self._dataset.in_ledger(self._dataset.ledger.end_walk)
             await self._finish(last)
         finally:
             await self._in_pool(root.close)

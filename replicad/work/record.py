@@ -59,7 +59,7 @@ class Recorder:
         ops: list[Op] = []
         lacking: dict[bytes, None] = {}
         linked: dict[tuple[int, int], Put] = {}
-        replaced: list[tuple[int, int]] = []
+        replaced: list[Known] = []
         fresh = self.ledger.next_file(len(reads))
         for number, (step, read) in enumerate(reads, fresh):
             if step.known or step.moved or read.links > 1:
@@ -75,7 +75,7 @@ class Recorder:
             entries.append(EntryRow(put, recorded(put, read.stamp), self.seq))
         self.ledger.record_entries(entries)
         self.ledger.record_blocks(rows)
-        self.ledger.forget_unnamed(replaced)
+        self.ledger.set_aside(replaced)
         return _framed_unit(small, lacking, ops)
 
     def _new_small(
@@ -106,7 +106,7 @@ class Recorder:
         fresh: int,
         linked: dict[tuple[int, int], Put],
         rows: list[BlockRow],
-        replaced: list[tuple[int, int]],
+        replaced: list[Known],
     ) -> tuple[Put, Listed]:
         key = (read.stamp.device, read.stamp.inode)
         if read.links > 1 and (twin := linked.get(key) or self._twin(read.path, read.stamp)):
@@ -119,7 +119,7 @@ class Recorder:
             existing = self.ledger.blocks(file, 0, block_count(max(known.size, read.size), read.block_bytes))
             cleared = self.cleared(file, read.size, read.block_bytes)
         if before and before.file and before.file != file:
-            replaced.append((before.file, before.inode))
+            replaced.append(before)
         flags = read.description.flags | (FUZZY if read.moved else 0)
         put = Put(read.path, Kind.FILE, read.description.meta, read.size, file, read.block_bytes, flags)
         listed = self._compare(file, existing, read.blocks, read.zeros, self.seq, rows)
@@ -216,7 +216,7 @@ class Recorder:
         put = Put(path, Kind.FILE, meta, stamp.size, file, block_bytes)
         self.ledger.record_entries([EntryRow(put, unread, UNSETTLED)])
         if before and before.file:
-            self.ledger.forget_unnamed([(before.file, before.inode)])
+            self.ledger.set_aside([before])
         return file
 
     def expected(self, file: int, numbers: range) -> dict[int, BlockRow]:
@@ -246,7 +246,7 @@ class Recorder:
 
     def described(self, items: Sequence[Described]) -> list[Op]:
         """Record entries that have no blocks."""
-        replaced = [(k.file, k.inode) for item in items if (k := self.ledger.known(item.path)) and k.file]
+        replaced = [known for item in items if (known := self.ledger.known(item.path)) and known.file]
         puts = [
             Put(
                 item.path,
@@ -258,18 +258,20 @@ class Recorder:
             for item in items
         ]
         self.ledger.record_entries([EntryRow(put, item.stamp, self.seq) for put, item in zip(puts, items, strict=True)])
-        self.ledger.forget_unnamed(replaced)
+        self.ledger.set_aside(replaced)
         return list(puts)
 
     def same(self, path: bytes, stamp: Stamp) -> Known | None:
-        """Record `path` as another name of a recorded file with this identity; None when there is none any more."""
-        known = self.ledger.same_content(stamp)
+        """Record `path` as another name of a recorded file with this identity, or as the name of one that lost its last
+        one; None when there is none any more."""
+        known = self.ledger.same_content(stamp) or self.ledger.same_unnamed(stamp)
         if known is None:
             return None
         before = self.ledger.known(path)
         self.ledger.record_entries([EntryRow(put_of(path, known), stamp_of(known), self.seq)])
+        self.ledger.take_back(known.file, self.seq)
         if before and before.file and before.file != known.file:
-            self.ledger.forget_unnamed([(before.file, before.inode)])
+            self.ledger.set_aside([before])
         return known
 
     def cleared(self, file: int, size: int, block_bytes: int) -> list[tuple[int, int]]:

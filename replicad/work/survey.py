@@ -152,7 +152,7 @@ class _Planner:
             return
         rewritten = found.known is not None and _written(found.known, stamp)
         in_place = found.known is not None and found.known.inode == stamp.inode
-        if self._has_files and not in_place and self._ledger.same_content(stamp):
+        if self._has_files and not in_place and self._is_known(stamp):
             survey.moved += found.known is None
             self._add(PUTS, Action.SAME, found.path, found=found)
         else:
@@ -162,6 +162,9 @@ class _Planner:
             survey.rewritten += rewritten
             survey.moved += moved and found.links == 1  # else a further name of it
             self._add(FIRST if moved else PUTS, Action.READ, found.path, found=found, moved=moved)
+
+    def _is_known(self, stamp: Stamp) -> bool:
+        return bool(self._ledger.same_content(stamp) or self._ledger.same_unnamed(stamp))
 
     def _add(self, phase: int, action: Action, path: bytes, found: Found | None = None, *, moved: bool = False) -> None:
         self._number += 1
