@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from replicad.model.drill import DrillRecord, Trend
+
 LAST_STATUS = "last-status.json"
 """File in the state directory with what the daemon said last: shown when it cannot be asked."""
 MAX_NAMED = 100
@@ -147,6 +149,45 @@ class ScrubStatus(msgspec.Struct):
     """Repairs by themselves have stopped: too many within an hour."""
 
 
+class DrillStatus(msgspec.Struct):
+    """How the drills of one dataset from one replica stand (primary side). Times are ns since 1970, 0 = never."""
+
+    dataset: str
+    replica: str
+    state: str = "starting"
+    """starting, idle, off (never by itself), waiting (something is not there yet), choosing, restoring, comparing,
+    validating, cleaning, failed (it could not be run at all)."""
+    reason: str = ""
+    drill_every_s: float = 0.0
+    drill_within_s: float = 0.0
+    rto_s: float = 0.0
+    requested: int = 0
+    """Raised by each `drill run`; `served` follows when that drill has ended."""
+    served: int = 0
+    started_ns: int = 0
+    """When the drill under way began."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    """Of its present phase."""
+    since_ns: int = 0
+    """Since when drills are wanted."""
+    next_ns: int = 0
+    last_success_ns: int = 0
+    """When the last proven drill ended; never moved by anything else."""
+    last: DrillRecord | None = None
+    """The last drill, whatever came of it."""
+    drills: dict[str, int] = {}
+    """Drills in the history by outcome."""
+    files: int = 0
+    never_files: int = 0
+    """Files that were never drilled."""
+    oldest_ns: int = 0
+    """All other files were drilled after this."""
+    estimate_s: float = 0.0
+    """How long a restore of the whole dataset would take, by the last drill that was proven; 0 = unknown."""
+    trend: Trend = Trend("unknown")
+
+
 class JobStatus(msgspec.Struct):
     """One loop of the daemon."""
 
@@ -182,6 +223,7 @@ class NodeStatus(msgspec.Struct):
     datasets: list[DatasetStatus] = []
     stores: list[StoreStatus] = []
     scrubs: list[ScrubStatus] = []
+    drills: list[DrillStatus] = []
     jobs: list[JobStatus] = []
 
 

@@ -199,9 +199,14 @@ class Drills:
             )
         )
 
-    def add_subjects(self, subjects: Sequence[Subject]) -> None:
-        """These are to be validated."""
-        self._at_once(lambda: self._db.executemany("INSERT OR IGNORE INTO subject VALUES(?, ?, ?)", subjects))
+    def add_subject(self, subject: Subject) -> None:
+        """This is to be validated."""
+        self._at_once(lambda: self._db.execute("INSERT OR IGNORE INTO subject VALUES(?, ?, ?)", subject))
+
+    def is_subject(self, subject: Subject) -> bool:
+        """Whether it is to be validated already."""
+        query = "SELECT 1 FROM subject WHERE path = ? AND validator = ?"
+        return self._db.value(query, (subject.path, subject.validator)) is not None
 
     def is_chosen(self, path: bytes) -> bool:
         """Whether this file is to be drilled."""
@@ -225,7 +230,8 @@ class Drills:
     def chosen(self, after: bytes | None) -> list[Chosen]:
         """The next chosen files by path."""
         rows = self._db.all(
-            "SELECT path, file, size, block_bytes, digest FROM chosen WHERE ? IS NULL OR path > ? ORDER BY path LIMIT ?",
+            "SELECT path, file, size, block_bytes, digest FROM chosen"
+            " WHERE ? IS NULL OR path > ? ORDER BY path LIMIT ?",
             (after, after, PAGE_ROWS),
         )
         return [Chosen._make(row) for row in rows]

@@ -24,7 +24,7 @@ MAX_REASONS = 100
 TREND_POINTS = 12
 """Drills that the trend looks at: a quarter of a year of weekly ones."""
 TREND_FLOOR = 0.10
-"""A change of the estimate below this share over the drills looked at is called steady: disks and links vary so much."""
+"""A change of the estimate below this share over these drills is called steady: disks and links vary so much."""
 AGAIN_INCONCLUSIVE_S = 3600.0
 """A drill that could not find out is tried again after this: a link or a scratch disk may be back."""
 AGAIN_FAILED_S = 86400.0
@@ -129,10 +129,10 @@ def estimate_s(restore_s: float, drilled: Amount, total: Amount) -> float:
     Files and bytes both cost time; the one of which less was drilled decides, so that it errs on the safe side."""
     if restore_s <= 0 or drilled.files <= 0:
         return 0.0
-    factors = [Fraction(total.files, drilled.files)]
+    factors = [Fraction(1), Fraction(total.files, drilled.files)]
     if total.size and drilled.size:
         factors.append(Fraction(total.size, drilled.size))
-    return restore_s * float(max(1, *factors))
+    return restore_s * float(max(factors))
 
 
 class Trend(msgspec.Struct, frozen=True):
