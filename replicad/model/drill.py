@@ -96,6 +96,9 @@ class DrillRecord(msgspec.Struct):
     metadata: list[str] = []
     """The first of them; an unprivileged daemon may not set owners, which is no failure of the replica's."""
     validated: list[Validated] = []
+    """What validators said: the first MAX_REASONS of each outcome."""
+    validations: dict[str, int] = {}
+    """How many subjects had each outcome."""
     estimate_s: float = 0.0
     """How long the whole dataset would take at what was measured; 0 = unknown."""
 
@@ -104,6 +107,15 @@ class DrillRecord(msgspec.Struct):
         self.outcome = gravest((self.outcome, outcome))
         if len(self.reasons) < MAX_REASONS:
             self.reasons.append(reason)
+
+    def note_validated(self, said: Validated) -> None:
+        """What a validator said."""
+        count = self.validations.get(said.outcome.value, 0)
+        self.validations[said.outcome.value] = count + 1
+        if count < MAX_REASONS:
+            self.validated.append(said)
+        if said.outcome is not Outcome.PROVEN:
+            self.blame(said.outcome, f"{said.path}: {said.kind}: {said.text}")
 
 
 class Amount(NamedTuple):

@@ -34,7 +34,7 @@ from replicad.work.elsewhere import Dial
 from replicad.work.planner import Rules
 from replicad.work.read_remote import RemoteReader
 from replicad.work.restore import Restore
-from replicad.work.scratch import Scratch
+from replicad.work.scratch import Scratch, check_apart
 from replicad.work.target import Target, split
 from replicad.work.validators import Bench, Validators
 
@@ -66,15 +66,15 @@ class Drill:
         self._stopped = stopped
         self.record = DrillRecord(dataset.config.name, replica)
 
-    async def run(self, kind: str, globs: Sequence[bytes], base: Path, live: Callable[[Path], None]) -> DrillRecord:
-        """Drill; the record of it, not yet in the book. `live` refuses a scratch directory that overlaps live data.
+    async def run(self, kind: str, globs: Sequence[bytes], base: Path, live: Sequence[tuple[str, Path]]) -> DrillRecord:
+        """Drill; the record of it, not yet in the book. `live` is what the scratch directory must not overlap.
 
         What is known to be wrong is in the record, and so is what could not be found out. Raises UsageError for what a
         person has to change first."""
         record = self.record
         record.kind, record.started_ns, record.outcome = kind, self._clock.now_ns(), Outcome.PROVEN
         try:
-            live(base)
+            check_apart(base, live)
             self._show("choosing", 0)
             chooser = Chooser(self._dataset, self._replica, self._book, self._in_book, self._limit_bytes(base))
             choice = await chooser.run(kind, globs, record.started_ns)
@@ -246,9 +246,8 @@ class Drill:
             after = page[-1]
             for subject in page:
                 said = await validators.validate(subject, bench)
-                self.record.validated.append(said)
+                self.record.note_validated(said)
                 if said.outcome is not Outcome.PROVEN:
-                    self.record.blame(said.outcome, f"{said.path}: {said.kind}: {said.text}")
                     await self._in_book(partial(self._book.unprove, subject.path))
 
     def _show(self, state: str, total: int) -> None:

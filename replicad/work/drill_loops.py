@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from replicad.status import DrillStatus, JobStatus
 from replicad.system.clock import Clock
 from replicad.work.dataset import Dataset
-from replicad.work.drilling import DrillBook, Drilling, drills_path
+from replicad.work.drill_book import DrillBook, drills_path
+from replicad.work.drilling import Drilling
 from replicad.work.elsewhere import Dial
 from replicad.work.job import Log, Runner
+from replicad.work.scratch import Live
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class DrillLoops:
         self,
         dataset: Dataset,
         state: Path,
-        live: Callable[[Path], None],
+        live: Live,
         clock: Clock,
         log: Log,
         turnstile: asyncio.Lock,
@@ -70,6 +72,8 @@ class DrillLoops:
     def request(self, kind: str, globs: Sequence[bytes]) -> list[DrillStatus]:
         """Ask for a drill from each replica; their lines, whose `requested` is the number to wait for. Raises
         UsageError."""
+        for loop in self._loops:
+            loop.job.check_request()
         for loop in self._loops:
             loop.job.request(kind, globs)
             loop.runner.nudge()

@@ -11,12 +11,9 @@ and link.
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from replicad.db.drills import Drills
 from replicad.model.drill import DrillRecord, Outcome, next_ns, trend
@@ -26,65 +23,15 @@ from replicad.system.clock import Clock
 from replicad.system.logs import logger
 from replicad.work.dataset import Dataset
 from replicad.work.drill import Drill
+from replicad.work.drill_book import DrillBook
 from replicad.work.elsewhere import Dial
-from replicad.work.scratch import sweep
+from replicad.work.scratch import Live, check_apart, sweep
 
 log = logger("work.drill")
 
 LOOK_S = 30.0
 """How often it looks whether a drill is due, and whether there is a first snapshot."""
 NO_SCRATCH = "no drill_scratch is configured, so nothing is ever restored from the replica"
-
-Result = TypeVar("Result")
-
-
-def drills_path(state: Path, dataset: str) -> Path:
-    """Where the book of a dataset's drills is."""
-    return state / "drills" / f"{dataset}.db"
-
-
-class DrillBook:
-    """The book of one dataset's drills and its thread."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._executor = ThreadPoolExecutor(1, "drill")
-        self._book: Drills | None = None
-        self.stopping = threading.Event()
-        """Set when work in the thread should end early."""
-
-    async def __call__(self, work: Callable[[], Result]) -> Result:
-        """Run `work` in the book's thread. A thread cannot be interrupted: when cancelled, this waits for its end."""
-        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            self.stopping.set()
-            await asyncio.wait([future])
-            if not future.cancelled():
-                future.exception()  # what it came to does not matter any more
-            raise
-
-    async def opened(self) -> Drills:
-        """The book, opened at first need. Raises ReplicadError."""
-        return await self(self._open)
-
-    async def close(self) -> None:
-        """Close the book."""
-        self.stopping.set()
-        await self(self._close)
-        self._executor.shutdown()
-
-    def _open(self) -> Drills:
-        if self._book is None:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._book = Drills(self._path)
-        return self._book
-
-    def _close(self) -> None:
-        if self._book is not None:
-            self._book.close()
-            self._book = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +52,11 @@ class Drilling:
         replica: str,
         dial: Dial,
         in_book: DrillBook,
-        live: Callable[[Path], None],
+        live: Live,
         clock: Clock,
         turnstile: asyncio.Lock,
     ) -> None:
-        """`live` raises UsageError for a scratch directory that overlaps live data."""
+        """`live` names what the scratch directory must stay away from."""
         config = dataset.config
         self._dataset, self._replica, self._dial, self._in_book, self._live = dataset, replica, dial, in_book, live
         self._clock, self._turnstile = clock, turnstile
@@ -132,20 +79,23 @@ class Drilling:
     def request(self, kind: str, globs: Sequence[bytes]) -> int:
         """Ask for a drill now; the number that `served` reaches when it has ended. Raises UsageError when one that was
         asked for has not ended, or when none is possible."""
+        self.check_request()
         status = self.status
-        if self._dataset.config.drill_scratch is None:
-            raise UsageError(
-                NO_SCRATCH, where=status.dataset, hint="set drill_scratch, then: systemctl reload replicad"
-            )
-        if self._asked:
-            raise UsageError(f"a drill of {status.dataset} from {self._replica} is under way", hint="let it end")
         status.requested += 1
         self._asked = Asked(status.requested, kind, tuple(globs))
         self._poked.set()
         return status.requested
 
+    def check_request(self) -> None:
+        """Raises UsageError when no drill can be asked for now."""
+        dataset = self.status.dataset
+        if self._dataset.config.drill_scratch is None:
+            raise UsageError(NO_SCRATCH, where=dataset, hint="set drill_scratch, then: systemctl reload replicad")
+        if self._asked:
+            raise UsageError(f"a drill of {dataset} from {self._replica} was asked for and runs", hint="let it end")
+
     def take_over(self, before: Drilling) -> None:
-        """Go on in place of a loop that was configured otherwise: who waits for a drill of that one gets one of this."""
+        """Go on in place of a loop that was configured otherwise: who waits for a drill of that gets one of this."""
         self.status.requested, self.status.served = before.status.requested, before.status.served
         self._asked = before._asked
 
@@ -209,7 +159,7 @@ class Drilling:
     async def _sweep(self, base: Path) -> None:
         """Remove what a killed drill left. A directory that is not there, or is refused, is the next drill's matter."""
         try:
-            await asyncio.to_thread(self._live, base)
+            await asyncio.to_thread(check_apart, base, self._live())
             for path in await asyncio.to_thread(sweep, base):
                 log.warning("removed what a killed drill left", directory=path)
         except UsageError as error:
@@ -223,7 +173,7 @@ class Drilling:
         drill = Drill(
             self._dataset, self._replica, self._dial, book, self._in_book, status, self._in_book.stopping.is_set
         )
-        record = await drill.run(asked.kind if asked else "sampled", asked.globs if asked else (), base, self._live)
+        record = await drill.run(asked.kind if asked else "sampled", asked.globs if asked else (), base, self._live())
         record.request = asked.number if asked else 0
         await self._in_book(lambda: self._remember(book, record))
         level = log.info if record.outcome is Outcome.PROVEN else log.warning

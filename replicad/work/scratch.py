@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,10 @@ NAME = re.compile(PREFIX + r"[A-Za-z0-9._-]{1,64}-[0-9a-f]{8}", re.ASCII)
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MARKER = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+Live = Callable[[], Sequence[tuple[str, Path]]]
+"""Gives what is live now, with the words for it: a configuration may change."""
 
 
 def live_places(config: Config) -> list[tuple[str, Path]]:
