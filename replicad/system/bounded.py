@@ -106,6 +106,8 @@ def _become(work: Callable[[], bytes], directory: Path, user: User | None, outpu
         os.chdir(directory)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _give_up_rights(user)
+        if not os.access(directory, os.X_OK):
+            raise PermissionError(f"user {os.getuid()} may not enter {directory}: chmod o+x the directories above it")
         os.environ.clear()
         os.environ |= {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
