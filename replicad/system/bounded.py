@@ -33,6 +33,8 @@ PROC_SCAN = "/proc"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _CAP_VERSION_3 = 0x20080522
 _READ_BYTES = 64 * 1024
+NOT_BEGUN = 127
+"""Exit code when the work could not even be begun."""
 _BROKEN = 70
 """Exit code of a forked process whose work raised what it should not."""
 
@@ -96,7 +98,7 @@ def run_bounded(work: Callable[[], bytes], *, directory: Path, user: User | None
 
 def _become(work: Callable[[], bytes], directory: Path, user: User | None, output: int, result: int) -> None:
     """Never returns."""
-    code = _BROKEN
+    code = NOT_BEGUN
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()
@@ -115,6 +117,7 @@ def _become(work: Callable[[], bytes], directory: Path, user: User | None, outpu
             "HOME": str(directory),
             "TMPDIR": str(directory),
         }
+        code = _BROKEN
         answer = work()
         os.write(result, answer[:MAX_RESULT_BYTES])
         code = 0

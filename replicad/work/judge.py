@@ -15,13 +15,12 @@ from pathlib import Path
 import msgspec
 
 from replicad.model.drill import Outcome
-from replicad.system.bounded import Ended, User, attend, run_bounded
+from replicad.system.bounded import NOT_BEGUN, Ended, User, attend, run_bounded
 from replicad.work.check_postgres import check_postgresql
 from replicad.work.checks import CHECKS, CannotTell
 
 INCONCLUSIVE_CODE = 75
 """A command that ends so could not find out (EX_TEMPFAIL)."""
-_NOT_STARTED = 127
 _CHECKS = CHECKS | {"postgresql": check_postgresql}
 _LONGEST_TEXT = 600
 
@@ -79,7 +78,7 @@ def _command(task: Task) -> bytes:
         os.execvpe(argv[0], argv, dict(os.environ))
     except OSError as error:
         os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
-        os._exit(_NOT_STARTED)
+        os._exit(NOT_BEGUN)
 
 
 def _of_check(ended: Ended) -> Judgement:
@@ -90,7 +89,7 @@ def _of_check(ended: Ended) -> Judgement:
 
 
 def _of_command(ended: Ended) -> Judgement:
-    if ended.cut or ended.code < 0 or ended.code in (INCONCLUSIVE_CODE, _NOT_STARTED):
+    if ended.cut or ended.code < 0 or ended.code in (INCONCLUSIVE_CODE, NOT_BEGUN):
         return Judgement(Outcome.INCONCLUSIVE, _said(ended.cut or _death(ended.code), ended.output))
     if ended.code:
         return Judgement(Outcome.FAILED, _said(f"ended with exit code {ended.code}", ended.output))
