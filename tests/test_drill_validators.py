@@ -149,7 +149,7 @@ async def test_a_validator_that_floods_its_output_is_ended(tmp_path: Path) -> No
 
 
 async def test_a_validator_runs_without_rights(tmp_path: Path) -> None:
-    """As nobody where root owns the file, with no capability and no group, in a directory with nothing but its subject."""
+    """As nobody where root owns the file, with no capability and no group, alone in a directory with its subject."""
     if os.geteuid():
         pytest.skip("only root has rights to give up")
     script = 'id -u; id -G; grep -E "CapEff|CapPrm|NoNewPrivs" /proc/self/status; ls -A; echo "$HOME"'

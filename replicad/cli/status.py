@@ -211,7 +211,9 @@ def _drilled(line: DrillStatus, now_ns: int) -> Iterator[str]:
         parts.append(f"{line.state} now")
     if last is not None:
         parts.append(f"{last.outcome.value} {_age(last.ended_ns, now_ns)}")
-    if last is None or last.outcome != "proven":
+    else:
+        parts.append("never")
+    if last is not None and last.outcome != "proven":
         parts.append(f"last proven {_age(line.last_success_ns, now_ns)}")
     if line.estimate_s:
         parts.append(f"a restore of everything takes about {output.show_duration(line.estimate_s)}")

@@ -31,7 +31,7 @@ log = logger("work.drill")
 
 LOOK_S = 30.0
 """How often it looks whether a drill is due, and whether there is a first snapshot."""
-NO_SCRATCH = "no drill_scratch is configured, so nothing is ever restored from the replica"
+NO_SCRATCH = "no drill_scratch is set"
 
 
 @dataclass(frozen=True, slots=True)
