@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from kit_drill import drill, drilled_pair, scratch_of
-from kit_pair import replicad, wait_until
+from kit_pair import make_pair, replicad, running, wait_until
 from replicad.http.api import Client
 
 
@@ -157,3 +157,30 @@ SLEEP_S = 100_000 + os.getpid()
 def sleepers() -> list[str]:
     """Processes that sleep so long."""
     return subprocess.run(["pgrep", "-fx", f"sleep {SLEEP_S}"], capture_output=True, text=True).stdout.split()
+
+
+def test_an_unprivileged_daemon_drills_and_says_what_it_could_not_set(tmp_path: Path) -> None:
+    """As under systemd: it reads any file, owns none, and may give none away. Owners are not set, nothing fails for that,
+    and a validator gets no more rights than the daemon's user has, without its capability."""
+    root = tmp_path / "www"
+    a_tree(root)
+    (root / "secret").write_text("for root alone")
+    (root / "secret").chmod(0o600)
+    os.mknod(root / "device", 0o20600, os.makedev(1, 3))
+    sole = ["/bin/sh", "-c", "grep -q 'CapEff:.0000000000000000' /proc/self/status && test $(id -u) = 65534", "look"]
+    scratch_of(tmp_path).mkdir()
+    lines = f'drill_scratch = "{scratch_of(tmp_path)}"\ndrill_every = 0\n'
+    lines += f'validators = [{{kind = "command", pattern = "log.gz", command = {json.dumps(sole)}}}]'
+    pair = make_pair(tmp_path, root, dataset_options=lines)
+    tmp_path.chmod(0o711)
+    for path in (scratch_of(tmp_path), pair.primary.config.parent, *pair.primary.config.parent.rglob("*")):
+        os.chown(path, 65534, 65534)
+    pair.primary.prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    pair.primary.prefix += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    with running(pair):
+        pair.sync()
+        record = drill(pair, "--full")
+        assert record["outcome"] == "proven" and record["validations"] == {"proven": 1}, record
+        assert record["metadata_not_set"] and record["compared_files"] == 46
+        assert any("secret" in line or "device" in line for line in record["metadata"]), record  # type: ignore[attr-defined]
+        assert list(scratch_of(tmp_path).iterdir()) == []
