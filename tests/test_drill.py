@@ -160,8 +160,8 @@ def sleepers() -> list[str]:
 
 
 def test_an_unprivileged_daemon_drills_and_says_what_it_could_not_set(tmp_path: Path) -> None:
-    """As under systemd: it reads any file, owns none, and may give none away. Owners are not set, nothing fails for that,
-    and a validator gets no more rights than the daemon's user has, without its capability."""
+    """As under systemd: it reads any file, owns none, and may give none away. Owners are not set, nothing fails for
+    that, and a validator gets no more rights than the daemon's user has, without its capability."""
     root = tmp_path / "www"
     a_tree(root)
     (root / "secret").write_text("for root alone")

@@ -65,10 +65,11 @@ def run(
     """
     if full and path:
         raise UsageError("--full and --path exclude one another")
-    client = Client(_state(config))
+    state = _state(config)
+    client = Client(state)
     before = client.status()
     requests = client.drill(dataset, full=full, globs=path or ())
-    records = _wait(client, before, requests, quiet=json)
+    records = [_whole(state, record) for record in _wait(client, before, requests, quiet=json)]
     if json:
         output.json_document({"drills": [msgspec.to_builtins(record) for record in records]})
     else:
@@ -252,6 +253,18 @@ def _books(config: Path, dataset: str | None) -> list[tuple[str, Path]]:
         there = ", ".join(names) or "none"
         raise UsageError(f"there is no dataset {dataset!r} here", hint=f"configured: {there}")
     return [(name, drills_path(loaded.node.state, name)) for name in names if dataset in (None, name)]
+
+
+def _whole(state: Path, record: DrillRecord) -> DrillRecord:
+    """The record as the book has it; the status gives a short form."""
+    from replicad.db.drills import Drills
+    from replicad.work.drill_book import drills_path
+
+    path = drills_path(state, record.dataset)
+    if not record.number or not path.exists():
+        return record
+    with closing(Drills(path, readonly=True)) as book:
+        return book.record(record.number) or record
 
 
 def _read(path: Path, limit: int | None) -> list[DrillRecord]:

@@ -185,6 +185,10 @@ def _dataset(section: Section, wrong: Finding, doubt: Finding) -> None:
     scratch = section.values.get("drill_scratch")
     if scratch is not None and not scratch.is_dir():
         doubt((*section.place, "drill_scratch"), f"{scratch} is no directory now; there are no drills until it is")
+    for index, validator in enumerate(section.values.get("validators", ())):
+        if validator.command and not shutil.which(validator.command[0]):
+            text = f'there is no program "{validator.command[0]}"; drills that need it find nothing out'
+            doubt((*section.place, "validators", index), text)
     for hook in ("hook_pre", "hook_post"):
         program = section.values.get(hook, ())[:1]
         if program and program[0] and not shutil.which(program[0]):

@@ -128,6 +128,11 @@ class Drills:
         )
         return [_record.decode(body) for (body,) in reversed(rows)]
 
+    def record(self, number: int) -> DrillRecord | None:
+        """The drill with this number, None when it is not in the history."""
+        body = self._db.value("SELECT body FROM drill WHERE number = ?", (number,))
+        return _record.decode(body) if body else None
+
     def last_success_ns(self, replica: str) -> int:
         """When the last drill that proved something ended; 0 = never. Of paths that a person chose nothing follows."""
         query = "SELECT body FROM drill WHERE replica = ? AND outcome = ? ORDER BY number DESC"

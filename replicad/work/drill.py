@@ -58,12 +58,13 @@ class Drill:
         in_book: InBook,
         status: DrillStatus,
         stopped: Callable[[], bool],
+        turnstile: asyncio.Lock,
     ) -> None:
-        """`stopped` tells work in threads to end early."""
+        """`stopped` tells work in threads to end early; `turnstile` lets one drill of a node restore at a time."""
         self._dataset, self._replica, self._dial, self._status = dataset, replica, dial, status
         self._book, self._in_book = book, in_book
         self._clock, self._disk = Clock(), Disk()
-        self._stopped = stopped
+        self._stopped, self._turnstile = stopped, turnstile
         self.record = DrillRecord(dataset.config.name, replica)
 
     async def run(self, kind: str, globs: Sequence[bytes], base: Path, live: Sequence[tuple[str, Path]]) -> DrillRecord:
@@ -75,13 +76,16 @@ class Drill:
         record.kind, record.started_ns, record.outcome = kind, self._clock.now_ns(), Outcome.PROVEN
         try:
             check_apart(base, live)
-            self._show("choosing", 0)
+            self._show("choosing", 0, "a pass is under way" if self._dataset.turn.locked() else "")
             chooser = Chooser(self._dataset, self._replica, self._book, self._in_book, self._limit_bytes(base))
             choice = await chooser.run(kind, globs, record.started_ns)
             if choice is None:
                 record.blame(Outcome.INCONCLUSIVE, "nothing has been replicated yet")
-            elif await self._is_fit(choice, base):
-                await self._in_scratch(choice, base)
+            else:
+                self._show("waiting", 0, "another drill of this node restores" if self._turnstile.locked() else "")
+                async with self._turnstile:
+                    if await self._is_fit(choice, base):
+                        await self._in_scratch(choice, base)
         except (PeerError, StoreDamagedError) as error:
             record.blame(Outcome.FAILED, str(error))
         except ReplicadError as error:
@@ -250,8 +254,8 @@ class Drill:
                 if said.outcome is not Outcome.PROVEN:
                     await self._in_book(partial(self._book.unprove, subject.path))
 
-    def _show(self, state: str, total: int) -> None:
-        self._status.state, self._status.reason = state, ""
+    def _show(self, state: str, total: int, reason: str = "") -> None:
+        self._status.state, self._status.reason = state, reason
         self._status.done_bytes, self._status.total_bytes = 0, total
 
 

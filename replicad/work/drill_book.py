@@ -26,6 +26,8 @@ class DrillBook:
         self._path = path
         self._executor = ThreadPoolExecutor(1, "drill")
         self._book: Drills | None = None
+        self.turn = asyncio.Lock()
+        """One drill at a time chooses in it."""
         self.stopping = threading.Event()
         """Set when work in the thread should end early."""
 

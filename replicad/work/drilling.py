@@ -4,8 +4,8 @@ A drill is due `drill_every` after the last one; one that failed is repeated aft
 after an hour. Its result is a state of the dataset, shown and counted; only what keeps the loop from working at all (a
 book that cannot be opened) is a failure of the job.
 
-**Never** moves the last success for anything but a proven drill. Drills of a node take turns: they share scratch space
-and link.
+**Never** moves the last success for anything but a proven drill. Drills of a dataset take turns, since they share its
+book; restores of a node do, since they share scratch space and link.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from replicad.db.drills import Drills
 from replicad.model.drill import DrillRecord, Outcome, next_ns, trend
@@ -31,6 +33,7 @@ log = logger("work.drill")
 
 LOOK_S = 30.0
 """How often it looks whether a drill is due, and whether there is a first snapshot."""
+SHOWN_REASONS = 10
 NO_SCRATCH = "no drill_scratch is set"
 
 
@@ -139,7 +142,7 @@ class Drilling:
                     self._served()
                 self._show("waiting", "nothing has been replicated yet")
                 return
-            async with self._turnstile:
+            async with self._in_book.turn:
                 await self._drill(book, base)
             await self._in_book(lambda: self._recall(book))
         if self.status.drill_every_s:
@@ -171,7 +174,14 @@ class Drilling:
         self._in_book.stopping.clear()
         status.started_ns = self._clock.now_ns()
         drill = Drill(
-            self._dataset, self._replica, self._dial, book, self._in_book, status, self._in_book.stopping.is_set
+            self._dataset,
+            self._replica,
+            self._dial,
+            book,
+            self._in_book,
+            status,
+            self._in_book.stopping.is_set,
+            self._turnstile,
         )
         record = await drill.run(asked.kind if asked else "sampled", asked.globs if asked else (), base, self._live())
         record.request = asked.number if asked else 0
@@ -202,7 +212,7 @@ class Drilling:
             book.put(since, self._clock.now_ns())
         status.since_ns = book.get(since)
         history = book.history(self._replica, limit=50)
-        status.last = history[-1] if history else None
+        status.last = _short(history[-1]) if history else None
         regular = [record for record in history if record.kind != "paths"]
         status.next_ns = next_ns(regular[-1] if regular else None, config.drill_every_s) if config.drill_every_s else 0
         status.last_success_ns = book.last_success_ns(self._replica)
@@ -222,3 +232,8 @@ class Drilling:
     def _show(self, state: str, reason: str) -> None:
         self.status.state, self.status.reason = state, reason
         self.status.done_bytes = self.status.total_bytes = 0
+
+
+def _short(record: DrillRecord) -> DrillRecord:
+    """A record for the status, which is given out often; the book has all of it."""
+    return msgspec.structs.replace(record, reasons=record.reasons[:SHOWN_REASONS], validated=[])
