@@ -184,3 +184,27 @@ def test_an_unprivileged_daemon_drills_and_says_what_it_could_not_set(tmp_path: 
         assert record["metadata_not_set"] and record["compared_files"] == 46
         assert any("secret" in line or "device" in line for line in record["metadata"]), record  # type: ignore[attr-defined]
         assert list(scratch_of(tmp_path).iterdir()) == []
+
+
+def test_a_reload_begins_a_drill_anew_and_a_stop_gives_it_up(tmp_path: Path) -> None:
+    """Whoever waits for a drill gets it from the changed configuration; a daemon that stops leaves neither a process
+    nor a scratch directory."""
+    root = tmp_path / "www"
+    root.mkdir()
+    (root / "a").write_bytes(os.urandom(1000))
+    sleep = ["/bin/sh", "-c", f"sleep {SLEEP_S}", "look"]
+    options = f'drill_every = 0\nvalidators = [{{kind = "command", pattern = "a", command = {json.dumps(sleep)}}}]'
+    with drilled_pair(tmp_path, root, options) as pair:
+        scratch = scratch_of(tmp_path)
+        Client(pair.primary.state).drill("www")
+        wait_until(sleepers, "the validator runs")
+        replicad("drill", "run", "www", "--config", pair.primary.config, code=2)
+        before, directory = sleepers(), list(scratch.iterdir())
+        text = pair.primary.config.read_text()
+        pair.primary.config.write_text(text.replace("drill_every = 0", "drill_every = 0\nrpo = '1h'"))
+        pair.primary.hang_up()
+        wait_until(lambda: set(sleepers()) - set(before), "the drill begins anew")
+        assert list(scratch.iterdir()) != directory and len(list(scratch.iterdir())) == 1
+        assert pair.primary.status().drills[0].requested == 1
+        assert pair.primary.stop() == 0
+        assert list(scratch.iterdir()) == [] and sleepers() == []
