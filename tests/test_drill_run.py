@@ -319,3 +319,15 @@ async def test_a_chosen_file_comes_with_what_is_above_it_and_a_subject_with_all_
     assert shown == ["", "a", "a/b", "a/b/file", "pg", "pg/empty", "pg/link", "pg/x", "z"]
     await in_book.close()
     book.close()
+
+
+async def test_a_rename_that_the_replica_has_not_heard_of_is_not_its_loss(tmp_path: Path) -> None:
+    """The content is old and the name is new: the snapshot has no such name, so nothing can be said of it."""
+    async with site(tmp_path) as made, replica(tmp_path / "store2") as second:
+        await made.here.sync(second, "fra2")
+        (made.here.root / "b").rename(made.here.root / "new")
+        await made.here.sync(made.there)
+        made.dial, made.job = second.dial, made.drilling("fra2")
+        record = await made.drill()
+        assert record.outcome is Outcome.INCONCLUSIVE, record.reasons
+        assert (record.uncompared_files, record.compared_files) == (1, 1)
