@@ -33,6 +33,8 @@ from replicad.work.drill_digest import NOTHING, chain
 PAGE_FILES = 500
 """Files looked up in one go of the ledger's thread; a pass and a scrub wait for no more."""
 PAGE_BLOCKS = 16_384
+FEW_BLOCKS = 16
+"""Files with so many blocks at most are looked up many at once: a hop for each would cost more than the look."""
 MAX_NAMES = 1000
 """Names of one file that are drilled."""
 SQLITE_BESIDE = (b"-wal", b"-journal", b"-shm")
@@ -200,8 +202,12 @@ class Chooser:
 
     async def _take_alone(self, named: Sequence[tuple[bytes, Known]]) -> None:
         chosen: list[Chosen] = []
+        settled = [known for _path, known in named if known.seq <= self._covered]
+        digests = await self._dataset.in_ledger(_small_digests, self._dataset.ledger, settled, self._covered)
         for path, known in named:
-            digest = await self._digest(known) if known.seq <= self._covered else None
+            digest = digests.get(known.file) if known.seq <= self._covered else None
+            if digest is None and known.seq <= self._covered and _blocks_of(known) > FEW_BLOCKS:
+                digest = await self._digest(known)
             if digest is None:
                 self._choice.younger += 1
             else:
@@ -210,13 +216,29 @@ class Chooser:
 
     async def _digest(self, known: Known) -> bytes | None:
         """What the ledger expects of a file; None when the snapshot has not all of it."""
-        digest, end = NOTHING, block_count(known.size, known.block_bytes) if known.size else 0
+        digest, end = NOTHING, _blocks_of(known)
         for first in range(0, end, PAGE_BLOCKS):
             page = await self._dataset.in_ledger(_page_digest, self._dataset.ledger, known.file, first, end, digest)
             if page[1] > self._covered:
                 return None
             digest = page[0]
         return digest
+
+
+def _blocks_of(known: Known) -> int:
+    return block_count(known.size, known.block_bytes) if known.size else 0
+
+
+def _small_digests(ledger: Ledger, files: Sequence[Known], covered: int) -> dict[int, bytes]:
+    """What the ledger expects of files with few blocks, by file number, in one go; of those that the snapshot has."""
+    small = {known.file: _blocks_of(known) for known in files if _blocks_of(known) <= FEW_BLOCKS}
+    found = LookUp(ledger.database).first_blocks(list(small), FEW_BLOCKS)
+    digests: dict[int, bytes] = {}
+    for file, end in small.items():
+        rows = [row for number, row in sorted(found.get(file, {}).items()) if number < end]
+        if all(row.seq <= covered for row in rows):
+            digests[file] = chain(NOTHING, ((row.number, row.id) for row in rows))
+    return digests
 
 
 def _page_digest(ledger: Ledger, file: int, first: int, end: int, digest: bytes) -> tuple[bytes, int]:
