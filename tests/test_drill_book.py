@@ -22,7 +22,7 @@ def a_record(outcome: Outcome, ended_ns: int, kind: str = "sampled") -> DrillRec
 
 def test_only_a_proven_drill_of_the_dataset_is_a_success(book: Drills, tmp_path: Path) -> None:
     """Failures, doubts and drills of chosen paths move nothing; the history survives in another connection."""
-    assert book.last_success_ns("fra1") == 0
+    assert book.proven("fra1", 9) == []
     for number, record in enumerate(
         [
             a_record(Outcome.PROVEN, 10),
@@ -33,10 +33,12 @@ def test_only_a_proven_drill_of_the_dataset_is_a_success(book: Drills, tmp_path:
         1,
     ):
         assert book.add(record).number == number
-    assert book.last_success_ns("fra1") == 10 and book.last_success_ns("other") == 0
-    assert book.counts("fra1") == {"proven": 2, "failed": 1, "inconclusive": 1}
+    assert [record.ended_ns for record in book.proven("fra1", 9)] == [10] and book.proven("other", 9) == []
+    book.add(a_record(Outcome.PROVEN, 50))
+    assert [record.ended_ns for record in book.proven("fra1", 1)] == [50]
+    assert book.counts("fra1") == {"proven": 3, "failed": 1, "inconclusive": 1}
     other = Drills(tmp_path / "drills.db", readonly=True)
-    assert [record.ended_ns for record in other.history("fra1", limit=3)] == [20, 30, 40]
+    assert [record.ended_ns for record in other.history("fra1", limit=3)] == [30, 40, 50]
     other.close()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kit_drill import drill, drilled_pair, scratch_of
+from replicad.work import check_postgres
 from replicad.work.pg_pages import look_at_pages
 
 PROGRAMS = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nowhere"))
@@ -102,7 +103,7 @@ def test_a_postgresql_cluster_under_load_starts_from_the_restored_copy(tmp_path:
         assert said.stdout.strip() == "t", "the live cluster lives"
 
 
-def test_a_damaged_cluster_fails_its_drill(tmp_path: Path) -> None:
+def test_a_damaged_cluster_fails_its_drill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was damaged before it was replicated comes back as it was, and the validator says what is wrong with it;
     without the server's programs, our own look at the pages says the same."""
     tmp_path.chmod(0o711)
@@ -118,11 +119,19 @@ def test_a_damaged_cluster_fails_its_drill(tmp_path: Path) -> None:
     copy = cluster.directory / "copy"
     pages = look_at_pages(copy)
     assert pages.checked > 1000 and not pages.bad and not pages.without
+    with monkeypatch.context() as host:
+        host.setattr(check_postgres, "PLACES", ())
+        host.setenv("PATH", "")
+        assert check_postgres.check_postgresql(copy) is None
     with (copy / relation).open("r+b") as file:
         file.seek(8192 * 7 + 4000)
         file.write(b"rot")
     pages = look_at_pages(copy)
     assert pages.bad == 1 and pages.first_bad == f"{relation} page 7"
+    with monkeypatch.context() as host:
+        host.setattr(check_postgres, "PLACES", ())
+        host.setenv("PATH", "")
+        assert "fail their checksum" in str(check_postgres.check_postgresql(copy))
     shutil.move(copy, root / "pg")
     options = 'drill_every = 0\nvalidators = [{kind = "postgresql", pattern = "pg"}]'
     with drilled_pair(tmp_path, root, options) as pair:

@@ -133,14 +133,18 @@ class Drills:
         body = self._db.value("SELECT body FROM drill WHERE number = ?", (number,))
         return _record.decode(body) if body else None
 
-    def last_success_ns(self, replica: str) -> int:
-        """When the last drill that proved something ended; 0 = never. Of paths that a person chose nothing follows."""
+    def proven(self, replica: str, limit: int) -> list[DrillRecord]:
+        """The last drills of the dataset that were proven, oldest first. Of paths that a person chose nothing follows
+        for the dataset."""
+        found: list[DrillRecord] = []
         query = "SELECT body FROM drill WHERE replica = ? AND outcome = ? ORDER BY number DESC"
         for (body,) in self._db.rows(query, (replica, Outcome.PROVEN.value)):
             record = _record.decode(body)
             if record.kind != "paths":
-                return record.ended_ns
-        return 0
+                found.append(record)
+            if len(found) == limit:
+                break
+        return found[::-1]
 
     def counts(self, replica: str) -> dict[str, int]:
         """How many drills had each outcome."""

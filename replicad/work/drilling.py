@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from replicad.db.drills import Drills
-from replicad.model.drill import DrillRecord, Outcome, next_ns, trend
+from replicad.model.drill import TREND_POINTS, DrillRecord, Outcome, next_ns, trend
 from replicad.model.errors import ReplicadError, UsageError
 from replicad.status import DrillStatus, printable
 from replicad.system.clock import Clock
@@ -33,6 +33,8 @@ log = logger("work.drill")
 
 LOOK_S = 30.0
 """How often it looks whether a drill is due, and whether there is a first snapshot."""
+RECENT = 50
+"""Drills among which the last one that was no person's choice of paths is looked for."""
 SHOWN_REASONS = 10
 NO_SCRATCH = "no drill_scratch is set"
 
@@ -211,13 +213,13 @@ class Drilling:
         if not book.get(since):
             book.put(since, self._clock.now_ns())
         status.since_ns = book.get(since)
-        history = book.history(self._replica, limit=50)
+        history = book.history(self._replica, limit=RECENT)
         status.last = _short(history[-1]) if history else None
         regular = [record for record in history if record.kind != "paths"]
         status.next_ns = next_ns(regular[-1] if regular else None, config.drill_every_s) if config.drill_every_s else 0
-        status.last_success_ns = book.last_success_ns(self._replica)
         status.drills = book.counts(self._replica)
-        proven = [record for record in regular if record.outcome is Outcome.PROVEN and record.estimate_s]
+        proven = book.proven(self._replica, TREND_POINTS)
+        status.last_success_ns = proven[-1].ended_ns if proven else 0
         status.estimate_s = proven[-1].estimate_s if proven else 0.0
         status.trend = trend([(record.ended_ns, record.estimate_s) for record in proven])
         coverage = book.coverage(self._replica)
