@@ -331,3 +331,20 @@ async def test_a_rename_that_the_replica_has_not_heard_of_is_not_its_loss(tmp_pa
         record = await made.drill()
         assert record.outcome is Outcome.INCONCLUSIVE, record.reasons
         assert (record.uncompared_files, record.compared_files) == (1, 1)
+
+
+async def test_a_drill_asked_for_during_another_one_is_a_drill_of_its_own(tmp_path: Path) -> None:
+    """The one under way, which was due by itself, does not answer for it."""
+    async with site(tmp_path, drill_every_s=3600.0, drill_within_s=7200.0) as made:
+
+        async def ask() -> Channel:
+            made.dial = made.there.dial
+            made.job.request("full", ())
+            return await made.there.dial()
+
+        made.dial = ask
+        await made.job.step()
+        status = made.job.status
+        assert (status.requested, status.served) == (1, 0) and status.last is not None and status.last.request == 0
+        await made.job.step()
+        assert status.served == 1 and status.last.request == 1 and status.last.kind == "full"

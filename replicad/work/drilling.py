@@ -198,7 +198,9 @@ class Drilling:
             bytes=record.bytes,
             reason=printable(record.reasons[0]) if record.reasons else "",
         )
-        self._served()
+        status.started_ns = 0
+        if asked:  # one that was asked for meanwhile is still to come
+            self._served()
 
     def _remember(self, book: Drills, record: DrillRecord) -> None:
         """In the book's thread."""
