@@ -20,20 +20,18 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import aiofiles
-
 from replicad import __version__
 from replicad.config import ClientConfig, Config, DatasetConfig, ReplicaConfig, load
 from replicad.db.findings import Findings
-from replicad.http.contract import Directed, RepairResult, ScrubRequest, SyncRequest
+from replicad.http.contract import Directed, DrillRequest, RepairResult, ScrubRequest, SyncRequest, scrub_request
 from replicad.http.server import HttpServer
 from replicad.link.reception import House, Reception
 from replicad.link.ssh import Dialler, Listener, listen
 from replicad.link.unix import SOCKET_NAME, serve_unix
 from replicad.model.block import self_test
 from replicad.model.divergence import Divergence, Side
-from replicad.model.errors import ConfigError, LinkError, ReplicadError, UsageError
-from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, ScrubStatus, encode
+from replicad.model.errors import ConfigError, ReplicadError, UsageError
+from replicad.status import DatasetStatus, JobStatus, NodeStatus, ScrubStatus
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
@@ -43,11 +41,14 @@ from replicad.system.notify import Notifier
 from replicad.work import orders
 from replicad.work.clients import Clients
 from replicad.work.dataset import Dataset
-from replicad.work.job import Job, Runner, log_failure
+from replicad.work.drill_loops import DrillLoops
+from replicad.work.job import Job, Runner, log_failure, log_session_end
+from replicad.work.last_status import write_down
 from replicad.work.lookouts import Lookouts
 from replicad.work.mended import Mended
 from replicad.work.replicate import Replication
 from replicad.work.scouts import Scouts
+from replicad.work.scratch import Live, live_places
 from replicad.work.scrub import Scrubbing, policy_of
 from replicad.work.scrubs import Answer, Scrubs
 from replicad.work.shelves import Shelves
@@ -90,7 +91,7 @@ class Daemon:
         self._pool = ThreadPoolExecutor(config.node.threads, "work")
         self._scouts, self._lookouts = Scouts(), Lookouts()
         self.scrub_pool = ThreadPoolExecutor(SCRUB_THREADS, "scrub")
-        self._turnstile = asyncio.Lock()
+        self._turnstile, self._drill_turn = asyncio.Lock(), asyncio.Lock()
         self.surfaces = surfaces
         self._replica: ReplicaSide | None = None
         self._datasets: dict[str, Protected] = {}
@@ -132,7 +133,8 @@ class Daemon:
         status.now_ns = self._clock.now_ns()
         status.datasets = [line for part in self._datasets.values() for line in part.statuses]
         parts = list(self._datasets.values())
-        status.jobs = [line for part in parts for line in (*part.jobs, *part.scrubs.jobs, *part.tendings.jobs)]
+        status.jobs = [line for part in parts for line in part.job_lines()]
+        status.drills = [line for part in parts for line in part.drills.statuses]
         status.scrubs = [line for p in parts for line in (*p.scrubs.statuses, *p.tendings.statuses)]
         if self._replica:
             status.scrubs = status.scrubs + self._replica.scrubs.statuses
@@ -147,6 +149,13 @@ class Daemon:
         """Ask for a pass of one dataset, or of all. Raises UsageError."""
         chosen = [self._protected(dataset)] if dataset else list(self._datasets.values())
         return [request for part in chosen for request in part.request()]
+
+    def request_drill(self, dataset: str | None, *, full: bool, globs: Sequence[bytes]) -> list[DrillRequest]:
+        """Ask for a drill of one dataset, or of all, from each replica. Raises UsageError."""
+        kind = "paths" if globs else "full" if full else "sampled"
+        chosen = [self._protected(dataset)] if dataset else list(self._datasets.values())
+        lines = [line for part in chosen for line in part.drills.request(kind, globs)]
+        return [DrillRequest(line.dataset, line.replica, line.requested) for line in lines]
 
     def release(self, dataset: str) -> None:
         """Let a held dataset go on. Raises UsageError."""
@@ -166,7 +175,7 @@ class Daemon:
                 action, for_s, lambda line: dataset in (None, line.dataset) and side in (None, line.side)
             )
         until_ns = min((answer.until_ns for answer in answers), default=0)
-        return Directed([_scrub_request(answer.status, answer.number) for answer in answers], until_ns)
+        return Directed([scrub_request(answer.status, answer.number) for answer in answers], until_ns)
 
     async def _direct_replicas(
         self, action: str, dataset: str | None, side: str | None, parts: Sequence[Protected]
@@ -280,6 +289,7 @@ class Daemon:
             parts[name] = Protected(config, dataset, diallers, self._pool, self._scouts, self._clock, self._disk)
             opening = partial(self.surfaces.primary, parts[name].dataset, self.scrub_pool, self._lookouts, self._clock)
             parts[name].scrub(opening, self._turnstile)
+            parts[name].drill(config.node.state, diallers, lambda: live_places(self._config), self._drill_turn)
             if name in before:
                 parts[name].take_over(before[name])
             parts[name].start()
@@ -303,22 +313,11 @@ class Daemon:
         while not self._stop.is_set():
             notifier.watchdog()
             if self._clock.monotonic_s() - remembered_s >= REMEMBER_S:
-                await self._remember()
+                await write_down(self._config.node.state, self.status(), self._disk)
                 remembered_s = self._clock.monotonic_s()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), every)
-        await self._remember()
-
-    async def _remember(self) -> None:
-        """Write the status down. That the disk has no room for it is shown by the jobs that need the room."""
-        path = self._config.node.state / LAST_STATUS
-        fresh = path.with_suffix(".new")
-        try:
-            async with aiofiles.open(fresh, "wb") as file:
-                await file.write(encode(self.status()))
-            await asyncio.to_thread(self._disk.rename_durable, fresh, path)
-        except (OSError, ReplicadError) as error:
-            log.warning("the status could not be written down", file=path, reason=str(error))
+        await write_down(self._config.node.state, self.status(), self._disk)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -384,7 +383,7 @@ class ReplicaSide:
             software=SOFTWARE,
             clients=daemon.clients,
             serve=self.shelves.serve,
-            report=_report_session,
+            report=log_session_end,
             max_sessions=config.listen.max_sessions,
             window_bytes=config.listen.window_bytes,
         )
@@ -470,16 +469,6 @@ def _repair_result(found: Divergence, mended: Mended) -> RepairResult:
     return RepairResult(found.id, mended.remedy.value, mended.result, mended.text)
 
 
-def _scrub_request(status: ScrubStatus, number: int) -> ScrubRequest:
-    return ScrubRequest(status.dataset, status.side, status.peer, number)
-
-
-def _report_session(error: ReplicadError) -> None:
-    """A session that ended badly."""
-    level = log.info if isinstance(error, LinkError) else log.warning
-    level("session ended", peer=error.where, reason=error.what, hint=error.hint)
-
-
 @dataclass(slots=True)
 class _Loop:
     """One running job."""
@@ -522,11 +511,16 @@ class Protected:
             self.tendings.add(dialler.replica.name, dialler.dial, self._loops[-1].wake)
         self._tasks: list[asyncio.Task[None]] = []
 
+    def job_lines(self) -> list[JobStatus]:
+        """How all its loops are."""
+        return [*self.jobs, *self.scrubs.jobs, *self.tendings.jobs, *self.drills.jobs]
+
     def start(self) -> None:
         """Start watching and replicating."""
         self._tasks = [asyncio.create_task(loop.runner.run()) for loop in self._loops]
         self._tasks.append(asyncio.create_task(self._dataset.watch_forever()))
         self.tendings.start()
+        self.drills.start()
         if self._scrub_job:
             self.scrubs.start(self._scrub_job)
 
@@ -546,6 +540,12 @@ class Protected:
         policy = policy_of(self.config)
         self._scrub_job = Scrubbing(open_surface, in_book, status, lambda: policy, self._clock, turnstile=turnstile)
 
+    def drill(self, state: Path, diallers: Sequence[Dialler], live: Live, turnstile: asyncio.Lock) -> None:
+        """Drill it as well, once it is started."""
+        self.drills = DrillLoops(self._dataset, state, live, self._clock, log_failure, turnstile)
+        for dialler in diallers:
+            self.drills.add(dialler.replica.name, dialler.dial)
+
     def take_over(self, before: Protected) -> None:
         """Go on in place of a part that was configured otherwise: who waits for a pass of that one gets one of this."""
         asked = {status.replica: status for status in before.statuses}
@@ -554,6 +554,7 @@ class Protected:
                 status.pass_requested, status.pass_served = old.pass_requested, old.pass_served
         if self._scrub_job and before._scrub_job:
             self._scrub_job.take_over(before._scrub_job)
+        self.drills.take_over(before.drills)
 
     def request(self) -> list[SyncRequest]:
         """Ask for a pass to every replica."""
@@ -579,6 +580,7 @@ class Protected:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.scrubs.close()
         await self.tendings.close()
+        await self.drills.close()
         for loop in self._loops:
             await loop.job.close()
         await self._dataset.close()

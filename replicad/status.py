@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from replicad.model.drill import DrillRecord, Outcome, Trend, is_overdue
+
 LAST_STATUS = "last-status.json"
 """File in the state directory with what the daemon said last: shown when it cannot be asked."""
 MAX_NAMED = 100
@@ -147,6 +149,45 @@ class ScrubStatus(msgspec.Struct):
     """Repairs by themselves have stopped: too many within an hour."""
 
 
+class DrillStatus(msgspec.Struct):
+    """How the drills of one dataset from one replica stand (primary side). Times are ns since 1970, 0 = never."""
+
+    dataset: str
+    replica: str
+    state: str = "starting"
+    """starting, idle, off (never by itself), waiting (something is not there yet), choosing, restoring, comparing,
+    validating, cleaning, failed (it could not be run at all)."""
+    reason: str = ""
+    drill_every_s: float = 0.0
+    drill_within_s: float = 0.0
+    rto_s: float = 0.0
+    requested: int = 0
+    """Raised by each `drill run`; `served` follows when that drill has ended."""
+    served: int = 0
+    started_ns: int = 0
+    """When the drill under way began."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    """Of its present phase."""
+    since_ns: int = 0
+    """Since when drills are wanted."""
+    next_ns: int = 0
+    last_success_ns: int = 0
+    """When the last proven drill ended; never moved by anything else."""
+    last: DrillRecord | None = None
+    """The last drill, whatever came of it."""
+    drills: dict[str, int] = {}
+    """Drills in the history by outcome."""
+    files: int = 0
+    never_files: int = 0
+    """Files that were never drilled."""
+    oldest_ns: int = 0
+    """All other files were drilled after this."""
+    estimate_s: float = 0.0
+    """How long a restore of the whole dataset would take, by the last drill that was proven; 0 = unknown."""
+    trend: Trend = Trend("unknown")
+
+
 class JobStatus(msgspec.Struct):
     """One loop of the daemon."""
 
@@ -182,6 +223,7 @@ class NodeStatus(msgspec.Struct):
     datasets: list[DatasetStatus] = []
     stores: list[StoreStatus] = []
     scrubs: list[ScrubStatus] = []
+    drills: list[DrillStatus] = []
     jobs: list[JobStatus] = []
 
 
@@ -189,8 +231,8 @@ class Finding(msgspec.Struct, frozen=True):
     """One thing that a person should know about, and what to type or do next. `kind` is API:
 
     held, rotten, unread, failed, lag (of a dataset); damaged, full (of a store); divergence, lost, inconclusive,
-    breaker, scrub, suspect (of one side of a dataset); job, config (of the daemon); and link, which alone among them
-    says that a peer is out of reach rather than that something is wrong here.
+    breaker, scrub, suspect (of one side of a dataset); drill, rto (of a dataset and a replica); job, config (of the
+    daemon); and link, which alone among them says that a peer is out of reach rather than that something is wrong here.
     """
 
     kind: str
@@ -221,6 +263,8 @@ def findings(status: NodeStatus) -> list[Finding]:
         found += _store_findings(store)
     for scrub in status.scrubs:
         found += _scrub_findings(scrub, status)
+    for drill in status.drills:
+        found += _drill_findings(drill, status.now_ns)
     full = any(store.state == "full" for store in status.stores)
     if 0 <= status.store_free_bytes < status.store_reserve_bytes and not full:
         text = f"only {status.store_free_bytes} bytes are free, the reserve is {status.store_reserve_bytes}"
@@ -325,6 +369,23 @@ def _scrub_findings(line: ScrubStatus, status: NodeStatus) -> list[Finding]:
     if line.suspects:
         text = f"{line.suspects} changes look like damage; the versions before are kept"
         add("suspect", text, f"{there}replicad suspects list {line.dataset}")
+    return found
+
+
+def _drill_findings(line: DrillStatus, now_ns: int) -> list[Finding]:
+    found, where, last = list[Finding](), f"{line.dataset} from {line.replica}", line.last
+    again = f"replicad drill run {line.dataset}"
+    if last is not None and last.outcome is Outcome.FAILED:
+        text = f"the last drill failed: {last.reasons[0] if last.reasons else 'no reason was recorded'}"
+        found.append(Finding("drill", where, text, f"docs/DRILLS.md, then: {again}"))
+    elif is_overdue(line.last_success_ns, line.since_ns, now_ns, line.drill_every_s):
+        proven = "is too long ago" if line.last_success_ns else "there was never one"
+        why = last.reasons[0] if last is not None and last.reasons else line.reason
+        text = f"no drill has proven lately that this comes back ({proven})" + (f": {why}" if why else "")
+        found.append(Finding("drill", where, text, again))
+    if 0 < line.rto_s < line.estimate_s:
+        text = f"a restore of everything would take {line.estimate_s:.0f} s, the objective is {line.rto_s:.0f} s"
+        found.append(Finding("rto", where, text, f"replicad drill history {line.dataset}"))
     return found
 
 

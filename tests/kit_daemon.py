@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from replicad.http.contract import Directed, RepairResult, ScrubRequest, SyncRequest
+from replicad.http.contract import Directed, DrillRequest, RepairResult, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
+from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.errors import ReplicadError, UsageError
-from replicad.status import DatasetStatus, JobStatus, NodeStatus, ScrubStatus, StoreStatus, Trouble
+from replicad.status import DatasetStatus, DrillStatus, JobStatus, NodeStatus, ScrubStatus, StoreStatus, Trouble
 from replicad.system.clock import Clock
 
 S = 1_000_000_000
@@ -83,7 +84,34 @@ def a_scrub(dataset: str = "www", side: str = "primary", peer: str = "", **chang
     return _changed(line, changes)
 
 
-def a_node(*parts: DatasetStatus | StoreStatus | ScrubStatus | JobStatus, **changes: object) -> NodeStatus:
+def a_drill(dataset: str = "www", replica: str = "fra1", **changes: object) -> DrillStatus:
+    """Drills that are well: the last was proven a day ago."""
+    ended_ns = NOW_NS - 86_400 * S
+    last = DrillRecord(
+        dataset, replica, number=3, snapshot=40, started_ns=ended_ns - 60 * S, ended_ns=ended_ns, outcome=Outcome.PROVEN
+    )
+    line = DrillStatus(
+        dataset,
+        replica,
+        state="idle",
+        drill_every_s=7 * 86_400.0,
+        drill_within_s=90 * 86_400.0,
+        rto_s=7200.0,
+        since_ns=NOW_NS - 30 * 86_400 * S,
+        last_success_ns=ended_ns,
+        last=last,
+        drills={"proven": 3},
+        files=1000,
+        never_files=700,
+        oldest_ns=NOW_NS - 15 * 86_400 * S,
+        estimate_s=3600.0,
+    )
+    return _changed(line, changes)
+
+
+def a_node(
+    *parts: DatasetStatus | StoreStatus | ScrubStatus | DrillStatus | JobStatus, **changes: object
+) -> NodeStatus:
     """A node that has these parts, and one job that is well when no job is named."""
     node = NodeStatus(
         node="ams1",
@@ -95,6 +123,7 @@ def a_node(*parts: DatasetStatus | StoreStatus | ScrubStatus | JobStatus, **chan
         datasets=[part for part in parts if isinstance(part, DatasetStatus)],
         stores=[part for part in parts if isinstance(part, StoreStatus)],
         scrubs=[part for part in parts if isinstance(part, ScrubStatus)],
+        drills=[part for part in parts if isinstance(part, DrillStatus)],
         jobs=[part for part in parts if isinstance(part, JobStatus)] or [a_job()],
     )
     if node.stores:
@@ -135,6 +164,7 @@ class FakeDaemon:
         self.on_repair: Callable[[], Awaitable[None]] = _nothing
         """Awaited in the middle of a repair: here a test lets it take its time."""
         self.on_scrub: Callable[[], None] = lambda: None
+        self.on_drill: Callable[[], None] = lambda: None
 
     def status(self) -> NodeStatus:
         self.on_status()
@@ -155,6 +185,16 @@ class FakeDaemon:
         for line in self.node.datasets:
             if line.dataset == dataset:
                 line.held, line.state, line.reason = False, "idle", ""
+
+    def request_drill(self, dataset: str | None, *, full: bool, globs: Sequence[bytes]) -> list[DrillRequest]:
+        self._ask(f"drill {dataset}{' full' * full}{''.join(f' {glob.decode()}' for glob in globs)}")
+        requests = []
+        for line in self.node.drills:
+            if dataset in (None, line.dataset):
+                line.requested += 1
+                requests.append(DrillRequest(line.dataset, line.replica, line.requested))
+        self.on_drill()
+        return requests
 
     async def direct_scrub(self, action: str, dataset: str | None, side: str | None, for_s: float) -> Directed:
         self._ask(f"{action} {dataset} {side} {for_s:g}")

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_job, a_node, a_scrub, a_store
+from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_drill, a_job, a_node, a_scrub, a_store
 from replicad.http.metrics import FAMILIES, Exposition
+from replicad.model.drill import DrillRecord, Outcome
 from replicad.status import NodeStatus
 
 DOCS = Path(__file__).parents[1] / "docs" / "METRICS.md"
@@ -27,9 +28,10 @@ CONTRACT = {
     "replicad_job_last_success_timestamp_seconds", "replicad_oldest_verified_timestamp_seconds",
     "replicad_verified_bytes_total", "replicad_scrub_on_track", "replicad_divergent_blocks",
     "replicad_divergences_total", "replicad_repairs_total", "replicad_repair_breaker_open",
+    "replicad_drill_last_success_timestamp_seconds", "replicad_drill_estimated_restore_seconds",
 }  # fmt: skip
 """Names that others rely on."""
-LABELS = {"node", "version", "dataset", "replica", "client", "job", "side", "kind", "source", "result"}
+LABELS = {"node", "version", "dataset", "replica", "client", "job", "side", "kind", "source", "result", "outcome"}
 
 
 def values(node: NodeStatus) -> dict[str, float]:
@@ -46,7 +48,8 @@ def full_node() -> NodeStatus:
         a_scrub(side="replica", peer="fra1"),
         a_scrub("www", "replica", "ams1"),
     )
-    return a_node(a_dataset(), a_dataset("db", "lon1"), a_store(), a_job(), a_job("scan", failures=3), *scrubs)
+    parts = (a_dataset(), a_dataset("db", "lon1"), a_store(), a_job(), a_job("scan", failures=3), a_drill())
+    return a_node(*parts, *scrubs)
 
 
 def test_the_contract_is_kept() -> None:
@@ -261,3 +264,21 @@ def _until(found: Any) -> Any:
             pass  # not listening yet
         time.sleep(0.05)
     raise AssertionError("Prometheus did not get there in 30 s")
+
+
+def test_drills_are_told_as_they_are() -> None:
+    """The last success is that of a proven drill whatever came later; the last outcome is told by a flag of its own."""
+    last = DrillRecord("www", "fra1", ended_ns=NOW_NS, outcome=Outcome.FAILED)
+    found = values(a_node(a_drill(last=last, drills={"proven": 3, "failed": 1})))
+    labels = '{dataset="www",replica="fra1"}'
+    assert found[f"replicad_drill_last_success_timestamp_seconds{labels}"] == NOW_NS / S - 86_400
+    assert found[f"replicad_drill_last_timestamp_seconds{labels}"] == NOW_NS / S
+    assert (found[f"replicad_drill_failed{labels}"], found[f"replicad_drill_inconclusive{labels}"]) == (1, 0)
+    assert found[f"replicad_drill_estimated_restore_seconds{labels}"] == 3600
+    outcomes = {
+        outcome: found[f'replicad_drills_total{{dataset="www",outcome="{outcome}",replica="fra1"}}']
+        for outcome in Outcome
+    }
+    assert outcomes == {"proven": 3, "failed": 1, "inconclusive": 0}
+    never = values(a_node(a_drill(last=None, last_success_ns=0, drills={})))
+    assert never[f"replicad_drill_last_success_timestamp_seconds{labels}"] == 0

@@ -52,6 +52,7 @@ VERBS = (
     Verb("repair", "replicad.cli.repair", "repair", "Repair what was found, from proven blocks."),
     Verb("suspects", "replicad.cli.suspects", "suspects", "Show changes that look like damage, and release them."),
     Verb("scrub", "replicad.cli.scrub", "scrub", "Verify every byte now, hold that up, or see."),
+    Verb("drill", "replicad.cli.drill", "drill", "Rehearse a restore, and see what drills have proven."),
     Verb("snapshots", "replicad.cli.restore", "snapshots", "List what can be restored."),
     Verb("ls", "replicad.cli.travel", "ls", "List what a directory held in a snapshot."),
     Verb("cat", "replicad.cli.travel", "cat", "Print a file as it was in a snapshot."),

@@ -22,10 +22,12 @@ from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.cli.output import COLUMNS as COLUMNS
 from replicad.cli.output import wrapped as _wrapped
 from replicad.http.api import Client
+from replicad.model.drill import is_overdue
 from replicad.model.errors import LinkError
 from replicad.status import (
     LAST_STATUS,
     DatasetStatus,
+    DrillStatus,
     Finding,
     NodeStatus,
     ScrubStatus,
@@ -111,6 +113,8 @@ def render(now: NodeStatus, found: list[Finding], earlier: NodeStatus | None = N
         scrubs = [s for s in now.scrubs if s.dataset == line.dataset and (s.side == "primary" or not is_here(s, now))]
         lines += ["", *_dataset(line, now.now_ns, rate)]
         lines += [text for s in scrubs if s.peer in ("", line.replica) for text in _verified(s, now.now_ns)]
+        drills = [d for d in now.drills if (d.dataset, d.replica) == (line.dataset, line.replica)]
+        lines += [text for d in drills for text in _drilled(d, now.now_ns)]
     for store in now.stores:
         lines += ["", *_store(store, now.now_ns)]
         scrubs = [s for s in now.scrubs if (s.peer, s.dataset) == (store.client, store.dataset)]
@@ -197,6 +201,25 @@ def _verified(line: ScrubStatus, now_ns: int) -> Iterator[str]:
     if count := sum(line.divergent.values()):
         parts.append(f"{count:,} divergence{'s' * (count > 1)} open: replicad divergence list")
     yield from value_lines("verified", ", ".join(parts), bad=bool(count) or not line.on_track)
+
+
+def _drilled(line: DrillStatus, now_ns: int) -> Iterator[str]:
+    """One line: what the last drill came to, when that was proven last, how long a restore takes."""
+    last, parts = line.last, list[str]()
+    if line.started_ns:
+        parts.append(f"{line.state} now")
+    if last is not None:
+        parts.append(f"{last.outcome.value} {_age(last.ended_ns, now_ns)}")
+    else:
+        parts.append("never")
+    if last is not None and last.outcome != "proven":
+        parts.append(f"last proven {_age(line.last_success_ns, now_ns)}")
+    if line.estimate_s:
+        parts.append(f"a restore of everything takes about {output.show_duration(line.estimate_s)}")
+    if line.state in ("off", "waiting", "failed") and line.reason:
+        parts.append(line.reason)
+    is_late = is_overdue(line.last_success_ns, line.since_ns, now_ns, line.drill_every_s)
+    yield from value_lines("drilled", "; ".join(parts), bad=is_late or (last is not None and last.outcome == "failed"))
 
 
 def scrub_age(line: ScrubStatus, now_ns: int) -> str:

@@ -131,6 +131,11 @@ def _directories(sections: list[Section], wrong: Finding, canonical: Callable[[P
             _apart(dataset, earlier, wrong)
         for directory in own:
             _apart(dataset, directory, wrong)
+    for section in _named(sections, "dataset"):
+        if scratch := section.values.get("drill_scratch"):
+            place = _Directory("a scratch directory", canonical(scratch), (*section.place, "drill_scratch"))
+            for live in (*datasets, *own):  # a drill writes and removes there
+                _clear_of(place, live, wrong)
     state, store = own if len(own) == 2 else (None, None)
     if state and store and store.contains(state):
         wrong(state.place, f"{state.path} lies inside {store.what} {store.path}, where clients' directories are")
@@ -143,6 +148,12 @@ def _apart(one: _Directory, other: _Directory, wrong: Finding) -> None:
         wrong(one.place, f"{one.path} lies inside {other.what}, {other.path}")
     elif one.contains(other):
         wrong(other.place, f"{other.path} lies inside {one.what}, {one.path}")
+
+
+def _clear_of(one: _Directory, live: _Directory, wrong: Finding) -> None:
+    """`one` is no live directory, and neither lies in the other; the fault is always with `one`."""
+    if one.contains(live) or live.contains(one):
+        wrong(one.place, f"{one.path} overlaps {live.what}, {live.path}")
 
 
 def _private_key(path: Path, place: Place, wrong: Finding) -> None:
@@ -171,6 +182,13 @@ def _dataset(section: Section, wrong: Finding, doubt: Finding) -> None:
     path = section.values.get("path")
     if path is not None and not path.is_dir():
         doubt((*section.place, "path"), f"{path} is no directory now; the dataset is held until it is")
+    scratch = section.values.get("drill_scratch")
+    if scratch is not None and not scratch.is_dir():
+        doubt((*section.place, "drill_scratch"), f"{scratch} is no directory now; there are no drills until it is")
+    for index, validator in enumerate(section.values.get("validators", ())):
+        if validator.command and not shutil.which(validator.command[0]):
+            text = f'there is no program "{validator.command[0]}"; drills that need it find nothing out'
+            doubt((*section.place, "validators", index), text)
     for hook in ("hook_pre", "hook_post"):
         program = section.values.get(hook, ())[:1]
         if program and program[0] and not shutil.which(program[0]):

@@ -15,14 +15,17 @@ from typing import Any
 from replicad.config import units
 from replicad.config.values import (
     MAX_WINDOW_BYTES,
+    VALIDATOR_KINDS,
     ClientConfig,
     DatasetConfig,
     ListenConfig,
     NodeConfig,
     ReplicaConfig,
+    ValidatorConfig,
 )
 from replicad.model import pairing
 from replicad.model.block import LARGEST_BLOCK_BYTES, MIN_BLOCK_BYTES
+from replicad.model.glob import compile_globs
 
 Reader = Callable[[object], Any]
 """Turns a TOML value into a field's value; raises ValueError with what is wrong."""
@@ -85,6 +88,11 @@ def path(value: object) -> Path:
     if not text(value).startswith("/"):
         raise ValueError(f'"{value}" is not an absolute path')
     return Path(text(value))
+
+
+def path_or_none(value: object) -> Path | None:
+    """An absolute path, or an empty text for none."""
+    return path(value) if text(value) else None
 
 
 def address(value: object) -> str:
@@ -209,6 +217,29 @@ def hours(value: object) -> str:
     return text(value)
 
 
+def glob(value: object) -> str:
+    """A pattern that paths are chosen with, as `restore --path` takes it."""
+    compile_globs([text(value).encode()])
+    return text(value)
+
+
+def validator(value: object) -> ValidatorConfig:
+    """A table {kind, pattern, command, timeout}."""
+    if not isinstance(value, dict):
+        raise ValueError(f'must be a table, like {{kind = "sqlite", pattern = "*.db"}}, not {_kind(value)}')
+    read = {"kind": choice(*VALIDATOR_KINDS), "pattern": glob, "timeout": duration(1, 7 * DAY_S)}
+    if unknown := value.keys() - read.keys() - {"command"}:
+        raise ValueError(f"has an unknown key {min(unknown)!r}; known are kind, pattern, command, timeout")
+    if missing := {"kind", "pattern"} - value.keys():
+        raise ValueError(f"lacks {min(missing)!r}")
+    given = {key: reader(value[key]) for key, reader in read.items() if key in value}
+    command = value.get("command", [])
+    if not isinstance(command, list) or (given["kind"] == "command") != bool(command):
+        raise ValueError('needs command = ["program", "argument"] with kind "command", and with no other')
+    timeout = {"timeout_s": given.pop("timeout")} if "timeout" in given else {}
+    return ValidatorConfig(**given, command=tuple(map(text, command)), **timeout)
+
+
 def _with_unit(value: object, example: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value == 0:
         return "0"
@@ -313,6 +344,12 @@ TABLES = (
             Key("quiet_hours", "quiet_hours", hours),
             Key("repair", "repair", choice("auto", "ask")),
             Key("repair_limit", "repair_limit", whole(0, 1_000_000)),
+            Key("drill_every", "drill_every_s", duration(0, 365 * DAY_S)),
+            Key("drill_scratch", "drill_scratch", path_or_none),
+            Key("drill_within", "drill_within_s", duration(1, 3650 * DAY_S)),
+            Key("drill_limit", "drill_limit_bytes", size(1024)),
+            Key("rto", "rto_s", duration(0, 365 * DAY_S)),
+            Key("validators", "validators", validator, each=True),
         ),
         many=True,
     ),

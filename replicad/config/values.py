@@ -89,6 +89,23 @@ class ReplicaConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ValidatorConfig:
+    """An element of `validators`: what looks at restored data in a drill."""
+
+    kind: str
+    """One of VALIDATOR_KINDS."""
+    pattern: str
+    """Which paths it looks at (model/glob.py); a directory is looked at as a whole."""
+    command: tuple[str, ...] = ()
+    """Argument vector of kind "command", which is given the restored path as its last argument; no shell."""
+    timeout_s: float = 3600.0
+    """A validator that takes longer has found nothing out."""
+
+
+VALIDATOR_KINDS = ("sqlite", "postgresql", "gzip", "zip", "tar", "zstd", "qcow2", "command")
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetConfig:
     """`[[dataset]]`: a directory tree to protect."""
 
@@ -130,6 +147,17 @@ class DatasetConfig:
     """Whether rot in the dataset itself is repaired from a replica by itself ("auto"), or on command ("ask")."""
     repair_limit: int = 100
     """Blocks repaired by themselves within an hour; more, and a person is asked."""
+    drill_every_s: float = 7 * 86400.0
+    """A drill from each replica at this interval; 0 = none by itself."""
+    drill_scratch: Path | None = None
+    """Directory that drills restore into; without one there are no drills."""
+    drill_within_s: float = 90 * 86400.0
+    """Every file is drilled within this."""
+    drill_limit_bytes: int = 10 * 1024**3
+    """Bytes of scratch space that one drill takes at most."""
+    rto_s: float = 0.0
+    """The objective for a restore of the whole dataset; 0 = none."""
+    validators: tuple[ValidatorConfig, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,6 +256,24 @@ class Database:
         return ReplicadError(f"database error: {error}", where=where)
 
 
+def foreign_problems(path: Path) -> list[str]:
+    """What SQLite's integrity check says of a database that is none of ours, empty when it is sound. A journal beside
+    it is rolled back. For a process that opens no book: the check is SQLite's own, without our page checksums.
+
+    Raises ReplicadError when it could not be found out."""
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            found = [str(text) for (text,) in connection.execute("PRAGMA integrity_check(20)")]
+        finally:
+            connection.close()
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        return [str(error)]
+    except apsw.Error as error:
+        raise ReplicadError(f"SQLite cannot check it: {error}", where=str(path)) from error
+    return [] if found == ["ok"] else found
+
+
 def _named(problem: str) -> str:
     """What the integrity check says, with its number for a failed checksum in words."""
     return problem.replace(f"error code={apsw.SQLITE_IOERR_DATA}", "it fails its checksum")

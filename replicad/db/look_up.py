@@ -58,6 +58,37 @@ class LookUp:
                 found.setdefault(row[0], {})[row[1]] = BlockRow._make(row)
         return found
 
+    def files(self, after: tuple[int, bytes], limit: int) -> list[tuple[tuple[int, bytes], bytes, Known]]:
+        """The next described regular files, as the table lies: where to go on, path, what is recorded."""
+        rows = self._db.all(
+            f"SELECT e.directory, d.path, e.name, {ENTRY_COLUMNS} FROM entry e JOIN directory d ON d.id = e.directory"
+            " WHERE (e.directory, e.name) > (?, ?) AND +e.file > 0 AND e.size >= 0"
+            " ORDER BY e.directory, e.name LIMIT ?",
+            (*after, limit),
+        )
+        return [((row[0], row[2]), join(row[1], row[2]), Known._make(row[3:])) for row in rows]
+
+    def files_below(
+        self, path: bytes, after: tuple[bytes, bytes], limit: int
+    ) -> list[tuple[tuple[bytes, bytes], bytes, Known]]:
+        """The next described regular files below a directory: where to go on, path, what is recorded."""
+        rows = self._db.all(
+            f"SELECT d.path, e.name, {ENTRY_COLUMNS} FROM directory d JOIN entry e ON e.directory = d.id"
+            " WHERE (d.path = ? OR (d.path >= ? AND d.path < ?)) AND (d.path, e.name) > (?, ?)"
+            " AND +e.file > 0 AND e.size >= 0 ORDER BY d.path, e.name LIMIT ?",
+            (path, path + b"/", path + b"0", *after, limit),
+        )
+        return [((row[0], row[1]), join(row[0], row[1]), Known._make(row[2:])) for row in rows]
+
+    def size_below(self, path: bytes) -> int:
+        """Bytes of the regular files below a directory."""
+        size = self._db.value(
+            "SELECT coalesce(sum(e.size), 0) FROM directory d JOIN entry e ON e.directory = d.id"
+            " WHERE (d.path = ? OR (d.path >= ? AND d.path < ?)) AND +e.file > 0",
+            (path, path + b"/", path + b"0"),
+        )
+        return int(size)
+
     def name_count(self, file: int) -> int:
         """How many names the file with this number has."""
         return int(self._db.value("SELECT count(*) FROM entry WHERE file = ?", (file,)))

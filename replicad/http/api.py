@@ -19,6 +19,8 @@ from replicad.http.contract import (
     CONTROL_SOCKET,
     Accepted,
     Directed,
+    Drilled,
+    DrillRequest,
     Failure,
     Freed,
     Released,
@@ -76,6 +78,13 @@ class Client:
         given = [("dataset", dataset), ("side", side), ("for_s", f"{for_s:g}" if for_s else None)]
         query = [("action", action), *((key, value) for key, value in given if value is not None)]
         return self._ask("POST", "/scrub", query, Directed)
+
+    def drill(self, dataset: str | None = None, *, full: bool = False, globs: Sequence[str] = ()) -> list[DrillRequest]:
+        """Ask for a drill of a sample, of everything, or of what matches. Raises UsageError for what is not there."""
+        given = [("dataset", dataset), ("full", "1" if full else None)]
+        query = [(key, value) for key, value in given if value is not None]
+        query += [("path", glob) for glob in globs]
+        return self._ask("POST", "/drill", query, Drilled).requests
 
     def reload(self) -> list[str]:
         """Have the configuration read again; the problems found, empty when it is in force."""

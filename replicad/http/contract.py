@@ -1,13 +1,13 @@
 """Contract: what the HTTP server asks of the daemon, and how the control socket spells it.
 
-One table for server (`server.py`) and client (`api.py`), which import nothing of each other. Over STATE/control.sock:
+One table for server (`server.py`) and client (`api.py`). Over STATE/control.sock:
 
     GET  /status[?served=DATASET/REPLICA/NUMBER]...[&scrubbed=DATASET/SIDE/PEER/NUMBER]...[&timeout_s=S] -> NodeStatus;
                                    waits until all of these passes and scrubs have ended
     POST /sync[?dataset=NAME]    -> Accepted
-    POST /release?dataset=NAME   -> Released
-    POST /reload                 -> Reloaded
+    POST /release?dataset=NAME   -> Released; POST /reload -> Reloaded
     POST /scrub?action=start|pause|resume[&dataset=NAME][&side=primary|replica][&for_s=S] -> Directed
+    POST /drill[?dataset=NAME][&full=1 | &path=GLOB...] -> Drilled
     POST /repair?id=ID[&dry_run=1] | ?all=1[&dry_run=1] | ?undo=ID                        -> Repaired, when it is done
     anything that fails          -> 4xx or 5xx with Failure
 """
@@ -19,7 +19,7 @@ from typing import Protocol
 
 import msgspec
 
-from replicad.status import NodeStatus
+from replicad.status import NodeStatus, ScrubStatus
 
 CONTROL_SOCKET = "control.sock"
 """Name of the control socket in the state directory; mode 0600, so only the daemon's user and root may command it."""
@@ -80,6 +80,20 @@ class Directed(msgspec.Struct, frozen=True):
     """When a pause ends by itself."""
 
 
+class DrillRequest(msgspec.Struct, frozen=True):
+    """A drill that was asked for. It has ended when `served` of this dataset and replica is at least `number`."""
+
+    dataset: str
+    replica: str
+    number: int
+
+
+class Drilled(msgspec.Struct, frozen=True):
+    """Answer to POST /drill: what to wait for."""
+
+    requests: list[DrillRequest]
+
+
 class RepairResult(msgspec.Struct, frozen=True):
     """What became, or in a dry run would become, of one divergence."""
 
@@ -114,6 +128,10 @@ class Daemon(Protocol):
     def request_sync(self, dataset: str | None) -> list[SyncRequest]:
         """Ask for a pass of one dataset, or of all, now. Raises UsageError for a name that is not configured."""
 
+    def request_drill(self, dataset: str | None, *, full: bool, globs: Sequence[bytes]) -> list[DrillRequest]:
+        """Ask for a drill of one dataset, or of all, from each replica now: of a sample, of everything, or of what
+        matches. Raises UsageError for a name that is not configured, a bad pattern, or a drill under way."""
+
     def release(self, dataset: str) -> None:
         """Let a held dataset go on, on all its replicas; nothing happens when it is not held. Raises UsageError."""
 
@@ -130,6 +148,11 @@ class Daemon(Protocol):
 
     async def undo_repair(self, id: str) -> list[RepairResult]:
         """Put the bytes that a repair of the primary's data replaced back. Raises UsageError as `repair`."""
+
+
+def scrub_request(line: ScrubStatus, number: int) -> ScrubRequest:
+    """The request with this number of the scrub of that line."""
+    return ScrubRequest(line.dataset, line.side, line.peer, number)
 
 
 def repair_query(id: str | None, *, dry_run: bool) -> list[tuple[str, str]]:

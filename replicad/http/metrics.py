@@ -18,8 +18,9 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from replicad.model.drill import Outcome
 from replicad.model.verdict import Verdict
-from replicad.status import DatasetStatus, JobStatus, NodeStatus, ScrubStatus, StoreStatus, is_here, lag_s
+from replicad.status import DatasetStatus, DrillStatus, JobStatus, NodeStatus, ScrubStatus, StoreStatus, is_here, lag_s
 
 __all__ = ["CONTENT_TYPE", "FAMILIES", "Exposition", "Family"]
 
@@ -140,6 +141,26 @@ def _scrub_by(name: str, help_text: str, label: str, values: Callable[[ScrubStat
                 yield (*_sides(line, status), word), float(count)
 
     return Family(f"replicad_{name}", help_text, (*_SIDES, label), samples)
+
+
+def _drill(name: str, help_text: str, value: Callable[[DrillStatus], float]) -> Family:
+    """A metric of the drills of one dataset from one replica."""
+
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        for line in status.drills:
+            yield (line.dataset, line.replica), value(line)
+
+    return Family(f"replicad_{name}", help_text, ("dataset", "replica"), samples)
+
+
+def _drills_by_outcome(status: NodeStatus) -> Iterator[Sample]:
+    for line in status.drills:
+        for outcome, count in sorted(_zero_for_each((o.value for o in Outcome), line.drills).items()):
+            yield (line.dataset, line.replica, outcome), float(count)
+
+
+def _last_was(outcome: Outcome) -> Callable[[DrillStatus], float]:
+    return lambda line: float(line.last is not None and line.last.outcome is outcome)
 
 
 def _zero_for_each(words: Iterable[str], counts: dict[str, int]) -> dict[str, int]:
@@ -270,6 +291,38 @@ FAMILIES: tuple[Family, ...] = (
         "repairs_total", "Repairs by result.", "result", lambda s: _zero_for_each(("repaired", "failed"), s.repairs)
     ),
     _scrub("repair_breaker_open", "1 while repairs by themselves have stopped.", lambda s: float(s.breaker_open)),
+    _drill(
+        "drill_last_success_timestamp_seconds",
+        "When the last drill ended that was proven; 0 = never.",
+        lambda d: d.last_success_ns / 1e9,
+    ),
+    _drill(
+        "drill_last_timestamp_seconds",
+        "When the last drill ended, whatever came of it; 0 = never.",
+        lambda d: d.last.ended_ns / 1e9 if d.last else 0.0,
+    ),
+    _drill("drill_failed", "1 while the last drill failed.", _last_was(Outcome.FAILED)),
+    _drill("drill_inconclusive", "1 while the last drill could not find out.", _last_was(Outcome.INCONCLUSIVE)),
+    _drill("drill_every_seconds", "A drill is due at this interval; 0 = none by itself.", lambda d: d.drill_every_s),
+    _drill("drill_within_seconds", "Every file is to be drilled within this.", lambda d: d.drill_within_s),
+    _drill("drill_never_files", "Files that were never drilled.", lambda d: float(d.never_files)),
+    _drill(
+        "drill_oldest_timestamp_seconds",
+        "Every file was drilled after this, or never; 0 = none was.",
+        lambda d: d.oldest_ns / 1e9,
+    ),
+    _drill(
+        "drill_estimated_restore_seconds",
+        "How long a restore of everything takes, by the last proven drill; 0 = unknown.",
+        lambda d: d.estimate_s,
+    ),
+    _drill("rto_seconds", "The objective for a restore of everything; 0 = none.", lambda d: d.rto_s),
+    Family(
+        "replicad_drills_total",
+        "Drills in the history, by outcome.",
+        ("dataset", "replica", "outcome"),
+        _drills_by_outcome,
+    ),
     _job("running", "1 while the loop is alive.", lambda j: float(j.running)),
     _job("failures_total", "Failures; an unreachable peer is none.", lambda j: float(j.failures)),
     _job("last_success_timestamp_seconds", "When it last succeeded; 0 = never.", lambda j: j.last_success_ns / 1e9),

@@ -24,6 +24,7 @@ from replicad.http.contract import (
     MAX_WAIT_S,
     Accepted,
     Daemon,
+    Drilled,
     Failure,
     Freed,
     Released,
@@ -38,6 +39,7 @@ from replicad.http.contract import (
 )
 from replicad.http.metrics import CONTENT_TYPE, Exposition
 from replicad.model.errors import LockedError, ReplicadError, UsageError
+from replicad.model.glob import compile_globs
 from replicad.status import NodeStatus, encode, job_problem
 from replicad.system.clock import Clock
 from replicad.system.sockets import socket_address
@@ -163,6 +165,7 @@ class HttpServer:
                 ("POST", "/reload"): self._reload,
                 ("POST", "/repair"): self._repair,
                 ("POST", "/scrub"): self._scrub,
+                ("POST", "/drill"): self._drill,
             }
         )
         listener = await asyncio.get_running_loop().create_unix_server(
@@ -244,6 +247,17 @@ class HttpServer:
         if not 0 <= for_s < float("inf"):
             raise web.HTTPBadRequest(reason="for_s is no length of time")
         return _json(await self._daemon.direct_scrub(action, request.query.get("dataset"), side, for_s))
+
+    async def _drill(self, request: web.Request) -> web.Response:
+        full, globs = request.query.get("full"), [os.fsencode(g) for g in request.query.getall("path", [])]
+        if full not in (None, "1") or (full and globs):
+            raise web.HTTPBadRequest(reason="full is 1 or left out, and excludes path")
+        try:
+            compile_globs(globs)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        dataset = request.query.get("dataset")
+        return _json(Drilled(self._daemon.request_drill(dataset, full=bool(full), globs=globs)))
 
     def _check_dataset(self, dataset: str) -> None:
         known = sorted({line.dataset for line in self._daemon.status().datasets})

@@ -7,6 +7,7 @@ Never trusts a compressed payload: its declared size must be the expected one be
 from __future__ import annotations
 
 import threading
+from typing import IO
 
 import zstandard
 
@@ -18,6 +19,8 @@ PROBED_FROM_BYTES = 16 * 1024
 """Smaller payloads are compressed at once: zstd gives up on 8 KiB of noise in 4 µs, as long as a probe takes."""
 SMALLEST_BYTES = 128
 """Nothing shorter is tried: the zstd frame's own head eats the gain."""
+FED_BYTES = 1024
+"""Of a foreign file given to the decompressor at once: a few bytes may become 128 KiB, so this bounds memory."""
 GAIN = 16
 """Compression pays when it saves at least one part in GAIN; less is not worth the time of every later reader."""
 
@@ -72,6 +75,21 @@ def decompress(stored: Buffer, codec: int, plain_bytes: int) -> Buffer:
     if len(plain) != plain_bytes:
         raise ValueError(f"compressed payload gives {len(plain)} bytes instead of {plain_bytes}")
     return plain
+
+
+def zstd_problem(file: IO[bytes]) -> str | None:
+    """What is wrong with a whole file of zstd frames, None when it can be decompressed to its end."""
+    frame, whole = zstandard.ZstdDecompressor().decompressobj(), False
+    try:
+        while data := file.read(FED_BYTES):
+            while data:
+                if whole:
+                    frame, whole = zstandard.ZstdDecompressor().decompressobj(), False
+                frame.decompress(data)
+                whole, data = frame.eof, frame.unused_data if frame.eof else b""
+    except zstandard.ZstdError as error:
+        return str(error)
+    return None if whole else "ends in the middle of a frame, or has none"
 
 
 def _sample(data: Buffer) -> bytes:

@@ -233,6 +233,10 @@ class Disk:
         """Rename within the open directory `directory`, replacing `new`; not durable by itself. Raises OSError."""
         os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
+    def move_at(self, old: bytes, source: int, new: bytes, target: int) -> None:
+        """Rename from one open directory into another on the same file system; not durable. Raises OSError."""
+        os.rename(old, new, src_dir_fd=source, dst_dir_fd=target)
+
     def sync_file_system(self, fd: int, path: Path) -> None:
         """Make everything written to the file system of `fd` durable: one call for a whole restored tree.
 

@@ -110,6 +110,12 @@ class Runner:
             self._nudge.clear()
 
 
+def log_session_end(error: ReplicadError) -> None:
+    """A client's session ended badly."""
+    level = log.info if isinstance(error, LinkError) else log.warning
+    level("session ended", peer=error.where, reason=error.what, hint=error.hint)
+
+
 def log_failure(job: str, text: str, delay_s: float, defect: Exception | None) -> None:
     """A job failed and will be tried again."""
     if defect:

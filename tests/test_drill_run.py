@@ -1,0 +1,350 @@
+"""One drill at a time, with the world changing around it: what the ledger says counts, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from kit_rig import Replica, Rig, replica, rig
+from replicad.config.values import DatasetConfig, ValidatorConfig
+from replicad.db.drills import Chosen, Drills, Subject
+from replicad.db.ledger import BlockRow, EntryRow, Ledger, put_of, stamp_of
+from replicad.link.channel import Channel
+from replicad.model.drill import DrillRecord, Outcome
+from replicad.model.entry import Kind, Meta, Op, Put
+from replicad.work.drill_book import DrillBook, drills_path
+from replicad.work.drill_choice import Subjects
+from replicad.work.drill_reader import ChosenReader
+from replicad.work.drilling import Drilling
+from replicad.work.scratch import PREFIX
+
+Dial = Callable[[], Awaitable[Channel]]
+
+
+class Site:
+    """A primary, a replica, and a drilling loop between them."""
+
+    def __init__(self, here: Rig, there: Replica, base: Path) -> None:
+        self.here, self.there, self.base = here, there, base
+        self.dial: Dial = there.dial
+        self.book = DrillBook(drills_path(here.directory / "state", "www"))
+        self.job = self.drilling("fra1")
+
+    def drilling(self, name: str) -> Drilling:
+        """The loop for a replica."""
+
+        async def dial() -> Channel:
+            return await self.dial()
+
+        live = [("dataset www", self.here.root), ("the state directory", self.here.directory / "state")]
+        return Drilling(self.here.dataset, name, dial, self.book, lambda: live, self.here.clock, asyncio.Lock())
+
+    async def drill(self, kind: str = "full", globs: tuple[bytes, ...] = ()) -> DrillRecord:
+        """Ask for a drill and take the step that does it; its record."""
+        number = self.job.request(kind, globs)
+        await self.job.step()
+        assert self.job.status.served == number and self.job.status.last is not None
+        assert [p for p in self.base.iterdir() if p.name.startswith(PREFIX)] == [], "nothing is left behind"
+        return self.job.status.last
+
+    async def in_ledger(self, change: Callable[[Ledger], None]) -> None:
+        """Change the ledger behind everybody's back."""
+        await self.here.dataset.in_ledger(lambda: change(self.here.dataset.ledger))
+
+
+@asynccontextmanager
+async def site(directory: Path, **options: object) -> AsyncIterator[Site]:
+    """A site with two files, and a first snapshot of them."""
+    root, base = directory / "www", directory / "scratch"
+    (root / "d").mkdir(parents=True)
+    base.mkdir()
+    (root / "d" / "a").write_bytes(b"a" * 200_000)
+    (root / "b").write_bytes(os.urandom(100_000))
+    options = {"drill_every_s": 0.0, "drill_scratch": base} | options
+    async with replica(directory / "store") as there, rig(directory, root, ("fra1", "fra2"), **options) as here:
+        made = Site(here, there, base)
+        await here.sync(there)
+        try:
+            yield made
+        finally:
+            await made.book.close()
+
+
+async def test_what_the_ledger_says_counts_and_not_what_the_replica_says(tmp_path: Path) -> None:
+    """A replica whose blocks are sound but are not those that the ledger knows has failed the drill, by name."""
+    async with site(tmp_path) as made:
+        assert (await made.drill()).outcome is Outcome.PROVEN
+
+        def other_id(ledger: Ledger) -> None:
+            known = ledger.known(b"d/a")
+            assert known is not None
+            row = ledger.blocks(known.file, 0, 1)[0]
+            ledger.record_blocks([BlockRow(row.file, 0, b"\1" * 32, row.checksum, row.seq)])
+
+        await made.in_ledger(other_id)
+        record = await made.drill()
+        assert record.outcome is Outcome.FAILED and record.compared_files == 1
+        assert record.reasons == ["d/a: came back with other bytes than the ledger says"]
+        assert made.job.status.last_success_ns and made.job.status.last_success_ns < record.ended_ns
+
+
+async def test_a_file_that_the_replica_lost_without_a_word_is_missed(tmp_path: Path) -> None:
+    """The choice is made from the ledger: what the replica's record does not have is named."""
+    async with site(tmp_path) as made:
+
+        def one_more(ledger: Ledger) -> None:
+            known = ledger.known(b"b")
+            assert known is not None
+            ledger.record_entries([EntryRow(put_of(b"lost", known), stamp_of(known), known.seq)])
+
+        await made.in_ledger(one_more)
+        for kind in ("full", "sampled"):
+            record = await made.drill(kind)
+            assert record.outcome is Outcome.FAILED
+            assert record.reasons == ["lost: is in the ledger and did not come back"]
+
+
+async def test_passes_during_a_drill_change_nothing_about_it(tmp_path: Path) -> None:
+    """What was chosen is compared with what the ledger said then, though files changed and went since."""
+    async with site(tmp_path) as made:
+
+        async def busy() -> Channel:
+            (made.here.root / "b").write_bytes(b"new")
+            (made.here.root / "d" / "a").unlink()
+            await made.here.sync(made.there)
+            return await made.there.dial()
+
+        made.dial = busy
+        record = await made.drill()
+        assert record.outcome is Outcome.PROVEN and record.snapshot == 1 and record.compared_files == 2
+
+
+async def test_what_is_younger_than_the_snapshot_is_not_compared(tmp_path: Path) -> None:
+    """A replica that lags is drilled for what it has; of the rest nothing is known, so the drill is inconclusive."""
+    async with site(tmp_path) as made, replica(tmp_path / "store2") as second:
+        await made.here.sync(second, "fra2")
+        (made.here.root / "b").write_bytes(b"newer")
+        await made.here.sync(made.there)
+        made.dial, made.job = second.dial, made.drilling("fra2")
+        record = await made.drill()
+        assert record.outcome is Outcome.INCONCLUSIVE
+        assert (record.uncompared_files, record.compared_files, record.files) == (1, 1, 1)
+
+
+async def test_an_acknowledged_snapshot_that_is_gone_is_a_failure(tmp_path: Path) -> None:
+    """A store that was put back to an older state, or emptied, does not have what it acknowledged."""
+    async with site(tmp_path) as made:
+        await made.here.close_jobs()
+        await made.there.close()
+        shutil.copytree(tmp_path / "store", tmp_path / "old")
+        (made.here.root / "b").write_bytes(b"more")
+        async with replica(tmp_path / "store") as there:
+            await made.here.sync(there)
+            await made.here.close_jobs()
+        async with replica(tmp_path / "old") as there:
+            made.dial = there.dial
+            record = await made.drill()
+            assert record.outcome is Outcome.FAILED and "does not have it any more" in record.reasons[0]
+        async with replica(tmp_path / "empty") as there:
+            made.dial = there.dial
+            record = await made.drill()
+            assert record.outcome is Outcome.FAILED and "acknowledged snapshot 2" in record.reasons[0]
+
+
+async def test_a_link_that_is_cut_is_inconclusive(tmp_path: Path) -> None:
+    """In the middle of the restore, or before its first word."""
+    async with site(tmp_path) as made:
+
+        async def cut() -> Channel:
+            channel = await made.there.dial()
+            made.there.cut()
+            return channel
+
+        made.dial = cut
+        record = await made.drill()
+        assert record.outcome is Outcome.INCONCLUSIVE and not record.compared_files
+        assert made.job.status.last_success_ns == 0 and made.job.status.never_files == 2
+
+
+async def test_a_drill_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    """A daemon that stops in the middle of a drill removes its scratch directory and records nothing."""
+    async with site(tmp_path) as made:
+        waiting = asyncio.Event()
+
+        async def hang() -> Channel:
+            waiting.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        made.dial = hang
+        made.job.request("full", ())
+        task = asyncio.create_task(made.job.step())
+        await waiting.wait()
+        assert len(list(made.base.iterdir())) == 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert list(made.base.iterdir()) == []
+        assert (await made.book.opened()).history() == []
+
+
+async def test_a_scratch_directory_in_live_data_is_refused(tmp_path: Path) -> None:
+    """Also one that came to lie there through a link since the configuration was read: nothing is written."""
+    async with site(tmp_path) as made:
+        made.base.rmdir()
+        made.base.symlink_to(made.here.root / "d")
+        record = await made.drill()
+        assert record.outcome is Outcome.INCONCLUSIVE and "overlaps dataset www" in record.reasons[0]
+        assert sorted(os.listdir(made.here.root / "d")) == ["a"]
+
+
+async def test_a_scratch_space_that_fills_up_is_inconclusive(tmp_path: Path) -> None:
+    """Somebody else takes the room while the drill restores."""
+    if os.geteuid():
+        pytest.skip("only root mounts")
+    async with site(tmp_path) as made:
+        (made.here.root / "large").write_bytes(os.urandom(6_000_000))
+        await made.here.sync(made.there)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10M", "tmpfs", made.base]).returncode:
+            pytest.skip("nothing can be mounted here")
+        try:
+
+            async def fill() -> Channel:
+                (made.base / "filler").write_bytes(bytes(6_000_000))
+                return await made.there.dial()
+
+            made.dial = fill
+            record = await made.drill()
+            assert record.outcome is Outcome.INCONCLUSIVE and "room" in str(record.reasons), record.reasons
+            (made.base / "filler").unlink()
+            made.dial = made.there.dial
+            assert (await made.drill()).outcome is Outcome.PROVEN
+        finally:
+            subprocess.run(["umount", made.base], check=True)
+
+
+async def test_a_drill_is_due_once(tmp_path: Path) -> None:
+    """The first step drills by itself, the next one does not; without scratch space or a snapshot none does."""
+    async with site(tmp_path, drill_every_s=3600.0, drill_within_s=7200.0) as made:
+        await made.job.step()
+        await made.job.step()
+        status = made.job.status
+        assert status.drills == {"proven": 1} and status.last is not None and status.last.compared_files
+        assert status.state == "idle" and status.next_ns == status.last.ended_ns + 3600 * 10**9
+        other = made.drilling("fra2")
+        await other.step()
+        assert other.status.state == "waiting" and other.status.last is None
+    async with site(tmp_path / "off", drill_scratch=None, drill_every_s=3600.0) as made:
+        await made.job.step()
+        assert made.job.status.state == "off" and "drill_scratch" in made.job.status.reason
+
+
+async def test_a_file_larger_than_the_limit_is_never_passed_over_in_silence(tmp_path: Path) -> None:
+    """The rest is drilled, and the drill is inconclusive for as long as it cannot reach that file."""
+    options = {"drill_every_s": 3600.0, "drill_within_s": 3600.0, "drill_limit_bytes": 150_000}
+    async with site(tmp_path, **options) as made:
+        record = await made.drill("sampled")
+        assert record.outcome is Outcome.INCONCLUSIVE and record.compared_files == 1
+        assert record.reasons == ["1 files are larger than drill_limit and cannot be drilled"]
+        assert made.job.status.never_files == 1
+
+
+def test_a_validator_takes_the_first_name_on_the_way_down() -> None:
+    """A pattern that means a directory makes that the subject of everything below it."""
+    validators = (
+        ValidatorConfig("postgresql", "pg/*"),
+        ValidatorConfig("sqlite", "**/*.db*"),
+        ValidatorConfig("command", "**/site", ("look",)),
+    )
+    subjects = Subjects(DatasetConfig("www", Path("/www"), validators=validators))
+    assert list(subjects.of(b"pg/15/base/1/2")) == [Subject(b"pg/15", 0, True)]
+    assert list(subjects.of(b"x/app.db")) == [Subject(b"x/app.db", 1, False)]
+    assert list(subjects.of(b"x/app.db-wal")) == []
+    assert list(subjects.of(b"a/site/b/site/c.db")) == [
+        Subject(b"a/site/b/site/c.db", 1, False),
+        Subject(b"a/site", 2, True),
+    ]
+    assert list(subjects.of(b"pg")) == []
+
+
+class Listed:
+    """A reader that gives these operations."""
+
+    name = "listed"
+
+    def __init__(self, ops: list[list[Op]]) -> None:
+        self._ops = ops
+
+    async def record(self, snapshot: int, globs: object = ()) -> AsyncIterator[list[Op]]:
+        for ops in self._ops:
+            yield ops
+
+
+@pytest.mark.parametrize("page", [1, 2, 100])
+async def test_a_chosen_file_comes_with_what_is_above_it_and_a_subject_with_all_in_it(
+    page: int, tmp_path: Path
+) -> None:
+    """However the record is cut into pages: parents once and first, nothing else."""
+    meta, book, in_book = Meta(0o755, 0, 0, 0), Drills(tmp_path / "book.db"), DrillBook(tmp_path / "other.db")
+    names = [
+        "",
+        "a",
+        "a/b",
+        "a/b/file",
+        "a/other",
+        "c",
+        "c/file",
+        "pg",
+        "pg/empty",
+        "pg/link",
+        "pg/x",
+        "pgx",
+        "pgx/f",
+        "z",
+    ]
+    kinds = {"a/b/file": Kind.FILE, "a/other": Kind.FILE, "c/file": Kind.FILE, "pg/link": Kind.SYMLINK}
+    kinds |= {"pg/x": Kind.FILE, "pgx/f": Kind.FILE, "z": Kind.FILE}
+    ops: list[Op] = [Put(name.encode(), kinds.get(name, Kind.DIRECTORY), meta) for name in names]
+    book.choose([Chosen(path, 1, 0, 4096, b"") for path in (b"a/b/file", b"z")])
+    book.add_subject(Subject(b"pg", 0, True))
+    pages = [ops[at : at + page] for at in range(0, len(ops), page)]
+    reader = ChosenReader(Listed(pages), book, in_book)  # type: ignore[arg-type]
+    shown = [op.path.decode() async for some in reader.record(1) for op in some if isinstance(op, Put)]
+    assert shown == ["", "a", "a/b", "a/b/file", "pg", "pg/empty", "pg/link", "pg/x", "z"]
+    await in_book.close()
+    book.close()
+
+
+async def test_a_rename_that_the_replica_has_not_heard_of_is_not_its_loss(tmp_path: Path) -> None:
+    """The content is old and the name is new: the snapshot has no such name, so nothing can be said of it."""
+    async with site(tmp_path) as made, replica(tmp_path / "store2") as second:
+        await made.here.sync(second, "fra2")
+        (made.here.root / "b").rename(made.here.root / "new")
+        await made.here.sync(made.there)
+        made.dial, made.job = second.dial, made.drilling("fra2")
+        record = await made.drill()
+        assert record.outcome is Outcome.INCONCLUSIVE, record.reasons
+        assert (record.uncompared_files, record.compared_files) == (1, 1)
+
+
+async def test_a_drill_asked_for_during_another_one_is_a_drill_of_its_own(tmp_path: Path) -> None:
+    """The one under way, which was due by itself, does not answer for it."""
+    async with site(tmp_path, drill_every_s=3600.0, drill_within_s=7200.0) as made:
+
+        async def ask() -> Channel:
+            made.dial = made.there.dial
+            made.job.request("full", ())
+            return await made.there.dial()
+
+        made.dial = ask
+        await made.job.step()
+        status = made.job.status
+        assert (status.requested, status.served) == (1, 0) and status.last is not None and status.last.request == 0
+        await made.job.step()
+        assert status.served == 1 and status.last.request == 1 and status.last.kind == "full"

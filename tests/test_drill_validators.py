@@ -1,0 +1,189 @@
+"""Validators: what each check says of sound and damaged files, and the bounds that each runs in."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from replicad.config.values import ValidatorConfig
+from replicad.db.drills import Subject
+from replicad.model.drill import Outcome, Validated
+from replicad.system.clock import Clock
+from replicad.system.disk import Disk
+from replicad.work import checks
+from replicad.work.checks import CHECKS, CannotTell
+from replicad.work.validators import Bench, Validators
+
+MARK_S = 200_000 + os.getpid()
+"""Tells the sleepers of this process from others."""
+
+
+def archives(directory: Path) -> dict[str, Path]:
+    """A sound file of each kind."""
+    content = directory / "content"
+    content.write_bytes(os.urandom(300_000) + bytes(100_000))
+    found = {kind: directory / f"good.{kind}" for kind in ("gzip", "zip", "tar", "zstd", "sqlite")}
+    found["gzip"].write_bytes(gzip.compress(content.read_bytes()))
+    with zipfile.ZipFile(found["zip"], "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(content, "content")
+    with tarfile.open(found["tar"], "w:gz") as tar:
+        for name in ("a", "b", "c"):
+            tar.add(content, name)
+    subprocess.run(["zstd", "-q", content, "-o", found["zstd"]], check=True)
+    script = "CREATE TABLE t(a); WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM n WHERE x < 5000) INSERT INTO t SELECT x FROM n; CREATE INDEX i ON t(a);"  # noqa: E501
+    subprocess.run(["sqlite3", found["sqlite"], script], check=True)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zip", "tar", "zstd", "sqlite"])
+def test_each_check_passes_what_is_sound_and_fails_what_is_not(kind: str, tmp_path: Path) -> None:
+    """A cut at any place and flipped bytes are found; an empty file and noise are no such archive."""
+    good = archives(tmp_path)[kind]
+    assert CHECKS[kind](good) is None
+    data, bad = good.read_bytes(), tmp_path / "bad"
+    for end in (len(data) // 3, len(data) - 700, len(data) - 5):
+        bad.write_bytes(data[:end])
+        assert CHECKS[kind](bad), f"cut at {end} of {len(data)}"
+    spoilt = bytearray(data)
+    spoilt[len(data) // 2 : len(data) // 2 + 3000] = os.urandom(3000)
+    bad.write_bytes(spoilt)
+    assert CHECKS[kind](bad)
+    bad.write_bytes(os.urandom(5000))
+    assert CHECKS[kind](bad)
+    if kind != "sqlite":  # to SQLite, nothing is an empty database
+        bad.write_bytes(b"")
+        assert CHECKS[kind](bad)
+
+
+def test_a_tar_archive_that_turns_into_garbage_fails(tmp_path: Path) -> None:
+    """tarfile takes a broken header for the end; the check does not."""
+    path = tmp_path / "a.tar"
+    (tmp_path / "f").write_bytes(bytes(1024))
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.add(tmp_path / "f", "one")
+        tar.add(tmp_path / "f", "two")
+    data = bytearray(path.read_bytes())
+    data[1536:1600] = b"\xff" * 64
+    path.write_bytes(data)
+    problem = CHECKS["tar"](path)
+    assert problem and "byte 1536" in problem
+
+
+def test_a_program_that_is_missing_is_not_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without qemu-img nothing is known of an image."""
+    image = tmp_path / "a.qcow2"
+    image.write_bytes(checks.QCOW2_MAGIC + bytes(1000))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CannotTell, match="no program qemu-img"):
+        CHECKS["qcow2"](image)
+    image.write_bytes(b"QFI?")
+    assert CHECKS["qcow2"](image) == "is no qcow2 image"
+
+
+async def look(directory: Path, *command: str, timeout_s: float = 30.0, name: str = "subject.txt") -> Validated:
+    """Have a command look at a small file, as a drill has it done."""
+    directory.chmod(0o711)
+    bench = Bench(directory / "tree", directory / "bench")
+    bench.tree.mkdir(exist_ok=True)
+    bench.directory.mkdir(exist_ok=True)
+    (bench.tree / name).write_text("content")
+    validators = Validators([ValidatorConfig("command", "*", command, timeout_s)], Clock(), Disk())
+    said = await validators.validate(Subject(os.fsencode(name), 0, False), bench)
+    assert (bench.tree / name).exists(), "it is put back"
+    return said
+
+
+def sleepers() -> list[str]:
+    """Processes of this test that sleep."""
+    return subprocess.run(["pgrep", "-fx", f"sleep {MARK_S}"], capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome", "text"),
+    [
+        ('test "$(cat "$1")" = content', Outcome.PROVEN, ""),
+        ("echo looks bad; exit 3", Outcome.FAILED, "ended with exit code 3; its last words: looks bad"),
+        ("exit 75", Outcome.INCONCLUSIVE, "exit code 75"),
+        ("kill -9 $$", Outcome.INCONCLUSIVE, "was killed by signal 9"),
+        ("exec /nowhere/program", Outcome.INCONCLUSIVE, "not found"),
+    ],
+)
+async def test_a_command_speaks_by_its_exit_code(script: str, outcome: Outcome, text: str, tmp_path: Path) -> None:
+    """0 passes, 75 and a death of its own are no answer, everything else is damage."""
+    said = await look(tmp_path, "/bin/sh", "-c", script, "look")
+    assert said.outcome is outcome and text in said.text, said
+
+
+async def test_a_command_that_is_not_there_is_inconclusive(tmp_path: Path) -> None:
+    """That a program is missing says nothing of the data."""
+    said = await look(tmp_path, "/nowhere/look")
+    assert said.outcome is Outcome.INCONCLUSIVE and "No such file" in said.text
+
+
+async def test_a_validator_that_hangs_and_forks_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    """Also what it detached into sessions of its own."""
+    script = f"for n in 1 2 3; do setsid -f sleep {MARK_S}; done; sleep {MARK_S}"
+    began_s = time.monotonic()
+    said = await look(tmp_path, "/bin/sh", "-c", script, "look", timeout_s=2.0)
+    assert said.outcome is Outcome.INCONCLUSIVE and "took longer than 2 s" in said.text
+    assert sleepers() == [] and time.monotonic() - began_s < 25
+
+
+async def test_what_a_validator_leaves_running_is_ended_too(tmp_path: Path) -> None:
+    """It passed, and its background process does not stay."""
+    said = await look(tmp_path, "/bin/sh", "-c", f"setsid -f sleep {MARK_S}; exit 0", "look")
+    assert said.outcome is Outcome.PROVEN and sleepers() == []
+
+
+async def test_a_validator_that_floods_its_output_is_ended(tmp_path: Path) -> None:
+    """No more of it is kept than its last words."""
+    said = await look(tmp_path, "/bin/sh", "-c", "yes flood", "look")
+    assert said.outcome is Outcome.INCONCLUSIVE and "printed more than 64 MiB" in said.text and len(said.text) < 1000
+
+
+async def test_a_validator_runs_without_rights(tmp_path: Path) -> None:
+    """As nobody where root owns the file, with no capability and no group, alone in a directory with its subject."""
+    if os.geteuid():
+        pytest.skip("only root has rights to give up")
+    script = 'id -u; id -G; grep -E "CapEff|CapPrm|NoNewPrivs" /proc/self/status; ls -A; echo "$HOME"'
+    said = await look(tmp_path, "/bin/sh", "-c", script, "look")
+    words = said.text.split()
+    assert words[:2] == ["65534", "65534"]
+    assert words[2:8] == ["CapPrm:", "0" * 16, "CapEff:", "0" * 16, "NoNewPrivs:", "1"]
+    assert words[8:] == ["subject.txt", str(tmp_path / "bench" / "1")]
+    assert said.outcome is Outcome.PROVEN
+
+
+async def test_a_directory_that_nobody_may_enter_is_said(tmp_path: Path) -> None:
+    """The operator is told what to change; the drill is not failed."""
+    if os.geteuid():
+        pytest.skip("only root becomes somebody else")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "deep").mkdir()
+    tmp_path.chmod(0o700)
+    said = await look(inner / "deep", "/bin/true")
+    assert said.outcome is Outcome.INCONCLUSIVE and "chmod o+x" in said.text
+
+
+async def test_a_subject_that_did_not_come_back_fails(tmp_path: Path) -> None:
+    """There is nothing to look at."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "bench").mkdir()
+    validators = Validators([ValidatorConfig("gzip", "*")], Clock(), Disk())
+    said = await validators.validate(Subject(b"a/b.gz", 0, False), Bench(tmp_path / "tree", tmp_path / "bench"))
+    assert said.outcome is Outcome.FAILED and said.path == "a/b.gz"
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"\xff\xfe.gz"), "-rf", "a b\nc"])
+async def test_names_of_any_bytes_are_looked_at(name: str, tmp_path: Path) -> None:
+    """A name that is no UTF-8, or looks like an option, hinders nobody."""
+    said = await look(tmp_path, "/bin/sh", "-c", 'test "$(cat "$1")" = content', "look", name=name)
+    assert said.outcome is Outcome.PROVEN, said
