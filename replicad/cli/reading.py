@@ -19,7 +19,7 @@ from replicad.model.when import LATEST
 
 if TYPE_CHECKING:  # slow to import, and needed when a verb runs only
     from replicad.config import Config
-    from replicad.work.reader import Reader
+    from replicad.work.reader import HistoryReader
 
 FromOption = Annotated[str, typer.Option("--from", metavar="REPLICA", help="The configured replica to read from.")]
 StoreOption = Annotated[
@@ -74,7 +74,7 @@ def configuration(where: Where) -> Config | None:
         return None
 
 
-def reading(where: Where, config: Config | None) -> AbstractAsyncContextManager[Reader]:
+def reading(where: Where, config: Config | None) -> AbstractAsyncContextManager[HistoryReader]:
     """The reader that the command line and the configuration mean."""
     from replicad.model.pairing import parse_replica_line
     from replicad.work import origin

@@ -37,7 +37,7 @@ from replicad.model.when import choose_snapshot, show_time
 
 if TYPE_CHECKING:  # slow to import, and needed when a verb runs only
     from replicad.link.messages import SnapshotLine
-    from replicad.work.reader import Reader
+    from replicad.work.reader import HistoryReader
 
 FINDING = 1
 MAX_SPANS = 5
@@ -75,7 +75,7 @@ def ls(
     name, when = split_when(dataset)
     wanted = _path(path)
 
-    async def run(reader: Reader, at: SnapshotLine) -> None:
+    async def run(reader: HistoryReader, at: SnapshotLine) -> None:
         shown = Listed(name, at, wanted, json=json)
         depth = MAX_DEPTH if recursive else 1
         is_there = False
@@ -110,7 +110,7 @@ def cat(
     name, when = split_when(dataset)
     wanted = _path(path)
 
-    async def run(reader: Reader, at: SnapshotLine) -> None:
+    async def run(reader: HistoryReader, at: SnapshotLine) -> None:
         from replicad.link.messages import Lost
         from replicad.work.content import ZEROS, entry_of, pieces
 
@@ -152,7 +152,7 @@ def history(
     """
     wanted = _path(path)
 
-    async def run(reader: Reader, *_: SnapshotLine) -> None:
+    async def run(reader: HistoryReader, *_: SnapshotLine) -> None:
         versions = [version async for some in reader.trace(wanted) for version in some]
         if not versions:
             raise _never_there(dataset, wanted)
@@ -188,7 +188,7 @@ def diff(
     """
     globs = [os.fsencode(glob) for glob in path or ()]
 
-    async def run(reader: Reader, one: SnapshotLine, other: SnapshotLine) -> None:
+    async def run(reader: HistoryReader, one: SnapshotLine, other: SnapshotLine) -> None:
         shown = Differences(dataset, one, other, json=json)
         async for some in reader.compare(one.number, other.number, globs):
             shown.add(some)
@@ -246,7 +246,7 @@ def _alone(dataset: str) -> str:
     return dataset
 
 
-async def _missing(reader: Reader, dataset: str, path: bytes, at: SnapshotLine) -> UsageError:
+async def _missing(reader: HistoryReader, dataset: str, path: bytes, at: SnapshotLine) -> UsageError:
     """Why a path cannot be shown: where it was instead."""
     versions = [version async for some in reader.trace(path) for version in some if version.put.path == path]
     if not versions:
@@ -298,7 +298,7 @@ def _refuse_without_content(dataset: str, at: SnapshotLine, put: Put) -> None:
     )
 
 
-async def _matches(reader: Reader, at: SnapshotLine, globs: Sequence[bytes]) -> bool:
+async def _matches(reader: HistoryReader, at: SnapshotLine, globs: Sequence[bytes]) -> bool:
     """Whether a snapshot has anything that matches."""
     async for ops in reader.record(at.number, globs):
         if ops:

@@ -1,7 +1,7 @@
 """Origin: where a restore reads from, and where it may not write to.
 
 Three ways lead to a dataset's history: the replicas of a configuration, one replica by its line and a key (a fresh
-host), and a store directory of this host (no daemon needed). Each ends in an open `Reader`.
+host), and a store directory of this host (no daemon needed). Each ends in an open `HistoryReader`.
 **Never** asks a person anything, and never changes a store.
 """
 
@@ -23,7 +23,7 @@ from replicad.model.pairing import ReplicaLine
 from replicad.work.archive import catalog_path
 from replicad.work.read_local import LocalReader
 from replicad.work.read_remote import RemoteReader
-from replicad.work.reader import Reader
+from replicad.work.reader import HistoryReader
 from replicad.work.rebuild import catch_up, rebuild_catalog
 
 
@@ -51,7 +51,7 @@ def replica_of(line: ReplicaLine) -> ReplicaConfig:
 @asynccontextmanager
 async def reading_replica(
     replicas: Sequence[ReplicaConfig], key: Path, dataset: str, passed_over: Callable[[ReplicadError], None]
-) -> AsyncIterator[Reader]:
+) -> AsyncIterator[HistoryReader]:
     """A reader of `dataset` on the first of `replicas` that can be reached and has it.
 
     `passed_over` is told why another one was not taken. Raises the last one's error when none is left.
@@ -79,7 +79,7 @@ async def reading_replica(
 
 
 @asynccontextmanager
-async def reading_store(store: Path, dataset: str) -> AsyncIterator[Reader]:
+async def reading_store(store: Path, dataset: str) -> AsyncIterator[HistoryReader]:
     """A reader of `dataset` in the store directory `store` of this host, whether a daemon works on it or not.
 
     A store that cannot be written (its disk is mounted read-only, or it is another user's) is read with a catalog that

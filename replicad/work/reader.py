@@ -38,6 +38,21 @@ class Reader(Protocol):
         snapshot or an invalid pattern, other ReplicadErrors when it cannot go on.
         """
 
+    def fetch(self, ids: bytes) -> AsyncIterator[list[Answer]]:
+        """The blocks with these ids (32 bytes each, MAX_OFFER at most), in order, in runs of a bounded size.
+
+        Several fetches may be under way at once, also beside a record: they are answered in the order in which
+        they were begun, without a round trip between them. Whoever asks answers for the memory that all answers
+        take. Raises ReplicadError when it cannot go on.
+        """
+
+    async def close(self) -> None:
+        """End it and release what it holds. May be called more than once; whatever is under way fails."""
+
+
+class HistoryReader(Reader, Protocol):
+    """The same, for whoever looks into history without restoring."""
+
     def visit(self, snapshot: int, path: bytes, depth: int = 0, *, blocks: bool = False) -> AsyncIterator[list[Op]]:
         """What stood at `path` in a snapshot, and up to `depth` levels below it, without a walk of the snapshot.
 
@@ -53,17 +68,6 @@ class Reader(Protocol):
         """What differs between two snapshots at paths that match one of `globs`, sorted as in `record`.
 
         Lists may be empty, so that whoever waits for the next difference can stop."""
-
-    def fetch(self, ids: bytes) -> AsyncIterator[list[Answer]]:
-        """The blocks with these ids (32 bytes each, MAX_OFFER at most), in order, in runs of a bounded size.
-
-        Several fetches may be under way at once, also beside a record: they are answered in the order in which
-        they were begun, without a round trip between them. Whoever asks answers for the memory that all answers
-        take. Raises ReplicadError when it cannot go on.
-        """
-
-    async def close(self) -> None:
-        """End it and release what it holds. May be called more than once; whatever is under way fails."""
 
 
 def open_block(answer: Answer, wanted: bytes, plain_bytes: int) -> Buffer | Lost:
