@@ -185,7 +185,7 @@ def test_a_plan_carried_out_leaves_nothing_to_do(snapshots: list[Received], rule
 
 
 @given(ascending(), rules, st.integers(0, 30 * DAY), st.integers(1, 60), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_junk_pushes_nothing_out(good: list[Received], rule: Rules, gap_ns: int, count: int, done: bool) -> None:
     """Any number of snapshots within one hour cost no more of those before than the last of them alone."""
     last_ns = now(good) + gap_ns
@@ -198,7 +198,7 @@ def test_junk_pushes_nothing_out(good: list[Received], rule: Rules, gap_ns: int,
 
 
 @given(ascending(), rules, st.lists(st.tuples(st.integers(0, HOUR), st.booleans()), max_size=40))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_junk_takes_no_bucket_from_a_good_one(good: list[Received], rule: Rules, junk: list[tuple[int, bool]]) -> None:
     """What stands for its hour, day, week or month still does when others come in the same hour, complete or not."""
     end_ns = (now(good) // HOUR + 1) * HOUR - 1
@@ -210,7 +210,7 @@ def test_junk_takes_no_bucket_from_a_good_one(good: list[Received], rule: Rules,
 
 
 @given(ascending(), st.integers(1, 3), st.lists(st.tuples(st.integers(0, 31 * DAY), st.booleans()), max_size=40))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_a_month_of_junk_takes_no_month_from_a_good_one(
     good: list[Received], months: int, junk: list[tuple[int, bool]]
 ) -> None:

@@ -65,9 +65,16 @@ MIGRATIONS = (
     CREATE INDEX file_block_died ON file_block(died) WHERE died IS NOT NULL;
     INSERT INTO meta SELECT 'uncopied_' || key, value FROM meta WHERE key IN ('segment', 'offset');
     """,
+    """
+    ALTER TABLE snapshot ADD COLUMN dropped_ns INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX snapshot_kept ON snapshot(ordinal) WHERE dropped_ns = 0;
+    CREATE TABLE expired(
+        after INTEGER NOT NULL, until INTEGER NOT NULL, place BLOB NOT NULL, PRIMARY KEY(after, until)) WITHOUT ROWID;
+    """,
 )
 """Version history: 1 = first; 2 = copies of the frames that are no blocks, places of blocks by segment, what was mended
-and when each segment was verified, and what a snapshot ended (only ended rows are indexed)."""
+and when each segment was verified, and what a snapshot ended (only ended rows are indexed); 3 = which snapshots
+are not kept any more, and what is to go with them (db/expiry.py)."""
 
 MENDED = "SELECT offset, length FROM mended WHERE segment = ? ORDER BY offset"
 ROOT = 1
@@ -244,7 +251,7 @@ class Catalog:
             self._ordinal, commit.number, digest, commit.created_ns, received_ns, commit.complete,
             commit.entries, commit.size, commit.unread, lost,
         )  # fmt: skip
-        self._db.execute("INSERT INTO snapshot VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", line)
+        self._db.execute("INSERT INTO snapshot VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)", line)
         self.keep(checkpoint)
         self._head = Head(commit.number, digest)
         self._ordinal += 1

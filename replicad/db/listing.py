@@ -23,6 +23,7 @@ from replicad.db.catalog import LOOKUP_MARKS, MIGRATIONS, ROOT, BlockPlace, Extr
 from replicad.db.database import Database, Row
 from replicad.model.block import block_count
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Meta, Op, Put
+from replicad.model.errors import ReplicadError
 from replicad.model.glob import Globs
 
 OLDEST_LISTED = 1
@@ -48,6 +49,8 @@ class SnapshotRow(NamedTuple):
     size: int
     unread: int
     lost: int
+    dropped_ns: int = 0
+    """When it was dropped; 0 = it is kept."""
 
 
 class Listing:
@@ -62,14 +65,14 @@ class Listing:
         self._db.close()
 
     def snapshots(self) -> Iterator[SnapshotRow]:
-        """All snapshots, oldest first."""
+        """All snapshots there ever were, oldest first."""
         for row in self._db.rows("SELECT * FROM snapshot ORDER BY ordinal"):
             yield SnapshotRow(*row)._replace(complete=bool(row[5]))
 
-    def ordinal(self, number: int) -> int | None:
-        """The ordinal of a snapshot; None when there is no such snapshot."""
-        found: int | None = self._db.value("SELECT ordinal FROM snapshot WHERE number = ?", (number,))
-        return found
+    def find(self, number: int) -> SnapshotRow | None:
+        """A snapshot, kept or dropped; None when there never was one."""
+        row = self._db.one("SELECT * FROM snapshot WHERE number = ?", (number,))
+        return SnapshotRow(*row) if row else None
 
     def places(self, ids: Sequence[bytes]) -> dict[bytes, BlockPlace]:
         """Where these blocks are; those that are not in the store are left out."""
@@ -95,10 +98,19 @@ class Listing:
             batch.append(op)
             size += _length(op)
             if len(batch) >= BATCH_OPS or size >= BATCH_BYTES:
+                self._check_kept(ordinal)
                 yield batch
                 batch, size = [], 0
+        self._check_kept(ordinal)
         if batch:
             yield batch
+
+    def _check_kept(self, ordinal: int) -> None:
+        """Whether the snapshot was still kept when what was read of it was read: the rows of one that is dropped go."""
+        row = self._db.one("SELECT * FROM snapshot WHERE ordinal = ?", (ordinal,))
+        if row and SnapshotRow(*row).dropped_ns:
+            text = f"snapshot {row[1]} was dropped by the replica's retention while it was listed"
+            raise ReplicadError(text, where=str(self._db.path), hint="take a snapshot that is kept, and pin it")
 
     def _walk(self, ordinal: int, globs: Globs) -> Iterator[Op]:
         """Depth first, with a stack of open directories."""

@@ -315,7 +315,7 @@ class SegmentScan:
                 return foreign(self.header, self._segment, self._store)
             if frame.type == FrameType.SEAL and self.certain:
                 self.sealed = decode_segment_seal(frame)
-                expected = SegmentSeal(self._frames, frame.offset, self._digest)
+                expected = SegmentSeal(self._frames, frame.offset, self._digest, self.sealed.continues)
                 return "" if self.damaged or self.sealed == expected else COUNTS_OTHERS
         except FrameError as error:
             return str(error)

@@ -71,11 +71,13 @@ class ArchiveReader:
         self._files.close()
 
     def snapshots(self) -> list[SnapshotLine]:
-        """All snapshots, oldest first. One that damage took something from, and those after it, are not complete."""
+        """All snapshots that are kept, oldest first. One that damage took something from, and those after it, are not complete."""
         lines: list[SnapshotLine] = []
         lost = 0
         for row in self._listing.snapshots():
             lost += row.lost
+            if row.dropped_ns:
+                continue
             complete = row.complete and not lost
             times = (row.created_ns, row.received_ns)
             lines.append(
@@ -90,16 +92,19 @@ class ArchiveReader:
     def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> Iterator[list[Op]]:
         """The tree at a snapshot (its number) as lists of operations; db/listing.py has order and form.
 
-        Raises UsageError (no such snapshot, bad pattern) at once, BookDamagedError while iterating.
+        Raises UsageError (no such snapshot, one that was dropped, bad pattern) at once, BookDamagedError while iterating.
         """
-        ordinal = self._listing.ordinal(snapshot)
-        if ordinal is None:
+        found = self._listing.find(snapshot)
+        if found is None:
             raise UsageError(f"there is no snapshot {snapshot}", hint="replicad snapshots lists them")
+        if found.dropped_ns:
+            text = f"snapshot {snapshot} is not kept any more: the replica's retention dropped it"
+            raise UsageError(text, hint="replicad snapshots lists those that are")
         try:
             patterns = compile_globs(globs)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        return self._listing.operations(ordinal, patterns)
+        return self._listing.operations(found.ordinal, patterns)
 
     def fetch(self, ids: bytes) -> Iterator[bytes | Lost]:
         """The frames of these blocks (32 bytes each), in the order asked: one or more whole frames at a time, or Lost
