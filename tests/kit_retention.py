@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from kit_store import META, Primary, block, directory_put
+from kit_store import META, Primary, block, directory_put, fetch_all, read_tree
 from replicad.db.catalog import MIGRATIONS, Catalog
 from replicad.db.database import Database
 from replicad.db.inventory import Inventory
 from replicad.model.entry import Drop, Kind, Op, Put
 from replicad.work.archive import catalog_path
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.structure_check import check_structure
 
@@ -40,6 +41,7 @@ def history_of(primary: Primary, choose: random.Random, count: int, *, first: in
             )
         primary.record(*ops)
         primary.seal(number)
+    primary.abort()  # the session ends
 
 
 @contextmanager
@@ -79,3 +81,17 @@ def clean(store: Path) -> None:
     with closing(Inventory.open(catalog_path(store))) as inventory:
         found = check_structure(inventory)
         assert not (found.missing or found.missing_count or found.pages or found.false), found
+
+
+def everything_in(store: Path) -> dict[int, dict[bytes, tuple[Put, list[bytes | None]]]]:
+    """Every snapshot that is kept, with the proven bytes of each block; None where one is lost."""
+    with closing(ArchiveReader(store)) as reader:
+        found = {}
+        for line in reader.snapshots():
+            tree = read_tree(reader, line.number)
+            found[line.number] = {
+                path: (put, fetch_all(reader, blocks.values())) for path, (put, blocks) in tree.items()
+            }
+        lost = [n for n, tree in found.items() for _, data in tree.values() if None in data]
+        assert not lost, f"blocks are lost in snapshots {sorted(set(lost))}"
+        return found

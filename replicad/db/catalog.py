@@ -153,6 +153,16 @@ class Catalog:
         return self._checkpoint
 
     @property
+    def laying(self) -> int:
+        """The segment whose compacted file is to take its place: the catalog speaks of that file. 0 = none."""
+        return int(self._db.value("SELECT value FROM meta WHERE key = 'laying'") or 0)
+
+    def set_laying(self, segment: int) -> None:
+        """From the next `keep` on, a segment's compacted file is the one that counts; 0 = it has its name."""
+        self._begin()
+        self._set_meta(laying=segment)
+
+    @property
     def owner(self) -> tuple[bytes, str, str] | None:
         """Store uuid, client and dataset; None in a new catalog."""
         meta = self._meta()

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+import msgspec
+
 _SECOND_NS = 1_000_000_000
 _HOUR_NS = 3600 * _SECOND_NS
 _DAY_NS = 24 * _HOUR_NS
@@ -64,6 +66,16 @@ class Received(NamedTuple):
     is_complete: bool
     is_dropped: bool = False
     """Gone already: its time still tells how time passed."""
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """A name by which a person keeps a snapshot, whatever the rules say."""
+
+    name: str
+    snapshot: int
+    at_ns: int
+    """When it was set."""
+    reason: str = ""
 
 
 class Choice(NamedTuple):

@@ -110,6 +110,11 @@ def segment_path(directory: Path, number: int) -> Path:
     return directory / "segments" / f"{number:08d}.seg"
 
 
+def compacted_path(directory: Path, number: int) -> Path:
+    """Where segment `number` stands compacted until it takes the place of the segment."""
+    return directory / "segments" / f".{number:08d}.compact"
+
+
 def segment_numbers(directory: Path) -> list[int]:
     """Numbers of the segments that exist, ascending."""
     try:

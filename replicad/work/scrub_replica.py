@@ -161,8 +161,9 @@ class ReplicaSurface:
     async def structure(self) -> Verified:
         """See `Surface`."""
         await self._in_shelf(self._refresh)
-        found = await self._in_shelf(self._report_damage)
+        found = 0
         try:
+            found += await self._in_shelf(self._report_damage)
             structure, harm = await asyncio.to_thread(self._check_structure)
         except BookDamagedError as error:
             structure, harm = Structure(pages=[error.what]), Harm()
