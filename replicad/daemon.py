@@ -17,15 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import aiofiles
+from msgspec import structs
 
 from replicad import __version__
 from replicad.config import ClientConfig, Config, DatasetConfig, ReplicaConfig, load
 from replicad.db.findings import Findings
-from replicad.http.contract import Directed, RepairResult, ScrubRequest, SyncRequest
+from replicad.http.contract import Directed, RepairResult, RetainResult, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
 from replicad.link.reception import House, Reception
 from replicad.link.ssh import Dialler, Listener, listen
@@ -37,7 +37,6 @@ from replicad.status import LAST_STATUS, DatasetStatus, JobStatus, NodeStatus, S
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
-from replicad.system.heap import calm_collector, keep_freed_memory
 from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
 from replicad.work import orders
@@ -46,6 +45,8 @@ from replicad.work.dataset import Dataset
 from replicad.work.job import Job, Runner, log_failure
 from replicad.work.mended import Mended
 from replicad.work.replicate import Replication
+from replicad.work.retain import Place, Retained
+from replicad.work.retentions import Retentions
 from replicad.work.scouts import Scouts
 from replicad.work.scrub import Scrubbing, policy_of
 from replicad.work.scrubs import Answer, Scrubs
@@ -68,7 +69,6 @@ RETUNED = ("scrub_every_s", "scrub_duty", "quiet_hours", "repair", "repair_limit
 """Keys of [listen] that are in force at once, with every session left alone."""
 REMEMBER_S = 30.0
 """How often the status is written down for `replicad status` of a dead daemon; an idle disk may sleep in between."""
-
 
 Result = TypeVar("Result")
 
@@ -135,7 +135,7 @@ class Daemon:
         status.scrubs = [line for p in parts for line in (*p.scrubs.statuses, *p.tendings.statuses)]
         if self._replica:
             status.scrubs = status.scrubs + self._replica.scrubs.statuses
-            status.stores = self._replica.shelves.statuses
+            status.stores, status.retentions = self._replica.shelves.statuses, self._replica.retentions.statuses
             status.jobs = status.jobs + self._replica.jobs + self._replica.scrubs.jobs
             status.sessions = self._replica.reception.sessions
             status.store_free_bytes = self._disk.free_bytes(self._replica.config.store)
@@ -196,6 +196,15 @@ class Daemon:
     async def undo_repair(self, id: str) -> list[RepairResult]:
         """Put back what the last repair of a finding took away. Raises UsageError as `repair`."""
         return [_repair_result(found, mended) for found, mended in await orders.undo(await self._meant(id))]
+
+    async def retain(self, dataset: str | None) -> list[RetainResult]:
+        """Run retention of the stores of one dataset, or of all, now. Raises UsageError."""
+        if self._replica is None:
+            raise UsageError("retention is the replica's, and this node keeps no copies", hint="type it on the replica")
+        return [
+            RetainResult(**structs.asdict(done)) if isinstance(done, Retained) else RetainResult(*key, error=str(done))
+            for key, done in await self._replica.retentions.run(dataset)
+        ]
 
     async def _meant(self, id: str | None) -> list[orders.Order]:
         datasets = [part.tendings for part in self._datasets.values()]
@@ -376,7 +385,8 @@ class ReplicaSide:
             scrub_of=lambda client, dataset: self.scrubs.find(dataset, client),
         )
         self._clock, self._surface, self._turnstile = clock, daemon.surfaces.replica, asyncio.Lock()
-        self._pool = daemon.scrub_pool
+        self._pool, self._whole = daemon.scrub_pool, config
+        self.retentions = Retentions(self.shelves, lambda client: self._whole.rules_of(client), self._pool, clock, disk)
         house = House(
             node=config.node.name,
             software=SOFTWARE,
@@ -404,7 +414,7 @@ class ReplicaSide:
     def retune(self, config: Config) -> None:
         """Go by the keys that `fits` does not mind."""
         assert config.listen is not None
-        self.config = config.listen
+        self.config, self._whole = config.listen, config
         self.shelves.adjust(config.listen)
 
     async def recheck(self) -> None:
@@ -452,6 +462,7 @@ class ReplicaSide:
         )
         directory = store_path(self.config.store, client, dataset)
         self._run(Examining(client, dataset, directory, in_book, self._pool, self._clock))
+        self._run(self.retentions.add(Place(client, dataset, directory)))
 
     def _run(self, job: Job) -> None:
         line = JobStatus(job.name)
@@ -586,12 +597,3 @@ class Protected:
         await self._dataset.in_ledger(self._dataset.release)
         for loop in self._loops:
             loop.wake()
-
-
-def run(config_file: Path) -> None:
-    """Load the configuration and run the daemon in this process until it is told to stop."""
-    config = load(config_file)
-    configure(config.node.log_level, config.node.log_format)
-    keep_freed_memory()
-    calm_collector()
-    asyncio.run(Daemon(config).run(Notifier()))

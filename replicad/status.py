@@ -147,6 +147,25 @@ class ScrubStatus(msgspec.Struct):
     """Repairs by themselves have stopped: too many within an hour."""
 
 
+class RetentionStatus(msgspec.Struct):
+    """Retention of one store of this node."""
+
+    client: str
+    dataset: str
+    state: str = "idle"
+    """idle, running"""
+    hold: str = ""
+    """Why nothing goes for now although there are rules; "" when they decide."""
+    kept: int = 0
+    """Snapshots that are kept, as of the last run."""
+    dropped: int = 0
+    """Snapshots let go since the daemon started."""
+    reclaimed_bytes: int = 0
+    """Bytes given back by compaction since then."""
+    last_run_ns: int = 0
+    """When a run last ended well."""
+
+
 class JobStatus(msgspec.Struct):
     """One loop of the daemon."""
 
@@ -182,6 +201,7 @@ class NodeStatus(msgspec.Struct):
     datasets: list[DatasetStatus] = []
     stores: list[StoreStatus] = []
     scrubs: list[ScrubStatus] = []
+    retentions: list[RetentionStatus] = []
     jobs: list[JobStatus] = []
 
 

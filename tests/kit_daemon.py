@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from replicad.http.contract import Directed, RepairResult, ScrubRequest, SyncRequest
+from replicad.http.contract import Directed, RepairResult, RetainResult, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
 from replicad.model.errors import ReplicadError, UsageError
 from replicad.status import DatasetStatus, JobStatus, NodeStatus, ScrubStatus, StoreStatus, Trouble
@@ -135,6 +135,7 @@ class FakeDaemon:
         self.on_repair: Callable[[], Awaitable[None]] = _nothing
         """Awaited in the middle of a repair: here a test lets it take its time."""
         self.on_scrub: Callable[[], None] = lambda: None
+        self.retained: list[RetainResult] = []
 
     def status(self) -> NodeStatus:
         self.on_status()
@@ -179,6 +180,10 @@ class FakeDaemon:
     async def undo_repair(self, id: str) -> list[RepairResult]:
         self._ask(f"undo {id}")
         return self._results(id)
+
+    async def retain(self, dataset: str | None) -> list[RetainResult]:
+        self._ask(f"retain {dataset}")
+        return self.retained
 
     def _results(self, name: str) -> list[RepairResult]:
         if name not in self.results:

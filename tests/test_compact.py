@@ -174,7 +174,7 @@ def test_the_moment_of_receiving_survives(store: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_left_alone(store: Path) -> None:
-    """The last segment, one with an open finding, one that is not as the catalog says, and all while work is unsealed."""
+    """The last segment, one with an open finding, one that is not as the catalog says; all while work is unsealed."""
     archive = filled(store)
     let_go(archive, list(range(1, 30)))
     last = archive.checkpoint.segment

@@ -51,6 +51,11 @@ def drop_snapshots(database: Database, numbers: Sequence[int], at_ns: int) -> in
     return len(dropped)
 
 
+def last_drop_ns(database: Database) -> int:
+    """When snapshots were last dropped; 0 = never."""
+    return int(database.value("SELECT max(dropped_ns) FROM snapshot") or 0)
+
+
 def is_purged(database: Database) -> bool:
     """Whether nothing is left that no snapshot shows."""
     return database.value("SELECT 1 FROM expired LIMIT 1") is None

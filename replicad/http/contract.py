@@ -9,6 +9,7 @@ One table for server (`server.py`) and client (`api.py`), which import nothing o
     POST /reload                 -> Reloaded
     POST /scrub?action=start|pause|resume[&dataset=NAME][&side=primary|replica][&for_s=S] -> Directed
     POST /repair?id=ID[&dry_run=1] | ?all=1[&dry_run=1] | ?undo=ID                        -> Repaired, when it is done
+    POST /retain[?dataset=NAME]  -> RetainedAll, when it is done; NAME is DATASET or CLIENT/DATASET
     anything that fails          -> 4xx or 5xx with Failure
 """
 
@@ -98,6 +99,30 @@ class Repaired(msgspec.Struct, frozen=True):
     results: list[RepairResult]
 
 
+class RetainResult(msgspec.Struct, frozen=True):
+    """What a run of retention did with one store of this node."""
+
+    client: str
+    dataset: str
+    hold: str = ""
+    """Why nothing was let go, whatever the rules say; "" when they decided."""
+    kept: int = 0
+    dropped: list[int] = []
+    """Numbers of the snapshots that were let go."""
+    compacted: int = 0
+    reclaimed_bytes: int = 0
+    left: list[str] = []
+    """Segments that were worth compacting and were left, and why."""
+    error: str = ""
+    """Why the run ended early; what was done stays done. "" when it did not."""
+
+
+class RetainedAll(msgspec.Struct, frozen=True):
+    """Answer to POST /retain."""
+
+    results: list[RetainResult]
+
+
 class Failure(msgspec.Struct, frozen=True):
     """Why a request was refused, and what to do."""
 
@@ -127,6 +152,9 @@ class Daemon(Protocol):
     async def repair(self, id: str | None, *, dry_run: bool) -> list[RepairResult]:
         """Repair the divergence whose id begins with `id`, or all open ones (None); in a dry run only say what would be
         done. Raises UsageError when there is no such divergence, or more than one."""
+
+    async def retain(self, dataset: str | None) -> list[RetainResult]:
+        """Run retention now, of the stores of one dataset or of all, one after the other. Raises UsageError."""
 
     async def undo_repair(self, id: str) -> list[RepairResult]:
         """Put the bytes that a repair of the primary's data replaced back. Raises UsageError as `repair`."""

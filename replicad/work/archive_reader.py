@@ -72,7 +72,8 @@ class ArchiveReader:
         self._files.close()
 
     def snapshots(self) -> list[SnapshotLine]:
-        """All snapshots that are kept, oldest first. One that damage took something from, and those after it, are not complete."""
+        """All snapshots that are kept, oldest first. One that damage took something from, and those after it, are not
+        complete."""
         lines: list[SnapshotLine] = []
         lost = 0
         for row in self._listing.snapshots():
@@ -93,7 +94,7 @@ class ArchiveReader:
     def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> Iterator[list[Op]]:
         """The tree at a snapshot (its number) as lists of operations; db/listing.py has order and form.
 
-        Raises UsageError (no such snapshot, one that was dropped, bad pattern) at once, BookDamagedError while iterating.
+        Raises UsageError (no such snapshot, one that was dropped, bad pattern) at once, BookDamagedError on the way.
         """
         found = self._listing.find(snapshot)
         if found is None:

@@ -1,8 +1,8 @@
 """Expire: let go the snapshots that retention does not keep: in the log, in the catalog, row by row.
 
 The decision is a frame of its own in the segments, durable before the catalog follows: a rebuild from the segments
-comes to the same. **Owns** the steps, each in the archive's own thread while it `is_settled`, each bounded, each leaving
-a store that is whole at whatever point it ends. Blocks stay where they are: work/compact.py gives their room back.
+comes to the same. **Owns** the steps, each in the archive's own thread while it `is_settled`, each bounded, each
+leaving a store that is whole at whatever point it ends. Blocks stay where they are: work/compact.py frees their room.
 """
 
 from __future__ import annotations
