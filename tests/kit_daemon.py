@@ -11,7 +11,15 @@ from typing import TypeVar
 from replicad.http.contract import Directed, RepairResult, RetainResult, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
 from replicad.model.errors import ReplicadError, UsageError
-from replicad.status import DatasetStatus, JobStatus, NodeStatus, ScrubStatus, StoreStatus, Trouble
+from replicad.status import (
+    DatasetStatus,
+    JobStatus,
+    NodeStatus,
+    RetentionStatus,
+    ScrubStatus,
+    StoreStatus,
+    Trouble,
+)
 from replicad.system.clock import Clock
 
 S = 1_000_000_000
@@ -83,7 +91,9 @@ def a_scrub(dataset: str = "www", side: str = "primary", peer: str = "", **chang
     return _changed(line, changes)
 
 
-def a_node(*parts: DatasetStatus | StoreStatus | ScrubStatus | JobStatus, **changes: object) -> NodeStatus:
+def a_node(
+    *parts: DatasetStatus | StoreStatus | ScrubStatus | RetentionStatus | JobStatus, **changes: object
+) -> NodeStatus:
     """A node that has these parts, and one job that is well when no job is named."""
     node = NodeStatus(
         node="ams1",
@@ -95,6 +105,7 @@ def a_node(*parts: DatasetStatus | StoreStatus | ScrubStatus | JobStatus, **chan
         datasets=[part for part in parts if isinstance(part, DatasetStatus)],
         stores=[part for part in parts if isinstance(part, StoreStatus)],
         scrubs=[part for part in parts if isinstance(part, ScrubStatus)],
+        retentions=[part for part in parts if isinstance(part, RetentionStatus)],
         jobs=[part for part in parts if isinstance(part, JobStatus)] or [a_job()],
     )
     if node.stores:

@@ -226,6 +226,8 @@ class HttpServer:
         return _json(Repaired(await asyncio.shield(task)))  # who asked may go away; half a repair may not be
 
     async def _retain(self, request: web.Request) -> web.Response:
+        if set(request.query) - {"dataset"}:
+            raise web.HTTPBadRequest(reason="a run of retention takes a dataset, and nothing else")
         task = asyncio.ensure_future(self._daemon.retain(request.query.get("dataset")))
         self._retaining.add(task)
         task.add_done_callback(self._retaining.discard)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -116,8 +116,8 @@ def plan(history: Sequence[Received], rules: Rules, protected: Mapping[int, str]
         return Plan(tuple(Choice(one.number, NO_RULE) for one in present))
     if hold := _doubt(history[-1], now_ns):
         return Plan(tuple(Choice(one.number, HELD) for one in present), hold)
-    reasons = _Reasons(protected)
-    reasons.add(NEWEST, [present[-1]])
+    reasons = _Reasons({present[-1].number: NEWEST})
+    reasons.protect(protected)
     reasons.add(NEWEST_COMPLETE, [one for one in present if one.is_complete][-1:])
     longest_ns = int(rules.longest_silence_s * _SECOND_NS)
     timeline = _timeline([one for one in history if one.received_ns <= now_ns], longest_ns)
@@ -138,11 +138,10 @@ def _doubt(newest: Received, now_ns: int) -> str:
 class _Reasons:
     """Why snapshots stay; the first reason counts."""
 
-    protected: Mapping[int, str]
-    given: dict[int, str] = field(default_factory=dict)
+    given: dict[int, str]
 
-    def __post_init__(self) -> None:
-        self.given.update(self.protected)
+    def protect(self, protected: Mapping[int, str]) -> None:
+        self.given = {**protected, **self.given}
 
     def add(self, reason: str, snapshots: Sequence[Received]) -> None:
         for one in snapshots:

@@ -25,6 +25,7 @@ from replicad.work.archive import catalog_path
 from replicad.work.suspect import EXAMINED
 
 UNEXAMINED = "not examined for suspect changes yet"
+COMPARED = "the next one is examined against it"
 SUSPECT = "the version before a suspect change"
 WORTHWHILE = 0.25
 """Share of a segment that must be unused: each byte given back costs three others to be copied, at most."""
@@ -62,7 +63,8 @@ def look(client: str, dataset: str, directory: Path, findings: Findings, rules: 
     with closing(Listing(catalog_path(directory))) as listing:
         rows = list(listing.snapshots())
     examined = int(findings.get(EXAMINED) or 0)
-    kept = dict.fromkeys((row.number for row in rows if row.number >= examined), UNEXAMINED)
+    kept = dict.fromkeys((row.number for row in rows if row.number > examined), UNEXAMINED)
+    kept[examined] = COMPARED
     kept |= dict.fromkeys(findings.pinned(), SUSPECT)
     kept |= {pin.snapshot: f"pin {pin.name}" for pin in findings.pins()}
     found = plan(list(_received(rows)), rules, kept, now_ns)
