@@ -18,7 +18,7 @@ from replicad.work.archive_reader import ArchiveReader
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.structure_check import check_structure
 
-KINDS = ("snapshot", "entry", "file_block", "directory", "block", "expired")
+KINDS = ("snapshot", "entry", "file_block", "directory", "block", "expired", "orphan", "forgotten")
 BLOCK_BYTES = 4096
 
 
@@ -28,6 +28,7 @@ def history_of(primary: Primary, choose: random.Random, count: int, *, first: in
         ops: list[Op] = [directory_put(b"")]
         for name in sorted(choose.sample(range(files), choose.randint(1, files // 2))):
             path = b"dir%d/f%d" % (name % 3, name)
+            file = _file_at(primary, *path.split(b"/")) or number * 100 + name
             if choose.random() < 0.15:
                 ops.append(Drop(path))
                 continue
@@ -35,13 +36,21 @@ def history_of(primary: Primary, choose: random.Random, count: int, *, first: in
             data = [block(text, BLOCK_BYTES)[:BLOCK_BYTES] for text in texts]
             ids = primary.send(*data)
             ops.append(
-                Put(
-                    path, Kind.FILE, META, 3 * BLOCK_BYTES, 100 + name, BLOCK_BYTES, 0, b"", 0, (0, 1, 2), b"".join(ids)
-                )
+                Put(path, Kind.FILE, META, 3 * BLOCK_BYTES, file, BLOCK_BYTES, 0, b"", 0, (0, 1, 2), b"".join(ids))
             )
         primary.record(*ops)
         primary.seal(number)
     primary.abort()  # the session ends
+
+
+def _file_at(primary: Primary, directory: bytes, name: bytes) -> int | None:
+    """The file that stands there now; a dropped one's number is never used again."""
+    found: int | None = primary.archive.inventory.database.value(
+        "SELECT e.file FROM entry e JOIN directory d ON d.id = e.directory WHERE d.name = ? AND e.name = ?"
+        " AND e.died IS NULL",
+        (directory, name),
+    )
+    return found
 
 
 @contextmanager

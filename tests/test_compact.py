@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit_retention import books, clean, everything_in, history_of, rebuilt_books
-from kit_store import FaultyDisk, Primary, file_put, flip, kill, open_archive, put_files, segment
+from kit_store import FaultyDisk, Primary, directory_put, file_put, flip, kill, open_archive, put_files, segment
 from replicad.db.database import Database
 from replicad.db.inventory import Inventory
 from replicad.model.block import Buffer, block_id
+from replicad.model.entry import Drop
 from replicad.model.errors import DiskFullError, PeerError, ReplicadError
 from replicad.model.marks import MIN_BYTES, Marks
 from replicad.store import store as store_module
@@ -168,6 +169,23 @@ def test_the_moment_of_receiving_survives(store: Path, tmp_path: Path) -> None:
     archive.close()
     rebuilt = rebuilt_books(store, tmp_path / "new.db")["snapshot"]
     assert sorted((row[1], row[4]) for row in rebuilt) == times
+
+
+def test_a_deleted_file_gives_its_room_back(store: Path) -> None:
+    """Once no kept snapshot shows it, nothing is left of its blocks."""
+    archive = open_archive(store)
+    primary = Primary(archive)
+    put_files(primary, 1, {b"f%d" % i: os.urandom(8000) for i in range(60)})
+    primary.record(directory_put(b""), *(Drop(b"f%d" % i) for i in range(60)))
+    primary.seal(2)
+    put_files(primary, 3, {b"g%d" % i: os.urandom(8000) for i in range(30)})
+    primary.abort()
+    let_go(archive, [1])
+    before = size_of(store)
+    compact_all(archive)
+    assert size_of(store) < before - 350_000
+    is_well(store)
+    archive.close()
 
 
 # -------------------------------------------------------------------------------------------------- what is left alone

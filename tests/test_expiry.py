@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit_retention import KINDS, books, clean, everything, history_of, rebuilt_books
-from kit_store import FaultyDisk, Primary, contents, directory_put, kill, open_archive, put_files, trees
+from kit_store import FaultyDisk, Primary, contents, directory_put, file_put, kill, open_archive, put_files, trees
 from replicad.db.database import Database
 from replicad.db.expiry import drop_snapshots, is_purged, purge
-from replicad.model.errors import ReplicadError, UsageError
+from replicad.model.entry import Drop, Op
+from replicad.model.errors import PeerError, ReplicadError, UsageError
+from replicad.store.format import Retention, encode_retention
+from replicad.work import expire, replay
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.expire import drop, purge_step
@@ -126,10 +129,13 @@ def test_replication_goes_on_after_a_drop(archive: Archive, store: Path) -> None
     assert sorted(trees(store)) == [6, 7]
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_rebuild_comes_to_the_same(store: Path, tmp_path: Path, seed: int) -> None:
-    """A catalog made from the segments alone is the same, row for row, whatever was dropped and when."""
+@pytest.mark.parametrize("seed", range(8))
+def test_a_rebuild_comes_to_the_same(store: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catalog made from the segments alone is the same, row for row, whatever was dropped and when, and however small
+    the steps are in which rows go."""
     choose = random.Random(seed)
+    for module in (expire, replay):
+        monkeypatch.setattr(module, "PURGED_ROWS", choose.choice([3, 20, 10_000]))
     archive = open_archive(store)
     primary = Primary(archive)
     for number in range(1, 25):
@@ -158,6 +164,108 @@ def test_a_listing_under_way_notices(archive: Archive, store: Path, monkeypatch:
     with pytest.raises(ReplicadError, match="snapshot 2 was dropped"):
         list(listing)
     reader.close()
+
+
+# -------------------------------------------------------------------------------------------- files that were dropped
+
+
+def rows_of(archive: Archive, file: int) -> int:
+    return int(archive.inventory.database.value("SELECT count(*) FROM file_block WHERE file = ?", (file,)))
+
+
+def snapshot(primary: Primary, number: int, *ops: Op, complete: bool = True) -> None:
+    primary.record(directory_put(b""), *ops)
+    primary.seal(number, complete=complete)
+
+
+def test_blocks_of_a_dropped_file_go_with_the_last_snapshot_that_shows_it(archive: Archive, store: Path) -> None:
+    """As long as a kept snapshot shows the file its blocks stay; then they go, and its number is known no more."""
+    primary = Primary(archive)
+    (name,) = primary.send(b"content!")
+    snapshot(primary, 1, file_put(b"a", 7, {0: name}))
+    snapshot(primary, 2, Drop(b"a"))
+    for number in (3, 4):
+        snapshot(primary, number)
+    drop(archive, [3])
+    drain(archive)
+    assert rows_of(archive, 7) == 1 and contents(store, 1) == {b"a": b"content!"}
+    drop(archive, [1])
+    drain(archive)
+    assert rows_of(archive, 7) == 0 and archive._catalog.forgotten([7, 8]) == {7}
+    with pytest.raises(PeerError, match="known no more"):
+        primary.record(file_put(b"b", 7, {}))
+    clean(store)
+
+
+def test_a_file_with_another_name_keeps_its_blocks(archive: Archive, store: Path) -> None:
+    """Renamed files and hard links are the same file: blocks stay with whatever name there is, however far it is."""
+    primary = Primary(archive)
+    (name,) = primary.send(b"content!")
+    snapshot(primary, 1, file_put(b"a", 7, {0: name}))
+    snapshot(primary, 2, file_put(b"b", 7, {}, size=8), Drop(b"a"))
+    for number in range(3, 6):
+        snapshot(primary, number)
+    drop(archive, [1, 2, 3, 4])
+    drain(archive)
+    assert contents(store, 5) == {b"b": b"content!"}
+    snapshot(primary, 6, Drop(b"b"))
+    drop(archive, [5])
+    drain(archive)
+    assert rows_of(archive, 7) == 0
+    clean(store)
+
+
+def test_a_rename_under_way_loses_nothing(archive: Archive, store: Path) -> None:
+    """The old name goes in one partial snapshot and the new one comes in a later: until a complete snapshot has shown
+    that there is none, the blocks stay, whatever is dropped meanwhile."""
+    primary = Primary(archive)
+    (name,) = primary.send(b"content!")
+    snapshot(primary, 1, file_put(b"a", 7, {0: name}))
+    snapshot(primary, 2, Drop(b"a"), complete=False)
+    snapshot(primary, 3, complete=False)
+    drop(archive, [1, 2])
+    drain(archive)
+    assert rows_of(archive, 7) == 1
+    snapshot(primary, 4, file_put(b"b", 7, {}, size=8))
+    drop(archive, [3])
+    snapshot(primary, 5)
+    drop(archive, [4])
+    drain(archive)
+    assert contents(store, 5) == {b"b": b"content!"}
+
+
+def test_names_that_go_in_another_order(archive: Archive, store: Path, tmp_path: Path) -> None:
+    """Of a file with several names in the past the last one counts, in whatever order the snapshots go."""
+    primary = Primary(archive)
+    (name,) = primary.send(b"content!")
+    snapshot(primary, 1, file_put(b"a", 7, {0: name}))
+    snapshot(primary, 2, file_put(b"b", 7, {}, size=8), Drop(b"a"))
+    snapshot(primary, 3)
+    snapshot(primary, 4, Drop(b"b"), complete=False)
+    snapshot(primary, 5, complete=False)
+    drop(archive, [2, 3, 4])
+    drain(archive)
+    drop(archive, [1])
+    drain(archive)
+    assert rows_of(archive, 7) == 1  # no complete snapshot since the last name
+    snapshot(primary, 6)
+    drain(archive)
+    assert rows_of(archive, 7) == 0
+    assert rebuilt_books(store, tmp_path / "new.db") == books(catalog_path(store))
+
+
+def test_after_a_loss_of_records_no_file_is_forgotten(archive: Archive) -> None:
+    """What the lost record said is not known: perhaps it named the file."""
+    primary = Primary(archive)
+    (name,) = primary.send(b"content!")
+    snapshot(primary, 1, file_put(b"a", 7, {0: name}))
+    snapshot(primary, 2, Drop(b"a"))
+    snapshot(primary, 3)
+    with archive.upkeep() as (_, catalog):
+        catalog.database.execute("UPDATE snapshot SET lost = 1 WHERE number = 2")
+    drop(archive, [1])
+    drain(archive)
+    assert rows_of(archive, 7) == 1
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
@@ -209,9 +317,6 @@ def test_a_drop_that_the_catalog_missed(archive: Archive, store: Path, tmp_path:
 
 def test_the_primary_has_no_word_in_it(archive: Archive) -> None:
     """A retention frame that a client sends, as whatever it may send, is refused and changes nothing."""
-    from replicad.model.errors import PeerError
-    from replicad.store.format import Retention, encode_retention
-
     put_files(Primary(archive), 1, {b"a": b"1"})
     put_files(Primary(archive), 2, {b"a": b"2"})
     frame = encode_retention(Retention(1, (1,)))

@@ -70,6 +70,9 @@ MIGRATIONS = (
     CREATE INDEX snapshot_kept ON snapshot(ordinal) WHERE dropped_ns = 0;
     CREATE TABLE expired(
         after INTEGER NOT NULL, until INTEGER NOT NULL, place BLOB NOT NULL, PRIMARY KEY(after, until)) WITHOUT ROWID;
+    CREATE TABLE orphan(file INTEGER PRIMARY KEY, died INTEGER NOT NULL, state INTEGER NOT NULL);
+    CREATE INDEX orphan_open ON orphan(state, died) WHERE state < 2;
+    CREATE TABLE forgotten(file INTEGER PRIMARY KEY);
     """,
 )
 """Version history: 1 = first; 2 = copies of the frames that are no blocks, places of blocks by segment, what was mended
@@ -180,6 +183,15 @@ class Catalog:
         found: set[bytes] = set()
         for group in lookup_groups(ids):
             found.update(row[0] for row in self._db.all(f"SELECT id FROM block WHERE id IN ({LOOKUP_MARKS})", group))
+        return found
+
+    def forgotten(self, files: Sequence[int]) -> set[int]:
+        """Which of these file numbers stood for files that no kept snapshot shows and that are gone for good."""
+        found: set[int] = set()
+        if files and self._db.value("SELECT 1 FROM forgotten LIMIT 1"):
+            for group in lookup_groups(files):
+                rows = self._db.all(f"SELECT file FROM forgotten WHERE file IN ({LOOKUP_MARKS})", group)
+                found.update(row[0] for row in rows)
         return found
 
     def add_blocks(self, places: Sequence[BlockPlace]) -> None:

@@ -424,6 +424,8 @@ class Archive:
                 named.add(op.ids)
             elif op.ids:
                 named.update(split_ids(op.ids))
+        if gone := self._catalog.forgotten([op.file for op in ops if isinstance(op, Put) and op.file]):
+            raise PeerError(f"sent a record of file {min(gone)}, which was dropped and is known no more")
         if self._marks:
             self._marks.add(named)
         named -= self._recent

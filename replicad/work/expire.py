@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from replicad.db.expiry import drop_snapshots, is_purged, purge
+from replicad.db.expiry import drop_snapshots, has_rows_to_go, purge
 from replicad.store.format import Retention, encode_retention, parse_frame
 from replicad.work.archive import Archive
 from replicad.work.replay import PURGED_ROWS, copy_of
@@ -42,7 +42,7 @@ def _drop(archive: Archive, numbers: Sequence[int]) -> int:
 
 def purge_step(archive: Archive) -> bool:
     """Take away some of the rows that no snapshot shows; whether there may be more."""
-    if is_purged(archive.inventory.database):
+    if not has_rows_to_go(archive.inventory.database):
         return False
     with archive.upkeep() as (_, catalog):
         return purge(catalog.database, PURGED_ROWS)
