@@ -142,7 +142,7 @@ def _sweep(database: Database, limit: int) -> bool:
     may be under way, whose old name has gone and whose new one is still to come."""
     if limit <= 0:
         return True
-    *place, upto = _sweep_place(database)
+    directory, name, born, upto = _sweep_place(database)
     if upto == 0:
         upto = _newest_complete(database)
         if database.value(f"SELECT 1 FROM orphan WHERE {_IN_QUESTION} LIMIT 1", (upto,)) is None:
@@ -150,7 +150,7 @@ def _sweep(database: Database, limit: int) -> bool:
     rows = database.all(
         "SELECT directory, name, born, file FROM entry WHERE (directory, name, born) > (?, ?, ?)"
         " ORDER BY directory, name, born LIMIT ?",
-        (*place, limit),
+        (directory, name, born, limit),
     )
     named = [(row[3], upto) for row in rows if row[3]]
     database.executemany(f"UPDATE orphan SET state = {_NAMED} WHERE file = ? AND {_IN_QUESTION}", named)

@@ -1,7 +1,6 @@
 """Contract: what the HTTP server asks of the daemon, and how the control socket spells it.
 
 One table for server (`server.py`) and client (`api.py`), which import nothing of each other. Over STATE/control.sock:
-
     GET  /status[?served=DATASET/REPLICA/NUMBER]...[&scrubbed=DATASET/SIDE/PEER/NUMBER]...[&timeout_s=S] -> NodeStatus;
                                    waits until all of these passes and scrubs have ended
     POST /sync[?dataset=NAME]    -> Accepted
@@ -9,7 +8,7 @@ One table for server (`server.py`) and client (`api.py`), which import nothing o
     POST /reload                 -> Reloaded
     POST /scrub?action=start|pause|resume[&dataset=NAME][&side=primary|replica][&for_s=S] -> Directed
     POST /repair?id=ID[&dry_run=1] | ?all=1[&dry_run=1] | ?undo=ID                        -> Repaired, when it is done
-    POST /retain[?dataset=NAME]  -> RetainedAll, when it is done; NAME is DATASET or CLIENT/DATASET
+    POST /retain[?dataset=NAME]  -> RetainedAll, when it is done
     anything that fails          -> 4xx or 5xx with Failure
 """
 
