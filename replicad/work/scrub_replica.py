@@ -54,6 +54,8 @@ class _Unit:
     """When the oldest of them were; 0 = never."""
     end: Position | None = None
     """Where a growing segment's verification may go on."""
+    laid: int = 0
+    """How often segments had been laid anew by then: after one was, that place may be another."""
     failed_ns: int = 0
     """When it could not be looked at; 0 = it could, the last time."""
 
@@ -223,9 +225,9 @@ class ReplicaSurface:
     async def _verify_one(self, number: int) -> tuple[Checked, int]:
         """Verify a segment and tell what was found. Looked at anew when it was laid anew or mended into meanwhile."""
         for tries_left in reversed(range(TRIES)):
-            unit = self._units[number]
-            goes_on = unit.end if unit.end and unit.at_ns and unit.is_due else None
             laid, size, end = await self._in_shelf(self._now)
+            unit = self._units[number]
+            goes_on = unit.end if unit.end and unit.at_ns and unit.is_due and unit.laid == laid else None
             try:
                 outcome = await asyncio.to_thread(self._check, number, goes_on, size)
             except BookDamagedError as error:
@@ -300,7 +302,7 @@ class ReplicaSurface:
             unit.size = self._size_of(number)
         unit.verified = max(before + checked.size, unit.size if checked.wrongs else 0)
         unit.at_ns, unit.failed_ns = unit.at_ns if start else now, 0
-        unit.end = None if checked.wrongs else checked.end
+        unit.end, unit.laid = None if checked.wrongs else checked.end, self._archive.laid
         self._marks[number] = (number, unit.verified, unit.at_ns, "media" if checked.media else "cache")
         if checked.uncopied:
             self._uncopied[number] = checked.uncopied
