@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,10 +59,11 @@ def overwrite(rig: Rig, first: int, last: int) -> None:
 
 def test_a_scrub_that_was_half_way_through_a_segment(rig: Rig, tmp_path: Path) -> None:
     """What was verified of a segment while it grew says nothing of a place in the compacted one: it is read anew."""
-    overwrite(rig, 1, 1)
+    rig.put(1, {b"old": os.urandom(7000)})
     assert rig.scrub() == 0
-    overwrite(rig, 2, 8)
-    assert 1 in compacted(rig, 1, 2, 3, 4, 5)
+    rig.put(2, {b"old": b"new", b"kept": os.urandom(9000)})
+    overwrite(rig, 3, 8)
+    assert 1 in compacted(rig, 1, 3, 4, 5)
     assert rig.scrub() == 0
     rig.reopen()
     assert rig.scrub() == 0
