@@ -208,9 +208,9 @@ class NodeStatus(msgspec.Struct):
 class Finding(msgspec.Struct, frozen=True):
     """One thing that a person should know about, and what to type or do next. `kind` is API:
 
-    held, rotten, unread, failed, lag (of a dataset); damaged, full (of a store); divergence, lost, inconclusive,
-    breaker, scrub, suspect (of one side of a dataset); job, config (of the daemon); and link, which alone among them
-    says that a peer is out of reach rather than that something is wrong here.
+    held, rotten, unread, failed, lag (of a dataset); damaged, full, retention (of a store); divergence, lost,
+    inconclusive, breaker, scrub, suspect (of one side of a dataset); job, config (of the daemon); and link, which alone
+    among them says that a peer is out of reach rather than that something is wrong here.
     """
 
     kind: str
@@ -239,6 +239,10 @@ def findings(status: NodeStatus) -> list[Finding]:
         found += _dataset_findings(line, status.now_ns)
     for store in status.stores:
         found += _store_findings(store)
+    for kept in status.retentions:
+        if kept.hold:
+            where, text = f"store {kept.client}/{kept.dataset}", f"no snapshot is let go: {kept.hold}"
+            found.append(Finding("retention", where, text, "look at the clock, then: replicad retain run"))
     for scrub in status.scrubs:
         found += _scrub_findings(scrub, status)
     full = any(store.state == "full" for store in status.stores)

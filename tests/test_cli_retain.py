@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,7 @@ from replicad.config import load
 from replicad.daemon import Daemon
 from replicad.db.findings import Findings
 from replicad.http.contract import RetainResult
+from replicad.store import store as store_module
 from replicad.system.clock import Clock
 from replicad.system.disk import Lock
 from replicad.system.notify import Notifier
@@ -267,9 +269,11 @@ async def say(*words: object, code: int = 0) -> str:
     return (await asyncio.to_thread(replicad, *words, code=code)).stdout
 
 
-async def test_two_daemons_and_days_of_snapshots(tmp_path: Path) -> None:
-    """Snapshots come over the link, the replica lets go what its rules do not keep, a pin holds one, the primary goes
-    on as if nothing had been, and restores what is kept; what is not is refused by name."""
+async def test_two_daemons_and_days_of_snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots come over the link, the replica lets go what its rules do not keep and gives the room back while the
+    session stays open, a pin holds one, the primary goes on as if nothing had been, and restores what is kept; what is
+    not is refused by name."""
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", 100_000)
     root = tmp_path / "www"
     root.mkdir()
     pair, clock = make_pair(tmp_path, root, dataset_options='rpo = "1d"\nwatch = false'), Shifted()
@@ -279,6 +283,7 @@ async def test_two_daemons_and_days_of_snapshots(tmp_path: Path) -> None:
     async with living(pair, clock) as (replica, _):
         for day in range(8):
             (root / "a").write_text(f"day {day}")
+            (root / "big").write_bytes(os.urandom(150_000))
             await say("sync", "www", "--wait", *here)
             clock.shift_ns += DAY_NS
         numbers = [line["number"] for line in await _snapshots(here)]
@@ -292,6 +297,7 @@ async def test_two_daemons_and_days_of_snapshots(tmp_path: Path) -> None:
             await asyncio.sleep(0.1)
         done = json.loads(await say("retain", "run", "--json", *there))["stores"][0]
         assert set(found) <= set(done["dropped"]) and pinned not in done["dropped"] and not done["error"]
+        assert done["compacted"] and done["reclaimed_bytes"] > 300_000, done
         left = [line["number"] for line in await _snapshots(here)]
         assert left == [number for number in numbers if number not in done["dropped"]] and pinned in left
         await say("restore", "www", tmp_path / "pinned", "--at", pinned, *here)

@@ -254,6 +254,11 @@ def test_a_block_that_a_client_is_told_of_stays(store: Path) -> None:
     compact_segment(archive, Disk(), number, marks, ())
     assert unused in archive.inventory.places([unused])
     assert archive.begin_marking(1, 0) is None  # it was told of blocks that it has not named yet
+    primary = Primary(archive)
+    primary.record(directory_put(b""), file_put(b"again", 9999, {0: unused}))
+    primary.seal(31)
+    assert archive.begin_marking(1, 0) is not None  # the session stays open between its passes
+    is_well(store)
     archive.close()
 
 

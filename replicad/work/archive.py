@@ -236,7 +236,7 @@ class Archive:
             self._catalog.commit(commit, found.id, received_ns=received_ns, checkpoint=self._store.position)
         self._records.clear()
         self._current = None
-        self._touched = False
+        self._touched = self._has_promised = False  # a primary seals when all that it offered is recorded
         return self.head
 
     def abort(self) -> None:
