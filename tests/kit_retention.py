@@ -23,7 +23,7 @@ BLOCK_BYTES = 4096
 
 
 def history_of(primary: Primary, choose: random.Random, count: int, *, first: int = 1, files: int = 12) -> None:
-    """Snapshots of a few files, of which each writes, adds or drops some; contents come back now and then."""
+    """Snapshots of a few files, of which each writes, adds, renames or drops some; contents come back now and then."""
     for number in range(first, first + count):
         ops: list[Op] = [directory_put(b"")]
         for name in sorted(choose.sample(range(files), choose.randint(1, files // 2))):
@@ -32,6 +32,10 @@ def history_of(primary: Primary, choose: random.Random, count: int, *, first: in
             if choose.random() < 0.15:
                 ops.append(Drop(path))
                 continue
+            if file < number * 100 and choose.random() < 0.2:  # a rename brings no blocks
+                put = Put(b"moved/%d-%d" % (number, name), Kind.FILE, META, 3 * BLOCK_BYTES, file, BLOCK_BYTES)
+                ops += [put, Drop(path)]
+                continue
             texts = [f"{name} {choose.randint(0, 3)} {i} {number if choose.random() < 0.7 else 0}" for i in range(3)]
             data = [block(text, BLOCK_BYTES)[:BLOCK_BYTES] for text in texts]
             ids = primary.send(*data)
@@ -39,7 +43,7 @@ def history_of(primary: Primary, choose: random.Random, count: int, *, first: in
                 Put(path, Kind.FILE, META, 3 * BLOCK_BYTES, file, BLOCK_BYTES, 0, b"", 0, (0, 1, 2), b"".join(ids))
             )
         primary.record(*ops)
-        primary.seal(number)
+        primary.seal(number, complete=choose.random() < 0.8)
     primary.abort()  # the session ends
 
 
