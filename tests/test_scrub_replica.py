@@ -302,7 +302,7 @@ def downgrade(path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.execute("DROP INDEX snapshot_kept")
     connection.execute("ALTER TABLE snapshot DROP COLUMN dropped_ns")
-    for name in ("frame_copy", "mended", "scrubbed", "expired"):
+    for name in ("frame_copy", "mended", "scrubbed", "expired", "orphan", "forgotten"):
         connection.execute(f"DROP TABLE {name}")
     for name in ("block_place", "entry_died", "file_block_died"):
         connection.execute(f"DROP INDEX {name}")
