@@ -23,19 +23,19 @@ from typing import TypeVar
 from replicad import __version__
 from replicad.config import ClientConfig, Config, DatasetConfig, ReplicaConfig, load
 from replicad.db.findings import Findings
-from replicad.http.contract import Directed, DrillRequest, RepairResult, ScrubRequest, SyncRequest, scrub_request
+from replicad.http import contract
+from replicad.http.contract import Directed, DrillRequest, RepairResult, RetainResult, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
 from replicad.link.reception import House, Reception
 from replicad.link.ssh import Dialler, Listener, listen
 from replicad.link.unix import SOCKET_NAME, serve_unix
 from replicad.model.block import self_test
-from replicad.model.divergence import Divergence, Side
+from replicad.model.divergence import Side
 from replicad.model.errors import ConfigError, ReplicadError, UsageError
 from replicad.status import DatasetStatus, JobStatus, NodeStatus, ScrubStatus
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
-from replicad.system.heap import calm_collector, keep_freed_memory, take_short_turns
 from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
 from replicad.work import orders
@@ -45,8 +45,9 @@ from replicad.work.drill_loops import DrillLoops
 from replicad.work.job import Job, Runner, log_failure, log_session_end
 from replicad.work.last_status import write_down
 from replicad.work.lookouts import Lookouts
-from replicad.work.mended import Mended
 from replicad.work.replicate import Replication
+from replicad.work.retain import Place
+from replicad.work.retentions import Retentions
 from replicad.work.scouts import Scouts
 from replicad.work.scratch import Live, live_places
 from replicad.work.scrub import Scrubbing, policy_of
@@ -70,7 +71,6 @@ RETUNED = ("scrub_every_s", "scrub_duty", "quiet_hours", "repair", "repair_limit
 """Keys of [listen] that are in force at once, with every session left alone."""
 REMEMBER_S = 30.0
 """How often the status is written down for `replicad status` of a dead daemon; an idle disk may sleep in between."""
-
 
 Result = TypeVar("Result")
 
@@ -138,7 +138,7 @@ class Daemon:
         status.scrubs = [line for p in parts for line in (*p.scrubs.statuses, *p.tendings.statuses)]
         if self._replica:
             status.scrubs = status.scrubs + self._replica.scrubs.statuses
-            status.stores = self._replica.shelves.statuses
+            status.stores, status.retentions = self._replica.shelves.statuses, self._replica.retentions.statuses
             status.jobs = status.jobs + self._replica.jobs + self._replica.scrubs.jobs
             status.sessions = self._replica.reception.sessions
             status.store_free_bytes = self._disk.free_bytes(self._replica.config.store)
@@ -175,7 +175,7 @@ class Daemon:
                 action, for_s, lambda line: dataset in (None, line.dataset) and side in (None, line.side)
             )
         until_ns = min((answer.until_ns for answer in answers), default=0)
-        return Directed([scrub_request(answer.status, answer.number) for answer in answers], until_ns)
+        return Directed([contract.scrub_request(answer.status, answer.number) for answer in answers], until_ns)
 
     async def _direct_replicas(
         self, action: str, dataset: str | None, side: str | None, parts: Sequence[Protected]
@@ -201,11 +201,17 @@ class Daemon:
         """Repair one finding, or all that are open, of whichever side; in a dry run only say what would be done. Raises
         UsageError when there is no such finding, or more than one."""
         done = await orders.repair(await self._meant(id), dry_run=dry_run)
-        return [_repair_result(found, one) for found, one in done if id is not None or one.result != "nothing"]
+        return [contract.repair_result(found, one) for found, one in done if id is not None or one.result != "nothing"]
 
     async def undo_repair(self, id: str) -> list[RepairResult]:
         """Put back what the last repair of a finding took away. Raises UsageError as `repair`."""
-        return [_repair_result(found, mended) for found, mended in await orders.undo(await self._meant(id))]
+        return [contract.repair_result(found, mended) for found, mended in await orders.undo(await self._meant(id))]
+
+    async def retain(self, dataset: str | None) -> list[RetainResult]:
+        """Run retention of the stores of one dataset, or of all, now. Raises UsageError."""
+        if self._replica is None:
+            raise UsageError("retention is the replica's, and this node keeps no copies", hint="type it on the replica")
+        return [contract.retain_result(*one) for one in await self._replica.retentions.run(dataset)]
 
     async def _meant(self, id: str | None) -> list[orders.Order]:
         datasets = [part.tendings for part in self._datasets.values()]
@@ -377,7 +383,8 @@ class ReplicaSide:
             scrub_of=lambda client, dataset: self.scrubs.find(dataset, client),
         )
         self._clock, self._surface, self._turnstile = clock, daemon.surfaces.replica, asyncio.Lock()
-        self._pool = daemon.scrub_pool
+        self._pool, self._whole = daemon.scrub_pool, config
+        self.retentions = Retentions(self.shelves, lambda client: self._whole.rules_of(client), self._pool, clock, disk)
         house = House(
             node=config.node.name,
             software=SOFTWARE,
@@ -405,7 +412,7 @@ class ReplicaSide:
     def retune(self, config: Config) -> None:
         """Go by the keys that `fits` does not mind."""
         assert config.listen is not None
-        self.config = config.listen
+        self.config, self._whole = config.listen, config
         self.shelves.adjust(config.listen)
 
     async def recheck(self) -> None:
@@ -453,6 +460,7 @@ class ReplicaSide:
         )
         directory = store_path(self.config.store, client, dataset)
         self._run(Examining(client, dataset, directory, in_book, self._pool, self._clock))
+        self._run(self.retentions.add(Place(client, dataset, directory)))
 
     def _run(self, job: Job) -> None:
         line = JobStatus(job.name)
@@ -463,10 +471,6 @@ class ReplicaSide:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _repair_result(found: Divergence, mended: Mended) -> RepairResult:
-    return RepairResult(found.id, mended.remedy.value, mended.result, mended.text)
 
 
 @dataclass(slots=True)
@@ -590,13 +594,3 @@ class Protected:
         await self._dataset.in_ledger(self._dataset.release)
         for loop in self._loops:
             loop.wake()
-
-
-def run(config_file: Path) -> None:
-    """Load the configuration and run the daemon in this process until it is told to stop."""
-    config = load(config_file)
-    configure(config.node.log_level, config.node.log_format)
-    keep_freed_memory()
-    calm_collector()
-    take_short_turns()
-    asyncio.run(Daemon(config).run(Notifier()))

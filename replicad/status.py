@@ -188,6 +188,25 @@ class DrillStatus(msgspec.Struct):
     trend: Trend = Trend("unknown")
 
 
+class RetentionStatus(msgspec.Struct):
+    """Retention of one store of this node."""
+
+    client: str
+    dataset: str
+    state: str = "idle"
+    """idle, running"""
+    hold: str = ""
+    """Why nothing goes for now although there are rules; "" when they decide."""
+    kept: int = 0
+    """Snapshots that are kept, as of the last run."""
+    dropped: int = 0
+    """Snapshots let go since the daemon started."""
+    reclaimed_bytes: int = 0
+    """Bytes given back by compaction since then."""
+    last_run_ns: int = 0
+    """When a run last ended well."""
+
+
 class JobStatus(msgspec.Struct):
     """One loop of the daemon."""
 
@@ -224,15 +243,17 @@ class NodeStatus(msgspec.Struct):
     stores: list[StoreStatus] = []
     scrubs: list[ScrubStatus] = []
     drills: list[DrillStatus] = []
+    retentions: list[RetentionStatus] = []
     jobs: list[JobStatus] = []
 
 
 class Finding(msgspec.Struct, frozen=True):
     """One thing that a person should know about, and what to type or do next. `kind` is API:
 
-    held, rotten, unread, failed, lag (of a dataset); damaged, full (of a store); divergence, lost, inconclusive,
-    breaker, scrub, suspect (of one side of a dataset); drill, rto (of a dataset and a replica); job, config (of the
-    daemon); and link, which alone among them says that a peer is out of reach rather than that something is wrong here.
+    held, rotten, unread, failed, lag (of a dataset); damaged, full, retention (of a store); divergence, lost,
+    inconclusive, breaker, scrub, suspect (of one side of a dataset); drill, rto (of a dataset and a replica); job,
+    config (of the daemon); and link, which alone among them says that a peer is out of reach rather than that something
+    is wrong here.
     """
 
     kind: str
@@ -261,6 +282,10 @@ def findings(status: NodeStatus) -> list[Finding]:
         found += _dataset_findings(line, status.now_ns)
     for store in status.stores:
         found += _store_findings(store)
+    for kept in status.retentions:
+        if kept.hold:
+            where, text = f"store {kept.client}/{kept.dataset}", f"no snapshot is let go: {kept.hold}"
+            found.append(Finding("retention", where, text, "look at the clock, then: replicad retain run"))
     for scrub in status.scrubs:
         found += _scrub_findings(scrub, status)
     for drill in status.drills:

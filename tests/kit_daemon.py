@@ -8,11 +8,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from replicad.http.contract import Directed, DrillRequest, RepairResult, ScrubRequest, SyncRequest
+from replicad.http.contract import Directed, DrillRequest, RepairResult, RetainResult, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
 from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.errors import ReplicadError, UsageError
-from replicad.status import DatasetStatus, DrillStatus, JobStatus, NodeStatus, ScrubStatus, StoreStatus, Trouble
+from replicad.status import (
+    DatasetStatus,
+    DrillStatus,
+    JobStatus,
+    NodeStatus,
+    RetentionStatus,
+    ScrubStatus,
+    StoreStatus,
+    Trouble,
+)
 from replicad.system.clock import Clock
 
 S = 1_000_000_000
@@ -110,7 +119,7 @@ def a_drill(dataset: str = "www", replica: str = "fra1", **changes: object) -> D
 
 
 def a_node(
-    *parts: DatasetStatus | StoreStatus | ScrubStatus | DrillStatus | JobStatus, **changes: object
+    *parts: DatasetStatus | StoreStatus | ScrubStatus | DrillStatus | RetentionStatus | JobStatus, **changes: object
 ) -> NodeStatus:
     """A node that has these parts, and one job that is well when no job is named."""
     node = NodeStatus(
@@ -124,6 +133,7 @@ def a_node(
         stores=[part for part in parts if isinstance(part, StoreStatus)],
         scrubs=[part for part in parts if isinstance(part, ScrubStatus)],
         drills=[part for part in parts if isinstance(part, DrillStatus)],
+        retentions=[part for part in parts if isinstance(part, RetentionStatus)],
         jobs=[part for part in parts if isinstance(part, JobStatus)] or [a_job()],
     )
     if node.stores:
@@ -165,6 +175,7 @@ class FakeDaemon:
         """Awaited in the middle of a repair: here a test lets it take its time."""
         self.on_scrub: Callable[[], None] = lambda: None
         self.on_drill: Callable[[], None] = lambda: None
+        self.retained: list[RetainResult] = []
 
     def status(self) -> NodeStatus:
         self.on_status()
@@ -219,6 +230,10 @@ class FakeDaemon:
     async def undo_repair(self, id: str) -> list[RepairResult]:
         self._ask(f"undo {id}")
         return self._results(id)
+
+    async def retain(self, dataset: str | None) -> list[RetainResult]:
+        self._ask(f"retain {dataset}")
+        return self.retained
 
     def _results(self, name: str) -> list[RepairResult]:
         if name not in self.results:

@@ -22,6 +22,7 @@ from replicad.http.contract import (
     Directed,
     Freed,
     RepairResult,
+    RetainResult,
     ScrubRequest,
     SyncRequest,
     has_served,
@@ -94,6 +95,20 @@ def test_repairs_answer_with_what_became_of_each(tmp_path: Path) -> None:
         assert client.repair(None, dry_run=True) == [A_RESULT, other]
     asked = ["repair 7c1e", "repaired", "undo 7c1e", "repair None dry run", "repaired"]
     assert daemon.asked == asked
+
+
+def test_retention_answers_with_what_was_done(tmp_path: Path) -> None:
+    """One dataset's or all stores'; a name that is not there is a usage error, anything else in the query a 400."""
+    daemon = FakeDaemon(a_node())
+    daemon.retained = [RetainResult("ams1", "www", "", 41, [1, 2, 3], 2, 900, ["segment 4: a finding is open"])]
+    with Served(daemon, tmp_path):
+        client = Client(tmp_path)
+        assert client.retain() == daemon.retained == client.retain("ams1/www")
+        assert _raw(tmp_path, "POST /retain?force=1").startswith(b"HTTP/1.0 400")
+        daemon.refusal = UsageError("there is no store of 'x' here")
+        with pytest.raises(UsageError, match="no store of"):
+            client.retain("x")
+    assert daemon.asked == ["retain None", "retain ams1/www", "retain x"]
 
 
 @pytest.mark.parametrize("name", ["ffff", "", "a b&all=1", "../../etc", "ü\udcff", "x" * 300, "undo"])

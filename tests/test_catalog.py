@@ -40,11 +40,11 @@ def commit(catalog: Catalog, number: int) -> None:
 def tree_of(path: Path, number: int, globs: Sequence[bytes] = ()) -> Tree:
     """A snapshot as a dict, in the order told."""
     listing = Listing(path)
-    ordinal = listing.ordinal(number)
-    assert ordinal is not None
+    found = listing.find(number)
+    assert found is not None
     tree: Tree = {}
     last: Put | None = None
-    for op in itertools.chain.from_iterable(listing.operations(ordinal, compile_globs(globs))):
+    for op in itertools.chain.from_iterable(listing.operations(found.ordinal, compile_globs(globs))):
         if isinstance(op, Put):
             assert op.path not in tree
             last, tree[op.path] = op, (bare(op), {})
@@ -123,7 +123,7 @@ def test_snapshots_and_checkpoint(catalog: Catalog, path: Path) -> None:
         (5, 50, 500, True),
         (7, 70, 700, True),
     ]
-    assert listing.ordinal(6) is None
+    assert listing.find(6) is None
     listing.close()
 
 

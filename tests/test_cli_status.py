@@ -20,7 +20,7 @@ from replicad.cli.app import main
 from replicad.cli.status import COLUMNS, exit_code, render
 from replicad.cli.sync import HELD_S, OUT_OF_REACH_S, STALLED_S, Awaited
 from replicad.http.contract import SyncRequest
-from replicad.status import LAST_STATUS, DatasetStatus, NodeStatus, StoreStatus, encode, findings
+from replicad.status import LAST_STATUS, DatasetStatus, NodeStatus, RetentionStatus, StoreStatus, encode, findings
 
 Typed = Callable[..., tuple[int, str, str]]
 
@@ -77,6 +77,7 @@ FINDINGS = [
     (a_store(damaged=4), "damaged", "4 frames are damaged"),
     (a_store(state="damaged", reason="segment 3 has no header"), "damaged", "segment 3 has no header"),
     (a_store(state="full", reason="900 MiB are left"), "full", "900 MiB are left"),
+    (RetentionStatus("ams1", "www", hold="this clock is 9 s behind"), "retention", "no snapshot is let go: this clock"),
     (a_job("scan", running=False, last_error="boom"), "job", "job scan: is not running: boom"),
     (a_job("scan", failures_in_row=9, last_error="boom"), "job", "failed 9 times in a row: boom"),
 ]
@@ -84,7 +85,7 @@ FINDINGS = [
 
 @pytest.mark.parametrize(("part", "kind", "says"), FINDINGS, ids=[f"{f[1]}{i}" for i, f in enumerate(FINDINGS)])
 def test_each_finding_is_shown_and_exits_1(
-    tmp_path: Path, typed: Typed, part: DatasetStatus | StoreStatus, kind: str, says: str
+    tmp_path: Path, typed: Typed, part: DatasetStatus | StoreStatus | RetentionStatus, kind: str, says: str
 ) -> None:
     """What is wrong is counted in the first line, told with a next step, and exits 1; JSON names its kind."""
     with Served(FakeDaemon(a_node(part)), tmp_path) as served:

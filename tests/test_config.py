@@ -6,7 +6,7 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Iterator
-from dataclasses import MISSING
+from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from replicad.config import Config, examine, examine_text, load, units
+from replicad.config import Config, RetentionConfig, examine, examine_text, load, units
 from replicad.config.lines import Place, find_lines
 from replicad.config.schema import TABLES
 from replicad.config.values import MAX_WINDOW_BYTES
@@ -114,6 +114,29 @@ WRONG = {
         debounce = "-1s"                    #! dataset.debounce: is not a number and a unit
         block_size = "0.3B"                 #! dataset.block_size: is no whole number of bytes
         """,
+    "retention that means nobody": """
+        [node]
+        name = "n"
+        state = "/s"
+        [listen]
+        store = "/r"
+        [[client]]
+        name = "a"
+        key = "KEY_A"
+        [[retention]]
+        client = "a"
+        [[retention]]
+        client = "a"                        #! retention.client: there is a [[retention]] for client "a" above
+        [[retention]]
+        client = "b"                        #! retention.client: there is no [[client]] named "b"
+        """,
+    "retention without a store": """
+        [node]
+        name = "n"
+        state = "/s"
+        [[retention]]                       #! retention: retention is the replica's
+        keep_daily = 7
+        """,
     "values out of range": """
         [node]
         name = "n"
@@ -130,6 +153,12 @@ WRONG = {
         repair = "never"                    #! listen.repair: must be "auto" or "ask"
         repair_limit = -1                   #! listen.repair_limit: must lie between 0 and 1000000
         window = "1GiB"                     #! listen.window: must lie between "64KiB" and "256MiB"
+        [[retention]]
+        keep_within = "101000d"             #! retention.keep_within: must lie between
+        keep_hourly = -1                    #! retention.keep_hourly: must lie between 0 and 100000
+        keep_monthly = 100001               #! retention.keep_monthly: must lie between 0 and 100000
+        keep_at_least = 0                   #! retention.keep_at_least: must lie between 1 and 100000
+        keep_younger_than = "1h"            #! retention.keep_younger_than: must lie between "1d" and
         [[replica]]
         name = "r"
         address = "r:1"
@@ -465,6 +494,15 @@ def test_files_are_left_alone_when_told_so(house: Path, monkeypatch: pytest.Monk
     for name in ("stat", "lstat", "open", "access", "readlink", "path.realpath"):
         monkeypatch.setattr(f"os.{name}", touched)
     assert examine_text(text, house / "c.toml", check_files=False, follow_links=False).config
+
+
+def test_rules_of_a_client() -> None:
+    """A client has the rules of its own table, else those for all, else none: then nothing goes."""
+    own, common = RetentionConfig("a", daily=3), RetentionConfig(weekly=2)
+    config = load(EXAMPLE, check_files=False)
+    rules = [replace(config, retentions=(own, common)).rules_of(client) for client in ("a", "b")]
+    assert (rules[0].daily, rules[0].weekly, rules[1].daily, rules[1].weekly) == (3, 0, 0, 2)
+    assert replace(config, retentions=(own,)).rules_of("b").is_off and config.rules_of("fra1").is_off
 
 
 # --------------------------------------------------------------------------------------------------------- example

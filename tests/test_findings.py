@@ -16,6 +16,7 @@ from replicad.db import findings
 from replicad.db.findings import Findings
 from replicad.model.divergence import Divergence, Event, Receipt, Side, State, Suspect, divergence_id
 from replicad.model.errors import BookDamagedError, ReplicadError, UsageError
+from replicad.model.retention import Pin
 from replicad.model.verdict import Evidence, Sight, Verdict, Witness, Writing
 
 
@@ -296,6 +297,37 @@ def test_values_are_remembered_and_forgotten(book: Findings) -> None:
         assert book.get("key") == value
     book.put("key", None)
     assert book.get("key") is None
+
+
+# -------------------------------------------------------------------------------------------------------------- pins
+
+
+def test_pins_stay_until_they_are_removed(book: Findings, path: Path) -> None:
+    """A pin outlives the process; the same name again is fine for the same snapshot and refused for another."""
+    book.add_pin(Pin("before-upgrade", 7, 5, "ticket 12"))
+    book.add_pin(Pin("audit", 7, 6))
+    book.add_pin(Pin("before-upgrade", 7, 8, "ticket 13"))
+    with pytest.raises(UsageError, match="pins snapshot 7 already"):
+        book.add_pin(Pin("before-upgrade", 8, 9))
+    again = Findings(path)
+    assert again.pins() == [Pin("audit", 7, 6), Pin("before-upgrade", 7, 8, "ticket 13")]
+    again.close()
+    assert book.remove_pin("audit") and not book.remove_pin("audit")
+    assert [pin.name for pin in book.pins()] == ["before-upgrade"]
+
+
+def test_a_pin_and_a_drop_exclude_one_another(book: Findings, path: Path) -> None:
+    """What is pinned when snapshots are about to go stays; what is about to go can be pinned no more."""
+    book.add_pin(Pin("kept", 3, 5))
+    book.add_suspects([a_suspect(snapshot=5)])
+    assert book.retire([2, 3, 4, 6]) == [2, 6]
+    other = Findings(path)
+    with pytest.raises(UsageError, match="just being dropped"):
+        other.add_pin(Pin("late", 6, 5))
+    other.add_pin(Pin("fine", 4, 5))
+    other.close()
+    assert book.retire([]) == []
+    book.add_pin(Pin("late", 6, 5))
 
 
 # ---------------------------------------------------------------------------------------------------------- the file

@@ -99,7 +99,7 @@ def test_any_bytes_end_in_frames_or_frame_error(data: bytes) -> None:
         (FrameType.BLOCK, 10, 10 + fmt.MAX_EXPANSION + 1, ZSTD),
         (FrameType.BLOCK, 10, 9, RAW),
         (FrameType.BLOCK, 10, 10, 2),
-        (7, 10, 10, RAW),
+        (8, 10, 10, RAW),
         (0, 10, 10, RAW),
     ],
 )

@@ -18,7 +18,7 @@ from typing import Any
 from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_drill, a_job, a_node, a_scrub, a_store
 from replicad.http.metrics import FAMILIES, Exposition
 from replicad.model.drill import DrillRecord, Outcome
-from replicad.status import NodeStatus
+from replicad.status import NodeStatus, RetentionStatus
 
 DOCS = Path(__file__).parents[1] / "docs" / "METRICS.md"
 CONTRACT = {
@@ -41,6 +41,11 @@ def values(node: NodeStatus) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
+A_RETENTION = RetentionStatus(
+    "ams1", "www", hold="this clock is behind", kept=41, dropped=7, reclaimed_bytes=900, last_run_ns=5_000_000_000
+)
+
+
 def full_node() -> NodeStatus:
     """A node with a part of every kind."""
     scrubs = (
@@ -49,7 +54,7 @@ def full_node() -> NodeStatus:
         a_scrub("www", "replica", "ams1"),
     )
     parts = (a_dataset(), a_dataset("db", "lon1"), a_store(), a_job(), a_job("scan", failures=3), a_drill())
-    return a_node(*parts, *scrubs)
+    return a_node(*parts, *scrubs, A_RETENTION)
 
 
 def test_the_contract_is_kept() -> None:
@@ -69,6 +74,17 @@ def test_names_and_labels_are_bounded_and_unique() -> None:
     """No metric has a label that could grow with the data, and no name is used twice."""
     assert {label for family in FAMILIES for label in family.labels} <= LABELS
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+
+
+def test_retention_is_told() -> None:
+    """Each number of a store's retention is a sample under its client and dataset."""
+    found = values(a_node(A_RETENTION))
+    of = '{client="ams1",dataset="www"}'
+    expected = {
+        "snapshots": 41, "held": 1, "dropped_total": 7, "reclaimed_bytes_total": 900, "last_run_timestamp_seconds": 5
+    }  # fmt: skip
+    told = {name: value for name, value in found.items() if name.startswith("replicad_retention_")}
+    assert told == {f"replicad_retention_{name}{of}": value for name, value in expected.items()}
 
 
 def test_values_follow_the_status() -> None:

@@ -298,9 +298,11 @@ def checkpoint(path: Path) -> None:
 
 
 def downgrade(path: Path) -> None:
-    """The catalog as the version before this one left it."""
+    """The catalog as the first version left it."""
     connection = apsw.Connection(str(path))
-    for name in ("frame_copy", "mended", "scrubbed"):
+    connection.execute("DROP INDEX snapshot_kept")
+    connection.execute("ALTER TABLE snapshot DROP COLUMN dropped_ns")
+    for name in ("frame_copy", "mended", "scrubbed", "expired", "orphan", "forgotten"):
         connection.execute(f"DROP TABLE {name}")
     for name in ("block_place", "entry_died", "file_block_died"):
         connection.execute(f"DROP INDEX {name}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption
 
 
@@ -11,6 +13,15 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     systemd starts it with Type=notify. Logs go to standard error. Exit code 2 when the configuration is invalid or
     another daemon works on the same state or store.
     """
-    from replicad.daemon import run as run_daemon
+    from replicad.config import load
+    from replicad.daemon import Daemon
+    from replicad.system.heap import calm_collector, keep_freed_memory, take_short_turns
+    from replicad.system.logs import configure
+    from replicad.system.notify import Notifier
 
-    run_daemon(config)
+    found = load(config)
+    configure(found.node.log_level, found.node.log_format)
+    keep_freed_memory()
+    calm_collector()
+    take_short_turns()
+    asyncio.run(Daemon(found).run(Notifier()))

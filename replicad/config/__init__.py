@@ -15,6 +15,7 @@ from replicad.config.values import (
     ListenConfig,
     NodeConfig,
     ReplicaConfig,
+    RetentionConfig,
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "NodeConfig",
     "ReplicaConfig",
     "Report",
+    "RetentionConfig",
     "examine",
     "examine_text",
     "load",

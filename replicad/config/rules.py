@@ -53,6 +53,7 @@ def across(sections: list[Section], wrong: Finding, *, resolve: bool) -> None:
     ):
         _unique(sections, table, field, text, wrong)
     _references(sections, wrong)
+    _retentions(sections, wrong)
     _directories(sections, wrong, os.path.realpath if resolve else os.path.normpath)
 
 
@@ -99,6 +100,22 @@ def _references(sections: list[Section], wrong: Finding) -> None:
         for hook in ("hook_pre", "hook_post"):
             if section.values.get(hook, ("program",))[:1] == ("",):
                 wrong((*section.place, hook, 0), "the program's name is empty")
+
+
+def _retentions(sections: list[Section], wrong: Finding) -> None:
+    """Rules are for clients that there are, once for each, on a node that keeps copies."""
+    clients = {section.values.get("name") for section in _named(sections, "client")}
+    seen: set[str] = set()
+    for section in _named(sections, "retention"):
+        client = section.values.get("client", "")
+        whom = f'client "{client}"' if client else "all clients"
+        if not any(_named(sections, "listen")):
+            wrong(section.place, "retention is the replica's: it needs a [listen] table with a store")
+        if client and client not in clients:
+            wrong((*section.place, "client"), f'there is no [[client]] named "{client}"')
+        if client in seen:
+            wrong((*section.place, "client"), f"there is a [[retention]] for {whom} above")
+        seen.add(client)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from replicad.config.values import (
     ListenConfig,
     NodeConfig,
     ReplicaConfig,
+    RetentionConfig,
     ValidatorConfig,
 )
 from replicad.model import pairing
@@ -31,6 +32,10 @@ Reader = Callable[[object], Any]
 """Turns a TOML value into a field's value; raises ValueError with what is wrong."""
 
 DAY_S = 86400.0
+MAX_KEPT = 100_000
+"""Hours of eleven years: who wants more has a rule for days, weeks or months."""
+MAX_KEPT_S = 36_500 * DAY_S
+"""A century; longer is a slip of the finger."""
 MAX_TEXT_CHARACTERS = 4096
 """No text in a configuration file is longer: the longest path the kernel takes."""
 
@@ -81,6 +86,11 @@ def text(value: object) -> str:
 def name(value: object) -> str:
     """A name that is safe as a file name, a metric label and an argument."""
     return pairing.parse_name(text(value))
+
+
+def optional_name(value: object) -> str:
+    """A name, or an empty text for none."""
+    return name(value) if text(value) else ""
 
 
 def path(value: object) -> Path:
@@ -300,6 +310,21 @@ TABLES = (
             Key("name", "name", name),
             Key("key", "key", public_key),
             Key("datasets", "datasets", name, each=True),
+        ),
+        many=True,
+    ),
+    Table(
+        "retention",
+        RetentionConfig,
+        (
+            Key("client", "client", optional_name),
+            Key("keep_within", "within_s", duration(0, MAX_KEPT_S)),
+            Key("keep_hourly", "hourly", whole(0, MAX_KEPT)),
+            Key("keep_daily", "daily", whole(0, MAX_KEPT)),
+            Key("keep_weekly", "weekly", whole(0, MAX_KEPT)),
+            Key("keep_monthly", "monthly", whole(0, MAX_KEPT)),
+            Key("keep_at_least", "at_least", whole(1, MAX_KEPT)),
+            Key("keep_younger_than", "younger_than_s", duration(DAY_S, MAX_KEPT_S)),
         ),
         many=True,
     ),

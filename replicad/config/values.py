@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from replicad.model.retention import Rules
+
 MAX_WINDOW_BYTES = 256 * 1024**2
 """Largest window: the bandwidth-delay product of 10 Gbit/s at 200 ms. The link grants no more credit than this
 (MAX_CREDIT_BYTES in link/messages.py)."""
+_DEFAULT = Rules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,27 @@ class ClientConfig:
     """Public key, "ssh-ed25519 AAAA…"."""
     datasets: tuple[str, ...] = ()
     """Datasets it may write and read; empty = all of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionConfig:
+    """`[[retention]]`: which snapshots of a client stay here. Without one that is meant for a client, all of its do."""
+
+    client: str = ""
+    """Name of a `[[client]]`; "" = every client that has no table of its own."""
+    within_s: float = 0.0
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    at_least: int = _DEFAULT.at_least
+    younger_than_s: float = _DEFAULT.younger_than_s
+
+    @property
+    def rules(self) -> Rules:
+        """What is asked for, as model/retention.py takes it."""
+        counts = (self.hourly, self.daily, self.weekly, self.monthly)
+        return Rules(self.within_s, *counts, self.at_least, self.younger_than_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +192,15 @@ class Config:
     node: NodeConfig
     listen: ListenConfig | None = None
     clients: tuple[ClientConfig, ...] = ()
+    retentions: tuple[RetentionConfig, ...] = ()
     replicas: tuple[ReplicaConfig, ...] = ()
     datasets: tuple[DatasetConfig, ...] = field(default=())
 
     def replicas_of(self, dataset: DatasetConfig) -> tuple[ReplicaConfig, ...]:
         """The replicas that `dataset` is copied to."""
         return tuple(r for r in self.replicas if not dataset.replicas or r.name in dataset.replicas)
+
+    def rules_of(self, client: str) -> Rules:
+        """By which rules a client's snapshots stay: by the table of its own, else by the one for all, else by none."""
+        tables = {table.client: table.rules for table in self.retentions}
+        return tables.get(client) or tables.get("") or _DEFAULT

@@ -66,10 +66,20 @@ MIGRATIONS = (
     INSERT INTO meta SELECT 'uncopied_' || key, value FROM meta WHERE key IN ('segment', 'offset');
     """,
     "ALTER TABLE scrubbed ADD COLUMN imprint BLOB NOT NULL DEFAULT x''",
+    """
+    ALTER TABLE snapshot ADD COLUMN dropped_ns INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX snapshot_kept ON snapshot(ordinal) WHERE dropped_ns = 0;
+    CREATE TABLE expired(
+        after INTEGER NOT NULL, until INTEGER NOT NULL, place BLOB NOT NULL, PRIMARY KEY(after, until)) WITHOUT ROWID;
+    CREATE TABLE orphan(file INTEGER PRIMARY KEY, died INTEGER NOT NULL, state INTEGER NOT NULL);
+    CREATE INDEX orphan_open ON orphan(state, died) WHERE state < 2;
+    CREATE TABLE forgotten(file INTEGER PRIMARY KEY);
+    """,
 )
 """Version history: 1 = first; 2 = copies of the frames that are no blocks, places of blocks by segment, what was mended
-and when each segment was verified, and what a snapshot ended (only ended rows are indexed); 3 = what a segment was when
-nothing was wrong with it (work/imprint.py)."""
+and when each segment was verified, and what a snapshot ended (only ended rows are indexed); 3 = what a segment
+was when nothing was wrong with it (work/imprint.py); 4 = which snapshots are not kept any more, and what is to go with
+them (db/expiry.py)."""
 
 MENDED = "SELECT offset, length FROM mended WHERE segment = ? ORDER BY offset"
 ROOT = 1
@@ -148,6 +158,16 @@ class Catalog:
         return self._checkpoint
 
     @property
+    def laying(self) -> int:
+        """The segment whose compacted file is to take its place: the catalog speaks of that file. 0 = none."""
+        return int(self._db.value("SELECT value FROM meta WHERE key = 'laying'") or 0)
+
+    def set_laying(self, segment: int) -> None:
+        """From the next `keep` on, a segment's compacted file is the one that counts; 0 = it has its name."""
+        self._begin()
+        self._set_meta(laying=segment)
+
+    @property
     def owner(self) -> tuple[bytes, str, str] | None:
         """Store uuid, client and dataset; None in a new catalog."""
         meta = self._meta()
@@ -165,6 +185,15 @@ class Catalog:
         found: set[bytes] = set()
         for group in lookup_groups(ids):
             found.update(row[0] for row in self._db.all(f"SELECT id FROM block WHERE id IN ({LOOKUP_MARKS})", group))
+        return found
+
+    def forgotten(self, files: Sequence[int]) -> set[int]:
+        """Which of these file numbers stood for files that no kept snapshot shows and that are gone for good."""
+        found: set[int] = set()
+        if files and self._db.value("SELECT 1 FROM forgotten LIMIT 1"):
+            for group in lookup_groups(files):
+                rows = self._db.all(f"SELECT file FROM forgotten WHERE file IN ({LOOKUP_MARKS})", group)
+                found.update(row[0] for row in rows)
         return found
 
     def add_blocks(self, places: Sequence[BlockPlace]) -> None:
@@ -249,7 +278,7 @@ class Catalog:
             self._ordinal, commit.number, digest, commit.created_ns, received_ns, commit.complete,
             commit.entries, commit.size, commit.unread, lost,
         )  # fmt: skip
-        self._db.execute("INSERT INTO snapshot VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", line)
+        self._db.execute("INSERT INTO snapshot VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)", line)
         self.keep(checkpoint)
         self._head = Head(commit.number, digest)
         self._ordinal += 1

@@ -1,6 +1,6 @@
 """Findings: the book of what was found wrong on one side of one dataset, and of what was done about it.
 
-**Owns** one database: divergences, receipts of repairs, suspect changes, and a few remembered values (pauses, the
+**Owns** one database: divergences, receipts of repairs, suspect changes, pins, and a few remembered values (pauses, the
 breaker). It is a book of its own, beside ledger or catalog, because those two are judged like everything else: a
 finding about a damaged ledger must not be lost with it. Every change is durable when the call returns: a finding
 outlives a crash of either side (guarantee 8).
@@ -11,7 +11,7 @@ outlives a crash of either side (guarantee 8).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from string import hexdigits
 from typing import TypeVar
@@ -21,8 +21,11 @@ import msgspec
 from replicad.db.database import Database
 from replicad.model.divergence import Divergence, Receipt, Side, State, Suspect, divergence_id
 from replicad.model.errors import UsageError
+from replicad.model.retention import Pin
 
-REMEDY = "move the file away: what is still wrong is found again by the next scrub; its history is lost"
+REMEDY = (
+    "move the file away: what is still wrong is found again by the next scrub; its history is lost, and so are the pins"
+)
 MAX_LISTED = 10_000
 """Divergences that one question gives."""
 
@@ -45,8 +48,12 @@ MIGRATIONS = (
         path BLOB NOT NULL, released_ns INTEGER NOT NULL, body BLOB NOT NULL);
     CREATE UNIQUE INDEX suspect_once ON suspect(snapshot, kind, path);
     """,
+    """
+    CREATE TABLE pin(
+        name TEXT PRIMARY KEY, snapshot INTEGER NOT NULL, at_ns INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
+    """,
 )
-"""Version history: 1 = first."""
+"""Version history: 1 = first; 2 = pins."""
 
 Result = TypeVar("Result")
 _encode = msgspec.msgpack.Encoder().encode
@@ -243,6 +250,52 @@ class Findings:
     def pinned(self) -> set[int]:
         """Snapshots that retention must keep: the version before each suspect change that nobody has released."""
         return {before for (before,) in self._db.all("SELECT DISTINCT before FROM suspect WHERE released_ns = 0")}
+
+    # pins
+
+    def add_pin(self, pin: Pin) -> None:
+        """Keep a snapshot under a name. Raises UsageError when the name is taken for another snapshot, or retention is
+        just dropping that one."""
+
+        def write() -> None:
+            if pin.snapshot in self._retiring():
+                raise UsageError(f"snapshot {pin.snapshot} is just being dropped", hint="pin another one")
+            taken = self._db.value("SELECT snapshot FROM pin WHERE name = ?", (pin.name,))
+            if taken not in (None, pin.snapshot):
+                hint = "remove that pin first, or take another name"
+                raise UsageError(f"the name {pin.name!r} pins snapshot {taken} already", hint=hint)
+            values = (pin.name, pin.snapshot, pin.at_ns, pin.reason)
+            self._db.execute("INSERT OR REPLACE INTO pin VALUES(?, ?, ?, ?)", values)
+
+        self._durably(write)
+
+    def remove_pin(self, name: str) -> bool:
+        """Keep it under this name no more; whether there was such a pin."""
+
+        def write() -> bool:
+            self._db.execute("DELETE FROM pin WHERE name = ?", (name,))
+            return bool(self._db.changes())
+
+        return self._durably(write)
+
+    def pins(self) -> list[Pin]:
+        """All pins, by name."""
+        return [Pin(*row) for row in self._db.rows("SELECT name, snapshot, at_ns, reason FROM pin ORDER BY name")]
+
+    def retire(self, numbers: Iterable[int]) -> list[int]:
+        """Those of these snapshots that nothing pins, in one step: from here on no pin can be set on them."""
+
+        def write() -> list[int]:
+            pinned = self.pinned() | {pin.snapshot for pin in self.pins()}
+            going = [number for number in numbers if number not in pinned]
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES('retiring', ?)", (_encode(going),))
+            return going
+
+        return self._durably(write)
+
+    def _retiring(self) -> list[int]:
+        going = self._db.value("SELECT value FROM meta WHERE key = 'retiring'")
+        return msgspec.msgpack.decode(going, type=list[int]) if going else []
 
     # below: how
 

@@ -86,6 +86,11 @@ class Inventory:
         """Close the connection."""
         self._db.close()
 
+    @property
+    def database(self) -> Database:
+        """The connection, for the questions of other modules of this room."""
+        return self._db
+
     def verify(self) -> list[str]:
         """Read every page and check the structure; what is wrong, in words."""
         return self._db.verify()

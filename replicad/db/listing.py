@@ -10,12 +10,12 @@ children, and a directory is complete when the first path outside of it appears.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from replicad.db.catalog import LOOKUP_MARKS, MIGRATIONS, ROOT, BlockPlace, lookup_groups
 from replicad.db.database import Database, Row
@@ -25,8 +25,11 @@ from replicad.db.paths import directory_of, place_of
 from replicad.db.versions import Versions
 from replicad.model.block import block_count
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Op, Put
+from replicad.model.errors import ReplicadError
 from replicad.model.glob import EVERYTHING, Globs
 from replicad.model.travel import Difference
+
+Batch = TypeVar("Batch")
 
 OLDEST_LISTED = 1
 """Version of the catalog that has every table and column that is asked for here: a store on a read-only medium, which
@@ -48,6 +51,8 @@ class SnapshotRow(NamedTuple):
     size: int
     unread: int
     lost: int
+    dropped_ns: int = 0
+    """When it was dropped; 0 = it is kept."""
 
 
 class Listing:
@@ -62,14 +67,14 @@ class Listing:
         self._db.close()
 
     def snapshots(self) -> Iterator[SnapshotRow]:
-        """All snapshots, oldest first."""
+        """All snapshots there ever were, oldest first."""
         for row in self._db.rows("SELECT * FROM snapshot ORDER BY ordinal"):
             yield SnapshotRow(*row)._replace(complete=bool(row[5]))
 
-    def ordinal(self, number: int) -> int | None:
-        """The ordinal of a snapshot; None when there is no such snapshot."""
-        found: int | None = self._db.value("SELECT ordinal FROM snapshot WHERE number = ?", (number,))
-        return found
+    def find(self, number: int) -> SnapshotRow | None:
+        """A snapshot, kept or dropped; None when there never was one."""
+        row = self._db.one("SELECT * FROM snapshot WHERE number = ?", (number,))
+        return SnapshotRow(*row) if row else None
 
     def places(self, ids: Sequence[bytes]) -> dict[bytes, BlockPlace]:
         """Where these blocks are; those that are not in the store are left out."""
@@ -89,14 +94,14 @@ class Listing:
         Entries that match `globs` and the directories above them. A file's blocks stand in its `Put` when the file
         has at most INLINE_BLOCKS, else in the `Map` operations behind it; what is not listed is zero.
         """
-        return in_batches(self._walk(ordinal, globs), length_of)
+        return self._kept([ordinal], in_batches(self._walk(ordinal, globs), length_of))
 
     def visit(self, ordinal: int, path: bytes, depth: int, *, blocks: bool) -> Iterator[list[Op]]:
         """What stood at `path` in a snapshot, and up to `depth` levels below it, found without a walk; nothing at all
         when nothing stood there. Order and form are those of `operations`, without the directories above; files are
         listed without their blocks unless `blocks` is asked for.
         """
-        return in_batches(self._visit(ordinal, path, depth, blocks), length_of)
+        return self._kept([ordinal], in_batches(self._visit(ordinal, path, depth, blocks), length_of))
 
     def versions(self) -> Versions:
         """Questions about one path over all snapshots."""
@@ -104,7 +109,7 @@ class Listing:
 
     def differences(self, before: int, after: int, globs: Globs) -> Iterator[list[Difference]]:
         """What differs between two snapshots (ordinals); db/differences.py has order and form."""
-        return differences(self._db, before, after, globs)
+        return self._kept([before, after], differences(self._db, before, after, globs))
 
     def _visit(self, ordinal: int, path: bytes, depth: int, blocks: bool) -> Iterator[Op]:
         place = place_of(self._db, path)
@@ -137,6 +142,22 @@ class Listing:
                         yield from self._maps(node.put, ordinal)
                 if node.directory is not None and len(stack) < depth:
                     stack.append(self._directory(ordinal, node.directory, node.path, EVERYTHING, blocks))
+
+    def _kept(self, ordinals: Sequence[int], batches: Iterable[Batch]) -> Iterator[Batch]:
+        """What was read of these snapshots while they were kept."""
+        for batch in batches:
+            for ordinal in ordinals:
+                self._check_kept(ordinal)
+            yield batch
+        for ordinal in ordinals:
+            self._check_kept(ordinal)
+
+    def _check_kept(self, ordinal: int) -> None:
+        """Whether the snapshot was still kept when what was read of it was read: the rows of one that is dropped go."""
+        row = self._db.one("SELECT * FROM snapshot WHERE ordinal = ?", (ordinal,))
+        if row and SnapshotRow(*row).dropped_ns:
+            text = f"snapshot {row[1]} was dropped by the replica's retention while it was listed"
+            raise ReplicadError(text, where=str(self._db.path), hint="take a snapshot that is kept, and pin it")
 
     def _walk(self, ordinal: int, globs: Globs) -> Iterator[Op]:
         """Depth first, with a stack of open directories."""

@@ -27,6 +27,8 @@ from replicad.http.contract import (
     Reloaded,
     Repaired,
     RepairResult,
+    RetainedAll,
+    RetainResult,
     ScrubRequest,
     SyncRequest,
     repair_query,
@@ -41,6 +43,9 @@ ANSWER_TIMEOUT_S = 10.0
 REPAIR_TIMEOUT_S = 1800.0
 """How long a repair may take before the command stops waiting for it; the daemon goes on. Repairing all that an hour's
 limit allows takes minutes: each block is fetched over the link, written, and read again from the medium."""
+RETAIN_TIMEOUT_S = 6 * 3600.0
+"""How long a run of retention may take before the command stops waiting; the daemon goes on. Compaction shares the disk
+with everything else."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A status of ten thousand datasets with a hundred troubles each stays below this."""
 
@@ -94,6 +99,11 @@ class Client:
         """Repair one divergence, or all open ones (None), or say what would be done. Takes as long as the repair.
         Raises UsageError for an unknown id."""
         return self._ask("POST", "/repair", repair_query(id, dry_run=dry_run), Repaired, REPAIR_TIMEOUT_S).results
+
+    def retain(self, dataset: str | None = None) -> list[RetainResult]:
+        """Run retention now. Takes as long as that. Raises UsageError for an unknown name."""
+        query = [("dataset", dataset)] if dataset is not None else []
+        return self._ask("POST", "/retain", query, RetainedAll, RETAIN_TIMEOUT_S).results
 
     def undo_repair(self, id: str) -> list[RepairResult]:
         """Take a repair of the primary's data back. Raises UsageError for an unknown id."""

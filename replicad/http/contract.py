@@ -9,17 +9,23 @@ One table for server (`server.py`) and client (`api.py`). Over STATE/control.soc
     POST /scrub?action=start|pause|resume[&dataset=NAME][&side=primary|replica][&for_s=S] -> Directed
     POST /drill[?dataset=NAME][&full=1 | &path=GLOB...] -> Drilled
     POST /repair?id=ID[&dry_run=1] | ?all=1[&dry_run=1] | ?undo=ID                        -> Repaired, when it is done
+    POST /retain[?dataset=NAME]  -> RetainedAll, when it is done
     anything that fails          -> 4xx or 5xx with Failure
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from replicad.status import NodeStatus, ScrubStatus
+
+if TYPE_CHECKING:  # a short verb of the command line must not load them
+    from replicad.model.divergence import Divergence
+    from replicad.work.mended import Mended
+    from replicad.work.retain import Retained
 
 CONTROL_SOCKET = "control.sock"
 """Name of the control socket in the state directory; mode 0600, so only the daemon's user and root may command it."""
@@ -112,6 +118,30 @@ class Repaired(msgspec.Struct, frozen=True):
     results: list[RepairResult]
 
 
+class RetainResult(msgspec.Struct, frozen=True):
+    """What a run of retention did with one store of this node."""
+
+    client: str
+    dataset: str
+    hold: str = ""
+    """Why nothing was let go, whatever the rules say; "" when they decided."""
+    kept: int = 0
+    dropped: list[int] = []
+    """Numbers of the snapshots that were let go."""
+    compacted: int = 0
+    reclaimed_bytes: int = 0
+    left: list[str] = []
+    """Segments that were worth compacting and were left, and why."""
+    error: str = ""
+    """Why the run ended early; what was done stays done. "" when it did not."""
+
+
+class RetainedAll(msgspec.Struct, frozen=True):
+    """Answer to POST /retain."""
+
+    results: list[RetainResult]
+
+
 class Failure(msgspec.Struct, frozen=True):
     """Why a request was refused, and what to do."""
 
@@ -146,6 +176,9 @@ class Daemon(Protocol):
         """Repair the divergence whose id begins with `id`, or all open ones (None); in a dry run only say what would be
         done. Raises UsageError when there is no such divergence, or more than one."""
 
+    async def retain(self, dataset: str | None) -> list[RetainResult]:
+        """Run retention now, of the stores of one dataset or of all, one after the other. Raises UsageError."""
+
     async def undo_repair(self, id: str) -> list[RepairResult]:
         """Put the bytes that a repair of the primary's data replaced back. Raises UsageError as `repair`."""
 
@@ -153,6 +186,18 @@ class Daemon(Protocol):
 def scrub_request(line: ScrubStatus, number: int) -> ScrubRequest:
     """The request with this number of the scrub of that line."""
     return ScrubRequest(line.dataset, line.side, line.peer, number)
+
+
+def repair_result(found: Divergence, mended: Mended) -> RepairResult:
+    """What became of one finding."""
+    return RepairResult(found.id, mended.remedy.value, mended.result, mended.text)
+
+
+def retain_result(store: tuple[str, str], done: Retained | Exception) -> RetainResult:
+    """What a run did with one store (client, dataset), or why it ended early."""
+    if isinstance(done, Exception):
+        return RetainResult(*store, error=str(done))
+    return RetainResult(**msgspec.structs.asdict(done))
 
 
 def repair_query(id: str | None, *, dry_run: bool) -> list[tuple[str, str]]:

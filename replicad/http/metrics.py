@@ -20,7 +20,17 @@ from prometheus_client.registry import Collector
 
 from replicad.model.drill import Outcome
 from replicad.model.verdict import Verdict
-from replicad.status import DatasetStatus, DrillStatus, JobStatus, NodeStatus, ScrubStatus, StoreStatus, is_here, lag_s
+from replicad.status import (
+    DatasetStatus,
+    DrillStatus,
+    JobStatus,
+    NodeStatus,
+    RetentionStatus,
+    ScrubStatus,
+    StoreStatus,
+    is_here,
+    lag_s,
+)
 
 __all__ = ["CONTENT_TYPE", "FAMILIES", "Exposition", "Family"]
 
@@ -98,6 +108,16 @@ def _store(name: str, help_text: str, value: Callable[[StoreStatus], float]) -> 
             yield (line.client, line.dataset), value(line)
 
     return Family(f"replicad_store_{name}", help_text, ("client", "dataset"), samples)
+
+
+def _retention(name: str, help_text: str, value: Callable[[RetentionStatus], float]) -> Family:
+    """A metric of the retention of one store of this node."""
+
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        for line in status.retentions:
+            yield (line.client, line.dataset), value(line)
+
+    return Family(f"replicad_retention_{name}", help_text, ("client", "dataset"), samples)
 
 
 def _job(name: str, help_text: str, value: Callable[[JobStatus], float]) -> Family:
@@ -323,6 +343,11 @@ FAMILIES: tuple[Family, ...] = (
         ("dataset", "replica", "outcome"),
         _drills_by_outcome,
     ),
+    _retention("snapshots", "Snapshots that are kept, as of the last run.", lambda r: float(r.kept)),
+    _retention("held", "1 while nothing may go although there are rules (the clock).", lambda r: float(bool(r.hold))),
+    _retention("dropped_total", "Snapshots let go.", lambda r: float(r.dropped)),
+    _retention("reclaimed_bytes_total", "Bytes given back by compaction.", lambda r: float(r.reclaimed_bytes)),
+    _retention("last_run_timestamp_seconds", "When a run last ended well; 0 = never.", lambda r: r.last_run_ns / 1e9),
     _job("running", "1 while the loop is alive.", lambda j: float(j.running)),
     _job("failures_total", "Failures; an unreachable peer is none.", lambda j: float(j.failures)),
     _job("last_success_timestamp_seconds", "When it last succeeded; 0 = never.", lambda j: j.last_success_ns / 1e9),

@@ -31,6 +31,8 @@ from replicad.http.contract import (
     Reloaded,
     Repaired,
     RepairResult,
+    RetainedAll,
+    RetainResult,
     ScrubRequest,
     SyncRequest,
     has_served,
@@ -84,6 +86,7 @@ class HttpServer:
         self._over_socket: _Listening | None = None
         self._reload_task: asyncio.Future[list[str]] | None = None
         self._repairs: set[asyncio.Task[list[RepairResult]]] = set()
+        self._retaining: set[asyncio.Task[list[RetainResult]]] = set()
         self._stopping = False
         self.address = ""
         """Where /metrics is, ADDR:PORT; "" until `start` and when there is no TCP listener."""
@@ -166,6 +169,7 @@ class HttpServer:
                 ("POST", "/repair"): self._repair,
                 ("POST", "/scrub"): self._scrub,
                 ("POST", "/drill"): self._drill,
+                ("POST", "/retain"): self._retain,
             }
         )
         listener = await asyncio.get_running_loop().create_unix_server(
@@ -223,6 +227,14 @@ class HttpServer:
         self._repairs.add(task)
         task.add_done_callback(self._repairs.discard)
         return _json(Repaired(await asyncio.shield(task)))  # who asked may go away; half a repair may not be
+
+    async def _retain(self, request: web.Request) -> web.Response:
+        if set(request.query) - {"dataset"}:
+            raise web.HTTPBadRequest(reason="a run of retention takes a dataset, and nothing else")
+        task = asyncio.ensure_future(self._daemon.retain(request.query.get("dataset")))
+        self._retaining.add(task)
+        task.add_done_callback(self._retaining.discard)
+        return _json(RetainedAll(await asyncio.shield(task)))  # who asked may go away; the run goes on
 
     def _repair_asked_untrusted(self, request: web.Request) -> Coroutine[None, None, list[RepairResult]]:
         query = dict(request.query) if len(set(request.query)) == len(request.query) else {}

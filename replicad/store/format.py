@@ -76,6 +76,8 @@ class FrameType(IntEnum):
     """Last in each full segment: what it holds."""
     PAD = 6
     """Zeros up to a multiple of SYNC_BYTES."""
+    RETENTION = 7
+    """The replica's own decision that snapshots are not kept any more."""
 
 
 _MAX_PLAIN = {
@@ -85,6 +87,7 @@ _MAX_PLAIN = {
     FrameType.COMMIT: MAX_SMALL_PLAIN,
     FrameType.SEAL: MAX_SMALL_PLAIN,
     FrameType.PAD: SYNC_BYTES,
+    FrameType.RETENTION: MAX_SMALL_PLAIN,
 }
 
 
@@ -138,6 +141,23 @@ class SegmentSeal(msgspec.Struct, frozen=True, array_like=True):
     """Where the seal frame begins."""
     digest: bytes
     """Running digest behind them; it begins with `previous` of the segment's header."""
+    continues: bytes = b""
+    """What the next segment's header continues, where it is not `digest`: the segment was compacted, and this is what
+    its first seal would have had it continue."""
+
+    @property
+    def after(self) -> bytes:
+        """The `previous` of the next segment."""
+        return self.continues or self.digest
+
+
+class Retention(msgspec.Struct, frozen=True, array_like=True):
+    """Payload of a retention frame: snapshots that are not kept any more. Only the replica writes one."""
+
+    at_ns: int
+    """By the replica's clock."""
+    dropped: tuple[int, ...]
+    """Numbers of the snapshots."""
 
 
 def encode_frame(type: FrameType, plain: Buffer, id: bytes, stored: Buffer | None = None, codec: int = RAW) -> bytes:
@@ -255,6 +275,7 @@ def _name(type_: int) -> str:
 _encoder = msgspec.msgpack.Encoder()
 _header_decoder = msgspec.msgpack.Decoder(SegmentHeader)
 _seal_decoder = msgspec.msgpack.Decoder(SegmentSeal)
+_retention_decoder = msgspec.msgpack.Decoder(Retention)
 
 
 def encode_segment_header(header: SegmentHeader) -> bytes:
@@ -265,6 +286,11 @@ def encode_segment_header(header: SegmentHeader) -> bytes:
 def encode_segment_seal(seal: SegmentSeal) -> bytes:
     """The seal frame."""
     return encode_plain(FrameType.SEAL, _encoder.encode(seal))
+
+
+def encode_retention(retention: Retention) -> bytes:
+    """The retention frame."""
+    return encode_plain(FrameType.RETENTION, _encoder.encode(retention))
 
 
 def decode_segment_header(frame: Frame) -> SegmentHeader:
@@ -279,6 +305,12 @@ def decode_segment_seal(frame: Frame) -> SegmentSeal:
     """The inverse of `encode_segment_seal`. Raises FrameError."""
     seal: SegmentSeal = _decode(frame, FrameType.SEAL, _seal_decoder)
     return seal
+
+
+def decode_retention(frame: Frame) -> Retention:
+    """The inverse of `encode_retention`. Raises FrameError."""
+    retention: Retention = _decode(frame, FrameType.RETENTION, _retention_decoder)
+    return retention
 
 
 def _decode(frame: Frame, type_: FrameType, decoder: msgspec.msgpack.Decoder[Any]) -> Any:

@@ -110,6 +110,11 @@ def segment_path(directory: Path, number: int) -> Path:
     return directory / "segments" / f"{number:08d}.seg"
 
 
+def compacted_path(directory: Path, number: int) -> Path:
+    """Where segment `number` stands compacted until it takes the place of the segment."""
+    return directory / "segments" / f".{number:08d}.compact"
+
+
 def segment_numbers(directory: Path) -> list[int]:
     """Numbers of the segments that exist, ascending."""
     try:
@@ -320,7 +325,7 @@ class SegmentScan:
                 return foreign(self.header, self._segment, self._store)
             if frame.type == FrameType.SEAL and self.certain:
                 self.sealed = decode_segment_seal(frame)
-                expected = SegmentSeal(self._frames, frame.offset, self._digest)
+                expected = SegmentSeal(self._frames, frame.offset, self._digest, self.sealed.continues)
                 return "" if self.damaged or self.sealed == expected else COUNTS_OTHERS
         except FrameError as error:
             return str(error)

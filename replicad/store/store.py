@@ -121,6 +121,13 @@ class Store:
             hint = "free or add space, or lower listen.reserve"
             raise DiskFullError(text, where=str(self.directory), hint=hint)
 
+    def check_spare(self, size: int) -> None:
+        """Raises DiskFullError when `size` bytes would take more than half of the reserve: what they are for gives back
+        more than it takes, so a store that is full may go into its reserve for it."""
+        if self.free_bytes() + self._reserve_bytes // 2 < size:
+            text = f"no room for {size} bytes that would give back more"
+            raise DiskFullError(text, where=str(self.directory), hint="free or add space")
+
     def append(self, data: bytes | memoryview, checksums: Iterable[bytes]) -> tuple[int, int]:
         """Add whole frames whose checksums are given; segment and offset of the first.
 

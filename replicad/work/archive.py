@@ -27,6 +27,7 @@ from replicad.model.errors import (
     StoreDamagedError,
     UsageError,
 )
+from replicad.model.marks import Marks
 from replicad.model.position import Position
 from replicad.model.snapshot import Commit, Head, decode_commit, records_digest
 from replicad.store.format import (
@@ -36,7 +37,7 @@ from replicad.store.format import (
     plain_payload,
     split_frames,
 )
-from replicad.store.segments import Damage, SegmentFiles, Torn, segment_numbers
+from replicad.store.segments import Damage, SegmentFiles, Torn, compacted_path, segment_numbers, segment_path
 from replicad.store.store import Owner, Store, check_names
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
@@ -67,7 +68,7 @@ class Archive:
     def __init__(self, lock: Lock, store: Store, catalog: Catalog, disk: Disk) -> None:
         """Use `open`."""
         self._lock, self._store, self._catalog = lock, store, catalog
-        self._files = SegmentFiles(store.directory, disk)
+        self._disk, self._files = disk, SegmentFiles(store.directory, disk)
         self._torn: Torn | None = None
         self._under_way: set[bytes] = set()
         self._recent: set[bytes] = set()
@@ -75,7 +76,8 @@ class Archive:
         self._records: list[bytes] = []
         self._current: Put | None = None
         self._touched = False
-        self._broken = False
+        self._broken = self._has_promised = False
+        self._marks: Marks | None = None
         self.laid = 0
         """How often segment files or the catalog were exchanged: whoever looked at one before looks again."""
 
@@ -164,7 +166,7 @@ class Archive:
         names = split_ids(ids)
         wanted = set(names) - self._under_way
         present = self._catalog.known(list(wanted)) - self._doubted
-        self._remember(present)
+        self._promise(present)
         wanted -= present
         if len(self._under_way) + len(wanted) > MAX_UNDER_WAY:
             raise PeerError(f"offered {MAX_UNDER_WAY} blocks and did not send them")
@@ -234,7 +236,7 @@ class Archive:
             self._catalog.commit(commit, found.id, received_ns=received_ns, checkpoint=self._store.position)
         self._records.clear()
         self._current = None
-        self._touched = False
+        self._touched = self._has_promised = False  # a primary seals when all that it offered is recorded
         return self.head
 
     def abort(self) -> None:
@@ -245,6 +247,7 @@ class Archive:
         self._under_way.clear()
         self._records.clear()
         self._current = None
+        self._has_promised = False
         if not (self._touched or self._broken):
             return
         self._recent.clear()
@@ -300,10 +303,26 @@ class Archive:
         with _Breaking(self):
             self._store.drop_writer()
             self._files.close()
+            self._recent.clear()
             yield self._catalog
             self.laid += 1
             self._replay()
         self._touched = False
+
+    def begin_marking(self, blocks: int, place: int) -> Marks | None:
+        """Marks of the blocks that are in use, `blocks` in all: from here on every one that a client is told of, or
+        names, is marked; those that the committed catalog names are the caller's to add. None while a session has
+        unsealed work, or was told of blocks that it has not named yet."""
+        self._marks = None if self._has_promised or not self.is_settled else Marks(blocks, place)
+        return self._marks
+
+    def is_marking(self, marks: Marks) -> bool:
+        """Whether these are the marks that were begun last, and nothing has happened that they do not know of."""
+        return marks is self._marks
+
+    def end_marking(self) -> None:
+        """No more marks."""
+        self._marks = None
 
     def exchange_catalog(self, exchange: Callable[[], None]) -> None:
         """Have another catalog put in place of this one, within `upkeep_of_files`."""
@@ -339,9 +358,30 @@ class Archive:
             self._catalog.add_copies([copy_of(one.segment, one.offset, one.frame) for one in made])
 
     def _replay(self) -> None:
+        self._finish_laying()
+        head = self._catalog.head
         replay = Replay(self._store, self._catalog, self._files)
         self._store.resume(replay.run())
         self._torn = replay.torn
+        if self._catalog.head != head:
+            self._marks = None  # a snapshot was found of which they know nothing
+
+    def _finish_laying(self) -> None:
+        """A compacted segment that the catalog speaks of already takes its place, if it has not yet."""
+        number = self._catalog.laying
+        if not number:
+            return
+        fresh = compacted_path(self._store.directory, number)
+        if fresh.exists():
+            self._disk.rename_durable(fresh, segment_path(self._store.directory, number))
+        self._catalog.set_laying(0)
+
+    def _promise(self, names: set[bytes]) -> None:
+        """A client is told that these are here."""
+        self._has_promised = self._has_promised or bool(names)
+        if self._marks:
+            self._marks.add(names)
+        self._remember(names)
 
     def _check_usable(self) -> None:
         if self._broken:
@@ -384,6 +424,10 @@ class Archive:
                 named.add(op.ids)
             elif op.ids:
                 named.update(split_ids(op.ids))
+        if gone := self._catalog.forgotten([op.file for op in ops if isinstance(op, Put) and op.file]):
+            raise PeerError(f"sent a record of file {min(gone)}, which was dropped and is known no more")
+        if self._marks:
+            self._marks.add(named)
         named -= self._recent
         missing = named - self._catalog.known(list(named)) if named else named
         if missing:

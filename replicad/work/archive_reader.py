@@ -30,7 +30,7 @@ from replicad.store.format import (
     parse_frame,
     plain_payload,
 )
-from replicad.store.segments import Damage, SegmentFiles
+from replicad.store.segments import Damage, SegmentFiles, compacted_path, segment_path
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path, no_catalog
 from replicad.work.known_damage import damaged_paths, with_damage
@@ -64,9 +64,9 @@ class ArchiveReader:
         path = catalog or catalog_path(directory)
         if not path.exists():
             raise no_catalog(directory)
-        self._directory = directory
         self._listing = Listing(path)
-        self._files = SegmentFiles(directory, disk or Disk())
+        self._directory, self._disk = directory, disk or Disk()
+        self._files = SegmentFiles(directory, self._disk)
 
     def close(self) -> None:
         """Close all files."""
@@ -74,11 +74,14 @@ class ArchiveReader:
         self._files.close()
 
     def snapshots(self) -> list[SnapshotLine]:
-        """All snapshots, oldest first. One that damage took something from, and those after it, are not complete."""
+        """All snapshots that are kept, oldest first. One that damage took something from, and those after it, are not
+        complete."""
         lines: list[SnapshotLine] = []
         lost = 0
         for row in self._listing.snapshots():
             lost += row.lost
+            if row.dropped_ns:
+                continue
             complete = row.complete and not lost
             times = (row.created_ns, row.received_ns)
             lines.append(
@@ -93,7 +96,7 @@ class ArchiveReader:
     def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> Iterator[list[Op]]:
         """The tree at a snapshot (its number) as lists of operations; db/listing.py has order and form.
 
-        Raises UsageError (no such snapshot, bad pattern) at once, BookDamagedError while iterating.
+        Raises UsageError (no such snapshot, one that was dropped, bad pattern) at once, BookDamagedError on the way.
         """
         return self._listing.operations(self._ordinal(snapshot), _patterns(globs))
 
@@ -112,10 +115,13 @@ class ArchiveReader:
         return self._listing.differences(self._ordinal(before), self._ordinal(after), _patterns(globs))
 
     def _ordinal(self, snapshot: int) -> int:
-        ordinal = self._listing.ordinal(snapshot)
-        if ordinal is None:
+        found = self._listing.find(snapshot)
+        if found is None:
             raise UsageError(f"there is no snapshot {snapshot}", hint="replicad snapshots lists them")
-        return ordinal
+        if found.dropped_ns:
+            text = f"snapshot {snapshot} is not kept any more: the replica's retention dropped it"
+            raise UsageError(text, hint="replicad snapshots lists those that are")
+        return found.ordinal
 
     def fetch(self, ids: bytes) -> Iterator[bytes | Lost]:
         """The frames of these blocks (32 bytes each), in the order asked: one or more whole frames at a time, or Lost
@@ -146,6 +152,8 @@ class ArchiveReader:
         if place is None:
             return Sight.ABSENT, "this block is not in the store"
         first = self._look(place)
+        if first[0] is not Sight.MATCHES and self._moved(place):
+            return Sight.MATCHES, ""
         if first[0] in (Sight.MATCHES, Sight.ABSENT):
             return first
         second = self._look(place)
@@ -179,17 +187,50 @@ class ArchiveReader:
                 return [answer for place in run for answer in self._read([place])]
             return [Lost(run[0].id, f"segment {run[0].segment} cannot be read: {error}")]
         found: list[bytes | Lost] = []
-        good: list[memoryview] = []
+        good: list[bytes] = []
         for place in run:
             problem = _frame_problem(view, place, start)
             if not problem:
-                good.append(view[place.offset - start : _end(place) - start])
+                good.append(bytes(view[place.offset - start : _end(place) - start]))
+                continue
+            moved = self._moved(place)
+            if moved:
+                good.append(moved)
                 continue
             found.append(b"".join(good))
             found.append(Lost(place.id, problem))
             good = []
         found.append(b"".join(good))
         return [answer for answer in found if answer]
+
+    def _moved(self, place: BlockPlace) -> bytes:
+        """The frame of a block that is not where it was looked for, because its segment was compacted meanwhile, or is
+        just about to be; b"" when it is damaged. Wherever it is found, it proves itself."""
+        now = self._listing.places([place.id]).get(place.id)
+        if now is None:
+            return b""
+        for path in (segment_path(self._directory, now.segment), compacted_path(self._directory, now.segment)):
+            if frame := _proven(self._disk, path, now):
+                return frame
+        return b""
+
+
+def _proven(disk: Disk, path: Path, place: BlockPlace) -> bytes:
+    """The frame at a place, read through a file opened anew; b"" when it is not there."""
+    try:
+        reader = disk.open_read(path)
+    except (FileNotFoundError, ReplicadError):
+        return b""
+    try:
+        frame = bytes(reader.read_at(place.offset, _end(place) - place.offset))
+        if _frame_problem(memoryview(frame), place, place.offset):
+            return b""
+        plain_payload(parse_frame(frame, 0))
+        return frame
+    except (FrameError, ReplicadError):
+        return b""
+    finally:
+        reader.close()
 
 
 def _patterns(globs: Sequence[bytes]) -> Globs:

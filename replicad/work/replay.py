@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from replicad.db.catalog import BlockPlace, Catalog, FrameCopy
+from replicad.db.expiry import drop_snapshots, purge
 from replicad.model.block import Buffer
 from replicad.model.entry import Map, Op, Put, decode_ops
 from replicad.model.position import Position
@@ -21,6 +22,7 @@ from replicad.store.format import (
     Frame,
     FrameError,
     FrameType,
+    decode_retention,
     frame_header,
     pad_time_ns,
     parse_frame,
@@ -35,6 +37,8 @@ Progress = Callable[[int, int], None]
 """Told (segments read, segments in all)."""
 BATCH_BLOCKS = 1000
 """Blocks indexed with one call."""
+PURGED_ROWS = 10_000
+"""Rows that one transaction takes away."""
 BATCH_COPIES_BYTES = 4 * 1024 * 1024
 """Copies of other frames written with one call; one frame may be as long."""
 Spare = Callable[[int, int, int], Sequence[FrameCopy]]
@@ -78,6 +82,8 @@ class Replay:
     _blocks: list[BlockPlace] = field(default_factory=list)
     _copies: list[FrameCopy] = field(default_factory=list)
     _copied_bytes: int = 0
+    _has_dropped: bool = False
+    """Whether snapshots were let go: their rows must go too, for blocks that only they name may be gone already."""
     _sealed: _Sealed | None = None
     """The commit that was the frame before: the pad behind it says when it was received."""
 
@@ -98,6 +104,8 @@ class Replay:
             if self.progress:
                 self.progress(number - numbers[0] + 1, len(numbers))
         self.catalog.keep(end)
+        while self._has_dropped and purge(self.catalog.database, PURGED_ROWS):
+            self.catalog.keep(end)
         return end
 
     def _begin_of(self, number: int, end: Position) -> Position:
@@ -134,7 +142,7 @@ class Replay:
         self._index()
         if scan.damaged:
             return Position(begin.segment + 1)
-        return Position(begin.segment + 1, digest=scan.sealed.digest) if scan.sealed else scan.position
+        return Position(begin.segment + 1, digest=scan.sealed.after) if scan.sealed else scan.position
 
     def _tear(self, torn: Torn) -> None:
         self.torn = torn
@@ -162,10 +170,22 @@ class Replay:
         elif frame.type == FrameType.RECORD and certain:
             spare = copy.frame if copy else b""
             self._records.append(_RecordPlace(segment, frame.offset, frame.end - frame.offset, frame.id, spare))
+        elif frame.type == FrameType.RETENTION and certain:
+            self._retain(frame, segment)
         elif frame.type == FrameType.COMMIT and certain:
             problem = self._commit(frame, scan)
             if problem:
                 self._note(Damage(segment, frame.offset, frame.end - frame.offset, problem))
+
+    def _retain(self, frame: Frame, segment: int) -> None:
+        """Let go what the replica once decided not to keep."""
+        try:
+            decision = decode_retention(frame)
+        except FrameError as error:
+            self._note(Damage(segment, frame.offset, frame.end - frame.offset, str(error)))
+            return
+        drop_snapshots(self.catalog.database, decision.dropped, decision.at_ns)
+        self._has_dropped = True
 
     def _stand_in(self, damage: Damage, scan: SegmentScan) -> None:
         """Take copies of the frames that damage took, where there are any: a copy proves itself by its checksum."""

@@ -58,6 +58,8 @@ class _Unit:
     """When the oldest of them were; 0 = never."""
     end: Position | None = None
     """Where a growing segment's verification may go on."""
+    laid: int = 0
+    """How often segments had been laid anew by then: after one was, that place may be another."""
     failed_ns: int = 0
     """When it could not be looked at; 0 = it could, the last time."""
 
@@ -167,8 +169,9 @@ class ReplicaSurface:
     async def structure(self) -> Verified:
         """See `Surface`."""
         await self._in_shelf(self._refresh)
-        found = await self._in_shelf(self._report_damage)
+        found = 0
         try:
+            found += await self._in_shelf(self._report_damage)
             structure, harm = await asyncio.to_thread(self._check_structure)
         except BookDamagedError as error:
             structure, harm = Structure(pages=[error.what]), Harm()
@@ -233,9 +236,9 @@ class ReplicaSurface:
     async def _verify_one(self, number: int) -> tuple[Checked, int]:
         """Verify a segment and tell what was found. Looked at anew when it was laid anew or mended into meanwhile."""
         for tries_left in reversed(range(TRIES)):
-            unit = self._units[number]
-            goes_on = unit.end if unit.end and unit.at_ns and unit.is_due else None
             laid, size, end = await self._in_shelf(self._now)
+            unit = self._units[number]
+            goes_on = unit.end if unit.end and unit.at_ns and unit.is_due and unit.laid == laid else None
             try:
                 outcome = await asyncio.to_thread(self._check, number, goes_on, size)
             except BookDamagedError as error:
@@ -311,7 +314,7 @@ class ReplicaSurface:
             unit.size = self._size_of(number)
         unit.verified = max(before + checked.size, unit.size if checked.wrongs else 0)
         unit.at_ns, unit.failed_ns = unit.at_ns if start else now, 0
-        unit.end = None if checked.wrongs else checked.end
+        unit.end, unit.laid = None if checked.wrongs else checked.end, self._archive.laid
         source = "media" if checked.media else "cache"
         self._marks[number] = (number, unit.verified, unit.at_ns, source, checked.imprint)
         if checked.uncopied:

@@ -144,6 +144,14 @@ class Shelves:
         key = client, dataset
         return await _in_thread(self._shelves[key], partial(self._with_findings, key, work))
 
+    async def in_store(self, client: str, dataset: str, work: Callable[[Archive, Findings], Result]) -> Result:
+        """Run `work` on the archive and the findings of a store that has appeared, in its thread. Raises ReplicadError
+        when one of them cannot be opened."""
+        opened = await self._opened(await self._open((client, dataset)), (client, dataset))
+        return await asyncio.get_running_loop().run_in_executor(
+            opened.executor, lambda: work(opened.archive, opened.findings)
+        )
+
     def _with_findings(self, key: Key, work: Callable[[Findings], Result]) -> Result:
         shelf = self._shelves[key]
         shelf.findings = shelf.findings or Findings(findings_of(self._directory(key)))

@@ -134,7 +134,7 @@ class _Chain:
             if kind == FrameType.HEADER:
                 self._take_header(segment, decode_segment_header(frame).previous)
             elif kind == FrameType.SEAL:
-                self._seal = (segment, decode_segment_seal(frame).digest)
+                self._seal = (segment, decode_segment_seal(frame).after)
             else:
                 self._take_commit(bytes(plain_payload(frame)), frame.id)
         except (FrameError, ValueError) as error:
