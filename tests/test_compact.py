@@ -17,7 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit_retention import books, clean, everything_in, history_of, rebuilt_books
-from kit_store import FaultyDisk, Primary, directory_put, file_put, flip, kill, open_archive, put_files, segment
+from kit_store import (
+    FaultyDisk,
+    Primary,
+    directory_put,
+    file_put,
+    flip,
+    kill,
+    open_archive,
+    put_files,
+    segment,
+    verify_segment,
+)
 from replicad.db.database import Database
 from replicad.db.inventory import Inventory
 from replicad.model.block import Buffer, block_id
@@ -25,7 +36,7 @@ from replicad.model.entry import Drop
 from replicad.model.errors import DiskFullError, PeerError, ReplicadError
 from replicad.model.marks import MIN_BYTES, Marks
 from replicad.store import store as store_module
-from replicad.store.segments import segment_numbers, verify_segment
+from replicad.store.segments import segment_numbers
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.archive_reader import ArchiveReader

@@ -37,4 +37,4 @@ class Layout:
     def set_verified(self, size: int, at_ns: int, source: str) -> None:
         """All of the new file was read and compared with these rows."""
         values = (self._segment, size, at_ns, source)
-        self._db.execute("INSERT OR REPLACE INTO scrubbed VALUES(?, ?, ?, ?)", values)
+        self._db.execute("INSERT OR REPLACE INTO scrubbed VALUES(?, ?, ?, ?, x'')", values)

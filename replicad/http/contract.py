@@ -1,7 +1,6 @@
 """Contract: what the HTTP server asks of the daemon, and how the control socket spells it.
 
 One table for server (`server.py`) and client (`api.py`). Over STATE/control.sock:
-
     GET  /status[?served=DATASET/REPLICA/NUMBER]...[&scrubbed=DATASET/SIDE/PEER/NUMBER]...[&timeout_s=S] -> NodeStatus;
                                    waits until all of these passes and scrubs have ended
     POST /sync[?dataset=NAME]    -> Accepted
