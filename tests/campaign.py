@@ -167,6 +167,7 @@ class Injector:
         file, rotten = self._rot(Kind.BIT)
         here = self._fault_of(file, rotten)
         try:
+            self._check_no_third_copy(here)
             there = self._shelf.harm(Harm.BIT, self._choose.randrange(2**32), among=here.expected.blocks)
         except CannotRot:
             self._disk.heal(rotten)
@@ -174,6 +175,12 @@ class Injector:
         self._spared |= here.expected.blocks
         guard, now = self._tree.guard(file), time.time_ns()
         return [Case(as_lost(here), now, guard, is_both=True), Case(as_lost(there), now, is_both=True, beside=guard)]
+
+    def _check_no_third_copy(self, fault: Fault) -> None:
+        """A segment that was laid anew is kept aside as it was, and may hold a good frame of the block."""
+        for path in (self._directory / "quarantine").glob("*.seg"):
+            if any(name in path.read_bytes() for name in fault.expected.blocks):
+                raise CannotRot("the store has kept another copy of the block")
 
     def _rot(self, kind: Kind) -> tuple[Known, Rotten]:
         """Damage below some file that nothing else hits."""
