@@ -107,7 +107,7 @@ def test_blocks_are_forgotten_with_the_last_name_of_their_file(ledger: Ledger) -
 
 
 def test_a_file_that_lost_its_last_name_is_known_by_its_identity(ledger: Ledger) -> None:
-    """Until it is forgotten; with a name again all its blocks are lacking, and it is forgotten no more."""
+    """Until it is forgotten; with a name again it has a new number, all its blocks are lacking, and it stays."""
     row = file_row(b"a", 1, 1)
     ledger.record_entries([row])
     ledger.record_blocks([BlockRow(1, 0, b"i" * 32, b"c" * 16, 1)])
@@ -117,12 +117,13 @@ def test_a_file_that_lost_its_last_name_is_known_by_its_identity(ledger: Ledger)
     assert known is not None and known.file == 1 and ledger.has_files()
     for field in ("device", "inode", "size", "mtime_ns", "ctime_ns"):
         assert ledger.same_unnamed(row.stamp._replace(**{field: getattr(row.stamp, field) + 1})) is None, field
-    ledger.record_entries([file_row(b"b", 1, 3)])
-    ledger.take_back(1, 3)
-    assert [found.seq for found in ledger.lacking_blocks(1, 2, -1, 9)] == [3]
+    again = ledger.take_back(known, 3)
+    ledger.record_entries([file_row(b"b", again.file, 3)])
+    assert again.file != 1 and not ledger.blocks(1, 0, 9)
+    assert [found.seq for found in ledger.lacking_blocks(again.file, 2, -1, 9)] == [3]
     for _ in range(KEPT_WALKS + 1):
         ledger.end_walk()
-    assert ledger.blocks(1, 0, 9)
+    assert ledger.blocks(again.file, 0, 9)
 
 
 def test_a_file_that_was_never_read_to_its_end_is_forgotten_with_its_name(ledger: Ledger) -> None:

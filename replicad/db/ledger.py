@@ -405,12 +405,8 @@ class Ledger:
     def drop(self, paths: Sequence[bytes], seq: int) -> None:
         """These entries exist no more. A file that no entry names any longer is set aside."""
         keys = [(self._directory(split(p)[0], create=True), split(p)[1]) for p in paths]
-        files: dict[int, Known] = {}
-        for key in keys:
-            row = self._db.one(f"SELECT {ENTRY_COLUMNS} FROM entry WHERE directory = ? AND name = ? AND file > 0", key)
-            if row:
-                known = Known._make(row)
-                files[known.file] = known
+        question = f"SELECT {ENTRY_COLUMNS} FROM entry WHERE directory = ? AND name = ? AND file > 0"
+        files = {row[9]: Known._make(row) for key in keys if (row := self._db.one(question, key))}
         self._db.executemany("DELETE FROM entry WHERE directory = ? AND name = ?", keys)
         self._db.executemany("INSERT OR REPLACE INTO gone VALUES (?, ?)", [(p, seq) for p in paths])
         self.set_aside(files.values())
@@ -440,11 +436,13 @@ class Ledger:
                     f"INSERT OR REPLACE INTO unnamed({ENTRY_COLUMNS}, walk) VALUES ({_MARKS}, ?)", (*known, walk)
                 )
 
-    def take_back(self, file: int, seq: int) -> None:
-        """A file that was set aside has a name again: replicas that heard it was dropped are told of all its blocks."""
-        self._db.execute("DELETE FROM unnamed WHERE file = ?", (file,))
-        if self._db.changes():
-            self._db.execute("UPDATE block SET seq = ? WHERE file = ?", (seq, file))
+    def take_back(self, known: Known, seq: int) -> Known:
+        """A file that was set aside is to have a name again: under a new number, for its old one was dropped."""
+        fresh = known._replace(file=self.next_file())
+        self._db.execute("UPDATE block SET file = ?, seq = ? WHERE file = ?", (fresh.file, seq, known.file))
+        self._db.execute("DELETE FROM cut WHERE file = ?", (known.file,))
+        self._db.execute("DELETE FROM unnamed WHERE file = ?", (known.file,))
+        return fresh
 
     def end_walk(self) -> None:
         """Everything was walked: what was set aside KEPT_WALKS walks ago is gone for good."""

@@ -264,12 +264,13 @@ class Recorder:
     def same(self, path: bytes, stamp: Stamp) -> Known | None:
         """Record `path` as another name of a recorded file with this identity, or as the name of one that lost its last
         one; None when there is none any more."""
-        known = self.ledger.same_content(stamp) or self.ledger.same_unnamed(stamp)
+        known = self.ledger.same_content(stamp)
+        if known is None and (lost := self.ledger.same_unnamed(stamp)):
+            known = self.ledger.take_back(lost, self.seq)
         if known is None:
             return None
         before = self.ledger.known(path)
         self.ledger.record_entries([EntryRow(put_of(path, known), stamp_of(known), self.seq)])
-        self.ledger.take_back(known.file, self.seq)
         if before and before.file and before.file != known.file:
             self.ledger.set_aside([before])
         return known
