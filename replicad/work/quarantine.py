@@ -8,7 +8,9 @@ of an undo.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from replicad.model.errors import ReplicadError
 from replicad.system.disk import Disk, errors_at
@@ -69,21 +71,23 @@ class Quarantine:
 
     def segments(self) -> list[Path]:
         """Whole segments that are kept here, newest first."""
-        return [path for path in reversed(self._files()) if path.suffix == ".seg"]
+        return [self.directory / name for _, name, _ in reversed(self._files()) if name.endswith(".seg")]
 
     def _make_room(self, size: int) -> None:
         self._disk.make_directory(self.directory)
         files = self._files()
-        used = sum(path.stat().st_size for path in files)
+        used = sum(kept for *_, kept in files)
         while files and (used + size > MAX_KEPT_BYTES or len(files) >= MAX_KEPT_FILES):
-            oldest = files.pop(0)
-            used -= oldest.stat().st_size
-            oldest.unlink()
+            _, oldest, kept = files.pop(0)
+            used -= kept
+            (self.directory / oldest).unlink(missing_ok=True)
 
-    def _files(self) -> list[Path]:
-        """Oldest first."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(
-            (p for p in self.directory.iterdir() if p.is_file()), key=lambda p: (p.stat().st_ctime_ns, p.name)
-        )
+    def _files(self) -> list[tuple[int, str, int]]:
+        """(ctime, name, size), oldest first. Several threads keep bytes here: what one sees another may finish."""
+        found: list[tuple[int, str, int]] = []
+        for entry in os.scandir(self.directory) if self.directory.is_dir() else ():
+            with suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                if S_ISREG(status.st_mode):
+                    found.append((status.st_ctime_ns, entry.name, status.st_size))
+        return sorted(found)

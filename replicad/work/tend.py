@@ -11,7 +11,7 @@ one needs not know this loop, which looks at the book every few seconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 
@@ -208,12 +208,18 @@ class Tending:
         """The round's work; how many findings were open."""
         await self._mirror_scrub(talk)
         async with _Side(self, talk) as side:
-            own = await self._confirm(side)
-            theirs = await self._hear(side)
+            open_ones = 0
+            for settle in self._order():
+                open_ones += await settle(side)
             if self._wants_account or await self._records.is_due():
                 await self._compare(side, forced=False)
-            await self._repair_by_itself(side)
-        return own + theirs
+        return open_ones
+
+    def _order(self) -> Sequence[Callable[[_Side], Awaitable[int]]]:
+        """Own findings and the replica's take turns in coming first: where no round comes to its end, because daemons
+        die or the line does, both go on all the same."""
+        both = (self._settle_own, self._hear)
+        return both if int(self._clock.now_ns() / 1e9) % 2 else both[::-1]
 
     async def _session(self) -> Conversation:
         async with self._opening:
@@ -225,14 +231,16 @@ class Tending:
 
     # own findings
 
-    async def _confirm(self, side: _Side) -> int:
-        """Judge what this side has found; how many are open."""
+    async def _settle_own(self, side: _Side) -> int:
+        """Judge what this side has found, and repair each at once that may be repaired; how many were open."""
         open_ones = await self._listed(Side.PRIMARY)
-        if side.root is not None:
-            confirming = Confirming(self._dataset, side.root, self._pool, self._clock, self._opinions)
-            for found in open_ones:
-                if self._is_to_be_judged(found):
-                    self._own.looked(await confirming.judge(found, side))
+        for found in open_ones:
+            now = found
+            if side.root is not None and self._is_to_be_judged(found):
+                confirming = Confirming(self._dataset, side.root, self._pool, self._clock, self._opinions)
+                now = await confirming.judge(found, side)
+                self._own.looked(now)
+            await self._repair_by_itself(side, now)
         names = {found.id for found in open_ones}
         self._own.keep(names)
         self._opinions.keep(names)
@@ -245,13 +253,12 @@ class Tending:
             return True
         return (found.verdict is Verdict.INCONCLUSIVE or found.is_lost) and self._own.is_due(found)
 
-    async def _repair_by_itself(self, side: _Side) -> None:
-        """What the configuration allows to be written here without a person, with blocks that this replica has."""
-        for found in await self._listed(Side.PRIMARY):
-            if found.part is Part.BLOCK and not self._opinions.holds(found.id, self.replica):
-                continue
-            if self._mends.is_due(found) and await self.mender.may_by_itself(found):
-                await self._mend_by_itself(side, found)
+    async def _repair_by_itself(self, side: _Side, found: Divergence) -> None:
+        """If the configuration allows that to be written here without a person, with blocks that this replica has."""
+        if found.part is Part.BLOCK and not self._opinions.holds(found.id, self.replica):
+            return
+        if found.state is State.OPEN and self._mends.is_due(found) and await self.mender.may_by_itself(found):
+            await self._mend_by_itself(side, found)
 
     async def _mend_by_itself(self, side: _Side, found: Divergence) -> None:
         """Repair; why that was not possible stands in the finding's history, once."""
