@@ -88,6 +88,6 @@ class Quarantine:
         for entry in os.scandir(self.directory) if self.directory.is_dir() else ():
             with suppress(FileNotFoundError):
                 status = entry.stat(follow_symlinks=False)
-                if S_ISREG(status.st_mode):
+                if S_ISREG(status.st_mode) and not entry.name.startswith("."):  # else it is being written
                     found.append((status.st_ctime_ns, entry.name, status.st_size))
         return sorted(found)
