@@ -349,6 +349,16 @@ class Model:
     waiting: dict[int, int]
 
 
+def test_a_file_that_grew_has_its_former_last_part_due(ledger: Ledger) -> None:
+    """Also when blocks behind that part were recorded before the file's entry was."""
+    file = ledger.next_file()
+    ledger.record_entries([file_row(b"f", file, STRETCH + 1)])
+    verify(ledger, take(ledger), 5)
+    ledger.record_blocks(blocks(file, range(3 * STRETCH_BLOCKS, 3 * STRETCH_BLOCKS + 1)))
+    ledger.record_entries([file_row(b"f", file, 4 * STRETCH, version=2)])
+    assert [(part.stretch, part.at_ns) for part in take(ledger)] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+
+
 class Scrubbing(RuleBasedStateMachine):
     """Recording, verifying, interrupting, dropping in any order, against a model that remembers everything."""
 

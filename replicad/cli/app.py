@@ -51,9 +51,7 @@ VERBS = (
     Verb("divergence", "replicad.cli.divergence", "divergence", "Show what was found wrong, and what to type next."),
     Verb("repair", "replicad.cli.repair", "repair", "Repair what was found, from proven blocks."),
     Verb("suspects", "replicad.cli.suspects", "suspects", "Show changes that look like damage, and release them."),
-    Verb(
-        "retain", "replicad.cli.retain", "retain", "Let go the snapshots that no rule keeps, and see which those are."
-    ),
+    Verb("retain", "replicad.cli.retain", "retain", "Let go the snapshots that no rule keeps."),
     Verb("pin", "replicad.cli.pin", "pin", "Keep a snapshot under a name, whatever the rules say."),
     Verb("scrub", "replicad.cli.scrub", "scrub", "Verify every byte now, hold that up, or see."),
     Verb("drill", "replicad.cli.drill", "drill", "Rehearse a restore, and see what drills have proven."),

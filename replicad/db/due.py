@@ -274,8 +274,9 @@ class DueParts:
         was added to it were never verified. Blocks that changed in it are marked by themselves."""
         count = stretch_count(size, block_bytes)
         self.forget(file, count)
-        last = self._db.value("SELECT max(stretch) FROM part WHERE file = ?", (file,))
-        grown = {(file, last)} if last is not None and last < count - 1 else set()
+        before = self._db.one("SELECT size, block_bytes FROM entry WHERE file = ? AND size >= 0 LIMIT 1", (file,))
+        last = stretch_count(*before) - 1 if before else count
+        grown = {(file, last)} if last < count - 1 else set()
         turn = self._mark({(file, 0)} | grown)
         self._make(file, size, block_bytes, turn)
         self._db.execute(

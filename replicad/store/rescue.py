@@ -31,8 +31,8 @@ from itertools import accumulate, chain, islice
 from typing import Any, NoReturn
 
 VERSION, HEAD_BYTES = 1, 64
-HEADER, BLOCK, RECORD, COMMIT, SEAL, PAD = 1, 2, 3, 4, 5, 6
-LARGEST = {HEADER: 65536, BLOCK: 1 << 20, RECORD: 4 << 20, COMMIT: 65536, SEAL: 65536, PAD: 4096}
+HEADER, BLOCK, RECORD, COMMIT, SEAL, PAD, RETENTION = 1, 2, 3, 4, 5, 6, 7
+LARGEST = {HEADER: 65536, BLOCK: 1 << 20, RECORD: 4 << 20, COMMIT: 65536, SEAL: 65536, PAD: 4096, RETENTION: 65536}
 FILE, DIRECTORY, SYMLINK = 1, 2, 3
 PUT = [1, b"", FILE, [], 0, 0, 0, 0, b"", 0, [], b"", []]  # what a put says that ends early
 KINDS = ("", "files", "directories", "symlinks", "fifos", "devices", "devices", "sockets")
@@ -557,28 +557,30 @@ def run(words: argparse.Namespace) -> None:
     if target and (f"{target}/".startswith(f"{directory}/") or (os.path.exists(target) and os.listdir(target))):
         usage(f"{target} lies in the store or is not empty: name a directory that is empty or not there yet")
     store = Store(directory)
-    if not target:
-        return print(*map(line_of, store.snapshots), sep="\n")
-    candidates = [one for one in store.snapshots if words.snapshot in ("latest", str(one.number))]
-    if not candidates:
-        usage(f"there is no snapshot {words.snapshot}; --list shows what there is")
-    snapshot = max(candidates, key=lambda one: (one.complete or len(candidates) == 1, one.created_ns, one.number))
-    if words.snapshot == "latest" and store.gaps and max(store.gaps) > store.last_commit:
-        say("something is missing behind the last snapshot found: was there a newer one?", is_problem=True)
-    if candidates[-1].number > snapshot.number:
-        text = f"snapshot {candidates[-1].number} is newer, but partial: --snapshot {candidates[-1].number} takes it"
-        say(text, is_problem=candidates[-1].lost > 0)
-    store.load(snapshot)
-    if words.path:
-        store.want_only(words.path)
-    os.makedirs(target, 0o700, exist_ok=True)
-    rescue = Rescue(store, target)
-    rescue.run()
-    written = ", ".join(f"{count:,} {kind}" for kind, count in rescue.made.items())
-    print(f"{store.name}: snapshot {line_of(snapshot)}")
-    print(f"  written   {written}; {rescue.size / 2**20:,.1f} MiB from {rescue.blocks:,} blocks")
-    print("  verified  every block written has the BLAKE3 id that the record names; so has the record itself")
-    print(f"NOT complete: {len(problems):,} problems, named above" if problems else "complete")
+    with store.workers:  # ended before the program is, or the interpreter stumbles over them
+        if not target:
+            return print(*map(line_of, store.snapshots), sep="\n")
+        candidates = [one for one in store.snapshots if words.snapshot in ("latest", str(one.number))]
+        if not candidates:
+            usage(f"there is no snapshot {words.snapshot}; --list shows what there is")
+        snapshot = max(candidates, key=lambda one: (one.complete or len(candidates) == 1, one.created_ns, one.number))
+        if words.snapshot == "latest" and store.gaps and max(store.gaps) > store.last_commit:
+            say("something is missing behind the last snapshot found: was there a newer one?", is_problem=True)
+        newest = candidates[-1]
+        if newest.number > snapshot.number:
+            text = f"snapshot {newest.number} is newer, but partial: --snapshot {newest.number} takes it"
+            say(text, is_problem=newest.lost > 0)
+        store.load(snapshot)
+        if words.path:
+            store.want_only(words.path)
+        os.makedirs(target, 0o700, exist_ok=True)
+        rescue = Rescue(store, target)
+        rescue.run()
+        written = ", ".join(f"{count:,} {kind}" for kind, count in rescue.made.items())
+        print(f"{store.name}: snapshot {line_of(snapshot)}")
+        print(f"  written   {written}; {rescue.size / 2**20:,.1f} MiB from {rescue.blocks:,} blocks")
+        print("  verified  every block written has the BLAKE3 id that the record names; so has the record itself")
+        print(f"NOT complete: {len(problems):,} problems, named above" if problems else "complete")
 
 
 def main() -> int:
@@ -586,9 +588,7 @@ def main() -> int:
     parser.add_argument("places", nargs="*", metavar="[STORE] TARGET", help="STORE: where this script lies by default")
     parser.add_argument("--list", action="store_true", help="list the snapshots")
     parser.add_argument("--snapshot", default="latest", metavar="NUMBER", help="the newest complete one by default")
-    parser.add_argument(
-        "--path", action="append", metavar="GLOB", help="only what matches: *, ?, [a-z], **; repeatable"
-    )
+    parser.add_argument("--path", action="append", metavar="GLOB", help="only what matches: *, ?, **; repeatable")
     try:
         run(parser.parse_intermixed_args())
     except OSError as error:
