@@ -583,7 +583,7 @@ def test_a_disk_that_fills_up(store: Path, room: int) -> None:
         for number in (2, 3, 4):
             put_files(primary, number, {b"a": os.urandom(600_000), b"b": os.urandom(100_000)})
     sealed = archive.head.number
-    with pytest.raises(ReplicadError):
+    with pytest.raises(DiskFullError):  # whoever comes next is told the same
         archive.add_blocks(block_frame(b"x"))
     disk.room = None
     primary.abort()

@@ -21,6 +21,7 @@ from replicad.model.block import ID_BYTES, self_test
 from replicad.model.entry import Drop, Map, Op, Put, decode_ops
 from replicad.model.errors import (
     BookDamagedError,
+    DiskFullError,
     DivergedError,
     PeerError,
     ReplicadError,
@@ -76,7 +77,7 @@ class Archive:
         self._records: list[bytes] = []
         self._current: Put | None = None
         self._touched = False
-        self._broken = self._has_promised = False
+        self._broken = self._has_promised = self._was_full = False
         self._marks: Marks | None = None
         self.laid = 0
         """How often segment files or the catalog were exchanged: whoever looked at one before looks again."""
@@ -384,6 +385,9 @@ class Archive:
         self._remember(names)
 
     def _check_usable(self) -> None:
+        if self._broken and self._was_full:
+            text = "there was no room, and what was under way is still to be given up"
+            raise DiskFullError(text, where=str(self._store.directory))
         if self._broken:
             raise ReplicadError("an earlier error left this store in need of abort", where=str(self._store.directory))
 
@@ -461,7 +465,7 @@ class _Breaking:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:
-            self._archive._broken = True
+            self._archive._broken, self._archive._was_full = True, issubclass(kind, DiskFullError)
 
 
 def catalog_path(directory: Path) -> Path:
