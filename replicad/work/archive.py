@@ -386,7 +386,7 @@ class Archive:
 
     def _check_usable(self) -> None:
         if self._broken and self._was_full:
-            text = "there was no room, and what was under way is still to be given up"
+            text = "there was no room, and that left this store in need of abort"
             raise DiskFullError(text, where=str(self._store.directory))
         if self._broken:
             raise ReplicadError("an earlier error left this store in need of abort", where=str(self._store.directory))
