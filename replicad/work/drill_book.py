@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from replicad.db.drills import Drills
+from replicad.work.together import to_its_end
 
 Result = TypeVar("Result")
 
@@ -32,16 +33,9 @@ class DrillBook:
         """Set when work in the thread should end early."""
 
     async def __call__(self, work: Callable[[], Result]) -> Result:
-        """Run `work` in the book's thread. A thread cannot be interrupted: when cancelled, this waits for its end."""
-        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            self.stopping.set()
-            await asyncio.wait([future])
-            if not future.cancelled():
-                future.exception()  # what it came to does not matter any more
-            raise
+        """Run `work` in the book's thread; when cancelled, have it stop, and wait for its end."""
+        call = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        return await to_its_end(call, self.stopping.set)
 
     async def opened(self) -> Drills:
         """The book, opened at first need. Raises ReplicadError."""

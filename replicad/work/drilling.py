@@ -28,6 +28,7 @@ from replicad.work.drill import Drill
 from replicad.work.drill_book import DrillBook
 from replicad.work.elsewhere import Dial
 from replicad.work.scratch import Live, check_apart, sweep
+from replicad.work.together import first_of
 
 log = logger("work.drill")
 
@@ -107,16 +108,7 @@ class Drilling:
     async def wait(self) -> None:
         """Until a drill may be due or is asked for."""
         until_s = (self.status.next_ns - self._clock.now_ns()) / 1e9
-        waits = [
-            asyncio.ensure_future(self._poked.wait()),
-            asyncio.ensure_future(self._clock.sleep(min(LOOK_S, max(1.0, until_s)))),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+        await first_of(self._poked.wait(), self._clock.sleep(min(LOOK_S, max(1.0, until_s))))
 
     async def step(self) -> None:
         """Drill, if one is asked for or due. Raises ReplicadError when the book or what a killed drill left is in the

@@ -9,8 +9,9 @@ hinted at.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
+from typing import Any
 
 from replicad.link.channel import Channel
 from replicad.model.errors import HeldError, LinkError, ReplicadError
@@ -29,6 +30,7 @@ from replicad.work.outcome import Outcome
 from replicad.work.read_remote import RemoteReader
 from replicad.work.scouts import Scouts
 from replicad.work.shipping import Shipping
+from replicad.work.together import first_of
 
 log = logger("work.replicate")
 
@@ -89,20 +91,13 @@ class Replication:
 
     async def wait(self) -> None:
         """Until a request, a hint, or the next time that something is due."""
-        waits = [
-            asyncio.ensure_future(self._asked.wait()),
-            asyncio.ensure_future(self._clock.sleep(max(SHORTEST_PAUSE_S, self._until_due_s()))),
-        ]
+        pause = self._clock.sleep(max(SHORTEST_PAUSE_S, self._until_due_s()))
+        waits: list[Coroutine[Any, Any, object]] = [self._asked.wait(), pause]
         if not self._has_hook and not self._status.held:
-            waits.append(asyncio.ensure_future(self._hints.changed.wait()))
+            waits.append(self._hints.changed.wait())
         if self._shipping:
-            waits.append(asyncio.ensure_future(self._shipping.ended()))
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+            waits.append(self._shipping.ended())
+        await first_of(*waits)
 
     async def step(self) -> None:
         """One pass. Held is a state, not a failure: it is shown, and looked at again when something changes."""

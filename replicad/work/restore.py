@@ -34,6 +34,7 @@ from replicad.work.planner import Parcel, Planner, Rules
 from replicad.work.reader import Answer, Reader, open_block
 from replicad.work.remembered import Remembered
 from replicad.work.target import Target
+from replicad.work.together import to_its_end
 
 IN_FLIGHT_BYTES = 32 * 1024 * 1024
 """Plain bytes asked for and not yet written: more than twice what 1 Gbit/s carries in a round trip of 100 ms, because
@@ -189,15 +190,7 @@ class Restore:
         self.account.add(tally, self._heard)
 
     async def _in_thread(self, call: Callable[[], Result]) -> Result:
-        """Run a call in a thread. A thread cannot be interrupted: when cancelled, this waits for the call to end."""
-        future = asyncio.get_running_loop().run_in_executor(self._pool, call)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            if not future.cancelled():
-                future.exception()  # what it came to does not matter any more
-            raise
+        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._pool, call))
 
 
 def _write(parcel: Parcel, answers: Sequence[Answer]) -> Tally:

@@ -26,7 +26,7 @@ from replicad.system.logs import logger
 from replicad.work.scrub_book import InBook, Memory, Tally, packed, recall, remember, tally
 from replicad.work.scrub_demands import Outstanding
 from replicad.work.surface import Surface, Verified
-from replicad.work.together import together
+from replicad.work.together import first_of, together
 
 log = logger("work.scrub")
 
@@ -148,16 +148,7 @@ class Scrubbing:
         if delay_s <= 0:
             await self._clock.sleep(0)
             return
-        waits = [
-            asyncio.ensure_future(self._poked.wait()),
-            asyncio.ensure_future(self._clock.sleep(delay_s)),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+        await first_of(self._poked.wait(), self._clock.sleep(delay_s))
 
     async def step(self) -> None:
         """Look how it stands, then one turn of reading or a rest. Raises ReplicadError when it could not be read."""

@@ -24,6 +24,7 @@ from replicad.model.divergence import Suspect
 from replicad.system.clock import Clock
 from replicad.work.scrub_book import InBook
 from replicad.work.suspicion import examine
+from replicad.work.together import first_of
 
 LOOK_S = 30.0
 """How often it is looked for new snapshots without being told of any."""
@@ -72,13 +73,7 @@ class Examining:
 
     async def wait(self) -> None:
         """Until there may be another snapshot."""
-        waits = [asyncio.ensure_future(self._sealed.wait()), asyncio.ensure_future(self._clock.sleep(LOOK_S))]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+        await first_of(self._sealed.wait(), self._clock.sleep(LOOK_S))
 
     async def _examine_next(self) -> bool:
         after = int(await self._in_book(lambda book: book.get(EXAMINED)) or 0)

@@ -40,6 +40,7 @@ from replicad.work.mirror import Mirror, mirror_status
 from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import open_block
 from replicad.work.same_root import is_same_root
+from replicad.work.together import first_of
 
 LOOK_EVERY_S = 5.0
 """How often the findings book is looked at for news."""
@@ -156,22 +157,12 @@ class Tending:
         every_s = self._dataset.config.tend_every_s if self._status.served >= self._scrubbed_until else AWAITED_S
         until_s, look_s = self._clock.monotonic_s() + every_s, min(every_s, LOOK_EVERY_S)
         while not self._nudged.is_set() and self._clock.monotonic_s() < until_s:
-            await self._pause(look_s)
+            await first_of(self._nudged.wait(), self._clock.sleep(look_s))
             try:
                 if await self._news() != self._seen:
                     return
             except ReplicadError:
                 return  # the next round says what is wrong with the book
-
-    async def _pause(self, seconds: float) -> None:
-        """So long, or until a nudge."""
-        waits = [asyncio.ensure_future(self._nudged.wait()), asyncio.ensure_future(self._clock.sleep(seconds))]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
 
     async def step(self) -> None:
         """One round. Raises ReplicadError; LinkError when the replica is out of reach."""

@@ -1,13 +1,17 @@
-"""Together: pieces of work done at once; when one fails the others are ended first."""
+"""Together: several things awaited at once, and the care that each needs when the wait ends early."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 async def together(works: Iterable[Coroutine[None, None, None]]) -> None:
-    """Raises what the first of them raised, in their order."""
+    """Do pieces of work at once; when one fails the others are ended first. Raises what the first of them raised, in
+    their order."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         for task in tasks:
@@ -16,3 +20,27 @@ async def together(works: Iterable[Coroutine[None, None, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of these is over, and end the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def to_its_end(call: asyncio.Future[Result], stop: Callable[[], None] = lambda: None) -> Result:
+    """What a call in a thread gives. A thread cannot be interrupted: when cancelled, this waits for the call to end,
+    after `stop`, which may have it end early."""
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        stop()
+        await asyncio.wait([call])
+        if not call.cancelled():
+            call.exception()  # what it came to does not matter any more
+        raise
