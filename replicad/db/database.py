@@ -123,9 +123,9 @@ class Database:
         self._connection.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing. Not nested."""
-        self.begin()
+    def transaction(self, *, durable: bool = False) -> Iterator[None]:
+        """All or nothing. Not nested. `durable` as in `begin`."""
+        self.begin(durable=durable)
         try:
             yield
         except BaseException:

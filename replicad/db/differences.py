@@ -15,6 +15,7 @@ from replicad.db.catalog import ROOT
 from replicad.db.contents import NOTHING, changed
 from replicad.db.database import Database, Row
 from replicad.db.entries import BATCH_BYTES, BATCH_OPS, ENTRY_COLUMNS, length_of, put_of
+from replicad.db.paths import subdirectories
 from replicad.model.entry import Put
 from replicad.model.glob import Globs
 from replicad.model.travel import Difference, has_changed
@@ -106,13 +107,4 @@ class _Walk:
             name, born = rows[-1][10:12]
 
     def _subdirectories(self, directory: int, prefix: bytes) -> Iterator[_Node]:
-        after = b""
-        while True:
-            rows = self._db.all(
-                "SELECT name, id FROM directory WHERE parent = ? AND name > ? ORDER BY name LIMIT ?",
-                (directory, after, PAGE_ROWS),
-            )
-            yield from ((prefix + name, None, number) for name, number in rows)
-            if len(rows) < PAGE_ROWS:
-                return
-            after = rows[-1][0]
+        return ((prefix + name, None, number) for name, number in subdirectories(self._db, directory))

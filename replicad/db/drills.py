@@ -284,17 +284,9 @@ class Drills:
     # below: how
 
     def _at_once(self, write: Callable[[], Result]) -> Result:
-        return self._transaction(write, durable=False)
+        with self._db.transaction():
+            return write()
 
     def _durably(self, write: Callable[[], Result]) -> Result:
-        return self._transaction(write, durable=True)
-
-    def _transaction(self, write: Callable[[], Result], *, durable: bool) -> Result:
-        self._db.begin(durable=durable)
-        try:
-            result = write()
-        except BaseException:
-            self._db.rollback()
-            raise
-        self._db.commit()
-        return result
+        with self._db.transaction(durable=True):
+            return write()

@@ -331,11 +331,5 @@ class Findings:
         return found
 
     def _durably(self, write: Callable[[], Result]) -> Result:
-        self._db.begin(durable=True)
-        try:
-            result = write()
-        except BaseException:
-            self._db.rollback()
-            raise
-        self._db.commit()
-        return result
+        with self._db.transaction(durable=True):
+            return write()

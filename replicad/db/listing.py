@@ -21,7 +21,7 @@ from replicad.db.catalog import LOOKUP_MARKS, MIGRATIONS, ROOT, BlockPlace, look
 from replicad.db.database import Database, Row
 from replicad.db.differences import differences
 from replicad.db.entries import ENTRY_COLUMNS, in_batches, length_of, put_of
-from replicad.db.paths import directory_of, place_of
+from replicad.db.paths import directory_of, place_of, subdirectories
 from replicad.db.versions import Versions
 from replicad.model.block import block_count
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Op, Put
@@ -217,17 +217,7 @@ class Listing:
             after, first = rows[-1][-1], False
 
     def _subdirectories(self, directory: int, prefix: bytes) -> Iterator[_Node]:
-        after = b""
-        while True:
-            rows = self._db.all(
-                "SELECT name, id FROM directory WHERE parent = ? AND name > ? ORDER BY name LIMIT ?",
-                (directory, after, PAGE_ROWS),
-            )
-            for name, number in rows:
-                yield _Node(prefix + name, None, False, number)
-            if len(rows) < PAGE_ROWS:
-                return
-            after = rows[-1][0]
+        return (_Node(prefix + name, None, False, number) for name, number in subdirectories(self._db, directory))
 
     def _inline(self, puts: list[Put], ordinal: int) -> dict[int, list[Row]]:
         """(file, number, id) of the blocks of those files that list them in their `Put`, by file."""

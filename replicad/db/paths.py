@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from replicad.db.catalog import ROOT
 from replicad.db.database import Database
+
+PAGE_ROWS = 256
+"""Directories asked for at once."""
 
 
 def directory_of(database: Database, path: bytes) -> int | None:
@@ -23,6 +28,20 @@ def place_of(database: Database, path: bytes) -> tuple[int, bytes] | None:
     parent, _, name = path.rpartition(b"/")
     directory = directory_of(database, parent)
     return None if directory is None else (directory, name)
+
+
+def subdirectories(database: Database, directory: int) -> Iterator[tuple[bytes, int]]:
+    """(name, id) of every directory that ever stood in one, by name."""
+    after = b""
+    while True:
+        rows = database.all(
+            "SELECT name, id FROM directory WHERE parent = ? AND name > ? ORDER BY name LIMIT ?",
+            (directory, after, PAGE_ROWS),
+        )
+        yield from rows
+        if len(rows) < PAGE_ROWS:
+            return
+        after = rows[-1][0]
 
 
 def path_of(database: Database, directory: int, name: bytes) -> bytes:
