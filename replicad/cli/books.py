@@ -8,10 +8,11 @@ was found".
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from replicad.cli.explain import Seat
 from replicad.cli.options import DEFAULT_CONFIG
@@ -19,6 +20,8 @@ from replicad.config import Config
 from replicad.db.findings import Findings
 from replicad.model.divergence import Divergence, Side
 from replicad.model.errors import ReplicadError, UsageError
+
+Answer = TypeVar("Answer")
 
 MANY = "more than one divergence begins with {!r}"
 NONE = "there is no divergence {!r} on this node"
@@ -66,17 +69,26 @@ def books_of(config: Config, dataset: str = "") -> list[Book]:
     return chosen
 
 
-def find(books: Sequence[Book], prefix: str) -> tuple[Book, Divergence]:
-    """The one divergence of these books whose id begins so. Raises UsageError, and ReplicadError when it is in none and
-    not all books could be read."""
-    found: list[tuple[Book, Divergence]] = []
+def ask_all(
+    books: Iterable[Book], ask: Callable[[Findings], Iterable[Answer]]
+) -> tuple[list[tuple[Book, Answer]], list[ReplicadError]]:
+    """What each book answers, and the errors of those that cannot be read: one of them must not hide what the others
+    say."""
+    found: list[tuple[Book, Answer]] = []
     unread: list[ReplicadError] = []
     for book in books:
         try:
             with book.reading() as findings:
-                found += [(book, one) for one in findings.beginning_with(prefix)]
+                found += [(book, one) for one in ask(findings)]
         except ReplicadError as error:
             unread.append(error)
+    return found, unread
+
+
+def find(books: Sequence[Book], prefix: str) -> tuple[Book, Divergence]:
+    """The one divergence of these books whose id begins so. Raises UsageError, and ReplicadError when it is in none and
+    not all books could be read."""
+    found, unread = ask_all(books, lambda findings: findings.beginning_with(prefix))
     if len(found) > 1 or (found and not prefix):
         raise UsageError(MANY.format(prefix), hint="write more of it: replicad divergence list")
     if not found and unread:

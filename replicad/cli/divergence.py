@@ -16,14 +16,14 @@ import typer
 
 from replicad.cli import output
 from replicad.cli.advice import Step, advise
-from replicad.cli.books import Book, books_of, find
+from replicad.cli.books import Book, ask_all, books_of, find
 from replicad.cli.explain import Explanation, and_more, explain
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.config import load
 from replicad.db.findings import MAX_LISTED
 from replicad.model.divergence import Divergence, Receipt, Side, State, as_document
 from replicad.model.entry import show_path
-from replicad.model.errors import ReplicadError, UsageError
+from replicad.model.errors import UsageError
 from replicad.model.verdict import Verdict
 from replicad.status import printable
 from replicad.system.clock import Clock
@@ -57,14 +57,8 @@ def list_divergences(
 
     Exit codes: 0 nothing is open, 1 something is, or a book is damaged, 2 usage, 3 a book cannot be read.
     """
-    found: list[tuple[Book, Divergence]] = []
-    unread: list[ReplicadError] = []
-    for book in books_of(load(config, check_files=False), dataset):
-        try:
-            with book.reading() as findings:
-                found += [(book, one) for one in findings.listed(side=side, state=None if every else State.OPEN)]
-        except ReplicadError as error:  # one book that cannot be read must not hide what the others say
-            unread.append(error)
+    books, state = books_of(load(config, check_files=False), dataset), None if every else State.OPEN
+    found, unread = ask_all(books, lambda findings: findings.listed(side=side, state=state))
     found.sort(key=lambda pair: (pair[1].found_ns, pair[1].id))
     if json:
         lines = [as_document(one) | {"name": book.seat.dataset} for book, one in found]

@@ -11,11 +11,12 @@ import msgspec
 import typer
 
 from replicad.cli import output
-from replicad.cli.books import Book, books_of
+from replicad.cli.books import Book, ask_all, books_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.config import Config, load
+from replicad.db.findings import Findings
 from replicad.model.divergence import Side
-from replicad.model.errors import ReplicadError, UsageError
+from replicad.model.errors import UsageError
 from replicad.model.pairing import parse_name
 from replicad.model.retention import Pin
 from replicad.model.when import LATEST
@@ -83,14 +84,7 @@ def list_pins(
     json: JsonOption = False,
 ) -> None:
     """List all pins."""
-    found: list[tuple[Book, Pin]] = []
-    unread: list[ReplicadError] = []
-    for book in _books(load(config, check_files=False), dataset):
-        try:
-            with book.reading() as findings:
-                found += [(book, one) for one in findings.pins()]
-        except ReplicadError as error:  # one book that cannot be read must not hide what the others say
-            unread.append(error)
+    found, unread = ask_all(_books(load(config, check_files=False), dataset), Findings.pins)
     if json:
         lines = [_document(book, one) for book, one in found]
         output.json_document({"pins": lines, "unread": [str(error) for error in unread]})

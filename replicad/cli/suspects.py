@@ -14,13 +14,13 @@ import msgspec
 import typer
 
 from replicad.cli import output
-from replicad.cli.books import Book, books_of
+from replicad.cli.books import Book, ask_all, books_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.config import Config, load
-from replicad.db.findings import MAX_LISTED
+from replicad.db.findings import MAX_LISTED, Findings
 from replicad.model.divergence import SUSPECT_KINDS, Side, Suspect
 from replicad.model.entry import show_path
-from replicad.model.errors import ReplicadError, UsageError
+from replicad.model.errors import UsageError
 from replicad.system.clock import Clock
 
 FINDING = 1
@@ -46,14 +46,7 @@ def list_suspects(
 
     Exit codes: 0 none waits, 1 some do, or a book is damaged, 2 usage, 3 a book cannot be read.
     """
-    found: list[tuple[Book, Suspect]] = []
-    unread: list[ReplicadError] = []
-    for book in _books(load(config, check_files=False), dataset):
-        try:
-            with book.reading() as findings:
-                found += [(book, one) for one in findings.suspects()]
-        except ReplicadError as error:  # one book that cannot be read must not hide what the others say
-            unread.append(error)
+    found, unread = ask_all(_books(load(config, check_files=False), dataset), Findings.suspects)
     if json:
         lines = [as_document(book, one) for book, one in found]
         output.json_document({"suspects": lines, "unread": [str(error) for error in unread]})
