@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from replicad.model.block import ID_BYTES
 from replicad.source.verify import Examined, Outcome, Stretch
 from replicad.system.child import Child, Doer
+from replicad.work.crew import Crew
 from replicad.work.scout import LOOK, Look, Plain, View
 from replicad.work.scouts import MODULE
 
@@ -27,18 +27,11 @@ IDLE_S = 10.0
 """Without a question for so long they are ended: a scrub comes back within a moment or in a week."""
 
 
-@dataclass(slots=True, eq=False)
-class _Post:
-    child: Doer
-    questions: int = 0
-
-
 class Lookouts:
     """All lookouts of one daemon."""
 
     def __init__(self, start: Callable[[], Doer] = lambda: Child(MODULE)) -> None:
-        self._start = start
-        self._posts: list[_Post] = []
+        self._crew = Crew(start, MAX_LOOKOUTS)
         self._timer: asyncio.TimerHandle | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -56,35 +49,26 @@ class Lookouts:
         """End all of them."""
         if self._timer:
             self._timer.cancel()
-        posts, self._posts = self._posts, []
-        for post in posts:
-            await post.child.close()
+        await self._crew.close()
 
     @property
     def pids(self) -> list[int]:
         """Process ids of those that run."""
-        return [pid for post in self._posts if (pid := post.child.pid)]
+        return self._crew.pids
 
     async def _ask(self, look: Look) -> bytes:
-        post = self._choose()
-        post.questions += 1
+        one = self._crew.choose()
+        one.tasks += 1
         try:
-            return await post.child.call(LOOK, look)
+            return await one.child.call(LOOK, look)
         finally:
-            post.questions -= 1
+            one.tasks -= 1
             if self._timer:
                 self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_later(IDLE_S, self._end)
 
-    def _choose(self) -> _Post:
-        best = min(self._posts, key=lambda post: post.questions, default=None)
-        if best is None or (best.questions and len(self._posts) < MAX_LOOKOUTS):
-            best = _Post(self._start())
-            self._posts.append(best)
-        return best
-
     def _end(self) -> None:
-        if not any(post.questions for post in self._posts):
+        if not self._crew.is_busy:
             self._ending = asyncio.create_task(self.close())
 
 

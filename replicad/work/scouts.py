@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from replicad.model.errors import ReplicadError
@@ -17,6 +16,7 @@ from replicad.source.read import Candidate
 from replicad.source.root import Root
 from replicad.source.scan import Compared
 from replicad.system.child import Child, Doer
+from replicad.work.crew import Crew
 from replicad.work.scout import (
     CLOSE,
     CLOSE_BOOK,
@@ -40,25 +40,18 @@ KEPT_SCOUTS = 1
 MODULE = "replicad.work.scout"
 
 
-@dataclass(slots=True, eq=False)
-class _Lent:
-    child: Doer
-    passes: int = 0
-
-
 class Scouts:
     """All scouts of one daemon."""
 
     def __init__(self, start: Callable[[], Doer] = lambda: Child(MODULE)) -> None:
-        self._start = start
-        self._lent: list[_Lent] = []
+        self._crew = Crew(start, MAX_SCOUTS)
         self._numbers = itertools.count(1)
 
     @asynccontextmanager
     async def borrow(self, root: Root, compression: int) -> AsyncIterator[Scouting]:
         """A scout that has `root` open, for the length of a pass. Raises SourceError, ReplicadError."""
-        lent = self._choose()
-        lent.passes += 1
+        lent = self._crew.choose()
+        lent.tasks += 1
         try:
             number = next(self._numbers)
             await lent.child.call(OPEN, Place(number, root.path, root.identity, root.device))
@@ -69,33 +62,17 @@ class Scouts:
                 scouting.is_over = True
                 lent.child.post(CLOSE, number)
         finally:
-            lent.passes -= 1
-            await self._thin_out()
+            lent.tasks -= 1
+            await self._crew.thin_out(KEPT_SCOUTS)
 
     async def close(self) -> None:
         """End all of them."""
-        lent, self._lent = self._lent, []
-        for one in lent:
-            await one.child.close()
+        await self._crew.close()
 
     @property
     def pids(self) -> list[int]:
         """Process ids of those that run."""
-        return [pid for one in self._lent if (pid := one.child.pid)]
-
-    def _choose(self) -> _Lent:
-        """The one with the fewest passes; a fresh one while all are busy and there may be more."""
-        best = min(self._lent, key=lambda one: one.passes, default=None)
-        if best is None or (best.passes and len(self._lent) < MAX_SCOUTS):
-            best = _Lent(self._start())
-            self._lent.append(best)
-        return best
-
-    async def _thin_out(self) -> None:
-        idle = [one for one in self._lent if not one.passes]
-        for one in idle[KEPT_SCOUTS:]:
-            self._lent.remove(one)
-            await one.child.close()
+        return self._crew.pids
 
 
 class Small(NamedTuple):
