@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from replicad.db.ledger import KEPT_WALKS, UNSETTLED, ZERO, BlockRow, EntryRow, Ledger, put_of
+from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, EntryRow, Ledger, put_of
 from replicad.db.plan import Action, Step
+from replicad.db.unnamed import KEPT_WALKS, end_walk, same_unnamed, take_back
 from replicad.model.entry import Kind, Meta, Put, Stamp
 from replicad.model.errors import BookDamagedError
 from replicad.model.snapshot import Head
@@ -100,9 +101,9 @@ def test_blocks_are_forgotten_with_the_last_name_of_their_file(ledger: Ledger) -
     assert ledger.blocks(1, 0, 9)
     ledger.drop([b"b"], 3)
     for _ in range(KEPT_WALKS):
-        ledger.end_walk()
+        end_walk(ledger)
         assert ledger.blocks(1, 0, 9)
-    ledger.end_walk()
+    end_walk(ledger)
     assert not ledger.blocks(1, 0, 9)
 
 
@@ -113,16 +114,16 @@ def test_a_file_that_lost_its_last_name_is_known_by_its_identity(ledger: Ledger)
     ledger.record_blocks([BlockRow(1, 0, b"i" * 32, b"c" * 16, 1)])
     ledger.drop([b"a"], 2)
     assert ledger.same_content(row.stamp) is None
-    known = ledger.same_unnamed(row.stamp)
+    known = same_unnamed(ledger, row.stamp)
     assert known is not None and known.file == 1 and ledger.has_files()
     for field in ("device", "inode", "size", "mtime_ns", "ctime_ns"):
-        assert ledger.same_unnamed(row.stamp._replace(**{field: getattr(row.stamp, field) + 1})) is None, field
-    again = ledger.take_back(known, 3)
+        assert same_unnamed(ledger, row.stamp._replace(**{field: getattr(row.stamp, field) + 1})) is None, field
+    again = take_back(ledger, known, 3)
     ledger.record_entries([file_row(b"b", again.file, 3)])
     assert again.file != 1 and not ledger.blocks(1, 0, 9)
     assert [found.seq for found in ledger.lacking_blocks(again.file, 2, -1, 9)] == [3]
     for _ in range(KEPT_WALKS + 1):
-        ledger.end_walk()
+        end_walk(ledger)
     assert ledger.blocks(again.file, 0, 9)
 
 

@@ -20,8 +20,8 @@ from kit_tree import build_tree, is_root
 from replicad.db.audit import audit
 from replicad.db.database import PAGE_BYTES
 from replicad.db.due import STRETCH_BLOCKS
-from replicad.db.ledger import KEPT_WALKS
 from replicad.db.look_up import LookUp
+from replicad.db.unnamed import KEPT_WALKS
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Part, Side, State
 from replicad.model.errors import BookDamagedError, ReplicadError, SourceError

@@ -16,7 +16,8 @@ from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, s
 from kit_tend import rot
 from kit_tree import is_root
 from replicad.db.findings import Findings
-from replicad.db.ledger import KEPT_WALKS, EntryRow, Known, put_of, stamp_of
+from replicad.db.ledger import EntryRow, Known, put_of, stamp_of
+from replicad.db.unnamed import KEPT_WALKS
 from replicad.model.divergence import Divergence, Part, Side
 from replicad.model.entry import Identity, Kind, Stamp
 from replicad.model.verdict import Sight, Verdict, Writing

@@ -26,8 +26,9 @@ from kit_tend import (
     standing,
     tending,
 )
-from replicad.db.ledger import KEPT_WALKS, stamp_of
+from replicad.db.ledger import stamp_of
 from replicad.db.touched import restamp
+from replicad.db.unnamed import KEPT_WALKS
 from replicad.link.messages import Want
 from replicad.model.block import block_id
 from replicad.model.divergence import Divergence, Part, Side, State

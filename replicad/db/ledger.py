@@ -43,9 +43,6 @@ REMEDY = (
 _KEEP_LOWER = "ON CONFLICT(file, seq) DO UPDATE SET number = min(number, excluded.number)"
 _FIRST_FILE_BYTES = 6
 """Bytes of a new ledger's first file number: two ledgers of a dataset will hardly meet in 2**48."""
-KEPT_WALKS = 2
-"""Full walks after the one that missed a file's last name for which it is remembered: it may slip past one of them,
-hardly past two."""
 _ROOT_PARENT = 0
 """Directory number under which the root's own entry stands, with an empty name."""
 
@@ -226,11 +223,12 @@ class Ledger:
 
     def same_content(self, stamp: Stamp) -> Known | None:
         """A recorded regular file with exactly this identity, wherever it stands: the same bytes, not rewritten."""
-        return self._identical("entry WHERE file > 0 AND", stamp)
-
-    def same_unnamed(self, stamp: Stamp) -> Known | None:
-        """The same of files that no entry names any more: moved while they were walked past, they look dropped."""
-        return self._identical("unnamed WHERE", stamp)
+        row = self._db.one(
+            f"SELECT {ENTRY_COLUMNS} FROM entry WHERE file > 0 AND inode = ? AND device = ? AND size = ?"
+            " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
+            (stamp.inode, stamp.device, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
+        )
+        return Known._make(row) if row else None
 
     def was_elsewhere(self, stamp: Stamp) -> bool:
         """Whether a regular file with this inode, size and modification time is recorded, wherever it stands."""
@@ -418,10 +416,7 @@ class Ledger:
         self._stamp(seq)
 
     def set_aside(self, files: Iterable[Known]) -> None:
-        """Keep what is recorded of those of these files that no entry names any more, for KEPT_WALKS full walks.
-
-        A walk is no snapshot: what moves from where it has not been to where it was looks dropped, and new when it is
-        found. It must be held against its record all the same, or rot in it would count as written."""
+        """Keep what is recorded of those of these files that no entry names any more (db/unnamed.py)."""
         walk = int(self.get("walks") or 0)
         for known in files:
             if self._db.value(
@@ -430,26 +425,12 @@ class Ledger:
                 continue
             self.due.forget(known.file)
             if known.size < 0:  # it was never read to its end
-                self._forget_blocks("= ?", known.file)
+                self._db.execute("DELETE FROM block WHERE file = ?", (known.file,))
+                self._db.execute("DELETE FROM cut WHERE file = ?", (known.file,))
             else:
                 self._db.execute(
                     f"INSERT OR REPLACE INTO unnamed({ENTRY_COLUMNS}, walk) VALUES ({_MARKS}, ?)", (*known, walk)
                 )
-
-    def take_back(self, known: Known, seq: int) -> Known:
-        """A file that was set aside is to have a name again: under a new number, for its old one was dropped."""
-        fresh = known._replace(file=self.next_file())
-        self._db.execute("UPDATE block SET file = ?, seq = ? WHERE file = ?", (fresh.file, seq, known.file))
-        self._db.execute("DELETE FROM cut WHERE file = ?", (known.file,))
-        self._db.execute("DELETE FROM unnamed WHERE file = ?", (known.file,))
-        return fresh
-
-    def end_walk(self) -> None:
-        """Everything was walked: what was set aside KEPT_WALKS walks ago is gone for good."""
-        walks = int(self.get("walks") or 0) + 1
-        self.put("walks", walks)
-        self._forget_blocks("IN (SELECT file FROM unnamed WHERE walk < ?)", walks - KEPT_WALKS)
-        self._db.execute("DELETE FROM unnamed WHERE walk < ?", (walks - KEPT_WALKS,))
 
     # replicas
 
@@ -509,18 +490,6 @@ class Ledger:
     def verify(self) -> list[str]:
         """Read every page; what is wrong, in words."""
         return self._db.verify()
-
-    def _identical(self, table: str, stamp: Stamp) -> Known | None:
-        row = self._db.one(
-            f"SELECT {ENTRY_COLUMNS} FROM {table} inode = ? AND device = ? AND size = ?"
-            " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
-            (stamp.inode, stamp.device, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
-        )
-        return Known._make(row) if row else None
-
-    def _forget_blocks(self, files: str, value: int) -> None:
-        self._db.execute(f"DELETE FROM block WHERE file {files}", (value,))
-        self._db.execute(f"DELETE FROM cut WHERE file {files}", (value,))
 
     def _stamp(self, seq: int) -> None:
         if seq > self.stamped():

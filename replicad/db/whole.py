@@ -52,11 +52,6 @@ def files_numbered(ledger: Ledger, numbers: Iterable[int]) -> dict[int, tuple[by
     return found
 
 
-def is_set_aside(ledger: Ledger, file: int) -> bool:
-    """Whether a file has no name now and may have one again: it was moved while it was walked past, or dropped."""
-    return ledger.database.value("SELECT 1 FROM unnamed WHERE file = ?", (file,)) is not None
-
-
 def blocks_named(
     ledger: Ledger, ids: Sequence[bytes], after: BlockPlace, rows: int
 ) -> tuple[list[BlockRow], BlockPlace | None]:

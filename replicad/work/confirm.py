@@ -19,7 +19,8 @@ from typing import NamedTuple, Protocol, TypeVar
 from msgspec.structs import replace
 
 from replicad.db.ledger import ZERO, BlockRow, Known, Ledger, put_of, stamp_of
-from replicad.db.whole import files_numbered, is_set_aside
+from replicad.db.unnamed import is_unnamed
+from replicad.db.whole import files_numbered
 from replicad.link.messages import Examined
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Look, Part, Side, State, differing_bits, first_and_latest
@@ -113,7 +114,7 @@ class Confirming:
     async def _block(self, found: Divergence, peer: Peer) -> Divergence:
         recorded = await self._dataset.in_ledger(recorded_block, self._dataset.ledger, found)
         if recorded is None:
-            if await self._dataset.in_ledger(is_set_aside, self._dataset.ledger, found.file):
+            if await self._dataset.in_ledger(is_unnamed, self._dataset.ledger, found.file):
                 return found  # it may only have moved
             return self._gone(found, "the record has another block there now: the file was written, cut or dropped")
         path, known, row = recorded

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from replicad.db.ledger import BlockRow, Known
 from replicad.db.plan import Action, Step
+from replicad.db.unnamed import end_walk
 from replicad.model.block import block_size_for
 from replicad.model.entry import FUZZY, Drop, Kind, Op, Put
 from replicad.model.errors import ReplicadError
@@ -117,7 +118,7 @@ class Pass:
                     self._status.state = "copying"
                     await self._copy()
                 if only is None:
-                    await self._dataset.in_ledger(self._dataset.ledger.end_walk)
+                    await self._dataset.in_ledger(end_walk, self._dataset.ledger)
             await self._finish(last)
         finally:
             await self._in_pool(root.close)

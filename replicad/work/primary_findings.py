@@ -16,7 +16,7 @@ from typing import NamedTuple
 from replicad.db.due import Due
 from replicad.db.ledger import BlockRow, Known, put_of, stamp_of
 from replicad.db.look_up import LookUp
-from replicad.db.whole import is_set_aside
+from replicad.db.unnamed import is_unnamed
 from replicad.model.block import block_count, checksum
 from replicad.model.divergence import (
     MAX_AFFECTED,
@@ -208,7 +208,7 @@ class PrimaryFindings:
         ledger = self._dataset.ledger
         named = LookUp(ledger.database).named(found.file, 1)
         if not named:
-            return "" if is_set_aside(ledger, found.file) else "the file exists no more"
+            return "" if is_unnamed(ledger, found.file) else "the file exists no more"
         (_, known), *_ = named
         row = ledger.blocks(found.file, found.number, found.number + 1).get(found.number)
         now = (row.id,) if row and row.id else ()

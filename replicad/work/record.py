@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, EntryRow, Known, Ledger, put_of, stamp_of
 from replicad.db.plan import Step
+from replicad.db.unnamed import same_unnamed, take_back
 from replicad.model.block import CHECKSUM_BYTES, ID_BYTES, Buffer, block_count
 from replicad.model.entry import FUZZY, INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Meta, Op, Put, Stamp
 from replicad.source.large import Slab
@@ -265,8 +266,8 @@ class Recorder:
         """Record `path` as another name of a recorded file with this identity, or as the name of one that lost its last
         one; None when there is none any more."""
         known = self.ledger.same_content(stamp)
-        if known is None and (lost := self.ledger.same_unnamed(stamp)):
-            known = self.ledger.take_back(lost, self.seq)
+        if known is None and (lost := same_unnamed(self.ledger, stamp)):
+            known = take_back(self.ledger, lost, self.seq)
         if known is None:
             return None
         before = self.ledger.known(path)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from replicad.db.ledger import Ledger
 from replicad.db.plan import Action, Step
+from replicad.db.unnamed import has_unnamed, same_unnamed
 from replicad.model.entry import Kind, Stamp
 from replicad.source.exclude import Excluded
 from replicad.source.root import Root, Trouble
@@ -113,7 +114,7 @@ class _Planner:
         self._ledger = ledger
         self._steps: list[Step] = []
         self._number = 0
-        self._has_files = ledger.has_files()
+        self._has_files, self._has_unnamed = ledger.has_files(), has_unnamed(ledger)
 
     def take(self, diff: DirectoryDiff) -> None:
         survey = self.survey
@@ -164,7 +165,7 @@ class _Planner:
             self._add(FIRST if moved else PUTS, Action.READ, found.path, found=found, moved=moved)
 
     def _is_known(self, stamp: Stamp) -> bool:
-        return bool(self._ledger.same_content(stamp) or self._ledger.same_unnamed(stamp))
+        return bool(self._ledger.same_content(stamp) or (self._has_unnamed and same_unnamed(self._ledger, stamp)))
 
     def _add(self, phase: int, action: Action, path: bytes, found: Found | None = None, *, moved: bool = False) -> None:
         self._number += 1
