@@ -392,11 +392,11 @@ class StoreMender:
 
     def _compared_with_new(self, found: Divergence) -> Divergence:
         """With the bits that differ from the block that stands elsewhere now."""
-        places = self._archive.inventory.places(list(found.blocks)) if len(found.blocks) == 1 else {}
-        for place in places.values():
-            new = self._archive.read_segment(place.segment, place.offset, HEADER_BYTES + place.stored)
-            return _with_bits(found, bytes(new), self._quarantine.read(found.quarantine, MAX_SEEN_BYTES))
-        return found
+        if len(found.blocks) != 1 or not (places := self._archive.inventory.places(list(found.blocks))):
+            return found
+        place = places[found.blocks[0]]
+        new = self._archive.read_segment(place.segment, place.offset, HEADER_BYTES + place.stored)
+        return _with_bits(found, bytes(new), self._quarantine.read(found.quarantine, MAX_SEEN_BYTES))
 
     def _if_told_no_more(self, found: Divergence) -> Divergence:
         lines = {(damage.segment, damage.offset) for damage in self._archive.damage}
