@@ -16,7 +16,6 @@ from kit_findings import a_divergence, primary_rot, replica_rot, write_book
 from kit_pair import replicad
 from kit_store import flip
 from kit_tree import NOBODY, is_root
-from replicad.cli.app import main
 from replicad.db.findings import Findings
 from replicad.http.contract import RepairResult
 from replicad.model.divergence import Affected, Divergence, State, Suspect
@@ -38,18 +37,6 @@ path = "{root}/www"
 name = "db"
 path = "{root}/db"
 """
-
-
-@pytest.fixture
-def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
-    """Type a command line: its exit code, stdout and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

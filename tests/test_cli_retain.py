@@ -16,7 +16,6 @@ import pytest
 from kit_daemon import FakeDaemon, Served, a_node
 from kit_pair import Pair, make_pair, replicad
 from kit_store import Primary, contents, open_archive, put_files
-from replicad.cli.app import main
 from replicad.config import load
 from replicad.daemon import Daemon
 from replicad.db.findings import Findings
@@ -48,18 +47,6 @@ keep_younger_than = "2d"
 """
 DAY_NS = 86_400 * 10**9
 SNAPSHOTS = 20
-
-
-@pytest.fixture
-def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
-    """Type a command line: its exit code, stdout and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_node, a_scrub, a_store
-from replicad.cli.app import main
 from replicad.cli.scrub import STUCK_S, Awaited, describe
 from replicad.cli.status import COLUMNS, exit_code, render
 from replicad.http.contract import ScrubRequest
@@ -17,18 +16,6 @@ from replicad.status import NodeStatus, ScrubStatus, findings
 
 Typed = Callable[..., tuple[int, str, str]]
 GIB = 1024**3
-
-
-@pytest.fixture
-def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
-    """Type a command line: its exit code, stdout and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def ends_at_once(daemon: FakeDaemon, **changes: object) -> None:

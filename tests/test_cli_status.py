@@ -16,25 +16,12 @@ from hypothesis import strategies as st
 
 from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_job, a_node, a_store, troubles
 from replicad.cli import output
-from replicad.cli.app import main
 from replicad.cli.status import COLUMNS, exit_code, render
 from replicad.cli.sync import HELD_S, OUT_OF_REACH_S, STALLED_S, Awaited
 from replicad.http.contract import SyncRequest
 from replicad.status import LAST_STATUS, DatasetStatus, NodeStatus, RetentionStatus, StoreStatus, encode, findings
 
 Typed = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
-    """Type a command line: its exit code, stdout and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def screen(node: NodeStatus, earlier: NodeStatus | None = None) -> str:
