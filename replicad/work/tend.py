@@ -228,14 +228,17 @@ class Tending:
         for found in open_ones:
             now = found
             if side.root is not None and self._is_to_be_judged(found):
-                confirming = Confirming(self._dataset, side.root, self._pool, self._clock, self._opinions)
-                now = await confirming.judge(found, side)
+                now = await self._judged(side, side.root, found)
                 self._own.looked(now)
             await self._repair_by_itself(side, now)
         names = {found.id for found in open_ones}
         self._own.keep(names)
         self._opinions.keep(names)
         return len(open_ones)
+
+    async def _judged(self, side: _Side, root: Root, found: Divergence) -> Divergence:
+        confirming = Confirming(self._dataset, root, self._pool, self._clock, self._opinions)
+        return await confirming.judge(found, side)
 
     def _is_to_be_judged(self, found: Divergence) -> bool:
         if found.part not in (Part.BLOCK, Part.METADATA) or found.peer not in ("", self.replica):
@@ -350,8 +353,7 @@ class Tending:
         if found.part is Part.ENTRY:
             return Mended(Remedy.SEND_RECORD, *_OUTCOMES[await self._compare(side, forced=True)])
         if found.part in (Part.BLOCK, Part.METADATA) and side.root:
-            confirming = Confirming(self._dataset, side.root, self._pool, self._clock, self._opinions)
-            found = await confirming.judge(found, side)
+            found = await self._judged(side, side.root, found)
             if found.state is not State.OPEN:
                 return Mended(Remedy.NOTHING, "nothing", found.events[-1].what)
         return await self.mender.mend(found, side.fetch, self.replica, by_person=True)
