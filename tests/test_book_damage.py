@@ -13,6 +13,7 @@ from kit_rig import Replica, Rig, replica, rig
 from kit_store import Primary, open_archive, put_files
 from replicad.config import DatasetConfig
 from replicad.db.findings import Findings
+from replicad.db.ledger import Ledger
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.errors import BookDamagedError, RefusedError, ReplicadError
 from replicad.model.remedy import Remedy, remedy_for
@@ -107,6 +108,27 @@ async def test_a_ledger_that_is_no_database_is_found_when_it_is_opened(tmp_path:
         assert (found.key, found.side, found.state) == (LEDGER, Side.PRIMARY, State.OPEN)
     finally:
         await dataset.close()
+
+
+async def test_a_ledger_that_was_moved_away_while_open_is_not_the_ledger_any_more(tmp_path: Path, root: Path) -> None:
+    """Whichever job had it open, and although nobody met its damage since: the next pass has the one at its place."""
+    ledger = tmp_path / "state" / "ledger" / "www.db"
+    dataset = Dataset(DatasetConfig("www", root, watch=False), ("fra1",), tmp_path / "state")
+    try:
+        await dataset.open()
+        await dataset.in_ledger(dataset.ledger.put, "held", "the old one")
+        await dataset.open()
+        assert await dataset.in_ledger(dataset.held) == "the old one"
+        ledger.rename(ledger.with_name("moved-away"))
+        await dataset.open()
+        assert await dataset.in_ledger(dataset.held) == ""
+        await dataset.in_ledger(dataset.ledger.put, "held", "the new one")
+        await dataset.open()
+        assert await dataset.in_ledger(dataset.held) == "the new one"
+    finally:
+        await dataset.close()
+    with closing(Ledger(ledger)) as book:
+        assert book.get("held") == "the new one"
 
 
 async def _meet_at_open(primary: Rig, fra1: Replica) -> None:

@@ -122,6 +122,13 @@ class Database:
         """Close the connection; uncommitted changes are rolled back."""
         self._connection.close()
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether the file is not at its path any more: somebody moved or removed it while it was open."""
+        moved = ctypes.c_int(0)
+        self._connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(moved))
+        return bool(moved.value)
+
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[None]:
         """All or nothing. Not nested. `durable` as in `begin`."""

@@ -153,6 +153,11 @@ class Ledger:
         """Close; an open transaction is rolled back."""
         self._db.close()
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether an operator moved the file away while it was open."""
+        return self._db.has_moved
+
     # transactions
 
     def begin(self, *, durable: bool = False) -> None:

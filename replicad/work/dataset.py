@@ -104,7 +104,10 @@ class Dataset:
         return self._findings
 
     async def open(self) -> None:
-        """Open the ledger unless it is. Raises BookDamagedError, DiskFullError."""
+        """Open the ledger unless it is; one that was moved away is not the ledger any more, whichever job had opened it.
+
+        Raises BookDamagedError, DiskFullError.
+        """
         await self._in_thread(self._open)
 
     async def open_findings(self) -> None:
@@ -119,6 +122,8 @@ class Dataset:
         self._executor.shutdown()
 
     def _open(self) -> None:
+        if self._ledger is not None and self._ledger.has_moved:
+            self._close()
         if self._ledger is None:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
