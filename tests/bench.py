@@ -2,6 +2,7 @@
 
     python tests/bench.py [CASE]... [--rounds N] [--scale F] [--json FILE]
     python tests/bench.py scrub [CASE]...             (bench_scrub.py: reading and judging instead of copying)
+    python tests/bench.py restore [CASE]...           (bench_restore.py: bringing it back, looking into history)
 
 Each case prepares a tree, then lets both programs do the same work N times in turn with cold caches, and prints the
 median seconds of each, the median of the pairwise ratios, bytes on the wire and peak memory. Absolute times say
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import importlib
 import json
 import os
 import random
@@ -51,7 +53,7 @@ class Result:
         return statistics.median(b / a for a, b in zip(self.replicad_s, self.rival_s[rival], strict=True))
 
     def __str__(self) -> str:
-        lines = [f"{self.case}: replicad {_spread(self.replicad_s)}"]
+        lines = [f"{self.case}: replicad {_spread(self.replicad_s)}" if self.replicad_s else self.case]
         for rival, seconds in self.rival_s.items():
             lines.append(f"    {rival}: {_spread(seconds)}; replicad is {self.ratio(rival):.2f} x as fast")
         for name, size in self.wire_bytes.items():
@@ -126,15 +128,16 @@ class Rsync:
             "PidFile": "none",
             "PermitRootLogin": "yes",
             "Ciphers": "aes128-gcm@openssh.com",
+            "Subsystem": "sftp internal-sftp",
         }
         (directory / "config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
         Path("/run/sshd").mkdir(exist_ok=True)
         daemon = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", directory / "config"], stderr=subprocess.DEVNULL)
         stack.callback(daemon.wait)
         stack.callback(daemon.terminate)
-        self._port = relay(port) if relay else port
-        self._shell = (
-            f"ssh -p {self._port} -i {directory}/user -c aes128-gcm@openssh.com -o StrictHostKeyChecking=no"
+        self.port = relay(port) if relay else port
+        self.shell = (
+            f"ssh -p {self.port} -i {directory}/user -c aes128-gcm@openssh.com -o StrictHostKeyChecking=no"
             f" -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
         )
         self._copy = directory / "copy"
@@ -146,16 +149,35 @@ class Rsync:
         numbers = [line for line in done.stdout.splitlines() if line.startswith("Total bytes")]
         return sum(int("".join(c for c in line.partition(":")[2] if c.isdigit())) for line in numbers)
 
+    def pull(self, target: Path) -> None:
+        """Bring the copy back."""
+        subprocess.run(["rsync", "-a", "-e", self.shell, f"127.0.0.1:{self._copy}/", f"{target}/"], check=True)
+
     def forget(self) -> None:
         """Remove the copy."""
         shutil.rmtree(self._copy, ignore_errors=True)
 
     def _answers(self) -> bool:
-        words = [*self._shell.split(), "127.0.0.1", "true"]
+        words = [*self.shell.split(), "127.0.0.1", "true"]
         return subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
     def _command(self, root: Path, *options: str) -> list[str]:
-        return ["rsync", "-a", "--delete", *options, "-e", self._shell, f"{root}/", f"127.0.0.1:{self._copy}/"]
+        return ["rsync", "-a", "--delete", *options, "-e", self.shell, f"{root}/", f"127.0.0.1:{self._copy}/"]
+
+
+def long_line(stack: ExitStack) -> Callable[[int], int]:
+    """Puts a relay with a long line in front of a port, and gives the port to use instead."""
+
+    def start(port: int) -> int:
+        entry = free_port()
+        words = [f"127.0.0.1:{port}", "--listen", str(entry)]
+        words += ["--round-trip-ms", str(ROUND_TRIP_MS), "--bandwidth-mbit", str(LINE_MBIT)]
+        relay = subprocess.Popen([sys.executable, str(Path(__file__).with_name("kit_link.py")), *words])
+        stack.callback(relay.wait)
+        stack.callback(relay.terminate)
+        return entry
+
+    return start
 
 
 class Timed:
@@ -293,7 +315,7 @@ class Bench:
         tree.mkdir(parents=True)
         make(tree)
         with ExitStack() as stack:
-            rsync = Rsync(self.directory / name / "rsync", stack, self._relay(stack) if line else None)
+            rsync = Rsync(self.directory / name / "rsync", stack, long_line(stack) if line else None)
             for number in range(self.rounds):
                 with self._fresh_pair(self.directory / name / f"round{number}", stack, line) as pair:
                     before = sent(pair)
@@ -357,37 +379,22 @@ class Bench:
         assert isinstance(timed.value, int)
         result.wire_bytes[rival] = timed.value
 
-    def _relay(self, stack: ExitStack) -> Callable[[int], int]:
-        """A relay with a long line in front of a port; the port to use instead."""
-
-        def start(port: int) -> int:
-            entry = free_port()
-            words = [f"127.0.0.1:{port}", "--listen", str(entry)]
-            words += ["--round-trip-ms", str(ROUND_TRIP_MS), "--bandwidth-mbit", str(LINE_MBIT)]
-            relay = subprocess.Popen([sys.executable, str(Path(__file__).with_name("kit_link.py")), *words])
-            stack.callback(relay.wait)
-            stack.callback(relay.terminate)
-            return entry
-
-        return start
-
     @contextmanager
     def _fresh_pair(self, directory: Path, stack: ExitStack, line: bool) -> Iterator[Pair]:
         with ExitStack() as inner:
             options = {}
             if line:
                 port = free_port()
-                options = {"replica_port": port, "replica_address": f"127.0.0.1:{self._relay(inner)(port)}"}
+                options = {"replica_port": port, "replica_address": f"127.0.0.1:{long_line(inner)(port)}"}
             with a_pair(directory, **options) as pair:  # type: ignore[arg-type]
                 yield pair
 
 
 def main() -> None:
     """Run the cases named, all by default."""
-    if sys.argv[1:2] == ["scrub"]:
-        import bench_scrub  # which imports this module
-
-        return bench_scrub.main(sys.argv[2:])
+    if sys.argv[1:2] in (["scrub"], ["restore"]):
+        bench = importlib.import_module(f"bench_{sys.argv[1]}")  # which imports this module
+        return bench.main(sys.argv[2:])  # type: ignore[no-any-return]  # both have it
     names = [name for name in vars(Bench) if not name.startswith("_")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(names))
