@@ -364,6 +364,39 @@ def test_bytes_that_nobody_has_stay_as_they_were_found(rig: Rig) -> None:
     )  # fmt: skip
 
 
+def test_blocks_that_a_kept_file_still_had_are_repaired_with_their_segment(rig: Rig, tmp_path: Path) -> None:
+    """What was set aside when a segment was laid is a source when it is laid again, also for what no side has any more;
+    those findings say so, and keep the verdict that the primary's word gave them."""
+    rig.scrub()
+    lost, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    rig.settle_all()
+    for frame in (lost, rig.frames(FrameType.SEAL, 2)[0]):
+        flip(segment(rig.directory, 2), frame.offset + HEADER_BYTES + 3, 0)
+    assert rig.scrub() == 2
+    data = rig.has.pop(lost.id)
+    rig.settle()
+    rig.settle()
+    block, *_ = [one for one in repaired(rig) if one.part is Part.BLOCK]
+    assert block.verdict is Verdict.REPLICA_ROT and "was laid anew" in block.events[-1].what
+    assert rig.findings.receipts(block.id)[-1].remedy == "lay_segment"
+    assert rig.open_ones() == []
+    rig.has[lost.id] = data
+    rig.assert_clean(tmp_path)
+
+
+def test_a_primary_that_cannot_say_this_time_takes_back_nothing(rig: Rig) -> None:
+    """Its first word stands when it is asked again while its file is being written, or its root is away."""
+    (found,) = _damaged(rig, 2)
+    judged = asyncio.run(rig.mender.testimony(found, found.seen, [Sight.ABSENT]))
+    assert judged.verdict is Verdict.REPLICA_ROT and judged.is_lost
+    again = asyncio.run(rig.mender.testimony(judged, found.seen, [Sight.UNKNOWN]))
+    assert (again.verdict, again.evidence) == (judged.verdict, judged.evidence)
+    better = asyncio.run(rig.mender.testimony(again, found.seen, [Sight.MATCHES]))
+    assert better.verdict is Verdict.REPLICA_ROT and not better.is_lost
+
+
 def test_what_reads_well_twice_is_gone(rig: Rig, tmp_path: Path) -> None:
     """A place that somebody put right is settled after two looks, not after one."""
     before = segment(rig.directory, 2).read_bytes()

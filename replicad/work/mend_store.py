@@ -159,8 +159,8 @@ class StoreMender:
         if known.part is Part.BLOCK:
             self._sights[known.id] = dict(zip(known.blocks, sights, strict=False))
             sight = _together([self._sights[known.id].get(name, Sight.UNKNOWN) for name in known.blocks])
-            writing = evidence.writing if sight is Sight.UNKNOWN else Writing.UNWRITTEN
-            evidence = msgspec.structs.replace(evidence, primary=sight, writing=writing)
+            if sight is not Sight.UNKNOWN:  # what could not be found out this time takes nothing back
+                evidence = msgspec.structs.replace(evidence, primary=sight, writing=Writing.UNWRITTEN)
         return self._judged(known, evidence)
 
     def _judged(self, known: Divergence, evidence: Evidence) -> Divergence:
@@ -308,9 +308,10 @@ class StoreMender:
         self._archive.doubt(item.id for wrong in wrongs for item in wrong.items)
         text = f"repaired: segment {number} was laid anew and verified"
         after = left.get(found.id) or self._write(found, text, state=State.REPAIRED)  # a block may be left at its place
-        for other in self._laid_with(found):
+        for other in (*self._laid_with(found), *self._found_again(number, laid.left)):
             self._receipt(other, Remedy.LAY_SEGMENT, "repaired", detail=f"together with {found.id}")
             self._write(other, text, state=State.REPAIRED)
+            self._archive.trust(other.blocks)
         if was_missed and self._archive.inventory.lost:
             rebuild_book(self._archive, self._disk)  # what snapshots lack may stand in this segment again
         return after
@@ -319,6 +320,12 @@ class StoreMender:
         """Open findings that are settled as well when the segment of this one is laid anew."""
         others = (one for one in self._book.open_ones() if one.number == found.number and one.id != found.id)
         return [one for one in others if one.part in _LAID and not self._is_unknown(one)]
+
+    def _found_again(self, number: int, left: Sequence[Wrong]) -> list[Divergence]:
+        """Open findings about blocks that read well where the segment was laid anew: a file of it that was kept when it
+        was laid before had them."""
+        blocks = [one for one in self._book.open_ones() if one.number == number and one.part is Part.BLOCK]
+        return [one for one in blocks if not _awaits_witness(one) and not any(_touches(wrong, one) for wrong in left)]
 
     def _is_unknown(self, found: Divergence) -> bool:
         """Whether nothing says what should stand there: the damage is older than the catalog."""
