@@ -104,7 +104,7 @@ class Dataset:
         return self._findings
 
     async def open(self) -> None:
-        """Open the ledger unless it is; one that was moved away is not the ledger any more, whichever job had opened it.
+        """Open the ledger unless it is; one that was moved away is not the ledger any more, whichever job had it open.
 
         Raises BookDamagedError, DiskFullError.
         """
