@@ -386,6 +386,26 @@ def test_blocks_that_a_kept_file_still_had_are_repaired_with_their_segment(rig: 
     rig.assert_clean(tmp_path)
 
 
+def test_what_laying_a_segment_heals_is_found_first(rig: Rig, tmp_path: Path) -> None:
+    """A block that went bad after the last scrub, of which a kept file still has a copy: it is found, judged and told
+    although the segment was to be laid for something else, and nothing is laid before."""
+    rig.scrub()
+    block, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    rig.settle_all()
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    assert rig.scrub() == 1
+    flip(segment(rig.directory, 2), block.offset + HEADER_BYTES + 3, 0)
+    before = rig.bytes_of()
+    (first,) = rig.settle()
+    assert "judged first" in first.events[-1].what and rig.bytes_of() == before
+    rig.settle_all()
+    *_, told = [one for one in repaired(rig) if one.part is Part.BLOCK]
+    assert (told.blocks, told.verdict) == ((block.id,), Verdict.REPLICA_ROT)
+    rig.assert_clean(tmp_path)
+
+
 def test_a_primary_that_cannot_say_this_time_takes_back_nothing(rig: Rig) -> None:
     """Its first word stands when it is asked again while its file is being written, or its root is away."""
     (found,) = _damaged(rig, 2)

@@ -188,7 +188,7 @@ class StoreMender:
             return self._noted(found, "waiting for a person: a repair reads all segments again, in case it is back")
         if not self._archive.is_settled:
             return self._noted(found, WAITING)
-        if remedy is Remedy.LAY_SEGMENT and not ordered and any(map(_awaits_witness, self._laid_with(found))):
+        if remedy is Remedy.LAY_SEGMENT and self._has_unjudged(found) and not ordered:
             return self._noted(found, f"what else was found in segment {found.number} is judged first")
         try:
             return self._REMEDIES[remedy](self, found, frames)
@@ -302,13 +302,10 @@ class StoreMender:
         was_missed = any(damage.segment == number for damage in self._archive.damage)
         laid = lay_segment(self._archive, self._disk, self._quarantine, number)
         self._receipt(found, Remedy.LAY_SEGMENT, "repaired", detail=laid.kept and f"the old file is {laid.kept}")
-        wrongs = [wrong for wrong in laid.left if not wrong.is_transient]
-        harm = harm_of(self._archive.inventory, {item.id for wrong in wrongs for item in wrong.items})
-        left = {one.id: one for one in self._book.report([Seen(wrong, "media", harm) for wrong in wrongs])}
-        self._archive.doubt(item.id for wrong in wrongs for item in wrong.items)
+        left = {one.id: one for one in self._report(laid.left)}
         text = f"repaired: segment {number} was laid anew and verified"
         after = left.get(found.id) or self._write(found, text, state=State.REPAIRED)  # a block may be left at its place
-        for other in (*self._laid_with(found), *self._found_again(number, laid.left)):
+        for other in (*self._laid_with(found), *self._found_again(found, laid.left)):
             self._receipt(other, Remedy.LAY_SEGMENT, "repaired", detail=f"together with {found.id}")
             self._write(other, text, state=State.REPAIRED)
             self._archive.trust(other.blocks)
@@ -316,15 +313,39 @@ class StoreMender:
             rebuild_book(self._archive, self._disk)  # what snapshots lack may stand in this segment again
         return after
 
+    def _has_unjudged(self, found: Divergence) -> bool:
+        """Whether something else in the segment has no word from the primary yet. Laying it anew may heal that as well,
+        so the whole of it is looked at first: what no scrub has found so far is not to go untold."""
+        if not any(map(_awaits_witness, self._others_in(found))):
+            self._tell_wrongs(found.number)
+        return any(map(_awaits_witness, self._others_in(found)))
+
+    def _tell_wrongs(self, number: int) -> None:
+        path = segment_path(self._directory, number)
+        if path.exists():
+            inventory, store = self._archive.inventory, self._archive.store.owner.store
+            self._report(SegmentCheck(inventory, self._disk, path, number, store).run().wrongs)
+
+    def _report(self, wrongs: Sequence[Wrong]) -> list[Divergence]:
+        """Make findings of what is wrong in a segment, unless they are known; as they stand."""
+        lasting = [wrong for wrong in wrongs if not wrong.is_transient]
+        harm = harm_of(self._archive.inventory, {item.id for wrong in lasting for item in wrong.items})
+        self._archive.doubt(item.id for wrong in lasting for item in wrong.items)
+        return self._book.report([Seen(wrong, "media", harm) for wrong in lasting])
+
+    def _others_in(self, found: Divergence) -> list[Divergence]:
+        """Other open findings about the same segment."""
+        return [one for one in self._book.open_ones() if one.number == found.number and one.id != found.id]
+
     def _laid_with(self, found: Divergence) -> list[Divergence]:
         """Open findings that are settled as well when the segment of this one is laid anew."""
-        others = (one for one in self._book.open_ones() if one.number == found.number and one.id != found.id)
+        others = self._others_in(found)
         return [one for one in others if one.part in _LAID and not self._is_unknown(one)]
 
-    def _found_again(self, number: int, left: Sequence[Wrong]) -> list[Divergence]:
+    def _found_again(self, found: Divergence, left: Sequence[Wrong]) -> list[Divergence]:
         """Open findings about blocks that read well where the segment was laid anew: a file of it that was kept when it
         was laid before had them."""
-        blocks = [one for one in self._book.open_ones() if one.number == number and one.part is Part.BLOCK]
+        blocks = [one for one in self._others_in(found) if one.part is Part.BLOCK]
         return [one for one in blocks if not _awaits_witness(one) and not any(_touches(wrong, one) for wrong in left)]
 
     def _is_unknown(self, found: Divergence) -> bool:
