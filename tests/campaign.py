@@ -41,8 +41,7 @@ BEGIN, END = "<!-- campaign: begin -->", "<!-- campaign: end -->"
 BATCH = 100
 SCRUB_EVERY_S = 120
 PATIENCE_S = 600.0
-"""How long a round waits for its last repair at most, whatever else the machine does: what is not settled then counts as
-wrong."""
+"""How long a round waits for its last repair at most, also on a busy machine: what is not settled then is wrong."""
 LONGEST_BETWEEN_KILLS_S = 20.0
 OLDER_KEPT = 12
 """Truths of older snapshots that are kept, to restore one of them in each round."""
