@@ -91,7 +91,8 @@ class Paths:
         )
 
     def find(self, path: bytes, *, follow: bool = True) -> Place:
-        """Where a path leads. Raises UsageError when there is nothing, ReplicadError when that cannot be found out."""
+        """Where a path leads; a link with a slash behind it is followed in any case. Raises UsageError when there is
+        nothing, ReplicadError when that cannot be found out."""
         if len(path) > MAX_VIEW_BYTES:
             raise UsageError(f"a path of {len(path)} bytes is too long")
         names = [name for name in path.split(b"/") if name not in (b"", b".")]
@@ -100,7 +101,7 @@ class Paths:
             at = names.index(b"..")
             start = self._find((*start, *names[:at]), follow=True).names[:-1]
             names = names[at + 1 :]
-        return self._find((*start, *names), follow=follow)
+        return self._find((*start, *names), follow=follow or path.endswith(b"/"))
 
     def page(self, directory: ViewedDirectory) -> list[tuple[bytes, Attributes]]:
         """The next names in it; none at the end."""
