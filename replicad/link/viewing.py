@@ -1,9 +1,9 @@
 """Viewing: a session of the SFTP view, and the list of those under way.
 
-**Owns** the handles of a session and their limit. Requests are answered one after the other, and none is looked at
-before what was answered has gone: so a client that asks and does not read makes this side hold one request and one
-answer. **Never** does anything that changes something: whatever would write is refused by its verb alone. What a path
-means and what a file holds is the `View`'s to say.
+**Owns** the handles of a session and their limit. Requests are answered one after the other, short answers to what has
+arrived already go together, and none is looked at before what was answered has gone: so a client that asks and does
+not read makes this side hold next to nothing. **Never** does anything that changes something: whatever would write is
+refused by its verb alone. What a path means and what a file holds is the `View`'s to say.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ REST_S = 30.0
 """A view that is asked nothing for this long, or whose client takes nothing, lets go of all files."""
 MAX_PER_VIEWER = 16
 """Views of one viewer: rclone opens about a dozen. The rest is for the others."""
+TOGETHER_BYTES = 128 * 1024
+"""Answers are sent together up to here: packets of SSH that are not full cost as much as full ones."""
 READ_ONLY = "this is a view of history: it is read-only"
 _LENGTH_BYTES = 4
 Held = TypeVar("Held")
@@ -132,7 +134,7 @@ class Viewing:
                     request = await self._next()
                 finally:
                     resting.cancel()
-                self._stream.write(await self._answer(request))
+                await self._answer_with_others(request)
         except _Ended:
             pass
         finally:
@@ -165,6 +167,18 @@ class Viewing:
             self._reading = True
             self._stream.resume_reading()
         return taken
+
+    async def _answer_with_others(self, request: Request) -> None:
+        answers = [await self._answer(request)]
+        size = len(answers[0])
+        while size < TOGETHER_BYTES and self._has_whole_packet():
+            answers.append(await self._answer(await self._next()))
+            size += len(answers[-1])
+        self._stream.write(b"".join(answers))
+
+    def _has_whole_packet(self) -> bool:
+        size = int.from_bytes(self._taken[:_LENGTH_BYTES], "big")
+        return len(self._taken) >= _LENGTH_BYTES + size
 
     async def _answer(self, request: Request) -> bytes:
         if _writes(request):

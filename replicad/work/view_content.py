@@ -78,6 +78,22 @@ class Content:
         file.next = at
         return b"".join(pieces)
 
+    def kept(self, file: ViewedFile, offset: int, size: int) -> bytes | None:
+        """The same piece, where all of it has been proven already; None where it has to be read. From any thread."""
+        end, block_bytes = min(offset + size, file.put.size), file.put.block_bytes
+        pieces: list[bytes] = []
+        for number in range(offset // block_bytes, -(-end // block_bytes)):
+            key = (file.store, file.snapshot, file.put.file, number // SPAN_BLOCKS * SPAN_BLOCKS)
+            block = self._plain.get(self._spans.get(key, {}).get(number, b""))
+            if block is None or len(block) != _size(file.put, number):
+                return None
+            start = number * block_bytes
+            pieces.append(block[max(offset - start, 0) : end - start])
+        if not pieces:
+            return None
+        file.next = end
+        return b"".join(pieces)
+
     def _block(self, reader: ArchiveReader, file: ViewedFile, number: int, wanted_bytes: int) -> bytes | Lost:
         """The plain bytes of a block; those behind it are read as well, up to `wanted_bytes` in all."""
         span = self._span(reader, file, number // SPAN_BLOCKS * SPAN_BLOCKS)
