@@ -26,11 +26,12 @@ from replicad.db.catalog import MIGRATIONS
 from replicad.db.database import Database
 from replicad.db.expiry import drop_snapshots, purge
 from replicad.db.findings import Findings
+from replicad.db.listing import Listing
 from replicad.link import sftp, viewing
 from replicad.link.sftp import Code, Verb
 from replicad.model.block import block_id
 from replicad.model.entry import SPARSE, Drop, Kind
-from replicad.model.errors import PeerError
+from replicad.model.errors import PeerError, ReplicadError
 from replicad.model.retention import Pin
 from replicad.model.when import show_time
 from replicad.store.format import FrameType, split_frames
@@ -87,9 +88,13 @@ LINKS = {
     b"passwd": b"/etc/passwd",
     b"climb": b"../../../../../../etc/passwd",
     b"out": b"../x",
+    b"absolute": b"/docs/a.txt",
+    b"round": b"../../docs/a.txt",
     b"loop": b"loop",
     b"dangling": b"nowhere",
 }
+LEADING = (b"to-file", b"to-dir", b"docs/up", b"chain")
+"""Those that lead somewhere."""
 
 
 async def read(client: asyncssh.SFTPClient, path: bytes) -> bytes:
@@ -179,6 +184,8 @@ async def test_snapshots_have_names(show: OnShow) -> None:
     client = await show.view()
     assert await names(client, b"/www") == {b"latest", b"before-upgrade", b"1", b"2", b"3"}
     assert await client.readlink(b"/www/before-upgrade") == b"2"
+    assert stat.S_ISLNK((await client.lstat(b"/www/latest")).permissions or 0)
+    assert stat.S_ISDIR((await client.lstat(b"/www/latest/")).permissions or 0)
     assert await client.readlink(b"/www/latest") == b"3" and stat.S_ISDIR(
         (await client.lstat(b"/www/1")).permissions or 0
     )
@@ -239,9 +246,7 @@ async def test_a_directory_of_very_many_is_listed_page_by_page(show: OnShow) -> 
 # links
 
 
-@pytest.mark.parametrize(
-    "name", [b"passwd", b"climb", b"out", b"dangling", b"loop", b"passwd/x", b"climb/..", b"big/x"]
-)
+@pytest.mark.parametrize("name", [*(name for name in LINKS if name not in LEADING), b"passwd/x", b"climb/..", b"big/x"])
 async def test_links_lead_nowhere_but_into_their_snapshot(show: OnShow, name: bytes) -> None:
     """Neither to this host's files nor to those of another snapshot; they can still be read as links."""
     client = await show.view()
@@ -620,6 +625,21 @@ async def test_a_file_that_is_open_does_not_turn_into_zeros(show: OnShow) -> Non
     _drop(show.path("short"), 1)
     kind, body = await raw.ask(Verb.READ, reading(handle, 0, 1000))
     assert kind == 101 and body[3] == Code.FAILURE
+
+
+async def test_what_was_read_of_a_snapshot_was_read_while_it_was_kept(show: OnShow) -> None:
+    """Also when it is dropped between the look at it and the answer: each question is an error then."""
+    with closing(Listing(catalog_path(show.path()))) as listing:
+        browse, found = listing.browse(), listing.find(1)
+        assert found and browse.entry(found.ordinal, b"big")
+        _drop(show.path(), 1)
+        for ask in (
+            lambda: browse.entry(found.ordinal, b"big"),
+            lambda: browse.page(found.ordinal, b"docs", b"", 10),
+            lambda: browse.blocks(found.ordinal, 1_000_003, 0, 10),
+        ):
+            with pytest.raises(ReplicadError, match="was dropped by the replica's retention"):
+                ask()
 
 
 async def test_a_view_holds_no_lock_and_no_transaction(show: OnShow) -> None:
