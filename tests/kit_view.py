@@ -108,9 +108,15 @@ class Raw:
 
     def say(self, verb: int, rest: bytes = b"", *, id: int | None = -1) -> None:
         """Send one request; with a number of its own unless told otherwise."""
-        number = next(self._ids) if id == -1 else id
+        self.writer.write(self._request(verb, rest, next(self._ids) if id == -1 else id))
+
+    def flood(self, verb: int, rest: bytes, count: int) -> None:
+        """Send very many at once."""
+        self.writer.write(b"".join(self._request(verb, rest, next(self._ids)) for _ in range(count)))
+
+    def _request(self, verb: int, rest: bytes, number: int | None) -> bytes:
         body = bytes([verb]) + (b"" if number is None else number.to_bytes(4, "big")) + rest
-        self.writer.write(len(body).to_bytes(4, "big") + body)
+        return len(body).to_bytes(4, "big") + body
 
     async def answer(self) -> tuple[int, bytes]:
         """The next answer: its type, and what follows its number."""

@@ -30,7 +30,7 @@ from replicad.db.listing import Listing
 from replicad.link import sftp, viewing
 from replicad.link.sftp import Code, Verb
 from replicad.model.block import block_id
-from replicad.model.entry import SPARSE, Drop, Kind
+from replicad.model.entry import SPARSE, Drop, Kind, Put
 from replicad.model.errors import PeerError, ReplicadError
 from replicad.model.retention import Pin
 from replicad.model.when import show_time
@@ -408,8 +408,7 @@ async def test_handles_are_bounded(show: OnShow) -> None:
     raw = await show.raw()
     handles = [await raw.handle(Verb.OPEN, b"/www/1/big") for _ in range(HANDLES // 2)]
     handles += [await raw.handle(Verb.OPENDIR, b"/www/1") for _ in range(HANDLES // 2)]
-    for _ in range(10_000):
-        raw.say(Verb.OPEN, text(b"/www/1/big") + bytes([0, 0, 0, 1]) + bytes(4))
+    raw.flood(Verb.OPEN, text(b"/www/1/big") + bytes([0, 0, 0, 1]) + bytes(4), 10_000)
     for _ in range(10_000):
         kind, body = await raw.answer()
         assert kind == 101 and body[3] == Code.FAILURE and b"16 files and directories are open" in body
@@ -459,11 +458,10 @@ async def test_who_asks_and_does_not_read_is_not_remembered(show: OnShow, monkey
 
     monkeypatch.setattr(viewing.Viewing, "_answer", counted)
     raw.reader.channel.pause_reading()
-    for _ in range(20_000):
-        raw.say(Verb.READ, reading(handle, 0, sftp.MAX_READ_BYTES))
+    raw.flood(Verb.READ, reading(handle, 0, sftp.MAX_READ_BYTES), 20_000)
     [session] = show.reception.views._under_way.values()
     view = session._view
-    await wait_for(lambda: answered and not view._readers and not view._content._plain)  # type: ignore[attr-defined]
+    await wait_for(lambda: answered and not view._readers and not view._content._plain, seconds=30)  # type: ignore[attr-defined]
     held = len(session._taken)
     assert held <= 2 * sftp.MAX_PACKET_BYTES and len(answered) < 40
     [door] = show.listener.doors
@@ -528,6 +526,20 @@ async def test_a_block_that_is_not_what_the_record_names_is_an_error(
     monkeypatch.setattr(ArchiveReader, "fetch", lambda self, ids: iter([other] * (len(ids) // 32)))
     error = await refusal(lambda: _piece(client, b"/www/1/big", BLOCK))
     assert error.code == FX_FAILURE and "another block" in error.reason
+
+
+async def test_a_file_that_does_not_fit_its_blocks_is_an_error(show: OnShow) -> None:
+    """A record that gives a block another size than it has is not believed, also of a block that was read before."""
+    with show.writer() as writer:
+        ids = block_id(CONTENT[:BLOCK])
+        writer.add(Put(b"lie", Kind.FILE, meta(), 100, 77, BLOCK, blocks=(0,), ids=ids))
+        writer.seal(4, FIRST_NS + 3 * HOUR_NS)
+    raw = await show.raw()
+    big, lie = await raw.handle(Verb.OPEN, b"/www/4/big"), await raw.handle(Verb.OPEN, b"/www/4/lie")
+    for _ in range(3):
+        assert (await raw.ask(Verb.READ, reading(big, 0, 100)))[1][4:] == CONTENT[:100]
+        assert await raw.code(Verb.READ, reading(lie, 0, 100)) is Code.FAILURE
+    assert (await raw.ask(Verb.READ, reading(big, 0, 100)))[1][4:] == CONTENT[:100]
 
 
 def _frame_of(directory: Path, content: bytes) -> list[object]:
