@@ -95,6 +95,7 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
             "--config", pair.replica.config,
         )  # fmt: skip
         (home / "known_hosts").write_text(said.stdout)
+        (home / "batch").write_text("ls /\n")
         made.sync(code=None)
         (root / "big").write_bytes(BIG[: len(BIG) // 2])
         made.sync(code=None)
