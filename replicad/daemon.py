@@ -57,6 +57,7 @@ from replicad.work.surface import Surface
 from replicad.work.surfaces import SURFACES, Surfaces
 from replicad.work.suspect import Examining
 from replicad.work.tendings import Tendings
+from replicad.work.view import OnView
 
 log = logger("daemon")
 
@@ -140,7 +141,7 @@ class Daemon:
             status.scrubs = status.scrubs + self._replica.scrubs.statuses
             status.stores, status.retentions = self._replica.shelves.statuses, self._replica.retentions.statuses
             status.jobs = status.jobs + self._replica.jobs + self._replica.scrubs.jobs
-            status.sessions = self._replica.reception.sessions
+            status.sessions, status.views = self._replica.reception.sessions, len(self._replica.reception.views)
             status.store_free_bytes = self._disk.free_bytes(self._replica.config.store)
             status.store_reserve_bytes = self._replica.config.reserve_bytes
         return status
@@ -235,7 +236,7 @@ class Daemon:
 
     def clients(self) -> Sequence[ClientConfig]:
         """The clients that may connect now; a changed file is read at once, so an authorisation needs no restart."""
-        return self._clients.current()
+        return self.authorised.current()
 
     # building
 
@@ -252,7 +253,7 @@ class Daemon:
     async def _apply(self, config: Config) -> None:
         """Make what runs agree with `config`; parts that are configured as before are left alone. The datasets, which
         cannot refuse, come last."""
-        self._config, self._clients = config, Clients(config)
+        self._config, self.authorised = config, Clients(config)
         await self._apply_replica_side(config)
         await self._apply_http(config)
         await self._apply_datasets(config)
@@ -391,6 +392,7 @@ class ReplicaSide:
             clients=daemon.clients,
             serve=self.shelves.serve,
             report=log_session_end,
+            on_view=OnView(config.listen, lambda: daemon.authorised.viewers(), clock, disk, self.shelves.note_damage),
             max_sessions=config.listen.max_sessions,
             window_bytes=config.listen.window_bytes,
         )

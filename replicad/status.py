@@ -239,6 +239,8 @@ class NodeStatus(msgspec.Struct):
     store_reserve_bytes: int = -1
     """Free bytes below which intake stops (`listen.reserve_bytes`); -1 when this node has no store."""
     sessions: int = 0
+    views: int = 0
+    """SFTP views under way at this replica."""
     datasets: list[DatasetStatus] = []
     stores: list[StoreStatus] = []
     scrubs: list[ScrubStatus] = []

@@ -93,13 +93,14 @@ def test_values_follow_the_status() -> None:
         held=True, unread=4, fuzzy=5, rotten=6, pending_bytes=7, pending_files=8, watch="degraded: limit reached"
     )
     store = a_store(damaged=9, state="full")
-    node = a_node(line, store, a_job("scan", failures=3, running=False), sessions=2, config_error="line 3")
+    node = a_node(line, store, a_job("scan", failures=3, running=False), sessions=2, views=3, config_error="line 3")
     found = values(node)
     www, kept = '{dataset="www",replica="fra1"}', '{client="ams1",dataset="www"}'
     expected = {
         'replicad_build_info{node="ams1",version="0.1.0"}': 1,
         "replicad_config_refused": 1,
         "replicad_sessions": 2,
+        "replicad_views": 3,
         f"replicad_link_up{www}": 1,
         f"replicad_dataset_lag_seconds{www}": 60,
         f"replicad_rpo_seconds{www}": 300,

@@ -43,6 +43,7 @@ class Verb:
 VERBS = (
     Verb("init", "replicad.cli.setup", "init", "Write configuration and key; print the other side's line."),
     Verb("authorize", "replicad.cli.setup", "authorize", "Let a primary store its datasets on this replica."),
+    Verb("viewer", "replicad.cli.viewer", "viewer", "Let somebody look at history over SFTP, read-only."),
     Verb("check-config", "replicad.cli.setup", "check_config", "Show every problem in the configuration at once."),
     Verb("run", "replicad.cli.run", "run", "Run the daemon in the foreground."),
     Verb("status", "replicad.cli.status", "status", "Show what is safe, what is not, and what to type next."),

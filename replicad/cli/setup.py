@@ -157,6 +157,7 @@ def _summary(config: Config) -> list[str]:
         reserve = format_size(config.listen.reserve_bytes)
         lines.append(f"replica: {door}, stores in {config.listen.store}, stops when {reserve} would not stay free")
     lines += [f"  client {c.name}: {', '.join(c.datasets) or 'any dataset of its own'}" for c in config.clients]
+    lines += [f"  viewer {v.name}: may look at {', '.join(v.datasets)}" for v in config.viewers]
     for dataset in config.datasets:
         copies = ", ".join(f"{replica.name} ({replica.address})" for replica in config.replicas_of(dataset))
         every = format_duration(dataset.rpo_s)

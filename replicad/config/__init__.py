@@ -16,6 +16,7 @@ from replicad.config.values import (
     NodeConfig,
     ReplicaConfig,
     RetentionConfig,
+    ViewerConfig,
 )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ReplicaConfig",
     "Report",
     "RetentionConfig",
+    "ViewerConfig",
     "examine",
     "examine_text",
     "load",

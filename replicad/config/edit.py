@@ -48,6 +48,15 @@ def change_table(text: str, name: str, index: int, values: Values) -> str:
     return tomlkit.dumps(document)
 
 
+def remove_table(text: str, name: str, index: int) -> str:
+    """`text` without the [[name]] number `index` (from 0)."""
+    document = tomlkit.parse(text)
+    del document[name][index]
+    if not document[name]:
+        del document[name]
+    return tomlkit.dumps(document)
+
+
 def _table(values: Values) -> Table:
     table = tomlkit.table()
     for key, value in values.items():

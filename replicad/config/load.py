@@ -205,6 +205,7 @@ def _config(path: Path, sections: list[rules.Section]) -> Config:
         node=built["node"][0],
         listen=built["listen"][0] if built["listen"] else None,
         clients=tuple(built["client"]),
+        viewers=tuple(built["viewer"]),
         retentions=tuple(built["retention"]),
         replicas=tuple(built["replica"]),
         datasets=tuple(built["dataset"]),

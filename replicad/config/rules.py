@@ -47,6 +47,8 @@ def across(sections: list[Section], wrong: Finding, *, resolve: bool) -> None:
     for table, field, text in (
         ("client", "name", "the name"),
         ("client", "key", "the key"),
+        ("viewer", "name", "the name"),
+        ("viewer", "key", "the key"),
         ("replica", "name", "the name"),
         ("replica", "key", "the host key"),
         ("dataset", "name", "the name"),
@@ -75,7 +77,8 @@ def _named(sections: list[Section], table: str) -> Iterator[Section]:
 
 
 def _unique(sections: list[Section], table: str, field: str, what: str, wrong: Finding) -> None:
-    """Clients and replicas are told apart by name and by key, datasets by name."""
+    """Clients, viewers and replicas are told apart by name and by key, datasets by name. A key may be a client's and a
+    viewer's."""
     first: dict[Any, Section] = {}
     for section in _named(sections, table):
         value = section.values.get(field)
@@ -91,6 +94,12 @@ def _references(sections: list[Section], wrong: Finding) -> None:
         if not has_listen:
             wrong(section.place, "a client needs a [listen] table with a store")
             break
+    for section in _named(sections, "viewer"):
+        if not has_listen:
+            wrong(section.place, "a viewer needs a [listen] table with a store")
+            break
+        if section.values.get("datasets") == ():
+            wrong((*section.place, "datasets"), "is empty: name what it may view")
     for section in _named(sections, "dataset"):
         if not replicas:
             wrong(section.place, "is not protected: there is no [[replica]] to copy it to")

@@ -14,6 +14,7 @@ from typing import Any
 
 from replicad.config import units
 from replicad.config.values import (
+    EVERY_DATASET,
     MAX_WINDOW_BYTES,
     VALIDATOR_KINDS,
     ClientConfig,
@@ -23,6 +24,7 @@ from replicad.config.values import (
     ReplicaConfig,
     RetentionConfig,
     ValidatorConfig,
+    ViewerConfig,
 )
 from replicad.model import pairing
 from replicad.model.block import LARGEST_BLOCK_BYTES, MIN_BLOCK_BYTES
@@ -91,6 +93,17 @@ def name(value: object) -> str:
 def optional_name(value: object) -> str:
     """A name, or an empty text for none."""
     return name(value) if text(value) else ""
+
+
+def viewed(value: object) -> str:
+    """CLIENT/DATASET, or CLIENT/* for all of a client."""
+    client, slash, dataset = text(value).partition("/")
+    if not slash:
+        raise ValueError(f'"{value}" is no CLIENT/DATASET, nor CLIENT/{EVERY_DATASET}')
+    pairing.parse_name(client)
+    if dataset != EVERY_DATASET:
+        pairing.parse_name(dataset)
+    return text(value)
 
 
 def path(value: object) -> Path:
@@ -295,6 +308,8 @@ TABLES = (
             Key("address", "address", listen_address),
             Key("reserve", "reserve_bytes", size(0)),
             Key("max_sessions", "max_sessions", whole(1, 4096)),
+            Key("max_views", "max_views", whole(0, 4096)),
+            Key("max_view_handles", "max_view_handles", whole(1, 10_000)),
             Key("window", "window_bytes", size(64 * 1024, MAX_WINDOW_BYTES)),
             Key("scrub_every", "scrub_every_s", duration(1, 365 * DAY_S)),
             Key("scrub_duty", "scrub_duty", share),
@@ -310,6 +325,16 @@ TABLES = (
             Key("name", "name", name),
             Key("key", "key", public_key),
             Key("datasets", "datasets", name, each=True),
+        ),
+        many=True,
+    ),
+    Table(
+        "viewer",
+        ViewerConfig,
+        (
+            Key("name", "name", name),
+            Key("key", "key", public_key),
+            Key("datasets", "datasets", viewed, each=True),
         ),
         many=True,
     ),

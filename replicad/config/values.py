@@ -45,6 +45,10 @@ class ListenConfig:
     reserve_bytes: int = 1024**3
     """Intake stops when less than this would stay free on the store's file system."""
     max_sessions: int = 64
+    max_views: int = 32
+    """SFTP views at the same time."""
+    max_view_handles: int = 256
+    """Files and directories that one of them may have open."""
     window_bytes: int = 32 * 1024**2
     """Credit granted to each writing session, and SSH channel window."""
     scrub_every_s: float = 7 * 86400.0
@@ -68,6 +72,21 @@ class ClientConfig:
     """Public key, "ssh-ed25519 AAAA…"."""
     datasets: tuple[str, ...] = ()
     """Datasets it may write and read; empty = all of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewerConfig:
+    """`[[viewer]]`: somebody who may look at copies here over SFTP, and do nothing else."""
+
+    name: str
+    key: str
+    """Public key, "ssh-ed25519 AAAA…"."""
+    datasets: tuple[str, ...]
+    """"CLIENT/DATASET", or "CLIENT/*" for all of a client."""
+
+
+EVERY_DATASET = "*"
+"""In place of a dataset's name: all of the client's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +211,7 @@ class Config:
     node: NodeConfig
     listen: ListenConfig | None = None
     clients: tuple[ClientConfig, ...] = ()
+    viewers: tuple[ViewerConfig, ...] = ()
     retentions: tuple[RetentionConfig, ...] = ()
     replicas: tuple[ReplicaConfig, ...] = ()
     datasets: tuple[DatasetConfig, ...] = field(default=())

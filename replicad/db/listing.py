@@ -17,8 +17,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from replicad.db.browse import Browse
 from replicad.db.catalog import LOOKUP_MARKS, MIGRATIONS, ROOT, BlockPlace, lookup_groups
-from replicad.db.database import Database, Row
+from replicad.db.database import CACHE_KIB, Database, Row
 from replicad.db.differences import differences
 from replicad.db.entries import ENTRY_COLUMNS, in_batches, length_of, put_of
 from replicad.db.paths import directory_of, place_of, subdirectories
@@ -58,9 +59,9 @@ class SnapshotRow(NamedTuple):
 class Listing:
     """Reads one catalog. For one thread at a time; may be another one than the writer's."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache_kib: int = CACHE_KIB) -> None:
         """Raises BookDamagedError, ReplicadError (also when there is no catalog)."""
-        self._db = Database(path, MIGRATIONS, readonly=True, oldest=OLDEST_LISTED)
+        self._db = Database(path, MIGRATIONS, readonly=True, oldest=OLDEST_LISTED, cache_kib=cache_kib)
 
     def close(self) -> None:
         """Close the connection."""
@@ -106,6 +107,10 @@ class Listing:
     def versions(self) -> Versions:
         """Questions about one path over all snapshots."""
         return Versions(self._db)
+
+    def browse(self) -> Browse:
+        """Questions about one place in one snapshot."""
+        return Browse(self._db, self._check_kept)
 
     def differences(self, before: int, after: int, globs: Globs) -> Iterator[list[Difference]]:
         """What differs between two snapshots (ordinals); db/differences.py has order and form."""

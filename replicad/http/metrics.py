@@ -204,6 +204,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _node("config_refused", "1 while a changed configuration is refused.", lambda s: float(bool(s.config_error))),
     _node("sessions", "Sessions of clients under way at this replica.", lambda s: float(s.sessions)),
+    _node("views", "SFTP views of history under way at this replica.", lambda s: float(s.views)),
     _dataset("link_up", "1 while connected to the replica.", lambda d, now: float(d.link_up)),
     _dataset("rpo_seconds", "The configured objective for the lag.", lambda d, now: d.rpo_s),
     _dataset(

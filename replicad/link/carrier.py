@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
-from replicad.link.channel import Channel
 from replicad.link.intake import Intake
 from replicad.link.session import show_text
 
@@ -27,6 +26,16 @@ NOTSENT_BYTES = 512 * 1024
 megabytes on a slow line, and is enough to keep a fast one busy."""
 MAX_SAID_BYTES = 2048
 """Of what a remote command says on its standard error, the end is kept for the error message."""
+
+
+class Receiver(Protocol):
+    """What a `Stream` calls: a `Channel`, or a session of the SFTP view."""
+
+    def data_received(self, data: bytes) -> None: ...
+    def heard(self, size: int) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def connection_lost(self, reason: str) -> None: ...
 
 
 class Line:
@@ -69,7 +78,7 @@ class Carrier:
     def __init__(self, line: Line) -> None:
         self.line = line
         line.carriers.add(self)
-        self.channel: Channel | None = None
+        self.channel: Receiver | None = None
         self._ssh: Any = None
         self._intake: Intake
         self._reading, self._closed = True, False

@@ -10,14 +10,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from replicad.config import ClientConfig
+from replicad.config import ClientConfig, ViewerConfig
 from replicad.link.channel import KEEPALIVE_S, Channel, admit, refuse
 from replicad.link.messages import Refuse
+from replicad.link.viewing import View, Viewings
 from replicad.model.errors import RefusedError, ReplicadError
 
 MAX_TURNED_AWAY = 16
 """Sessions beyond the limit that are told so at the same time; further ones are cut without a word."""
+
+
+class OnView(Protocol):
+    """What the doors need to know of the SFTP view."""
+
+    max_views: int
+    max_handles: int
+
+    def viewers(self) -> Sequence[ViewerConfig]:
+        """Asked at each authentication, like `House.clients`."""
+
+    def view(self, viewer: str) -> View:
+        """What the viewer named sees, over one session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +47,8 @@ class House:
     """Serves one greeted channel of the client named; the channel is closed when it returns or raises."""
     report: Callable[[ReplicadError], None]
     """Told of every session and connection that ended in an error, for the log."""
+    on_view: OnView | None = None
+    """None: nothing is."""
     keepalive_s: float = KEEPALIVE_S
     max_sessions: int = 64
     window_bytes: int = 32 * 1024**2
@@ -42,6 +59,7 @@ class Reception:
 
     def __init__(self, house: House) -> None:
         self.house = house
+        self.views = Viewings(house.on_view.max_views if house.on_view else 0, house.report)
         self._sessions: dict[asyncio.Task[None], Channel] = {}
         self._turned_away: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -54,6 +72,10 @@ class Reception:
     def client_named(self, name: str) -> ClientConfig | None:
         """The configured client of that name."""
         return next((client for client in self.house.clients() if client.name == name), None)
+
+    def viewers(self) -> Sequence[ViewerConfig]:
+        """Who may view."""
+        return self.house.on_view.viewers() if self.house.on_view else ()
 
     def start(self, channel: Channel) -> None:
         """Take over a new channel; `channel.peer` is the authenticated client. Never raises."""
@@ -81,10 +103,12 @@ class Reception:
         farewell = Refuse("right", "this client is no longer authorised")
         unknown = [channel for channel in self._sessions.values() if not self.client_named(channel.peer)]
         await asyncio.gather(*(refuse(channel, farewell) for channel in unknown))
+        self.views.recheck({viewer.name for viewer in self.viewers()})
 
     async def close(self) -> None:
         """Take no more sessions and end those under way: each client is told that the daemon stops."""
         self._stopping = True
+        await self.views.close()
         channels = list(self._sessions.values())
         for task in self._sessions:
             task.cancel()

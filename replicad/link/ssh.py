@@ -1,8 +1,9 @@
 """SSH: what carries the link between hosts. Sole owner of asyncssh, and of this node's key.
 
 Both sides pin the other's key; nothing else is ever asked: no known_hosts, no agent, no ~/.ssh/config, no password,
-no certificate. The listener offers one subsystem and refuses the rest. A `Dialler` shares one connection between
-the channels to one replica. asyncssh's exceptions become ours in one table, `_MAPPED`.
+no certificate. The listener offers clients one subsystem, viewers another one (SFTP), and refuses the rest. A
+`Dialler` shares one connection between the channels to one replica. asyncssh's exceptions become ours in one table,
+`_MAPPED`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from replicad.link.carrier import PACKET_BYTES, Carrier, Line, show_reason
 from replicad.link.channel import GREETING_S, Channel, greet
 from replicad.link.reception import Reception
 from replicad.link.session import Role
+from replicad.link.viewing import MAX_PER_VIEWER, Viewing
 from replicad.model.errors import ConfigError, LinkError, Problem, RefusedError, ReplicadError, UsageError
 from replicad.model.pairing import fingerprint, split_address
 from replicad.system.disk import Disk
 
 SUBSYSTEM = "replicad"
+SFTP_SUBSYSTEM = "sftp"
 STDIO_COMMAND = "replicad stdio"
 """What is asked of an OpenSSH server; its forced command decides what really runs."""
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
@@ -49,6 +52,8 @@ MAX_CONNECTIONS_PER_CLIENT = 16
 """A primary needs one and a restore one more; some may linger until the keep-alive finds them dead."""
 MAX_CHANNELS = 64
 """Channels in one connection, a session each: one for each dataset, and restores."""
+VIEW_WINDOW_BYTES = 256 * 1024
+"""Channel window of a viewer, who only asks."""
 _USER = "replicad"
 _MAX_KEY_FILE_BYTES = 64 * 1024
 
@@ -136,15 +141,43 @@ class _ServerCarrier(Carrier, asyncssh.SSHServerSession[bytes]):
         chan._process_env_request = _refuse_request  # asyncssh would keep any number of variables
 
     def subsystem_requested(self, subsystem: str) -> bool:
-        return subsystem == SUBSYSTEM
+        if subsystem == SFTP_SUBSYSTEM:
+            return self._door.admits_view()
+        return subsystem == SUBSYSTEM and bool(self._door.client)
 
     def session_started(self) -> None:
         self._patience.cancel()
+        if self._ssh.get_subsystem() == SFTP_SUBSYSTEM:
+            self._start_view()
+        else:
+            self._start_channel()
+
+    def _start_view(self) -> None:
+        on_view, viewer = self._door.reception.house.on_view, self._door.viewer_of_key()
+        assert on_view
+        self.channel = Viewing(self, viewer, on_view.view(viewer), on_view.max_handles)
+        self.update()
+        super().session_started()
+        self._door.reception.views.start(self.channel)
+
+    def _start_channel(self) -> None:
         reception = self._door.reception
         self.channel = Channel(self, Role.SERVER, self._door.client, keepalive_s=reception.house.keepalive_s)
         self.update()
         super().session_started()
         reception.start(self.channel)
+
+    def eof_received(self) -> bool:
+        """A viewer that has asked for all it wants is still owed the answers; clients say Bye instead."""
+        if isinstance(self.channel, Viewing):
+            self.channel.eof_received()
+            return True
+        return False
+
+    def close(self) -> None:
+        if isinstance(self.channel, Viewing):
+            self._ssh.exit(0)  # scp takes a session without a status for one that failed
+        super().close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._patience.cancel()
@@ -202,7 +235,7 @@ class Listener:
         stands for their client; for a changed configuration."""
         await self.reception.recheck()
         for door in tuple(self.doors):
-            if door.client and not door.still_authorised:
+            if (door.client or door.viewer) and not door.still_authorised:
                 door.line.connection.abort()
 
     def admits(self, address: str) -> str:
@@ -236,7 +269,9 @@ class _Door(asyncssh.SSHServer):
         self._listener = listener
         self.reception = listener.reception
         self.client = ""
-        """The authenticated client; "" before."""
+        """The authenticated client; "" before, and for a viewer that is none."""
+        self.viewer = ""
+        """The authenticated viewer, where it is no client."""
         self._address = ""
         self._key = ""
         self._counted = False
@@ -251,8 +286,7 @@ class _Door(asyncssh.SSHServer):
         self._listener.unauthenticated[self._address] += 1
         self._counted = True
         if problem:
-            self._report(problem, hint="")
-            conn.abort()
+            self._turn_away(problem)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.doors.discard(self)
@@ -267,30 +301,54 @@ class _Door(asyncssh.SSHServer):
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Called for a key that is offered and again for the one that signs; the last one is the client's."""
         self._key = _public_line(key)
-        if self._client_of_key():
+        if self._client_of_key() or self.viewer_of_key():
             return True
         if self._key not in self._shown:
             self._shown.add(self._key)
-            self._report(f"key {key.get_fingerprint()} is not authorised", hint="replicad authorize lets a client in")
+            self._report(f"key {key.get_fingerprint()} is not authorised", hint=_LET_IN)
         return False
 
     def auth_completed(self) -> None:
         self.client = self._client_of_key()
+        self.viewer = "" if self.client else self.viewer_of_key()
         self._no_longer_unauthenticated()
-        if sum(door.client == self.client for door in self._listener.doors) > MAX_CONNECTIONS_PER_CLIENT:
-            self._report(f"client {self.client} has more than {MAX_CONNECTIONS_PER_CLIENT} connections", hint="")
-            self.line.connection.abort()
+        same = sum((door.client, door.viewer) == (self.client, self.viewer) for door in self._listener.doors)
+        viewers = sum(bool(door.viewer) for door in self._listener.doors)
+        name = f"client {self.client}" if self.client else f"viewer {self.viewer}"
+        if same > (MAX_CONNECTIONS_PER_CLIENT if self.client else MAX_PER_VIEWER):
+            self._turn_away(f"{name} has too many connections: {same}")
+        elif self.viewer and viewers > self.reception.views.limit:
+            self._turn_away(f"{name}: viewers have more than {self.reception.views.limit} connections")
 
-    def session_requested(self) -> _ServerCarrier | bool:
+    def session_requested(self) -> _ServerCarrier | tuple[asyncssh.SSHServerChannel[bytes], _ServerCarrier] | bool:
         """Asked for each channel: the key must still be authorised then."""
         if len(self.line.carriers) >= MAX_CHANNELS or not self.still_authorised:
             return False
-        return _ServerCarrier(self)
+        carrier = _ServerCarrier(self)
+        if self.client:
+            return carrier
+        return self.line.connection.create_server_channel(None, "strict", VIEW_WINDOW_BYTES), carrier
 
     @property
     def still_authorised(self) -> bool:
-        """Whether the key that this connection was let in with is, as of now, its client's."""
-        return bool(self.client) and self._client_of_key() == self.client
+        """Whether the key that this connection was let in with is, as of now, its client's, or its viewer's."""
+        if self.client:
+            return self._client_of_key() == self.client
+        return bool(self.viewer) and self.viewer_of_key() == self.viewer
+
+    def admits_view(self) -> bool:
+        """Whether this connection may have one more view."""
+        viewer = self.viewer_of_key()
+        if not viewer or not self.still_authorised:
+            return False
+        problem = self.reception.views.refusal(viewer)
+        if problem:
+            self._report(problem, hint="listen.max_views")
+        return not problem
+
+    def viewer_of_key(self) -> str:
+        """The viewer whose key this is now; "" when it may view nothing."""
+        return next((viewer.name for viewer in self.reception.viewers() if _same(viewer.key, self._key)), "")
 
     def _client_of_key(self) -> str:
         return next((client.name for client in self.reception.house.clients() if _same(client.key, self._key)), "")
@@ -302,6 +360,10 @@ class _Door(asyncssh.SSHServer):
         self._listener.unauthenticated[self._address] -= 1
         if not self._listener.unauthenticated[self._address]:
             del self._listener.unauthenticated[self._address]
+
+    def _turn_away(self, why: str) -> None:
+        self._report(why, hint="")
+        self.line.connection.abort()
 
     def _report(self, what: str, *, hint: str) -> None:
         self.reception.house.report(RefusedError(what, where=self._address, hint=hint))
@@ -394,7 +456,7 @@ class Dialler:
             max_pktsize=PACKET_BYTES,
             **wanted,
         )
-        assert isinstance(carrier, _ClientCarrier) and carrier.channel
+        assert isinstance(carrier, _ClientCarrier) and isinstance(carrier.channel, Channel)
         return carrier.channel
 
     def _wrong_host_key(self, seen: str) -> RefusedError:
@@ -436,6 +498,7 @@ class _Caller(asyncssh.SSHClient):
         return False
 
 
+_LET_IN = "replicad authorize lets a client in, replicad viewer add a viewer"
 _AUTHORIZE = {
     "replicad": "on the replica, run `replicad authorize` with the line that `replicad init primary` printed here; "
     'when an OpenSSH server answers at this address, set via = "openssh"',

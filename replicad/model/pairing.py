@@ -19,6 +19,8 @@ from ipaddress import ip_address
 from replicad.model.errors import UsageError
 
 KEY_TYPE = "ssh-ed25519"
+SSH_PORT = 22
+"""Where OpenSSH looks when no port is said; its known_hosts name any other one."""
 MAX_LINE_CHARACTERS = 64 * 1024
 """Far beyond a line with hundreds of datasets; something longer is another file, given by mistake."""
 _KEY_HEAD = b"\0\0\0\x0bssh-ed25519\0\0\0 "
@@ -102,6 +104,12 @@ def fingerprint(key: str) -> str:
     """SHA256:… of a public key, as ssh-keygen -l shows it. Raises ValueError."""
     blob = b64decode(parse_key(key).split()[1])
     return "SHA256:" + b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def known_hosts_line(address: str, key: str) -> str:
+    """What an OpenSSH client pins the host at HOST:PORT by, in its known_hosts. Raises ValueError."""
+    host, port = split_address(address)
+    return f"{host if port == SSH_PORT else f'[{host}]:{port}'} {parse_key(key)}"
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -441,8 +441,8 @@ class SegmentScan:
 class SegmentFiles:
     """Reads pieces of a store's segments, keeping a few files open. For one thread at a time."""
 
-    def __init__(self, directory: Path, disk: Disk) -> None:
-        self._directory, self._disk = directory, disk
+    def __init__(self, directory: Path, disk: Disk, most: int = OPEN_SEGMENTS) -> None:
+        self._directory, self._disk, self._most = directory, disk, most
         self._open: OrderedDict[int, Reader] = OrderedDict()
 
     def read(self, segment: int, offset: int, size: int) -> memoryview:
@@ -456,7 +456,7 @@ class SegmentFiles:
         reader = self._open.get(segment) or self._disk.open_read(segment_path(self._directory, segment))
         self._open[segment] = reader
         self._open.move_to_end(segment)
-        if len(self._open) > OPEN_SEGMENTS:
+        if len(self._open) > self._most:
             self._open.popitem(last=False)[1].close()
         return reader
 

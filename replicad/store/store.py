@@ -52,6 +52,11 @@ def store_path(root: Path, client: str, dataset: str) -> Path:
     return root / client / dataset
 
 
+def stores_in(root: Path) -> list[Path]:
+    """Directories of all stores below the replica's store directory: CLIENT/DATASET, sorted."""
+    return sorted(path.parent for path in root.glob("*/*/segments"))
+
+
 def check_names(client: str | None, dataset: str | None) -> None:
     """Raises PeerError when one of the names that are given may not become a directory name."""
     for what, name in (("client", client), ("dataset", dataset)):

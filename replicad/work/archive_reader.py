@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from replicad.db.catalog import BlockPlace
+from replicad.db.database import CACHE_KIB
 from replicad.db.listing import Listing
 from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.block import self_test
-from replicad.model.entry import Op
+from replicad.model.entry import Op, Put
 from replicad.model.errors import (
     LockedError,
     ReplicadError,
@@ -30,7 +32,7 @@ from replicad.store.format import (
     parse_frame,
     plain_payload,
 )
-from replicad.store.segments import Damage, SegmentFiles, compacted_path, segment_path
+from replicad.store.segments import OPEN_SEGMENTS, Damage, SegmentFiles, compacted_path, segment_path
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path, no_catalog
 from replicad.work.known_damage import damaged_paths, with_damage
@@ -42,14 +44,31 @@ FETCH_GAP_BYTES = 64 * 1024
 """Frames closer than this are read together: reading on costs less than another request to the disk."""
 
 
+class Room(NamedTuple):
+    """What one reader may hold: of the catalog's pages, and of segment files, each with a buffer."""
+
+    cache_kib: int
+    open_segments: int
+
+
+AMPLE = Room(CACHE_KIB, OPEN_SEGMENTS)
+"""For a restore, of which there are few at a time."""
+
+
 class ArchiveReader:
     """Reads one dataset's store. One thread at a time; any number of readers beside one writer."""
 
     def __init__(
-        self, directory: Path, disk: Disk | None = None, *, mend: bool = False, catalog: Path | None = None
+        self,
+        directory: Path,
+        disk: Disk | None = None,
+        *,
+        mend: bool = False,
+        catalog: Path | None = None,
+        room: Room = AMPLE,
     ) -> None:
         """`mend`: when no daemon works on the store, first replay what its catalog does not know yet. `catalog`: one
-        that was rebuilt elsewhere, for a store that cannot be written.
+        that was rebuilt elsewhere, for a store that cannot be written. `room`: what it may hold meanwhile.
 
         Raises UsageError (no store there), BookDamagedError (rebuild it), ReplicadError.
         """
@@ -64,9 +83,9 @@ class ArchiveReader:
         path = catalog or catalog_path(directory)
         if not path.exists():
             raise no_catalog(directory)
-        self._listing = Listing(path)
+        self._listing = Listing(path, room.cache_kib)
         self._directory, self._disk = directory, disk or Disk()
-        self._files = SegmentFiles(directory, self._disk)
+        self._files = SegmentFiles(directory, self._disk, room.open_segments)
 
     def close(self) -> None:
         """Close all files."""
@@ -105,6 +124,19 @@ class ArchiveReader:
         damaged has the flag DAMAGED. Errors as in `record`."""
         found = self._listing.visit(self._ordinal(snapshot), path, depth, blocks=blocks)
         return with_damage(found, damaged_paths(self._directory, snapshot))
+
+    def entry(self, snapshot: int, path: bytes) -> Put | None:
+        """What stood at a path in a snapshot, without its blocks; None when nothing did. Raises UsageError (no such
+        snapshot, or dropped), BookDamagedError; the same do `page` and `blocks`."""
+        return self._listing.browse().entry(self._ordinal(snapshot), path)
+
+    def page(self, snapshot: int, path: bytes, after: bytes, limit: int) -> list[tuple[bytes, Put]]:
+        """The next names in a directory behind `after`, and what stood there."""
+        return self._listing.browse().page(self._ordinal(snapshot), path, after, limit)
+
+    def blocks(self, snapshot: int, file: int, first: int, count: int) -> dict[int, bytes]:
+        """Ids of those of `count` blocks of a file that are not zero, by their number."""
+        return self._listing.browse().blocks(self._ordinal(snapshot), file, first, count)
 
     def trace(self, path: bytes) -> Iterator[list[Version]]:
         """All versions of what stood at a path, newest first. Raises BookDamagedError while iterating."""

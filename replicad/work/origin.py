@@ -20,6 +20,7 @@ from replicad import __version__
 from replicad.config import Config, ReplicaConfig
 from replicad.model.errors import LinkError, RefusedError, ReplicadError, UsageError
 from replicad.model.pairing import ReplicaLine
+from replicad.store.store import stores_in
 from replicad.work.archive import catalog_path
 from replicad.work.read_local import LocalReader
 from replicad.work.read_remote import RemoteReader
@@ -103,7 +104,7 @@ def store_of(store: Path, dataset: str) -> Path:
 
     Raises UsageError when there is none or more than one, listing what there is.
     """
-    every = sorted(path.parent for path in store.glob("*/*/segments"))
+    every = stores_in(store)
     found = [path for path in every if dataset in (path.name, _name(path))]
     if len(found) == 1:
         return found[0]

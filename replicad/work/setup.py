@@ -123,6 +123,54 @@ def authorize(file: Path, line: PrimaryLine, *, datasets: Sequence[str] = (), re
     return Authorized(wanted, changed=True)
 
 
+def add_viewer(file: Path, name: str, key: str, datasets: Sequence[str], *, replace: bool = False) -> bool:
+    """Let whoever has `key` view `datasets` ("CLIENT/DATASET") on the replica of `file`; whether that was new.
+
+    Known already, it views these datasets instead of those it did; with another key it is refused unless `replace`.
+    Raises ConfigError, UsageError, LockedError, ReplicadError; nothing is changed then.
+    """
+    wanted = tuple(dict.fromkeys(datasets))
+
+    def add(text: str, config: Config | None) -> str:
+        assert config
+        for index, viewer in enumerate(config.viewers):
+            if viewer.name == name:
+                if viewer.key != key and not replace:
+                    hint = "if it really has a new key, say --replace; if it is somebody else, take another name"
+                    raise UsageError(f'viewer "{name}" is known with another key', where=str(file), hint=hint)
+                return edit.change_table(text, "viewer", index, {"key": key, "datasets": wanted})
+        return edit.append_table(text, "viewer", {"name": name, "key": key, "datasets": wanted})
+
+    before = load(file, check_files=False)
+    if any((v.name, v.key, v.datasets) == (name, key, wanted) for v in before.viewers):
+        return False
+    _change(file, add)
+    return True
+
+
+def viewed_at(config: Config, address: str) -> str:
+    """HOST:PORT where viewers find this replica, unless it is said to be at `address`. Raises UsageError."""
+    if config.listen is None or not config.listen.address:
+        hint = "the SFTP view is served by replicad's own listener: give listen.address"
+        raise UsageError("this node listens nowhere", where=str(config.file), hint=hint)
+    return advertised(config.listen.address, address)
+
+
+def remove_viewer(file: Path, name: str) -> None:
+    """Let a viewer view nothing any more. Raises as `add_viewer`, UsageError also when there is none of that name."""
+
+    def remove(text: str, config: Config | None) -> str:
+        names = [viewer.name for viewer in config.viewers] if config else []
+        if name not in names:
+            raise UsageError(
+                f"there is no viewer {name!r}", where=str(file), hint=f"there is {', '.join(names) or 'none'}"
+            )
+        return edit.remove_table(text, "viewer", names.index(name))
+
+    load(file, check_files=False)
+    _change(file, remove)
+
+
 def advertised(listen: str, address: str) -> str:
     """HOST:PORT where primaries find a replica that listens on `listen`, unless it is said to be at `address`.
 

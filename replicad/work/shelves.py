@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -376,6 +376,12 @@ class Shelves:
                 found = damaged(Side.REPLICA, dataset, client, error, self._clock.now_ns())
                 await _in_thread(shelf, partial(note_at, findings_of(directory), found))
             raise
+
+    async def note_damage(self, client: str, dataset: str, error: BookDamagedError) -> None:
+        """A catalog that somebody found damaged who only looked."""
+        with suppress(BookDamagedError):
+            async with self._noting_damage(self._shelves[client, dataset], (client, dataset)):
+                raise error
 
     def _directory(self, key: Key) -> Path:
         """Where the store is. Raises PeerError for a name that may not become a path."""
