@@ -52,10 +52,10 @@ class CanaryBook:
         Raises SourceError when the file is refused, ReplicadError when the ledger cannot be used."""
         async with self._turn:
             await self._dataset.open()
-            if self.until_due_s(await self._in_ledger(self._written)) > 0:
-                return ""
             if reason := await self._in_ledger(self._paused):
                 return reason
+            if self.until_due_s(await self._in_ledger(self._written)) > 0:
+                return ""
             recorded = str(await self._in_ledger(self._dataset.ledger.get, "root"))
             canary = await self._in_ledger(self._next)
             reason = REFUSED
