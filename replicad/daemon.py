@@ -587,10 +587,8 @@ class Protected:
                 task.cancel()
             left = (await asyncio.wait(left, timeout=CLEAN_UP_S))[1]
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.scrubs.close()
-        await self.tendings.close()
-        await self.drills.close()
-        await self.canaries.close()
+        for group in (self.scrubs, self.tendings, self.drills, self.canaries):
+            await group.close()
         for loop in self._loops:
             await loop.job.close()
         await self._dataset.close()

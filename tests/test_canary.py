@@ -20,7 +20,8 @@ from kit_daemon import NOW_NS, S, a_canary, a_dataset, a_node
 from kit_restore import damage_block
 from kit_rig import Replica, Rig, replica, rig
 from replicad.cli.status import render
-from replicad.model.canary import CANARY_BYTES, REMEMBERED, Canary, Through, awaited, is_late, parse
+from replicad.model.canary import Through, is_late
+from replicad.model.canary_text import CANARY_BYTES, REMEMBERED, Canary, awaited, parse
 from replicad.model.errors import LinkError, SourceError
 from replicad.source.root import Root
 from replicad.status import CanaryStatus, findings
@@ -176,7 +177,7 @@ def test_a_full_file_system_leaves_nothing_of_it(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 sys.path[:0] = {path!r}
-from replicad.model.canary import Canary
+from replicad.model.canary_text import Canary
 from replicad.source.root import Root
 from replicad.system.disk import Disk
 from replicad.work.canary_file import write_canary

@@ -17,7 +17,8 @@ import os
 from pathlib import Path
 
 from replicad.link.messages import SnapshotLine
-from replicad.model.canary import CANARY_BYTES, Canary, Lags, Through
+from replicad.model.canary import Lags, Through
+from replicad.model.canary_text import CANARY_BYTES, Canary
 from replicad.model.entry import Kind, Put
 from replicad.model.errors import LinkError, ReplicadError, SourceError, UsageError
 from replicad.model.verdict import Sight

@@ -15,7 +15,8 @@ from typing import TypeVar
 
 import msgspec
 
-from replicad.model.canary import REMEMBERED, Canary, Through, awaited
+from replicad.model.canary import Through
+from replicad.model.canary_text import REMEMBERED, Canary, awaited
 from replicad.model.errors import ReplicadError, SourceError
 from replicad.source.root import Root
 from replicad.system.clock import Clock

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 
-from replicad.model.canary import CANARY_BYTES, Canary, parse
+from replicad.model.canary_text import CANARY_BYTES, Canary, parse
 from replicad.model.errors import SourceError
 from replicad.source.root import Root
 from replicad.system.disk import Disk
