@@ -151,8 +151,8 @@ def test_every_snapshot_is_listed_and_comes_back_as_it_was(tmp_path: Path) -> No
 
 
 def test_what_retention_let_go_is_told_and_never_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dropped snapshot is listed as one; by its number it comes back as far as its blocks are there, and with the word
-    that retention let it go; "latest" is one that is kept, also where a kept one is older."""
+    """A dropped snapshot is listed as one; by its number it comes back as far as its blocks are there, and it is said
+    that retention let it go; "latest" is one that is kept, also where that is older."""
     monkeypatch.setattr(store_module, "SEGMENT_BYTES", SMALL)
     store, gone, kept = tmp_path / "store", os.urandom(200_000), os.urandom(150_000)
     with Writer(store) as writer:
