@@ -21,6 +21,7 @@ from replicad.daemon import Daemon
 from replicad.db.findings import Findings
 from replicad.http.contract import RetainResult
 from replicad.store import store as store_module
+from replicad.store.format import HEADER_BYTES
 from replicad.system.clock import Clock
 from replicad.system.disk import Lock
 from replicad.system.notify import Notifier
@@ -88,6 +89,10 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(config: Path, typed: T
     code, out, _ = typed("retain", *words, "--json", "--config", config)
     (found,) = json.loads(out)["stores"]
     assert code == 0 and set(found["going"]) == gone and found["kept"] == SNAPSHOTS - len(gone)
+    frames = len(gone) * (HEADER_BYTES + 2)  # each snapshot had one block of its own, of one byte or two
+    assert frames - len(gone) <= found["frees_bytes"] <= frames and not found["unused_bytes"]
+    assert not found["returns_bytes"], "all of it stands in the segment that is written to"
+    assert f"frees at least {found['frees_bytes']} B" in typed("retain", *words, "--config", config)[1]
     assert before == sorted((path, path.read_bytes()) for path in store_of(config).glob("segments/*"))
 
 
