@@ -107,6 +107,9 @@ def test_a_run_on_a_store_without_a_daemon(config: Path, typed: Typed) -> None:
     numbers = [line["number"] for line in (listed["snapshots"] if isinstance(listed, dict) else listed)]
     assert numbers == [number for number in range(1, SNAPSHOTS + 1) if number not in going]
     assert contents(store_of(config), SNAPSHOTS) == {b"a": b"%d" % SNAPSHOTS}
+    told = json.loads(typed("history", "--store", store, "www", "a", "--json")[1])
+    assert [event["snapshot"]["number"] for event in told] == numbers[::-1], "as if the others had never been"
+    assert [event["event"] for event in told] == ["changed"] * (len(numbers) - 1) + ["created"]
     code, _, err = typed("restore", "--store", store, "www", config.parent / "back", "--at", going[0])
     assert code == 2 and str(going[0]) in err
     code, out, _ = typed("retain", "run", "--store", store, "--config", config)

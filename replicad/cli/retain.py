@@ -141,7 +141,8 @@ def _look(directory: Path, config: Config) -> tuple[Outlook, Room]:
 def _document(found: Outlook, frees: Room) -> dict[str, object]:
     going = found.going
     document: dict[str, object] = msgspec.to_builtins(found)
-    return document | {"kept": len(found.snapshots) - len(going), "going": going} | msgspec.to_builtins(frees)
+    document |= msgspec.to_builtins(frees)
+    return document | {"kept": len(found.snapshots) - len(going), "going": going}
 
 
 def _print_outlook(found: Outlook, frees: Room) -> None:

@@ -1,9 +1,9 @@
 """Room: how many bytes of a store nothing would need any more once some snapshots were let go. Reads, never writes.
 
 The same passes that a run makes, over the rows as they would be then: which files still have a name that a kept
-snapshot shows, and which blocks stand in those; every other block is unused. **Owns** that reckoning. Memory is bounded: files
-and blocks are marked in filters that can take something unused for used, and never the other way round, so every number
-is a lower bound; about one unused block in sixteen goes unseen at most.
+snapshot shows, and which blocks stand in those; every other block is unused. **Owns** that reckoning. Memory is
+bounded: files and blocks are marked in filters that can take something unused for used, and never the other way round,
+so every number is a lower bound; about one unused block in sixteen goes unseen at most.
 """
 
 from __future__ import annotations
