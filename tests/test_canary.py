@@ -273,6 +273,21 @@ async def test_a_canary_goes_all_the_way_and_is_timed(tmp_path: Path) -> None:
         assert list((tmp_path / "scratch" / "fra1").iterdir()) == []
 
 
+async def test_a_snapshot_without_it_is_looked_into_once(tmp_path: Path) -> None:
+    """While nothing new is acknowledged no session is opened, however long a canary is awaited; then it is found."""
+    async with replica(tmp_path / "store") as there, site(tmp_path) as made:
+        await made.here.sync(there)
+        job = made.following(there)
+        await job.step()
+        sessions = len(there.pairs)
+        for _ in range(3):
+            await job.step()
+        assert len(there.pairs) == sessions and job.status.state == "waiting"
+        await made.here.sync(there)
+        await job.step()
+        assert job.status.last_number == 1
+
+
 async def test_it_is_remembered_over_a_restart(tmp_path: Path) -> None:
     """One that was on its way when the daemon was killed comes through, and is not written anew before it is due."""
     async with replica(tmp_path / "store") as there, site(tmp_path) as made:

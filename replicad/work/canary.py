@@ -59,7 +59,9 @@ class Following:
         self._scratch, self._clock = scratch, clock
         self._name = config.canary.encode()
         self._acknowledged = dataset.acknowledged(replica)
-        self._is_swept = False
+        self._is_swept, self._look_s = False, LOOK_S
+        self._without = 0
+        """The snapshot in which no canary was found that is awaited: it is not looked into again."""
         self.status = CanaryStatus(
             config.name, replica, every_s=config.canary_every_s, within_s=config.canary_within_s
         )  # fmt: skip
@@ -71,9 +73,7 @@ class Following:
 
     async def wait(self) -> None:
         """Until a snapshot is acknowledged, or a canary may be due."""
-        written, _, _ = await self._book.standing(self._replica)
-        look_s = max(SHORTEST_LOOK_S, min(LOOK_S, self._book.until_due_s(written)))
-        await first_of(self._acknowledged.news.wait(), self._clock.sleep(look_s))
+        await first_of(self._acknowledged.news.wait(), self._clock.sleep(self._look_s))
 
     async def step(self) -> None:
         """Write one if it is due, and see how far the last one is. Raises ReplicadError; a file that is refused, a
@@ -86,6 +86,7 @@ class Following:
             paused = await self._book.write_if_due()
             written, awaited, through = await self._book.standing(self._replica)
             self._show_standing(written, awaited, through)
+            self._look_s = max(SHORTEST_LOOK_S, min(LOOK_S, self._book.until_due_s(written)))
             if paused:
                 status.state, status.reason = "paused", paused
             elif awaited:
@@ -116,12 +117,15 @@ class Following:
 
     async def _follow(self, awaited: list[Canary]) -> None:
         """Look whether the newest snapshot has one that is awaited, and take it all the way."""
+        if self._without and self._without == await self._book.head(self._replica):
+            return
         reader = await self._reader()
         if reader is None:
             return
         try:
             line, canary = await self._arrived(reader, awaited)
             if line is None or canary is None:
+                self._without = line.number if line else 0
                 return
             acknowledged_ns = self._acknowledged.when(line.number) or self._clock.now_ns()
             source, problem = await self._verified(canary)

@@ -82,6 +82,11 @@ class CanaryBook:
         written, through = await self._in_ledger(lambda: (self._written(), self._through(replica)))
         return written, awaited(written, through), through
 
+    async def head(self, replica: str) -> int:
+        """The number of the last snapshot that a replica acknowledged; 0 = none."""
+        standing = await self._in_ledger(self._dataset.ledger.standing, replica)
+        return int(standing.head.number)
+
     async def came(self, replica: str, through: Through) -> None:
         """A canary came all the way from a replica."""
         data = msgspec.json.encode(through)
