@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from kit_daemon import NOW_NS, S, a_canary, a_dataset, a_node
 from kit_restore import damage_block
 from kit_rig import Replica, Rig, replica, rig
+from kit_tree import as_nobody, is_root
 from replicad.cli.status import render
 from replicad.model.canary import Through, is_late
 from replicad.model.canary_text import CANARY_BYTES, REMEMBERED, Canary, awaited, parse
@@ -154,6 +156,47 @@ def test_a_file_system_without_nameless_files_will_do(tmp_path: Path, monkeypatc
     monkeypatch.setattr(canary_file.os, "open", refusing)
     write(tmp_path, a_bird())
     assert parse((tmp_path / NAME).read_bytes()) == a_bird() and os.listdir(tmp_path) == [NAME]
+
+
+@pytest.mark.skipif(not is_root(), reason="only root can become another user")
+def test_a_daemon_without_the_right_writes_the_one_file_that_it_was_given(tmp_path: Path) -> None:
+    """In a directory of somebody else's it is refused, with what to do; an empty file of its own there is enough."""
+    tmp_path.chmod(0o755)
+    with as_nobody(), pytest.raises(SourceError, match="Permission denied") as raised:
+        write(tmp_path, a_bird())
+    assert "docs/CANARY.md" in raised.value.hint and os.listdir(tmp_path) == []
+    (tmp_path / NAME).touch(0o600)
+    shutil.chown(tmp_path / NAME, 65534, 65534)
+    with as_nobody():
+        write(tmp_path, a_bird(1))
+        write(tmp_path, a_bird(2))
+    assert parse((tmp_path / NAME).read_bytes()) == a_bird(2) and os.listdir(tmp_path) == [NAME]
+
+
+@pytest.mark.skipif(not is_root(), reason="mounts, as systemd does")
+def test_a_root_that_is_read_only_but_for_this_file_will_do(tmp_path: Path) -> None:
+    """What `ProtectSystem=strict` with `ReadWritePaths=` of the file makes of a dataset: it is rewritten in place."""
+    root = tmp_path / "www"
+    root.mkdir()
+    (root / NAME).touch()
+    run("mount", "--bind", root, root)
+    try:
+        run("mount", "--bind", root / NAME, root / NAME)
+        run("mount", "-o", "remount,bind,ro", root)
+        write(root, a_bird(1))
+        write(root, a_bird(2))
+        assert parse((root / NAME).read_bytes()) == a_bird(2)
+        run("umount", root / NAME)
+        with pytest.raises(SourceError, match="Read-only file system"):
+            write(root, a_bird(3))
+        assert parse((root / NAME).read_bytes()) == a_bird(2)
+    finally:
+        subprocess.run(["umount", "-R", root], check=True)
+
+
+def run(*words: object) -> None:
+    """A program that has to end well."""
+    subprocess.run([*map(str, words)], check=True, capture_output=True)
 
 
 class _Full(Disk):

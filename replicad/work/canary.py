@@ -90,7 +90,7 @@ class Following:
             if paused:
                 status.state, status.reason = "paused", paused
             elif awaited:
-                status.state, status.reason = "waiting", "for a snapshot that has it"
+                status.state, status.reason = "waiting", "no snapshot has it yet"
                 await self._follow(awaited)
             else:
                 status.state, status.reason = "idle", ""
