@@ -39,6 +39,7 @@ from replicad.system.disk import Disk, Lock
 from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
 from replicad.work import orders
+from replicad.work.canaries import Canaries
 from replicad.work.clients import Clients
 from replicad.work.dataset import Dataset
 from replicad.work.drill_loops import DrillLoops
@@ -136,6 +137,7 @@ class Daemon:
         parts = list(self._datasets.values())
         status.jobs = [line for part in parts for line in part.job_lines()]
         status.drills = [line for part in parts for line in part.drills.statuses]
+        status.canaries = [line for part in parts for line in part.canaries.statuses]
         status.scrubs = [line for p in parts for line in (*p.scrubs.statuses, *p.tendings.statuses)]
         if self._replica:
             status.scrubs = status.scrubs + self._replica.scrubs.statuses
@@ -509,17 +511,19 @@ class Protected:
         self._scrub_job: Scrubbing | None = None
         self._dataset = Dataset(dataset, tuple(replica.name for replica in self.replicas), config.node.state)
         self.tendings = Tendings(self._dataset, pool, clock, disk, log_failure)
+        self.canaries = Canaries(self._dataset, config.node.state, pool, clock, disk, log_failure)
         self._loops: list[_Loop] = []
         for dialler, status in zip(diallers, self.statuses, strict=True):
             job = Replication(self._dataset, dialler.replica.name, dialler.dial, status, pool, scouts, clock)
             self.jobs.append(JobStatus(job.name))
             self._loops.append(_Loop(job, Runner(job, self.jobs[-1], clock, log_failure)))
             self.tendings.add(dialler.replica.name, dialler.dial, self._loops[-1].wake)
+            self.canaries.add(dialler.replica.name, dialler.dial)
         self._tasks: list[asyncio.Task[None]] = []
 
     def job_lines(self) -> list[JobStatus]:
         """How all its loops are."""
-        return [*self.jobs, *self.scrubs.jobs, *self.tendings.jobs, *self.drills.jobs]
+        return [*self.jobs, *self.scrubs.jobs, *self.tendings.jobs, *self.drills.jobs, *self.canaries.jobs]
 
     def start(self) -> None:
         """Start watching and replicating."""
@@ -527,6 +531,7 @@ class Protected:
         self._tasks.append(asyncio.create_task(self._dataset.watch_forever()))
         self.tendings.start()
         self.drills.start()
+        self.canaries.start()
         if self._scrub_job:
             self.scrubs.start(self._scrub_job)
 
@@ -584,9 +589,8 @@ class Protected:
                 task.cancel()
             left = (await asyncio.wait(left, timeout=CLEAN_UP_S))[1]
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.scrubs.close()
-        await self.tendings.close()
-        await self.drills.close()
+        for group in (self.scrubs, self.tendings, self.drills, self.canaries):
+            await group.close()
         for loop in self._loops:
             await loop.job.close()
         await self._dataset.close()

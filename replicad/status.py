@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from replicad.model.canary import Lags
+from replicad.model.canary import is_late as is_canary_late
 from replicad.model.drill import DrillRecord, Outcome, Trend, is_overdue
 
 LAST_STATUS = "last-status.json"
@@ -188,6 +190,36 @@ class DrillStatus(msgspec.Struct):
     trend: Trend = Trend("unknown")
 
 
+class CanaryStatus(msgspec.Struct):
+    """How the canaries of one dataset fare that go to one replica (primary side). Times are ns since 1970, 0 = never.
+
+    A line is there only where a canary is configured."""
+
+    dataset: str
+    replica: str
+    state: str = "starting"
+    """starting, idle (the last one is through), waiting (one is on its way), paused (none is written), refused (the
+    file is not ours to write), failed (it could not be found out)."""
+    reason: str = ""
+    every_s: float = 0.0
+    within_s: float = 0.0
+    number: int = 0
+    """Of the canary written last."""
+    written_ns: int = 0
+    oldest_awaited_ns: int = 0
+    """When the oldest canary was written that has not come through; 0 = none is awaited."""
+    last_number: int = 0
+    """Of the canary that came through last."""
+    last_success_ns: int = 0
+    """When that was; never moved by anything else."""
+    lags: Lags | None = None
+    """How long that one took to each stage."""
+    source: str = ""
+    """What the replica read it from: media or cache."""
+    failure: str = ""
+    """What is wrong with the last one that was looked at; "" when nothing is."""
+
+
 class RetentionStatus(msgspec.Struct):
     """Retention of one store of this node."""
 
@@ -245,6 +277,7 @@ class NodeStatus(msgspec.Struct):
     stores: list[StoreStatus] = []
     scrubs: list[ScrubStatus] = []
     drills: list[DrillStatus] = []
+    canaries: list[CanaryStatus] = []
     retentions: list[RetentionStatus] = []
     jobs: list[JobStatus] = []
 
@@ -253,9 +286,9 @@ class Finding(msgspec.Struct, frozen=True):
     """One thing that a person should know about, and what to type or do next. `kind` is API:
 
     held, rotten, unread, failed, lag (of a dataset); damaged, full, retention (of a store); divergence, lost,
-    inconclusive, breaker, scrub, suspect (of one side of a dataset); drill, rto (of a dataset and a replica); job,
-    config (of the daemon); and link, which alone among them says that a peer is out of reach rather than that something
-    is wrong here.
+    inconclusive, breaker, scrub, suspect (of one side of a dataset); drill, rto, canary (of a dataset and a replica);
+    job, config (of the daemon); and link, which alone among them says that a peer is out of reach rather than that
+    something is wrong here.
     """
 
     kind: str
@@ -292,6 +325,8 @@ def findings(status: NodeStatus) -> list[Finding]:
         found += _scrub_findings(scrub, status)
     for drill in status.drills:
         found += _drill_findings(drill, status.now_ns)
+    for canary in status.canaries:
+        found += _canary_findings(canary, status.now_ns)
     full = any(store.state == "full" for store in status.stores)
     if 0 <= status.store_free_bytes < status.store_reserve_bytes and not full:
         text = f"only {status.store_free_bytes} bytes are free, the reserve is {status.store_reserve_bytes}"
@@ -414,6 +449,19 @@ def _drill_findings(line: DrillStatus, now_ns: int) -> list[Finding]:
         text = f"a restore of everything would take {line.estimate_s:.0f} s, the objective is {line.rto_s:.0f} s"
         found.append(Finding("rto", where, text, f"replicad drill history {line.dataset}"))
     return found
+
+
+def _canary_findings(line: CanaryStatus, now_ns: int) -> list[Finding]:
+    where, more = f"{line.dataset} -> {line.replica}", f"docs/CANARY.md, then: replicad sync {line.dataset} --wait"
+    if line.failure:
+        return [Finding("canary", where, f"a canary came back wrong: {line.failure}", "replicad divergence list")]
+    if line.state == "refused":
+        return [Finding("canary", where, f"no canary is written: {line.reason}", more)]
+    if line.state != "paused" and is_canary_late(line.oldest_awaited_ns, now_ns, line.within_s):
+        age_s = (now_ns - line.oldest_awaited_ns) / 1e9
+        text = f"a canary written {age_s:.0f} s ago has not come through, {line.within_s:.0f} s are allowed"
+        return [Finding("canary", where, f"{text}: {line.reason}" if line.reason else text, more)]
+    return []
 
 
 _encoder = msgspec.json.Encoder()

@@ -10,9 +10,11 @@ from typing import TypeVar
 
 from replicad.http.contract import Directed, DrillRequest, RepairResult, RetainResult, ScrubRequest, SyncRequest
 from replicad.http.server import HttpServer
+from replicad.model.canary import Lags
 from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.errors import ReplicadError, UsageError
 from replicad.status import (
+    CanaryStatus,
     DatasetStatus,
     DrillStatus,
     JobStatus,
@@ -118,8 +120,27 @@ def a_drill(dataset: str = "www", replica: str = "fra1", **changes: object) -> D
     return _changed(line, changes)
 
 
+def a_canary(dataset: str = "www", replica: str = "fra1", **changes: object) -> CanaryStatus:
+    """A canary that is well: the last one took four seconds, all the way, five minutes ago."""
+    line = CanaryStatus(
+        dataset,
+        replica,
+        state="idle",
+        every_s=900.0,
+        within_s=1800.0,
+        number=17,
+        written_ns=NOW_NS - 300 * S,
+        last_number=17,
+        last_success_ns=NOW_NS - 296 * S,
+        lags=Lags(2.0, 2.5, 4.0),
+        source="media",
+    )
+    return _changed(line, changes)
+
+
 def a_node(
-    *parts: DatasetStatus | StoreStatus | ScrubStatus | DrillStatus | RetentionStatus | JobStatus, **changes: object
+    *parts: DatasetStatus | StoreStatus | ScrubStatus | DrillStatus | CanaryStatus | RetentionStatus | JobStatus,
+    **changes: object,
 ) -> NodeStatus:
     """A node that has these parts, and one job that is well when no job is named."""
     node = NodeStatus(
@@ -133,6 +154,7 @@ def a_node(
         stores=[part for part in parts if isinstance(part, StoreStatus)],
         scrubs=[part for part in parts if isinstance(part, ScrubStatus)],
         drills=[part for part in parts if isinstance(part, DrillStatus)],
+        canaries=[part for part in parts if isinstance(part, CanaryStatus)],
         retentions=[part for part in parts if isinstance(part, RetentionStatus)],
         jobs=[part for part in parts if isinstance(part, JobStatus)] or [a_job()],
     )

@@ -13,8 +13,12 @@ from replicad.db.catalog import MIGRATIONS, Catalog
 from replicad.db.database import Database
 from replicad.db.inventory import Inventory
 from replicad.model.entry import Drop, Kind, Op, Put
-from replicad.work.archive import catalog_path
+from replicad.store.segments import segment_numbers
+from replicad.system.disk import Disk
+from replicad.work.archive import Archive, catalog_path
 from replicad.work.archive_reader import ArchiveReader
+from replicad.work.compact import compact_segment
+from replicad.work.expire import drop, purge_step
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.structure_check import check_structure
 
@@ -108,3 +112,17 @@ def everything_in(store: Path) -> dict[int, dict[bytes, tuple[Put, list[bytes | 
         lost = [n for n, tree in found.items() for _, data in tree.values() if None in data]
         assert not lost, f"blocks are lost in snapshots {sorted(set(lost))}"
         return found
+
+
+def let_go_and_compact(archive: Archive, numbers: Sequence[int]) -> None:
+    """Drop snapshots, and give back at once whatever room they leave."""
+    drop(archive, numbers)
+    while purge_step(archive):
+        pass
+    marks = archive.begin_marking(10_000, 0)
+    assert marks is not None
+    for page in archive.inventory.file_blocks():
+        marks.add(row.id for row in page)
+    for number in segment_numbers(archive.store.directory):
+        compact_segment(archive, Disk(), number, marks, ())
+    archive.end_marking()

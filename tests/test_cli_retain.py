@@ -21,6 +21,7 @@ from replicad.daemon import Daemon
 from replicad.db.findings import Findings
 from replicad.http.contract import RetainResult
 from replicad.store import store as store_module
+from replicad.store.format import HEADER_BYTES
 from replicad.system.clock import Clock
 from replicad.system.disk import Lock
 from replicad.system.notify import Notifier
@@ -88,6 +89,10 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(config: Path, typed: T
     code, out, _ = typed("retain", *words, "--json", "--config", config)
     (found,) = json.loads(out)["stores"]
     assert code == 0 and set(found["going"]) == gone and found["kept"] == SNAPSHOTS - len(gone)
+    frames = len(gone) * (HEADER_BYTES + 2)  # each snapshot had one block of its own, of one byte or two
+    assert frames - len(gone) <= found["frees_bytes"] <= frames and not found["unused_bytes"]
+    assert not found["returns_bytes"], "all of it stands in the segment that is written to"
+    assert f"frees at least {found['frees_bytes']} B" in typed("retain", *words, "--config", config)[1]
     assert before == sorted((path, path.read_bytes()) for path in store_of(config).glob("segments/*"))
 
 
@@ -102,6 +107,9 @@ def test_a_run_on_a_store_without_a_daemon(config: Path, typed: Typed) -> None:
     numbers = [line["number"] for line in (listed["snapshots"] if isinstance(listed, dict) else listed)]
     assert numbers == [number for number in range(1, SNAPSHOTS + 1) if number not in going]
     assert contents(store_of(config), SNAPSHOTS) == {b"a": b"%d" % SNAPSHOTS}
+    told = json.loads(typed("history", "--store", store, "www", "a", "--json")[1])
+    assert [event["snapshot"]["number"] for event in told] == numbers[::-1], "as if the others had never been"
+    assert [event["event"] for event in told] == ["changed"] * (len(numbers) - 1) + ["created"]
     code, _, err = typed("restore", "--store", store, "www", config.parent / "back", "--at", going[0])
     assert code == 2 and str(going[0]) in err
     code, out, _ = typed("retain", "run", "--store", store, "--config", config)

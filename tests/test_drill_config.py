@@ -101,3 +101,21 @@ def test_what_is_missing_on_the_host_is_a_doubt(tmp_path: Path) -> None:
 def test_every_kind_of_validator_has_its_check() -> None:
     """What can be configured can be run."""
     assert set(VALIDATOR_KINDS) == {*CHECKS, "postgresql", "command"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('canary = "a/b"', "is not the name of a file"),
+        ('canary = ".."', "is not the name of a file"),
+        ('canary = "' + "é" * 128 + '"', "is not the name of a file"),
+        ('canary = ".c"\ncanary_every = "0s"', "must lie between"),
+        ('canary = ".canary"\nexclude = ["*.tmp", ".c*"]', "is left out by exclude"),
+    ],
+)
+def test_a_canary_is_a_file_in_the_root_that_is_copied(line: str, words: str) -> None:
+    """A name, not a path, and none that the dataset leaves out; there is none unless it is named."""
+    (found,) = problems(line)
+    assert words in found and "dataset.canary" in found
+    assert understood("").datasets[0].canary == ""
+    assert understood('canary = ".canary"\nexclude = [".c*", "!.canary"]').datasets[0].canary == ".canary"

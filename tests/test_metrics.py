@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_drill, a_job, a_node, a_scrub, a_store
+from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_canary, a_dataset, a_drill, a_job, a_node, a_scrub, a_store
 from replicad.http.metrics import FAMILIES, Exposition
 from replicad.model.drill import DrillRecord, Outcome
 from replicad.status import NodeStatus, RetentionStatus
@@ -31,7 +31,20 @@ CONTRACT = {
     "replicad_drill_last_success_timestamp_seconds", "replicad_drill_estimated_restore_seconds",
 }  # fmt: skip
 """Names that others rely on."""
-LABELS = {"node", "version", "dataset", "replica", "client", "job", "side", "kind", "source", "result", "outcome"}
+LABELS = {
+    "node",
+    "version",
+    "dataset",
+    "replica",
+    "client",
+    "job",
+    "side",
+    "kind",
+    "source",
+    "result",
+    "outcome",
+    "stage",
+}
 
 
 def values(node: NodeStatus) -> dict[str, float]:
@@ -53,7 +66,7 @@ def full_node() -> NodeStatus:
         a_scrub(side="replica", peer="fra1"),
         a_scrub("www", "replica", "ams1"),
     )
-    parts = (a_dataset(), a_dataset("db", "lon1"), a_store(), a_job(), a_job("scan", failures=3), a_drill())
+    parts = (a_dataset(), a_dataset("db", "lon1"), a_store(), a_job(), a_job("scan", failures=3), a_drill(), a_canary())
     return a_node(*parts, *scrubs, A_RETENTION)
 
 
@@ -299,3 +312,32 @@ def test_drills_are_told_as_they_are() -> None:
     assert outcomes == {"proven": 3, "failed": 1, "inconclusive": 0}
     never = values(a_node(a_drill(last=None, last_success_ns=0, drills={})))
     assert never[f"replicad_drill_last_success_timestamp_seconds{labels}"] == 0
+
+
+def test_canaries_are_told_as_they_are() -> None:
+    """Each stage of the last that came through, and flags for what keeps the next one; nothing where there is none."""
+    line = a_canary(oldest_awaited_ns=NOW_NS, state="paused", source="cache", failure="other bytes")
+    found, of = values(a_node(line)), '{dataset="www",replica="fra1"}'
+    expected = {
+        "last_success_timestamp_seconds": NOW_NS / S - 296,
+        "awaited_timestamp_seconds": NOW_NS / S,
+        "every_seconds": 900,
+        "within_seconds": 1800,
+        "failed": 1,
+        "paused": 1,
+        "refused": 0,
+        "from_cache": 1,
+    }
+    stages = {"acknowledged": 2.0, "verified": 2.5, "restored": 4.0}
+
+    def lag(stage: str) -> str:
+        return f'replicad_canary_lag_seconds{{dataset="www",replica="fra1",stage="{stage}"}}'
+
+    told = {name: value for name, value in found.items() if name.startswith("replicad_canary_")}
+    wanted = {f"replicad_canary_{name}{of}": value for name, value in expected.items()}
+    assert told == wanted | {lag(stage): value for stage, value in stages.items()}
+    never = values(a_node(a_canary(lags=None, last_success_ns=0, state="refused")))
+    assert all(never[lag(stage)] == float("inf") for stage in stages)
+    assert never[f"replicad_canary_last_success_timestamp_seconds{of}"] == 0
+    assert (never[f"replicad_canary_refused{of}"], never[f"replicad_canary_failed{of}"]) == (1, 0)
+    assert not [name for name in values(a_node(a_dataset())) if name.startswith("replicad_canary_")]

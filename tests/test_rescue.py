@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from kit_damage import Harm, Shelf
 from kit_pair import assert_same_tree
 from kit_restore import Writer, archive_tree, damage_block, differences, meta, restore
+from kit_retention import let_go_and_compact
 from kit_rot import CannotRot
 from kit_store import Model, Primary, Tree, bare, flip, groups, open_archive, segment
 from kit_tree import as_nobody, build_tree, describe_tree, is_root
@@ -30,6 +31,7 @@ from replicad.store import rescue
 from replicad.store import store as store_module
 from replicad.store.format import FrameType
 from replicad.system.disk import Disk
+from replicad.work.expire import drop
 from replicad.work.quarantine import Quarantine
 from replicad.work.rescue_kit import README, SCRIPT, leave_rescue_kit, packaged_script
 from replicad.work.upkeep import lay_segment
@@ -146,6 +148,64 @@ def test_every_snapshot_is_listed_and_comes_back_as_it_was(tmp_path: Path) -> No
         assert set(os.listdir(target)) == names
         assert next(target.glob("*name")).read_bytes() == b"one" * 30_000
     assert "--list" in run_script(tmp_path / "store", "--snapshot", "3", tmp_path / "no", code=2).stderr
+
+
+def test_what_retention_let_go_is_told_and_never_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dropped snapshot is listed as one; by its number it comes back as far as its blocks are there, and it is said
+    that retention let it go; "latest" is one that is kept, also where that is older."""
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", SMALL)
+    store, gone, kept = tmp_path / "store", os.urandom(200_000), os.urandom(150_000)
+    with Writer(store) as writer:
+        writer.put(b"")
+        writer.put(b"changed", gone)
+        writer.put(b"kept", kept)
+        writer.seal(1)
+        writer.put(b"changed", b"new" * 50_000)
+        writer.seal(2, 1_700_000_001_000_000_000)
+        writer.seal(3, 1_700_000_003_000_000_000)
+        writer.seal(4, 1_700_000_002_000_000_000, complete=False)
+    before = run_script(store, "--snapshot", "1", tmp_path / "before")
+    assert "retention" not in before.stderr and (tmp_path / "before" / "changed").read_bytes() == gone
+    archive = open_archive(store, create=False)
+    drop(archive, [1, 3])
+    listed = run_script("--list", store).stdout.splitlines()
+    assert [line.split()[2] for line in listed] == ["dropped", "complete", "dropped", "partial"]
+    whole = run_script(store, "--snapshot", "1", tmp_path / "whole")
+    assert "retention let snapshot 1 go" in whole.stderr and whole.stdout.endswith("complete\n")
+    assert (tmp_path / "whole" / "changed").read_bytes() == gone, "as long as nothing was compacted all is there"
+    let_go_and_compact(archive, [1, 3])
+    archive.close()
+    found = run_script(store, "--snapshot", "1", tmp_path / "part", code=1)
+    assert "retention let snapshot 1 go: what no other one needs may be gone" in found.stderr
+    assert "changed: bytes 0 to" in found.stderr and "kept: bytes" not in found.stderr
+    assert (tmp_path / "part" / "kept").read_bytes() == kept
+    assert (tmp_path / "part" / "changed").read_bytes() != gone
+    latest = run_script(store, tmp_path / "latest")
+    assert "snapshot 2 " in latest.stdout and "retention" not in latest.stderr, "3 is newer, complete and dropped"
+    assert (tmp_path / "latest" / "changed").read_bytes() == b"new" * 50_000
+
+
+def test_a_damaged_word_of_retention_is_named_and_drops_nothing(tmp_path: Path) -> None:
+    """What cannot be read decides nothing; a word that names the newest snapshot drops all others that it names."""
+    store = tmp_path / "store"
+    with Writer(store) as writer:
+        writer.put(b"")
+        writer.put(b"file", b"one")
+        for number in (1, 2, 3):
+            writer.seal(number, number * 10**18)
+    archive = open_archive(store, create=False)
+    with archive.upkeep() as (segments, _):
+        frame = fmt.encode_retention(fmt.Retention(5, (1, 3)))
+        segments.append(frame, [fmt.parse_frame(frame, 0).checksum])
+        segments.sync()
+    archive.close()
+    states = [line.split()[2] for line in run_script("--list", store).stdout.splitlines()]
+    assert states == ["dropped", "complete", "complete"]
+    data = segment(store).read_bytes()
+    flip(segment(store), data.index(frame) + len(frame) - 1)
+    said = run_script("--list", store)
+    assert [line.split()[2] for line in said.stdout.splitlines()] == ["complete"] * 3
+    assert "a word of retention" in said.stderr
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the script leaves closing its files to the interpreter

@@ -21,6 +21,7 @@ from kit_restore import ScriptedReader, Writer, damage_block, greeted_pair, meta
 from kit_store import META, file_put
 from replicad.db.catalog import Catalog
 from replicad.db.database import Database, Row, Value
+from replicad.db.expiry import drop_snapshots, purge
 from replicad.db.findings import Findings
 from replicad.db.listing import Listing
 from replicad.link.messages import (
@@ -167,21 +168,27 @@ def order(path: bytes) -> list[bytes]:
 @given(histories())
 def test_differences_are_what_two_dicts_differ_in(trees: list[Tree]) -> None:
     """Of any two snapshots, in either order: paths, sides and numbers of blocks, sorted by path."""
-    with tempfile.TemporaryDirectory() as name, closing(Listing(written(Path(name), trees))) as listing:
+    with tempfile.TemporaryDirectory() as name:
+        _check_differences(written(Path(name), trees), trees, range(1, len(trees) + 1))
+
+
+def _check_differences(path: Path, trees: list[Tree], ordinals: Sequence[int]) -> None:
+    """`trees` are the states of the snapshots with these ordinals."""
+    with closing(Listing(path)) as listing:
         for one, other in product(range(len(trees)), repeat=2):
             before, after = trees[one], trees[other]
             expected = []
-            for path in sorted(before.keys() | after.keys(), key=order):
-                old, new = before.get(path), after.get(path)
+            for name in sorted(before.keys() | after.keys(), key=order):
+                old, new = before.get(name), after.get(name)
                 if old and new:
                     count = differing(old, new)
                     if (old.mode, len(old.blocks)) == (new.mode, len(new.blocks)) and not count:
                         continue
                 else:
                     count = 0
-                puts = [put_of(path, file) if file else None for file in (old, new)]
-                expected.append(Difference(path, *puts, count, count * BLOCK_BYTES))
-            found = list(chain.from_iterable(listing.differences(one + 1, other + 1, EVERYTHING)))
+                puts = [put_of(name, file) if file else None for file in (old, new)]
+                expected.append(Difference(name, *puts, count, count * BLOCK_BYTES))
+            found = list(chain.from_iterable(listing.differences(ordinals[one], ordinals[other], EVERYTHING)))
             assert found == expected
 
 
@@ -189,22 +196,48 @@ def test_differences_are_what_two_dicts_differ_in(trees: list[Tree]) -> None:
 @given(histories())
 def test_versions_are_what_the_snapshots_show(trees: list[Tree]) -> None:
     """The versions of a path cover exactly the snapshots that have it, with what they have, and say what changed."""
-    with tempfile.TemporaryDirectory() as name, closing(Listing(written(Path(name), trees))) as listing:
-        for path in PATHS:
-            versions = list(chain.from_iterable(listing.versions().of(path)))
+    with tempfile.TemporaryDirectory() as name:
+        _check_versions(written(Path(name), trees), trees, range(1, len(trees) + 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(histories(), st.data())
+def test_what_retention_let_go_is_as_if_it_had_never_been(trees: list[Tree], data: st.DataObject) -> None:
+    """Whichever snapshots were dropped: versions, renames and differences are those of a history of the others alone,
+    before the rows have gone, while they go, and after."""
+    numbers = list(range(1, len(trees) + 1))
+    dropped = data.draw(st.lists(st.sampled_from(numbers), unique=True))
+    kept = [number for number in numbers if number not in dropped or number == numbers[-1]]
+    with tempfile.TemporaryDirectory() as name:
+        path = written(Path(name), trees)
+        with closing(Catalog(path)) as catalog:
+            drop_snapshots(catalog.database, [number * 3 for number in dropped], 1)
+            for steps in (0, 2, 1000):
+                while steps and purge(catalog.database, 3):
+                    steps -= 1
+                _check_versions(path, [trees[number - 1] for number in kept], kept)
+                _check_differences(path, [trees[number - 1] for number in kept], kept)
+
+
+def _check_versions(path: Path, trees: list[Tree], numbers: Sequence[int]) -> None:
+    """`trees` are the states of the snapshots that are kept, `numbers` their ordinals."""
+    position = {number * 3: place for place, number in enumerate(numbers, 1)}
+    with closing(Listing(path)) as listing:
+        for name in PATHS:
+            versions = list(chain.from_iterable(listing.versions().of(name)))
             assert versions == sorted(versions, key=lambda version: -version.first.number)
             shown: dict[int, Put] = {}
             for version in versions:
-                last, born = version.last.number // 3, version.first.number // 3
+                last, born = position[version.last.number], position[version.first.number]
                 assert (version.ended is None) is (last == len(trees))
-                assert version.ended is None or version.ended.number == (last + 1) * 3
+                assert version.ended is None or position[version.ended.number] == last + 1
                 for number in range(born, last + 1):
-                    if version.put.path == path:
+                    if version.put.path == name:
                         assert number not in shown, "two versions at once"
                         shown[number] = version.put
                 assert version.put == put_of(version.put.path, trees[last - 1][version.put.path])
                 _check_before(version, trees, born)
-            assert shown == {n: put_of(path, tree[path]) for n, tree in enumerate(trees, 1) if path in tree}
+            assert shown == {n: put_of(name, tree[name]) for n, tree in enumerate(trees, 1) if name in tree}
 
 
 def _check_before(version: Version, trees: list[Tree], born: int) -> None:
@@ -346,7 +379,7 @@ def test_snapshots_that_expired_leave_no_hole_in_a_history(tmp_path: Path) -> No
     trees: list[Tree] = [{b"a": File(1, 0o600 + n, ())} if n != 3 else {} for n in range(6)]
     path = written(tmp_path, trees)
     with closing(Catalog(path)) as catalog:
-        catalog.database.execute("DELETE FROM snapshot WHERE number IN (6, 12)")
+        drop_snapshots(catalog.database, (6, 12), 1)
     assert events(tmp_path, b"a") == [
         ("changed", 18, b"a"), ("changed", 15, b"a"), ("changed", 9, b"a"), ("created", 3, b"a"),
     ]  # fmt: skip

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # slow to import, and needed when a store is worked on only
     from replicad.db.findings import Findings
     from replicad.work.archive import Archive
     from replicad.work.outlook import Outlook
+    from replicad.work.room import Room
 
 Result = TypeVar("Result")
 
@@ -100,7 +101,7 @@ def run(
 
 
 def _show(config: Config, dataset: str, store: Path | None, json: bool) -> None:
-    found: list[Outlook] = []
+    found: list[tuple[Outlook, Room]] = []
     unread: list[ReplicadError] = []
     for directory in _directories(store or _store_of(config), dataset):
         try:
@@ -108,41 +109,46 @@ def _show(config: Config, dataset: str, store: Path | None, json: bool) -> None:
         except ReplicadError as error:  # one store that cannot be read must not hide the others
             unread.append(error)
     if json:
-        output.json_document({"stores": [_document(one) for one in found], "unread": [str(error) for error in unread]})
+        output.json_document({"stores": [_document(*one) for one in found], "unread": [str(error) for error in unread]})
     else:
         for one in found:
-            _print_outlook(one)
+            _print_outlook(*one)
         for failure in unread:
             output.error(failure)
     if unread:
         raise typer.Exit(min(error.exit_code for error in unread))
-    if any(one.hold for one in found):
+    if any(one.hold for one, _ in found):
         raise typer.Exit(FINDING)
 
 
-def _look(directory: Path, config: Config) -> Outlook:
+def _look(directory: Path, config: Config) -> tuple[Outlook, Room]:
     from replicad.db.findings import Findings
     from replicad.work.book_damage import findings_of
     from replicad.work.outlook import look
+    from replicad.work.room import room
 
     client, dataset = directory.parent.name, directory.name
     path = findings_of(directory)
     if not path.exists():
         hint = "does the daemon run? replicad status"
         raise ReplicadError(f"{client}/{dataset}: nothing has been looked at yet", where=str(path), hint=hint)
+    rules, now_ns = config.rules_of(client), Clock().now_ns()
     with closing(Findings(path, readonly=True)) as findings:
-        return look(client, dataset, directory, findings, config.rules_of(client), Clock().now_ns())
+        found = look(client, dataset, directory, findings, rules, now_ns)
+    return found, room(directory, frozenset(found.going), now_ns - int(rules.younger_than_s * 1e9))
 
 
-def _document(found: Outlook) -> dict[str, object]:
+def _document(found: Outlook, frees: Room) -> dict[str, object]:
     going = found.going
     document: dict[str, object] = msgspec.to_builtins(found)
+    document |= msgspec.to_builtins(frees)
     return document | {"kept": len(found.snapshots) - len(going), "going": going}
 
 
-def _print_outlook(found: Outlook) -> None:
+def _print_outlook(found: Outlook, frees: Room) -> None:
     going = found.going
     output.line(f"{found.client}/{found.dataset}: {len(found.snapshots) - len(going)} stay, {len(going)} would go")
+    output.line(f"  {_frees(frees)}")
     if found.hold:
         output.line(f"  {output.mark('held', 'bad')}: {found.hold}")
     if not found.snapshots:
@@ -159,6 +165,13 @@ def _print_outlook(found: Outlook) -> None:
             for one in found.snapshots
         ],
     )
+
+
+def _frees(frees: Room) -> str:
+    """Lower bounds, in words."""
+    freed, unused = output.show_bytes(frees.frees_bytes), output.show_bytes(frees.unused_bytes)
+    returned = output.show_bytes(frees.returns_bytes)
+    return f"frees at least {freed}, beside {unused} unused now; a run now would give {returned} of both back"
 
 
 # a run

@@ -22,10 +22,12 @@ from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.cli.output import COLUMNS as COLUMNS
 from replicad.cli.output import wrapped as _wrapped
 from replicad.http.api import Client
+from replicad.model.canary import is_late as is_canary_late
 from replicad.model.drill import is_overdue
 from replicad.model.errors import LinkError
 from replicad.status import (
     LAST_STATUS,
+    CanaryStatus,
     DatasetStatus,
     DrillStatus,
     Finding,
@@ -115,6 +117,8 @@ def render(now: NodeStatus, found: list[Finding], earlier: NodeStatus | None = N
         lines += [text for s in scrubs if s.peer in ("", line.replica) for text in _verified(s, now.now_ns)]
         drills = [d for d in now.drills if (d.dataset, d.replica) == (line.dataset, line.replica)]
         lines += [text for d in drills for text in _drilled(d, now.now_ns)]
+        canaries = [c for c in now.canaries if (c.dataset, c.replica) == (line.dataset, line.replica)]
+        lines += [text for c in canaries for text in _canary(c, now.now_ns)]
     for store in now.stores:
         lines += ["", *_store(store, now.now_ns)]
         scrubs = [s for s in now.scrubs if (s.peer, s.dataset) == (store.client, store.dataset)]
@@ -220,6 +224,22 @@ def _drilled(line: DrillStatus, now_ns: int) -> Iterator[str]:
         parts.append(line.reason)
     is_late = is_overdue(line.last_success_ns, line.since_ns, now_ns, line.drill_every_s)
     yield from value_lines("drilled", "; ".join(parts), bad=is_late or (last is not None and last.outcome == "failed"))
+
+
+def _canary(line: CanaryStatus, now_ns: int) -> Iterator[str]:
+    """One line: how long the last one took, all the way; how long the one under way has been awaited."""
+    parts = list[str]()
+    if line.lags is not None:
+        took, read = output.show_duration(line.lags.restored_s), "" if line.source == "media" else " (through a cache)"
+        parts.append(f"stored, verified{read} and restored within {took}, {_age(line.last_success_ns, now_ns)}")
+    else:
+        parts.append("none has come through yet")
+    if line.oldest_awaited_ns:
+        parts.append(f"one written {_age(line.oldest_awaited_ns, now_ns)} is awaited")
+    if line.state in ("paused", "refused", "failed", "waiting") and line.reason:
+        parts.append(f"{line.state}: {line.reason}" if line.state != "waiting" else line.reason)
+    late = is_canary_late(line.oldest_awaited_ns, now_ns, line.within_s) and line.state != "paused"
+    yield from value_lines("canary", "; ".join(parts), bad=late or bool(line.failure) or line.state == "refused")
 
 
 def scrub_age(line: ScrubStatus, now_ns: int) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,20 @@ def _references(sections: list[Section], wrong: Finding) -> None:
         for index, name in enumerate(section.values.get("replicas", ())):
             if name not in replicas:
                 wrong((*section.place, "replicas", index), f'there is no [[replica]] named "{name}"')
+        if is_excluded(section.values.get("canary", ""), section.values.get("exclude", ())):
+            wrong((*section.place, "canary"), "is left out by exclude, so that it would never be copied")
         for hook in ("hook_pre", "hook_post"):
             if section.values.get(hook, ("program",))[:1] == ("",):
                 wrong((*section.place, hook, 0), "the program's name is empty")
+
+
+def is_excluded(canary: str, patterns: Sequence[str]) -> bool:
+    """Whether these patterns leave the canary out."""
+    if not canary or not patterns:
+        return False
+    from pathspec import GitIgnoreSpec  # slow to import, and most files have no patterns
+
+    return GitIgnoreSpec.from_lines(patterns).match_file(canary)
 
 
 def _retentions(sections: list[Section], wrong: Finding) -> None:

@@ -38,6 +38,8 @@ MAX_KEPT = 100_000
 """Hours of eleven years: who wants more has a rule for days, weeks or months."""
 MAX_KEPT_S = 36_500 * DAY_S
 """A century; longer is a slip of the finger."""
+MAX_NAME_BYTES = 255
+"""No file system has longer names."""
 MAX_TEXT_CHARACTERS = 4096
 """No text in a configuration file is longer: the longest path the kernel takes."""
 
@@ -246,6 +248,14 @@ def glob(value: object) -> str:
     return text(value)
 
 
+def file_name(value: object) -> str:
+    """The name of a file in a directory that is given elsewhere, or an empty text for none."""
+    named = text(value)
+    if "/" in named or named in (".", "..") or len(named.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f'"{value}" is not the name of a file')
+    return named
+
+
 def validator(value: object) -> ValidatorConfig:
     """A table {kind, pattern, command, timeout}."""
     if not isinstance(value, dict):
@@ -400,6 +410,9 @@ TABLES = (
             Key("drill_limit", "drill_limit_bytes", size(1024)),
             Key("rto", "rto_s", duration(0, 365 * DAY_S)),
             Key("validators", "validators", validator, each=True),
+            Key("canary", "canary", file_name),
+            Key("canary_every", "canary_every_s", duration(1, 30 * DAY_S)),
+            Key("canary_within", "canary_within_s", duration(1, 30 * DAY_S)),
         ),
         many=True,
     ),

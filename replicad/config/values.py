@@ -201,6 +201,12 @@ class DatasetConfig:
     rto_s: float = 0.0
     """The objective for a restore of the whole dataset; 0 = none."""
     validators: tuple[ValidatorConfig, ...] = ()
+    canary: str = ""
+    """Name of the canary file in the root; "" = none, and nothing is ever written into the dataset by itself."""
+    canary_every_s: float = 900.0
+    """A canary at this interval."""
+    canary_within_s: float = 1800.0
+    """How long a canary may take to come all the way through."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,6 +218,12 @@ class Inventory:
                 return
             after = rows[-1][:3]
 
+    def nameless_since(self, ordinal: int) -> Iterator[int]:
+        """Files that lost a name in the history behind this snapshot, and whose rows have gone: they may be named
+        again."""
+        for (file,) in self._db.rows("SELECT file FROM orphan WHERE died > ?", (ordinal,)):
+            yield file
+
     def unplaced(self) -> Iterator[list[bytes]]:
         """Blocks that files name and that are nowhere, in pages; each as often as it is named."""
         key = "file, number, born"

@@ -2,6 +2,7 @@
 
 Every question goes along an index: the cost is that of the path's own history, whatever else the store holds. A rename
 is known by the number of the file, which it keeps; a directory has none, so the files in it tell where it was.
+What only dropped snapshots showed is as if it had never been, whether its rows have gone yet or not.
 **Never** guesses: a file that cannot be told from a new one counts as new.
 """
 
@@ -26,6 +27,8 @@ NEVER = 2**62
 WITNESSES = 4
 """Entries of a directory that are asked where it was before."""
 _COLUMNS = f"{ENTRY_COLUMNS}, directory, name, born, died"
+_ENDED = "died > ?1 AND died <= ?2 AND born <= ?1"
+"""What the last snapshot before a window shows and the one at its end does not."""
 
 
 class _State(NamedTuple):
@@ -57,53 +60,64 @@ class Versions:
         heapify(waiting)
         while waiting:
             _, state = heappop(waiting)
-            before = self._before(state)
-            if version := self._version(state, before):
-                yield version
+            window = self._window(state)
+            if window is None:
+                continue  # no snapshot shows it: those that did have expired
+            before = self._before(state, window)
+            yield self._version(state, before)
             if before and before[:3] not in seen:
                 seen.add(before[:3])
                 heappush(waiting, (-before.born, before))
 
-    def _version(self, state: _State, before: _State | None) -> Version | None:
-        """None when no snapshot shows it: those that did have expired."""
-        moments = self._moments(state)
-        if moments is None:
-            return None
+    def _version(self, state: _State, before: _State | None) -> Version:
         counts = self._changed(before, state) if before else NOTHING
         returned = before is not None and not self._follows(before, state)
-        return Version(state.put, *moments, before.put if before else None, returned, *counts)
+        return Version(state.put, *self._moments(state), before.put if before else None, returned, *counts)
 
-    def _moments(self, state: _State) -> tuple[Moment, Moment, Moment | None] | None:
+    def _window(self, state: _State) -> tuple[int, int] | None:
+        """The ordinals of the last snapshot before it and of the first that shows it, between which it came; None when
+        none shows it."""
+        until = self._kept("ordinal >= ? AND ordinal < ? ORDER BY ordinal", state.born, _end(state))
+        after = self._kept("ordinal < ? ORDER BY ordinal DESC", state.born)
+        return (after[0] if after else 0, until[0]) if until else None
+
+    def _moments(self, state: _State) -> tuple[Moment, Moment, Moment | None]:
         """The first and the last snapshot that show it, and the one that ended it."""
-        end = state.died if state.died is not None else NEVER
-        first = self._snapshot("ordinal >= ? AND ordinal < ? ORDER BY ordinal", state.born, end)
-        last = self._snapshot("ordinal >= ? AND ordinal < ? ORDER BY ordinal DESC", state.born, end)
-        return (first, last, self._snapshot("ordinal >= ? ORDER BY ordinal", end)) if first and last else None
+        first = self._kept("ordinal >= ? ORDER BY ordinal", state.born)
+        last = self._kept("ordinal < ? ORDER BY ordinal DESC", _end(state))
+        ended = self._kept("ordinal >= ? ORDER BY ordinal", _end(state))
+        assert first and last, "a version that no snapshot shows"
+        return Moment(*first[1:]), Moment(*last[1:]), Moment(*ended[1:]) if ended else None
 
-    def _snapshot(self, condition: str, *values: int) -> Moment | None:
-        row = self._db.one(f"SELECT number, created_ns FROM snapshot WHERE {condition} LIMIT 1", values)
-        return Moment(*row) if row else None
+    def _kept(self, condition: str, *values: int) -> Row | None:
+        """The first snapshot so (ordinal, number, time) that was not dropped."""
+        kept = f"SELECT ordinal, number, created_ns FROM snapshot WHERE dropped_ns = 0 AND {condition} LIMIT 1"
+        return self._db.one(kept, values)
 
     def _follows(self, before: _State, state: _State) -> bool:
         """Whether no snapshot shows neither of the two."""
         if before.died is None or before.died >= state.born:
             return True
-        return self._snapshot("ordinal >= ? AND ordinal < ?", before.died, state.born) is None
+        return self._kept("ordinal >= ? AND ordinal < ?", before.died, state.born) is None
 
-    def _before(self, state: _State) -> _State | None:
+    def _before(self, state: _State, window: tuple[int, int]) -> _State | None:
         """The version before it: at the same path without a gap, else under another name, else at the same path."""
         same = self._previous(state)
         if same and self._follows(same, state) and same.put.file == state.put.file and same.put.kind is state.put.kind:
             return same
-        return self._renamed(state) or same
+        return self._renamed(state, window) or same
 
     def _previous(self, state: _State) -> _State | None:
-        return self._one("directory = ? AND name = ? AND born < ? ORDER BY born DESC", *state[:3])
+        before = "directory = ? AND name = ? AND born < ? ORDER BY born DESC"
+        earlier = self._one(before, *state[:3])
+        while earlier and not self._window(earlier):
+            earlier = self._one(before, *earlier[:3])
+        return earlier
 
-    def _renamed(self, state: _State) -> _State | None:
+    def _renamed(self, state: _State, window: tuple[int, int]) -> _State | None:
         if state.put.kind is Kind.DIRECTORY:
-            return self._moved_directory(state)
-        return self._moved_file(state) if state.put.kind is Kind.FILE and self._was_there(state) else None
+            return self._moved_directory(state, window)
+        return self._moved_file(state, window) if state.put.kind is Kind.FILE and self._was_there(state) else None
 
     def _was_there(self, state: _State) -> bool:
         """Whether the file may be older than its name: a new one need not be looked for among all that ended."""
@@ -114,22 +128,23 @@ class Versions:
         )
         return row is None or row[0] is None or row[0] < state.born
 
-    def _moved_file(self, state: _State) -> _State | None:
+    def _moved_file(self, state: _State, window: tuple[int, int]) -> _State | None:
         """The name of the file that ended when this one began; of several (hard links) one that is called the same."""
         return self._one(
-            "died = ?1 AND file = ?2 AND NOT (directory = ?3 AND name = ?4) ORDER BY name <> ?4, directory, name",
-            state.born, state.put.file, state.directory, state.name,
+            f"{_ENDED} AND file = ?3 AND NOT (directory = ?4 AND name = ?5) ORDER BY name <> ?5, directory, name",
+            *window, state.put.file, state.directory, state.name,
         )  # fmt: skip
 
-    def _moved_directory(self, state: _State) -> _State | None:
+    def _moved_directory(self, state: _State, window: tuple[int, int]) -> _State | None:
         """The directory from which what is in this one came, when it ended as this one began."""
         row = self._db.one("SELECT id FROM directory WHERE parent = ? AND name = ?", (state.directory, state.name))
-        for witness in self._where("directory = ? AND born = ? LIMIT ?", row[0], state.born, WITNESSES) if row else ():
-            came = self._renamed(witness)
+        began = "directory = ? AND born > ? AND born <= ? LIMIT ?"
+        for witness in self._where(began, row[0], *window, WITNESSES) if row else ():
+            came = self._renamed(witness, window)
             if came is None or came.name != witness.name:
                 continue
             parent = self._db.one("SELECT parent, name FROM directory WHERE id = ?", (came.directory,))
-            if parent and (old := self._one("directory = ? AND name = ? AND died = ?", *parent, state.born)):
+            if parent and (old := self._one(f"{_ENDED} AND directory = ?3 AND name = ?4", *window, *parent)):
                 return old
         return None
 
@@ -163,3 +178,8 @@ class Versions:
             self._paths[directory] = path_of(self._db, directory, b"")
         above = self._paths[directory]
         return _State(directory, name, born, died, put_of(above + b"/" + name if above else name, row))
+
+
+def _end(state: _State) -> int:
+    """The ordinal at which it ended, or one beyond all."""
+    return state.died if state.died is not None else NEVER

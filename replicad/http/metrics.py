@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from replicad.model.drill import Outcome
 from replicad.model.verdict import Verdict
 from replicad.status import (
+    CanaryStatus,
     DatasetStatus,
     DrillStatus,
     JobStatus,
@@ -171,6 +172,23 @@ def _drill(name: str, help_text: str, value: Callable[[DrillStatus], float]) -> 
             yield (line.dataset, line.replica), value(line)
 
     return Family(f"replicad_{name}", help_text, ("dataset", "replica"), samples)
+
+
+def _canary(name: str, help_text: str, value: Callable[[CanaryStatus], float]) -> Family:
+    """A metric of the canaries of one dataset that go to one replica; absent where none is configured."""
+
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        for line in status.canaries:
+            yield (line.dataset, line.replica), value(line)
+
+    return Family(f"replicad_canary_{name}", help_text, ("dataset", "replica"), samples)
+
+
+def _canary_lags(status: NodeStatus) -> Iterator[Sample]:
+    """+Inf while none has come through, so that every comparison with a limit holds."""
+    for line in status.canaries:
+        for stage in ("acknowledged", "verified", "restored"):
+            yield (line.dataset, line.replica, stage), getattr(line.lags, f"{stage}_s", float("inf"))
 
 
 def _drills_by_outcome(status: NodeStatus) -> Iterator[Sample]:
@@ -344,6 +362,28 @@ FAMILIES: tuple[Family, ...] = (
         ("dataset", "replica", "outcome"),
         _drills_by_outcome,
     ),
+    Family(
+        "replicad_canary_lag_seconds",
+        "How long the last canary that came through took to get so far; +Inf when none ever did.",
+        ("dataset", "replica", "stage"),
+        _canary_lags,
+    ),
+    _canary(
+        "last_success_timestamp_seconds",
+        "When a canary last came through, restored and compared; 0 = never.",
+        lambda c: c.last_success_ns / 1e9,
+    ),
+    _canary(
+        "awaited_timestamp_seconds",
+        "When the oldest canary was written that has not come through; 0 = none is awaited.",
+        lambda c: c.oldest_awaited_ns / 1e9,
+    ),
+    _canary("every_seconds", "A canary is written at this interval.", lambda c: c.every_s),
+    _canary("within_seconds", "A canary is to come through within this.", lambda c: c.within_s),
+    _canary("failed", "1 while the last canary came back wrong.", lambda c: float(bool(c.failure))),
+    _canary("paused", "1 while none is written, for a reason that is shown.", lambda c: float(c.state == "paused")),
+    _canary("refused", "1 while the file is not the daemon's to write.", lambda c: float(c.state == "refused")),
+    _canary("from_cache", "1 while the last one was verified through a cache.", lambda c: float(c.source == "cache")),
     _retention("snapshots", "Snapshots that are kept, as of the last run.", lambda r: float(r.kept)),
     _retention("held", "1 while nothing may go although there are rules (the clock).", lambda r: float(bool(r.hold))),
     _retention("dropped_total", "Snapshots let go.", lambda r: float(r.dropped)),

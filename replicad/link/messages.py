@@ -253,6 +253,8 @@ class Examined(msgspec.Struct, frozen=True, array_like=True, tag=25):
     id: bytes
     sight: Sight
     reason: str
+    source: str = ""
+    """"media", or "cache" where its file system gives no direct reads; "" when nothing was read."""
 
 
 class Inquire(msgspec.Struct, frozen=True, array_like=True, tag=26):

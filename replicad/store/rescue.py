@@ -184,8 +184,7 @@ class Segment:
         """The next frame that seems to begin at or behind a place."""
         while at < self.size:
             for match in re.finditer(b"RPD1", self.read(at, 4099)):
-                frame = self.frame(at + match.start())
-                if frame:
+                if frame := self.frame(at + match.start()):
                     return frame
             at += 4096
         return None
@@ -256,6 +255,7 @@ class Store:
         )
         self.gaps: list[tuple[int, int]] = []  # (segment, offset) of places where something is missing
         self.last_commit, self.last_file = (0, 0), 0
+        self.dropped: set[int] = set()  # snapshots that retention let go: what no other one needs may be gone
         self.scan()
         if self.db.execute("SELECT 1 FROM frame WHERE codec LIMIT 1").fetchone() and not shutil.which("zstd"):
             usage("this store is compressed, and the program zstd is not there: install the package zstd")
@@ -298,12 +298,11 @@ class Store:
         self.db.execute("CREATE INDEX frame_id ON frame(id)")
 
     def scan_segment(self, segment: Segment, is_last: bool) -> Iterator[Frame]:
-        """Frames of one segment that may matter: blocks wherever they stand, since their ids prove them; records and
-        commits only where they are surely the segment's own."""
+        """Frames of one segment that may matter: blocks wherever they stand, since their ids prove them; others where
+        they are surely the segment's own."""
         at, behind, is_certain, is_own, is_sealed = 0, 0, True, True, False
         while at < segment.size:
-            frame = segment.frame(at)
-            if frame is None:  # perhaps the frame before claims a wrong length: look in it too
+            if (frame := segment.frame(at)) is None:  # perhaps the frame before claims a wrong length: look in it too
                 frame = segment.search(behind)
                 if frame is None and is_last and segment.is_torn(at):
                     return say("note: the last segment ends in a write that a crash cut short")
@@ -314,7 +313,7 @@ class Store:
             if frame.offset == 0:
                 is_own = self.is_own(segment, frame)
             is_sealed = is_sealed or frame.type == SEAL
-            if frame.type == BLOCK or (frame.type in (RECORD, COMMIT) and is_certain and is_own):
+            if frame.type == BLOCK or (frame.type in (RECORD, COMMIT, RETENTION) and is_certain and is_own):
                 yield frame
             at, behind = frame.end, frame.offset + HEAD_BYTES
             if frame.type == PAD and not is_certain:
@@ -339,32 +338,40 @@ class Store:
 
     def replay(self) -> Iterator[Snapshot]:
         """The snapshots, oldest first, and which records each of them claims."""
-        commits = dict(self.fetch(self.frames("type = ? ORDER BY n", COMMIT)))
-        waiting: list[tuple[int, bytes]] = []
+        said = dict(self.fetch(self.frames("type IN (?, ?) ORDER BY n", COMMIT, RETENTION)))
+        waiting: list[Frame] = []
         number, head, lost = 0, bytes(32), 0
-        for n, frame in self.frames("type IN (?, ?) ORDER BY n", RECORD, COMMIT):
+        for n, frame in self.frames("type IN (?, ?, ?) ORDER BY n", RECORD, COMMIT, RETENTION):
             if frame.type == RECORD:
-                waiting.append((n, frame.id))
+                waiting.append(frame)
                 continue
-            commit = commits[n] if isinstance(commits[n], str) else unpacked(commits[n])[0]
-            if isinstance(commit, str) or commit[0] <= number:
+            commit = said[n] if isinstance(said[n], str) else unpacked(said[n])[0]
+            if isinstance(commit, str) or (frame.type == COMMIT and commit[0] <= number):
                 why = commit if isinstance(commit, str) else f"snapshot {commit[0]} stands behind {number}"
-                self.gap(frame.segment, frame.offset, f"a commit does not count: {why}")
+                self.gap(frame.segment, frame.offset, f"a commit, or a word of retention, does not count: {why}")
+                continue
+            if frame.type == RETENTION:
+                self.dropped.update(one for one in commit[1] if one < number)
                 continue
             claimed = waiting[-commit[4] :] if commit[4] else []
-            if blake3([b"".join(id_ for _, id_ in claimed)]) != [commit[5]]:
+            if blake3([b"".join(record.id for record in claimed)]) != [commit[5]]:
                 lost += max(1, commit[4] - len(claimed))
             if commit[3] != head:
                 claimed, lost = waiting, lost + 1  # a commit between the two is missing
             number, head, waiting, self.last_commit = commit[0], frame.id, [], (frame.segment, frame.offset)
             is_complete, unread = commit[2] and not lost, commit[8] if len(commit) > 8 else 0
-            yield Snapshot(number, commit[1], is_complete, commit[6], commit[7], unread, [n for n, _ in claimed], lost)
+            yield Snapshot(number, commit[1], is_complete, commit[6], commit[7], unread, claimed, lost)
+
+    def line_of(self, one: Snapshot) -> str:
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.created_ns // 10**9))
+        state = "dropped" if one.number in self.dropped else "complete" if one.complete else "partial"
+        more = f", {one.unread:,} entries unread" if one.unread else ""
+        return f"{one.number:<8} {when}  {state + more:8}  {one.entries:,} entries, {one.size / 2**20:,.1f} MiB"
 
     def load(self, chosen: Snapshot) -> None:
         """The entries of one snapshot, from all records up to it."""
-        numbers = chain.from_iterable(one.records for one in self.snapshots if one.number <= chosen.number)
-        lost = chosen.lost
-        for _, data in self.fetch((n, frame) for number in numbers for n, frame in self.frames("n = ?", number)):
+        lost, upto = chosen.lost, [one.records for one in self.snapshots if one.number <= chosen.number]
+        for _, data in self.fetch((frame.id, frame) for frame in chain.from_iterable(upto)):
             if isinstance(data, str):
                 lost += 1
                 say(f"a record: {data}")
@@ -506,7 +513,7 @@ class Rescue:
                 say(f"{show(path)}: bytes {at} to {at + size - 1} are not restored: {data[:200]!s}", is_problem=True)
 
     def places(self) -> Iterator[tuple[tuple[bytes, int, int, bytes], Frame]]:
-        """(path, offset, size, id) of each block to be written, and its last frame."""
+        """(path, offset, size, id) of each block to be written, and its last frame; zeros when it has none."""
         query = (
             "SELECT path, entry.file, size, meta, number, part.id, frame.* FROM entry CROSS JOIN part USING(file)"
             " LEFT JOIN frame ON n = (SELECT max(n) FROM frame WHERE frame.id = part.id AND type = ?)"
@@ -516,8 +523,7 @@ class Rescue:
             block_bytes = marshal.loads(meta)[1]
             at = number * block_bytes
             if at < size and self.first_names.get(file, path) == path:
-                found = Frame(*(value or 0 for value in frame))  # segment 0 when there is none
-                yield (path, at, min(block_bytes, size - at), id_), found
+                yield (path, at, min(block_bytes, size - at), id_), Frame(*(value or 0 for value in frame))
 
     def write(self, path: bytes, at: int, data: bytes) -> None:
         with os.fdopen(os.open(self.enter(path), os.O_WRONLY | os.O_NOFOLLOW), "wb") as file:
@@ -542,12 +548,6 @@ class Rescue:
             self.attempt(path, "time is not set", os.utime, name, ns=(time.time_ns(), mtime_ns), **itself)
 
 
-def line_of(one: Snapshot) -> str:
-    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.created_ns // 10**9))
-    state = ("complete" if one.complete else "partial") + (f", {one.unread:,} entries unread" if one.unread else "")
-    return f"{one.number:<8} {when}  {state:8}  {one.entries:,} entries, {one.size / 2**20:,.1f} MiB"
-
-
 def run(words: argparse.Namespace) -> None:
     places = [os.path.realpath(place) for place in words.places]
     target = None if words.list else places.pop() if places else ""
@@ -559,17 +559,17 @@ def run(words: argparse.Namespace) -> None:
     store = Store(directory)
     with store.workers:  # ended before the program is, or the interpreter stumbles over them
         if not target:
-            return print(*map(line_of, store.snapshots), sep="\n")
-        candidates = [one for one in store.snapshots if words.snapshot in ("latest", str(one.number))]
+            return print(*map(store.line_of, store.snapshots), sep="\n")
+        candidates = [one for one in store.snapshots[::-1] if words.snapshot in ("latest", str(one.number))]
         if not candidates:
             usage(f"there is no snapshot {words.snapshot}; --list shows what there is")
-        snapshot = max(candidates, key=lambda one: (one.complete or len(candidates) == 1, one.created_ns, one.number))
+        snapshot = max(candidates, key=lambda one: (one.number not in store.dropped, one.complete, one.created_ns))
         if words.snapshot == "latest" and store.gaps and max(store.gaps) > store.last_commit:
             say("something is missing behind the last snapshot found: was there a newer one?", is_problem=True)
-        newest = candidates[-1]
-        if newest.number > snapshot.number:
-            text = f"snapshot {newest.number} is newer, but partial: --snapshot {newest.number} takes it"
-            say(text, is_problem=newest.lost > 0)
+        if (newest := candidates[0]).number > snapshot.number:
+            say(f"snapshot {newest.number} is newer, but partial (--snapshot takes it)", is_problem=newest.lost > 0)
+        if snapshot.number in store.dropped:
+            say(f"retention let snapshot {snapshot.number} go: what no other one needs may be gone, and is named then")
         store.load(snapshot)
         if words.path:
             store.want_only(words.path)
@@ -577,7 +577,7 @@ def run(words: argparse.Namespace) -> None:
         rescue = Rescue(store, target)
         rescue.run()
         written = ", ".join(f"{count:,} {kind}" for kind, count in rescue.made.items())
-        print(f"{store.name}: snapshot {line_of(snapshot)}")
+        print(f"{store.name}: snapshot {store.line_of(snapshot)}")
         print(f"  written   {written}; {rescue.size / 2**20:,.1f} MiB from {rescue.blocks:,} blocks")
         print("  verified  every block written has the BLAKE3 id that the record names; so has the record itself")
         print(f"NOT complete: {len(problems):,} problems, named above" if problems else "complete")

@@ -86,6 +86,8 @@ class ArchiveReader:
         self._listing = Listing(path, room.cache_kib)
         self._directory, self._disk = directory, disk or Disk()
         self._files = SegmentFiles(directory, self._disk, room.open_segments)
+        self.looked_at = ""
+        """What the last `look` read from: "media", "cache", or "" when it read nothing."""
 
     def close(self) -> None:
         """Close all files."""
@@ -180,6 +182,7 @@ class ArchiveReader:
         """What the medium holds of one block now, and why it is not well; what is not well was looked at twice.
 
         Raises BookDamagedError."""
+        self.looked_at = ""
         place = self._listing.places([name]).get(name)
         if place is None:
             return Sight.ABSENT, "this block is not in the store"
@@ -197,6 +200,7 @@ class ArchiveReader:
         self._files.close()  # what stands under the segment's name now, not a file that was opened before
         try:
             view = self._files.read(place.segment, place.offset, _end(place) - place.offset)
+            self.looked_at = "media" if self._files.reader(place.segment).direct else "cache"
         except FileNotFoundError:
             return Sight.ABSENT, f"segment {place.segment} is missing"
         except ReplicadError as error:

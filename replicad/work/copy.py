@@ -196,6 +196,7 @@ class Pass:
                 stopped=dataset.stopping.is_set,
                 soon=soon,
                 companion=companion,
+                canary=dataset.config.canary.encode(),
             )
 
     def _guard(self, found: Survey) -> str:
@@ -483,7 +484,9 @@ class Pass:
             await dataset.durably(ledger.set_sent, self._replica, sent, covered)
 
         self._outcome.head = await self._shipping.seal(build, before)
+        acknowledged_ns = self._clock.now_ns()
         await dataset.in_ledger(self._acked, complete, covered)
+        dataset.acknowledged(self._replica).note(self._outcome.head.number, acknowledged_ns)
         self._status.last_snapshot = self._outcome.head.number
         self._status.last_snapshot_ns = self._started_ns
         self._status.entries, self._status.size = totals.entries, totals.size

@@ -59,6 +59,24 @@ class Hints:
         return None if taken is None else frozenset(taken)
 
 
+class Acknowledged:
+    """The last snapshot that one replica acknowledged since the daemon started, for whoever waits for the next."""
+
+    def __init__(self) -> None:
+        self._number = self._at_ns = 0
+        self.news = asyncio.Event()
+        """Set by each acknowledgement."""
+
+    def note(self, number: int, at_ns: int) -> None:
+        """It was heard of just now."""
+        self._number, self._at_ns = number, at_ns
+        self.news.set()
+
+    def when(self, number: int) -> int:
+        """When this snapshot was acknowledged, 0 when that is not known (any more)."""
+        return self._at_ns if number == self._number else 0
+
+
 def ledger_path(state: Path, dataset: str) -> Path:
     """Where a dataset's ledger is."""
     return state / "ledger" / f"{dataset}.db"
@@ -82,6 +100,7 @@ class Dataset:
         """Set when long work in threads should end early."""
         self.watch = Watch(self.root, self.excluded, config.debounce_s) if config.watch else None
         self._hints: list[Hints] = []
+        self._acknowledged = {replica: Acknowledged() for replica in replicas}
         self._executor = ThreadPoolExecutor(1, f"ledger-{config.name}")
         self._path = ledger_path(state, config.name)
         self._ledger: Ledger | None = None
@@ -186,6 +205,10 @@ class Dataset:
             return result
 
         return await self._in_thread(transaction)
+
+    def acknowledged(self, replica: str) -> Acknowledged:
+        """What this replica acknowledged last."""
+        return self._acknowledged[replica]
 
     def hints(self) -> Hints:
         """A new collector of the watch's hints, for one replica's job."""

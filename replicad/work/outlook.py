@@ -118,7 +118,7 @@ def worthwhile(directory: Path, marks: Marks, before_ns: int) -> list[Usage]:
     young may be a first copy that was cut short and goes on."""
     with closing(Inventory.open(catalog_path(directory))) as inventory:
         last = inventory.checkpoint.segment
-        found = [_usage(inventory, number, marks) for number in range(1, last) if _is_old(inventory, number, before_ns)]
+        found = [_usage(inventory, number, marks) for number in range(1, last) if is_old(inventory, number, before_ns)]
     chosen = [one for one in found if one.unused_bytes >= WORTHWHILE * max(1, one.total_bytes)]
     return sorted(chosen, key=lambda one: one.unused_bytes / one.total_bytes, reverse=True)
 
@@ -132,7 +132,7 @@ def _usage(inventory: Inventory, number: int, marks: Marks) -> Usage:
     return Usage(number, unused, total)
 
 
-def _is_old(inventory: Inventory, number: int, before_ns: int) -> bool:
+def is_old(inventory: Inventory, number: int, before_ns: int) -> bool:
     """Whether the next segment was begun before that."""
     copy = inventory.copy(number + 1, 0)
     try:

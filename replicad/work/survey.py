@@ -85,15 +85,17 @@ def survey(
     stopped: Callable[[], bool],
     soon: Soon | None = None,
     companion: Companion | None = None,
+    canary: bytes = b"",
 ) -> Survey:
     """Walk `root` (or only the hinted directories) and fill the ledger's plan. Runs in the ledger's thread.
 
-    `soon` is told where the walk goes next, `companion` has some directories compared. `stopped` is asked once a
-    directory; when it says so the walk ends early and the result must not be used.
+    `soon` is told where the walk goes next, `companion` has some directories compared; that the daemon itself rewrote
+    `canary` holds nothing. `stopped` is asked once a directory; when it says so the walk ends early and the result must
+    not be used.
     Raises SourceError when the root cannot be walked at all.
     """
     ledger.plan.begin()
-    planner = _Planner(ledger)
+    planner = _Planner(ledger, canary)
     planner.survey.known = ledger.count()
     found = walk(
         root, ledger, excluded=excluded, one_filesystem=one_filesystem, only=only, soon=soon, companion=companion
@@ -109,9 +111,9 @@ def survey(
 class _Planner:
     """Turns differences into steps."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, canary: bytes) -> None:
         self.survey = Survey()
-        self._ledger = ledger
+        self._ledger, self._canary = ledger, canary
         self._steps: list[Step] = []
         self._number = 0
         self._has_files, self._has_unnamed = ledger.has_files(), has_unnamed(ledger)
@@ -160,7 +162,7 @@ class _Planner:
             moved = self._has_files and found.known is None and self._ledger.was_elsewhere(stamp)
             survey.files += 1
             survey.size += stamp.size
-            survey.rewritten += rewritten
+            survey.rewritten += rewritten and found.path != self._canary
             survey.moved += moved and found.links == 1  # else a further name of it
             self._add(FIRST if moved else PUTS, Action.READ, found.path, found=found, moved=moved)
 

@@ -313,8 +313,8 @@ def _examined(asked: Examine, archive: ArchiveReader) -> Examined:
     """What this processor makes of the bytes, and what this medium holds of the block. In a thread."""
     sight, reason = archive.look(asked.id)
     if not asked.data:
-        return Examined(b"", b"", sight, reason)
-    return Examined(checksum(asked.data), block_id(asked.data), sight, reason)
+        return Examined(b"", b"", sight, reason, archive.looked_at)
+    return Examined(checksum(asked.data), block_id(asked.data), sight, reason, archive.looked_at)
 
 
 _REFUSALS: dict[type[ReplicadError], str] = {
