@@ -1,7 +1,7 @@
 """Attestation: what a replica says of its copy of one dataset, from its own books and by its own clock. Pure.
 
-It is what a gate goes by and what a policy is judged with: never what the primary remembers of it. **Owns** as well what
-a replica remembers of the drills that were made from it: its client tells, the replica dates.
+It is what a gate goes by and what a policy is judged with: never what the primary remembers of it. **Owns** as well
+what a replica remembers of the drills that were made from it: its client tells, the replica dates.
 """
 
 from __future__ import annotations

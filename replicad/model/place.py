@@ -61,10 +61,11 @@ def widest_m(places: Sequence[Place]) -> float:
 
 
 def _chosen(left: Sequence[Place], count: int, least_m: float, chosen: list[Place]) -> bool:
+    """Whether `chosen` can be filled up to `count` with some of those that are `left`."""
     if len(chosen) >= count:
         return True
-    for at, place in enumerate(left[: max(0, len(left) - (count - len(chosen)) + 1)]):
-        if all(distance_m(place, other) >= least_m for other in chosen):
-            if _chosen(left[at + 1 :], count, least_m, [*chosen, place]):
-                return True
-    return False
+    return any(
+        all(distance_m(place, other) >= least_m for other in chosen)
+        and _chosen(left[at + 1 :], count, least_m, [*chosen, place])
+        for at, place in enumerate(left)
+    )

@@ -26,10 +26,13 @@ DAY_S = 86400.0
 MIN_COPIES = 2
 """The dataset itself and one replica: no level and no key goes below."""
 SKEW_S = 60.0
-"""A time that lies this far ahead of the clock was not stamped by a clock that agrees with it: nothing is known then."""
+"""A time that lies further ahead of the clock than this was stamped by another one: nothing is known then."""
 HEARD_S = DAY_S
 """What a replica said of its configuration and its copy is believed for this long; a scrub's and a drill's times, which
 only grow older, for as long as they last."""
+
+
+_NOWHERE, _SILENCE = Place(), Attestation()
 
 
 class Grade(StrEnum):
@@ -141,7 +144,7 @@ class Copy:
     """One replica's copy of the dataset."""
 
     replica: str
-    place: Place = Place()
+    place: Place = _NOWHERE
     complete_ns: int = 0
     """As of when everything is on the replica and acknowledged, by this node's clock; 0 = never."""
     snapshot: int = 0
@@ -150,7 +153,7 @@ class Copy:
     """Why it is not known what was acknowledged."""
     heard_ns: int = 0
     """When the replica said last how its copy is, by this node's clock; 0 = not since this daemon started."""
-    said: Attestation = Attestation()
+    said: Attestation = _SILENCE
     unheard: str = ""
     """Why it does not say so now."""
     drilled: Drilled = Drilled()
@@ -162,7 +165,7 @@ class Facts:
 
     dataset: str
     now_ns: int
-    place: Place = Place()
+    place: Place = _NOWHERE
     """Where the dataset itself is."""
     verified: Verified = Verified()
     """On this side."""
