@@ -18,7 +18,7 @@ import msgspec
 
 from replicad.model.attestation import Attestation
 from replicad.model.drill import Outcome
-from replicad.model.policy import SKEW_S
+from replicad.model.policy import SKEW_S, unseen
 from replicad.model.show import show_duration
 from replicad.model.snapshot import Head
 
@@ -131,14 +131,9 @@ def _verified(wanted: Demands, said: Attestation) -> Check:
     def shut(reason: str) -> Check:
         return Check("verified", False, reason, "scrub")
 
-    if (
-        not said.scrub_state
-        or said.scrub_state == "starting"
-        or (said.scrub_state == "failed" and not said.total_bytes)
-    ):
-        return shut(f"the replica's scrub says nothing: {said.scrub_reason or said.scrub_state or 'it runs none'}")
-    if not said.total_bytes and said.complete.number:
-        return shut("the replica's scrub has not looked at this copy yet")
+    has_data = bool(said.complete.number)
+    if silent := unseen(said.scrub_state, said.scrub_reason, said.total_bytes, has_data=has_data):
+        return shut(f"the replica's scrub says nothing: {silent}")
     if not said.oldest_verified_ns:
         return shut("not every byte on the replica was verified yet, not once")
     age_s = (said.now_ns - said.oldest_verified_ns) / 1e9

@@ -30,7 +30,8 @@ def facts_of(one: PolicyStatus, status: NodeStatus) -> Facts:
 def _verified_here(dataset: str, status: NodeStatus) -> Verified:
     for line in status.scrubs:
         if (line.dataset, line.side) == (dataset, "primary"):
-            unknown = unseen(line.state, line.reason, line.total_bytes)
+            has_data = any(one.dataset == dataset and one.size for one in status.datasets)
+            unknown = unseen(line.state, line.reason, line.total_bytes, has_data=has_data)
             return Verified(line.oldest_verified_ns, line.total_bytes, unknown)
     return Verified(unknown="no scrub of it runs here")
 

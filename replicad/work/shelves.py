@@ -286,7 +286,8 @@ class Shelves:
             scrub, mender = self._scrub_of(*key) if self._scrub_of else None, self._mender(shelf, opened)
             orders = ShelfOrders(opened)
             rules = partial(self._rules_of, key[0])
-            witness = Witness(opened.findings, opened.executor, shelf.status, rules, self._clock)
+            extent = partial(shelf.surface.extent, 0) if shelf.surface else None
+            witness = Witness(opened.findings, opened.executor, shelf.status, extent, rules, self._clock)
             tended = Tended(
                 channel, opened.directory, mender=mender, scrub=scrub, orders=orders, witness=witness, disk=self._disk
             )

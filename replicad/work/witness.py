@@ -8,7 +8,7 @@ can add a bounded number of pins, and takes none back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -23,6 +23,7 @@ from replicad.model.retention import Pin, Rules
 from replicad.model.snapshot import Head
 from replicad.status import ScrubStatus, StoreStatus, printable
 from replicad.system.clock import Clock
+from replicad.work.surface import Extent
 
 DRILLS_KEY = "drills"
 TEXT_CHARACTERS = 300
@@ -39,20 +40,22 @@ class Witness:
         findings: Findings,
         executor: ThreadPoolExecutor,
         status: StoreStatus,
+        extent: Callable[[], Awaitable[Extent]] | None,
         rules: Callable[[], Rules],
         clock: Clock,
     ) -> None:
+        """`extent` says how much there is to verify now; None while nothing can be verified."""
         self._findings, self._executor, self._status, self._rules = findings, executor, status, rules
-        self._clock = clock
+        self._extent, self._clock = extent, clock
 
     async def attest(
         self, lines: Sequence[SnapshotLine], scrub: ScrubStatus | None, notes: Sequence[DrillNote]
     ) -> Attestation:
         """What this copy amounts to, given the store's snapshots and its scrub; the drills, which are of snapshots that
         there are or were, are remembered first."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor, lambda: self._attest(lines, scrub, notes)
-        )
+        extent = await self._extent() if self._extent else None
+        said = await asyncio.get_running_loop().run_in_executor(self._executor, lambda: self._attest(lines, notes))
+        return _of_scrub(said, scrub, extent) if scrub else said
 
     async def keep(self, lines: Sequence[SnapshotLine], name: str, head: Head, reason: str) -> str:
         """Pin one of these snapshots; why that is not possible, or ""."""
@@ -62,9 +65,7 @@ class Witness:
 
     # in the store's thread
 
-    def _attest(
-        self, lines: Sequence[SnapshotLine], scrub: ScrubStatus | None, notes: Sequence[DrillNote]
-    ) -> Attestation:
+    def _attest(self, lines: Sequence[SnapshotLine], notes: Sequence[DrillNote]) -> Attestation:
         now_ns, rules = self._clock.now_ns(), self._rules()
         newest = lines[-1] if lines else None
         whole = next((line for line in reversed(lines) if line.complete), None)
@@ -82,7 +83,7 @@ class Witness:
             keep_at_least=max(rules.at_least, rules.daily),
             pins_asked=self._findings.asked_pins(),
         )
-        return _of_scrub(_of_snapshot(said, whole), scrub)
+        return _of_snapshot(said, whole)
 
     def _heard(self, notes: Sequence[DrillNote], now_ns: int) -> DrillMemory:
         """What is remembered of drills, with those that the client tells of."""
@@ -126,13 +127,12 @@ def _of_snapshot(said: Attestation, whole: SnapshotLine | None) -> Attestation:
     )
 
 
-def _of_scrub(said: Attestation, scrub: ScrubStatus | None) -> Attestation:
-    if scrub is None:
-        return said
+def _of_scrub(said: Attestation, scrub: ScrubStatus, extent: Extent | None) -> Attestation:
+    """Sizes are those of now; the scrub itself looks at them now and then only."""
     return msgspec.structs.replace(
         said,
-        total_bytes=scrub.total_bytes,
-        never_bytes=scrub.never_bytes,
+        total_bytes=extent.total_bytes if extent else scrub.total_bytes,
+        never_bytes=extent.never_bytes if extent else scrub.never_bytes,
         oldest_verified_ns=scrub.oldest_verified_ns,
         scrub_state=scrub.state,
         scrub_reason=scrub.reason[:TEXT_CHARACTERS],
