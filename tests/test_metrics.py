@@ -32,7 +32,9 @@ CONTRACT = {
     "replicad_policy_compliant",
 }  # fmt: skip
 """Names that others rely on."""
-LABELS = {"node", "version", "dataset", "replica", "client", "job", "side", "kind", "source", "result", "outcome"} | {"objective"}
+LABELS = {"node", "version", "dataset", "replica", "client", "job", "side", "kind", "source", "result", "outcome"} | {
+    "objective"
+}
 
 
 def values(node: NodeStatus) -> dict[str, float]:
