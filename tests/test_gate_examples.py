@@ -111,7 +111,8 @@ def _apt_root(place: Path, called: Path) -> list[str]:
     apt = place / "apt"
     pairs = {
         "Dir::State": apt / "state", "Dir::State::status": apt / "status", "Dir::Cache": apt / "cache",
-        "Dir::Etc": apt / "etc", "Dir::Log": apt / "log", "Dir::Bin::dpkg": dpkg, "Debug::NoLocking": "1", "APT::Sandbox::User": "root",
+        "Dir::Etc": apt / "etc", "Dir::Log": apt / "log",
+        "Dir::Bin::dpkg": dpkg, "Debug::NoLocking": "1", "APT::Sandbox::User": "root",
         "Acquire::AllowInsecureRepositories": "1",
     }  # fmt: skip
     return [part for key, value in pairs.items() for part in ("-o", f"{key}={value}")]
