@@ -18,9 +18,9 @@ import msgspec
 
 from replicad.model.attestation import Attestation
 from replicad.model.drill import Outcome
+from replicad.model.head import Head
 from replicad.model.policy import SKEW_S, unseen
 from replicad.model.show import show_duration
-from replicad.model.snapshot import Head
 
 _SILENCE = Attestation()
 
@@ -129,7 +129,8 @@ def _fresh(wanted: Demands, seen: Seen) -> Check:
 
 def _verified(wanted: Demands, said: Attestation) -> Check:
     def shut(reason: str) -> Check:
-        return Check("verified", False, reason, "scrub")
+        because = f" (its scrub is {said.scrub_state}: {said.scrub_reason})" if said.scrub_reason else ""
+        return Check("verified", False, reason + because, "scrub")
 
     has_data = bool(said.complete.number)
     if silent := unseen(said.scrub_state, said.scrub_reason, said.total_bytes, has_data=has_data):
