@@ -78,7 +78,7 @@ def test_a_copy_that_is_well_opens_it() -> None:
         (seen(said(lost_records=1)), "fresh", "lost 1 pieces", ""),
         (seen(held="the root is empty"), "fresh", "held: the root is empty", ""),
         (seen(said(oldest_verified_ns=0)), "verified", "not once", "scrub"),
-        (seen(said(oldest_verified_ns=0, scrub_reason="no time")), "verified", "(its scrub is idle: no time)", "scrub"),
+        (seen(said(oldest_verified_ns=0, scrub_reason="no time")), "verified", "(its scrub: no time)", "scrub"),
         (seen(said(oldest_verified_ns=ago(8 * DAY_S, THERE))), "verified", "within 8d; at most 7d", "scrub"),
         (seen(said(oldest_verified_ns=ago(-SKEW_S - 1, THERE))), "verified", "ahead of its clock", "scrub"),
         (seen(said(scrub_state="")), "verified", "runs no scrub", "scrub"),

@@ -129,7 +129,7 @@ def _fresh(wanted: Demands, seen: Seen) -> Check:
 
 def _verified(wanted: Demands, said: Attestation) -> Check:
     def shut(reason: str) -> Check:
-        because = f" (its scrub is {said.scrub_state}: {said.scrub_reason})" if said.scrub_reason else ""
+        because = f" (its scrub: {said.scrub_reason})" if said.scrub_reason else ""
         return Check("verified", False, reason + because, "scrub")
 
     has_data = bool(said.complete.number)
