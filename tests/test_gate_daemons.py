@@ -97,6 +97,8 @@ def test_what_is_on_the_disk_now_has_to_be_there(tmp_path: Path) -> None:
     with guarded(tmp_path) as pair:
         opened(pair)
         assert shut(gate(pair, "--max-lag", "0", code=1)) == {"fresh"}
+        (pair.root / "seen").write_text("by the watch\n")
+        wait_until(lambda: pair.line.last_complete_ns > pair.line.last_walked_ns > 0, "a pass that walks only a part")
         assert not shut(gate(pair))
         said = replicad("gate", "--config", pair.primary.config).stdout
         assert re.search(r"fresh +ok .*snapshot \d+ holds everything as of .* ago; up to 5m are\s+allowed", said), said

@@ -46,6 +46,8 @@ class Seen:
     """By this node's clock."""
     complete_ns: int = 0
     """When the last pass began of which everything was acknowledged; 0 = never, or not known."""
+    walked_ns: int = 0
+    """When the last of those began that walked everything: the watch may have missed a change, a walk has not."""
     heads: tuple[Head, ...] = ()
     """What this node's ledger says that the replica holds: before the replica was asked, and after."""
     held: str = ""
@@ -118,13 +120,13 @@ def _fresh(wanted: Demands, seen: Seen) -> Check:
     if age_s < -SKEW_S:
         return shut("the last pass lies ahead of the clock: the clock was set back")
     shown = f"snapshot {said.complete.number} holds everything as of {short_duration(max(0.0, age_s))} ago"
-    if wanted.asked_ns and seen.complete_ns >= wanted.asked_ns:
-        return Check("fresh", True, f"{shown}, since the gate was asked")
+    if wanted.asked_ns and seen.walked_ns >= wanted.asked_ns:
+        return Check("fresh", True, f"{shown}, by a walk of everything since the gate was asked")
     if age_s <= wanted.lag_s:
         return Check("fresh", True, f"{shown}; up to {short_duration(wanted.lag_s)} are allowed")
     if wanted.lag_s:
         return shut(f"{shown}; at most {short_duration(wanted.lag_s)} are allowed")
-    return shut(f"{shown}, and that was before the gate was asked")
+    return shut(f"{shown}, but everything was not walked since the gate was asked")
 
 
 def _verified(wanted: Demands, said: Attestation) -> Check:
