@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import msgspec
 
+from replicad.model.attestation import Attestation
 from replicad.model.canary import Lags
 from replicad.model.canary import is_late as is_canary_late
 from replicad.model.drill import DrillRecord, Outcome, Trend, is_overdue
+from replicad.model.place import Place
+from replicad.model.policy import Objectives
 
 LAST_STATUS = "last-status.json"
 """File in the state directory with what the daemon said last: shown when it cannot be asked."""
@@ -62,6 +65,8 @@ class DatasetStatus(msgspec.Struct):
     """Creation time of the last acknowledged snapshot."""
     last_complete_ns: int = 0
     """When the last pass began of which everything is acknowledged; the lag is the age of this."""
+    last_walked_ns: int = 0
+    """When the last of those began that walked everything, whatever the watch said; 0 = not since the start."""
     last_error: str = ""
     unread: int = 0
     """Entries that could not be copied in the last pass."""
@@ -220,6 +225,29 @@ class CanaryStatus(msgspec.Struct):
     """What is wrong with the last one that was looked at; "" when nothing is."""
 
 
+class CopyStatus(msgspec.Struct):
+    """What one replica said last of its copy of a dataset (primary side)."""
+
+    dataset: str
+    replica: str
+    place: Place = Place()
+    """Where it stands, as this node's configuration declares."""
+    heard_ns: int = 0
+    """When it said so, by this node's clock; 0 = not since the daemon started."""
+    unheard: str = ""
+    """Why it does not say so now."""
+    said: Attestation = Attestation()
+
+
+class PolicyStatus(msgspec.Struct):
+    """What is demanded of one dataset of this node; whether it holds: work/policy_facts.py."""
+
+    dataset: str
+    objectives: Objectives = Objectives()
+    place: Place = Place()
+    """Where this node stands."""
+
+
 class RetentionStatus(msgspec.Struct):
     """Retention of one store of this node."""
 
@@ -278,6 +306,8 @@ class NodeStatus(msgspec.Struct):
     scrubs: list[ScrubStatus] = []
     drills: list[DrillStatus] = []
     canaries: list[CanaryStatus] = []
+    copies: list[CopyStatus] = []
+    policies: list[PolicyStatus] = []
     retentions: list[RetentionStatus] = []
     jobs: list[JobStatus] = []
 

@@ -15,12 +15,15 @@ from replicad.link.messages import (
     BUCKETS,
     MAX_CASES,
     MAX_CREDIT_BYTES,
+    MAX_NOTES,
     MAX_OFFER,
     MAX_SEEN_BYTES,
     MAX_WANTS,
     PROTOCOL,
     Accounted,
     Acked,
+    Attest,
+    Attested,
     Bye,
     Case,
     Cases,
@@ -33,6 +36,8 @@ from replicad.link.messages import (
     Fetch,
     Hello,
     Inquire,
+    Keep,
+    Kept,
     Lost,
     Message,
     Need,
@@ -56,6 +61,7 @@ from replicad.link.messages import (
 from replicad.link.session import (
     MAX_EVENTS,
     MAX_GLOBS,
+    MAX_KINDS,
     MAX_STATUS_BYTES,
     TABLE,
     Role,
@@ -66,6 +72,7 @@ from replicad.link.session import (
     version_refusal,
 )
 from replicad.model import divergence
+from replicad.model.attestation import Attestation, DrillMemory, DrillNote
 from replicad.model.divergence import MAX_AFFECTED, MAX_BITS, MAX_BLOCKS_NAMED, Affected, Event, Look, Side
 from replicad.model.entry import MAX_DEPTH
 from replicad.model.errors import PeerError
@@ -108,11 +115,15 @@ tending        C Testify        tending
 tending        C Blocks         tending
 tending        C Account        tending
 tending        C Direct         tending
+tending        C Attest         tending
+tending        C Keep           tending
 tending        S Examined       tending
 tending        S Cases          tending
 tending        S Settled        tending
 tending        S Accounted      tending
 tending        S Directed       tending
+tending        S Attested       tending
+tending        S Kept           tending
 """
 
 
@@ -171,7 +182,19 @@ def test_the_wire_has_no_verb_for_deletion() -> None:
 def test_a_tending_client_gives_evidence_and_nothing_else() -> None:
     """While tending, a client asks, testifies, and sends proven blocks; a scrub can be hurried and not held up."""
     said = {kind.__name__ for state, role, kind in TABLE if state is State.TENDING and role is Role.CLIENT}
-    assert said == {"Examine", "Inquire", "Testify", "Blocks", "Account", "Direct", "Ping", "Pong", "Bye"}
+    assert said == {
+        "Examine",
+        "Inquire",
+        "Testify",
+        "Blocks",
+        "Account",
+        "Direct",
+        "Attest",
+        "Keep",
+        "Ping",
+        "Pong",
+        "Bye",
+    }
     assert [action for action in ("start", "status", "pause", "resume", "") if not message_problem(Direct(action))] == [
         "start",
         "status",
@@ -246,6 +269,28 @@ BAD = (
     Direct("pause"),
     Direct(""),
     Directed(bytes(MAX_STATUS_BYTES + 1)),
+    Attest([DrillNote()] * (MAX_NOTES + 1)),
+    Attest([DrillNote(number=-1)]),
+    Attest([DrillNote(ended_ns=2**63)]),
+    Attest([DrillNote(kind="k" * 17)]),
+    Attest([DrillNote(digest="0" * 65)]),
+    Attest([DrillNote(reason="x" * 5000)]),
+    Attested(Attestation(now_ns=-1)),
+    Attested(Attestation(head=Head(1, b"short"))),
+    Attested(Attestation(complete=Head(-1))),
+    Attested(Attestation(never_bytes=2**63)),
+    Attested(Attestation(scrub_reason="x" * 5000)),
+    Attested(Attestation(open={"replica_rot": -1})),
+    Attested(Attestation(open={"x" * 5000: 1})),
+    Attested(Attestation(open={str(n): 1 for n in range(MAX_KINDS + 1)})),
+    Attested(Attestation(keep_younger_than_s=float("nan"))),
+    Attested(Attestation(keep_younger_than_s=-1.0)),
+    Attested(Attestation(drills=DrillMemory(last=DrillNote(files=-1)))),
+    Attested(Attestation(drills=DrillMemory(proven=DrillNote(bytes=2**63)))),
+    Keep("n" * 256, Head(), ""),
+    Keep("n", Head(1, b""), ""),
+    Keep("n", Head(), "x" * 5000),
+    Kept("x" * 5000),
     Ping(-1),
     Pong(2**63),
     Bye("x" * 5000),

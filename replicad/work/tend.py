@@ -14,17 +14,20 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from typing import TypeVar
 
 from replicad.link.messages import Case, Examined, Lost
+from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.block import ID_BYTES, checksum
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.entry import Map, Op, Put
 from replicad.model.errors import LinkError, ReplicadError, UsageError
 from replicad.model.glob import escaped
 from replicad.model.remedy import Remedy, remedy_of
+from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight, Verdict
 from replicad.source.root import Root
-from replicad.status import ScrubStatus
+from replicad.status import CopyStatus, ScrubStatus
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.compare_records import Agreement, ComparingRecords
@@ -36,7 +39,7 @@ from replicad.work.holdings import Held, Holdings, pieces_of
 from replicad.work.interrupted import MENDING, finish_interrupted
 from replicad.work.mend_primary import PrimaryMender
 from replicad.work.mended import PLANS, Mended
-from replicad.work.mirror import Mirror, mirror_status
+from replicad.work.mirror import Mirror, mirror_attestation, mirror_status
 from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import open_block
 from replicad.work.same_root import is_same_root
@@ -52,6 +55,9 @@ never had is closed at once."""
 AGAIN_ROUNDS, LAST_AGAIN_ROUNDS = 5, 60
 """A finding that a round could not settle is looked at again after so many, later after more, and at once when
 something about it changes. Each time costs a block or, on behalf of a whole segment, MAX_TESTIMONY_BYTES."""
+
+
+Answer = TypeVar("Answer")
 
 
 class Patience:
@@ -96,13 +102,16 @@ class Tending:
         opinions: Opinions,
         elsewhere: Elsewhere,
         tell_anew: Callable[[], None],
+        copy: CopyStatus,
+        notes: Callable[[], Sequence[DrillNote]] = lambda: (),
     ) -> None:
-        """`status` becomes what the replica says of its scrub. `opinions` and `elsewhere` are shared by the jobs of one
-        dataset.
+        """`status` becomes what the replica says of its scrub, `copy` what it says of its copy; it is told of `notes`,
+        drills. `opinions` and `elsewhere` are shared by the jobs of one dataset.
         `tell_anew` is called when the next pass has the whole record to tell."""
         self._dataset, self.replica, self._dial, self._status = dataset, replica, dial, status
         self._pool, self._clock, self._disk, self._opinions = pool, clock, disk, opinions
         self._elsewhere, self._tell_anew = elsewhere, tell_anew
+        self._copy, self._notes = copy, notes
         self.mender = PrimaryMender(dataset, pool, clock, disk)
         self._records = ComparingRecords(dataset, replica, clock)
         every_s = dataset.config.tend_every_s
@@ -116,6 +125,8 @@ class Tending:
         """Somebody here waits for the replica's scrub to serve this number."""
         self._wants_account = False
         self._nudged = asyncio.Event()
+        self._asking = 0
+        """How many questions from outside the rounds are under way."""
         self._rounds, self._opening = asyncio.Lock(), asyncio.Lock()
 
     @property
@@ -130,14 +141,38 @@ class Tending:
     async def start_scrub(self) -> int:
         """Have the replica scrub its side of the dataset now; the number that `served` of the mirrored status reaches
         when it has. Raises LinkError, ReplicadError."""
-        talk = await self._session()
-        said = await talk.direct("start")
+        said = await self._asked(lambda talk: talk.direct("start"))
         if said is None:
             raise UsageError(f"{self.replica} runs no scrub of {self._dataset.config.name}", hint="look there")
         mirror_status(self._status, said)
         self._scrubbed_until = max(self._scrubbed_until, self._status.requested)
         self._nudged.set()
         return self._status.requested
+
+    async def attest(self) -> Attestation:
+        """What the replica says of its copy now, from its own books. Raises LinkError, ReplicadError; UsageError when
+        it has none."""
+        return await self._asked(self._attested)
+
+    async def keep(self, name: str, snapshot: Head, reason: str) -> str:
+        """Have the replica keep that snapshot under a name; why it does not, or "". Raises as `attest`."""
+        return await self._asked(lambda talk: talk.keep(name, snapshot, reason))
+
+    async def _asked(self, ask: Callable[[Conversation], Awaitable[Answer]]) -> Answer:
+        """Ask something outside the rounds, which leave the session open meanwhile."""
+        self._asking += 1
+        try:
+            try:
+                return await ask(await self._session())
+            except LinkError:  # a session that was kept open may have died unnoticed
+                return await ask(await self._session())
+        finally:
+            self._asking -= 1
+
+    async def _attested(self, talk: Conversation) -> Attestation:
+        said = mirror_attestation(await talk.attest(self._notes()))
+        self._copy.said, self._copy.heard_ns, self._copy.unheard = said, self._clock.now_ns(), ""
+        return said
 
     def request_account(self) -> None:
         """Compare the two records in the next round."""
@@ -172,6 +207,7 @@ class Tending:
                 await self._round()
         except LinkError as error:
             self._status.state, self._status.reason = "waiting", f"out of reach: {error.what}"
+            self._copy.unheard = f"out of reach: {error.what}"
             raise
 
     async def _round(self) -> None:
@@ -182,6 +218,7 @@ class Tending:
             talk = await self._session()
         except UsageError:
             self._status.state, self._status.reason = "waiting", f"{self.replica} has no copy yet"
+            self._copy.unheard = "it has no copy yet"
             return
         self._seen = await self._news()
         try:
@@ -192,12 +229,13 @@ class Tending:
         now_s = self._clock.monotonic_s()
         if open_ones:
             self._useful_s = now_s
-        elif now_s - self._useful_s >= IDLE_CLOSE_S:
+        elif now_s - self._useful_s >= IDLE_CLOSE_S and not self._asking:
             await self.close()
 
     async def _settle_all(self, talk: Conversation) -> int:
         """The round's work; how many findings were open."""
         await self._mirror_scrub(talk)
+        await self._attested(talk)
         async with _Side(self, talk) as side:
             open_ones = 0
             for settle in self._order():
