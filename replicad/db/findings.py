@@ -18,6 +18,8 @@ from typing import TypeVar
 
 import msgspec
 
+from replicad.db.coverage import SCHEMA as COVERAGE
+from replicad.db.coverage import Coverage
 from replicad.db.database import Database
 from replicad.model.divergence import Divergence, Receipt, Side, State, Suspect, divergence_id
 from replicad.model.errors import UsageError
@@ -52,8 +54,9 @@ MIGRATIONS = (
     CREATE TABLE pin(
         name TEXT PRIMARY KEY, snapshot INTEGER NOT NULL, at_ns INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
     """,
+    COVERAGE,
 )
-"""Version history: 1 = first; 2 = pins."""
+"""Version history: 1 = first; 2 = pins; 3 = how verification went (db/coverage.py)."""
 
 Result = TypeVar("Result")
 _encode = msgspec.msgpack.Encoder().encode
@@ -69,6 +72,7 @@ class Findings:
         """Open or create. Raises BookDamagedError, DiskFullError, LockedError."""
         self.path = path
         self._db = Database(path, MIGRATIONS, readonly=readonly, remedy=REMEDY)
+        self.coverage = Coverage(self._db)
 
     def close(self) -> None:
         """Close the book."""

@@ -324,7 +324,7 @@ _RULES: dict[MessageType, Callable[[Any], str]] = {
         or ("" if len(m.sums) == BUCKETS else f"account in {len(m.sums)} parts")
         or next((problem for part in m.sums if (problem := _hash(part, ID_BYTES))), "")
     ),
-    Direct: lambda m: "" if m.action in ("start", "status") else "action",
+    Direct: lambda m: "" if m.action in ("start", "status", "map") else "action",
     Directed: lambda m: "" if len(m.status) <= MAX_STATUS_BYTES else f"status of {len(m.status)} bytes",
 }
 """Limits of the fields; a kind that is not named has none beyond its length."""
