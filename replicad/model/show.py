@@ -1,4 +1,4 @@
-"""Show: names of files as text. Pure, and imported fast: every verb may have to print one."""
+"""Show: names of files and durations as text. Pure, and imported fast: every verb may have to print one."""
 
 from __future__ import annotations
 
@@ -7,3 +7,15 @@ def show_path(path: bytes) -> str:
     """`path` for people and JSON: UTF-8 where possible, other bytes and control characters as \\xNN."""
     text = path.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) or "."
+
+
+def show_duration(seconds: float) -> str:
+    """A duration for people, in its two largest units: "3m 20s"; a part that is zero is left out."""
+    if 0 < seconds < 10 and seconds != round(seconds):
+        return f"{seconds:.1f}s"
+    whole, parts = round(seconds), list[tuple[int, str]]()
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, whole = divmod(whole, length)
+        if count or parts:
+            parts.append((count, unit))
+    return " ".join(f"{count}{unit}" for count, unit in parts[:2] if count) or "0s"
