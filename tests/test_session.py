@@ -172,7 +172,9 @@ def test_a_tending_client_gives_evidence_and_nothing_else() -> None:
     """While tending, a client asks, testifies, and sends proven blocks; a scrub can be hurried and not held up."""
     said = {kind.__name__ for state, role, kind in TABLE if state is State.TENDING and role is Role.CLIENT}
     assert said == {"Examine", "Inquire", "Testify", "Blocks", "Account", "Direct", "Ping", "Pong", "Bye"}
-    assert [action for action in ("start", "status", "map", "pause", "resume", "") if not message_problem(Direct(action))] == [
+    assert [
+        action for action in ("start", "status", "map", "pause", "resume", "") if not message_problem(Direct(action))
+    ] == [
         "start",
         "status",
         "map",

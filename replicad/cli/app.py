@@ -55,6 +55,7 @@ VERBS = (
     Verb("pin", "replicad.cli.pin", "pin", "Keep a snapshot under a name, whatever the rules say."),
     Verb("scrub", "replicad.cli.scrub", "scrub", "Verify every byte now, hold that up, or see."),
     Verb("drill", "replicad.cli.drill", "drill", "Rehearse a restore, and see what drills have proven."),
+    Verb("report", "replicad.cli.report", "report", "Prove it: the evidence for an auditor, signed."),
     Verb("snapshots", "replicad.cli.restore", "snapshots", "List what can be restored."),
     Verb("ls", "replicad.cli.travel", "ls", "List what a directory held in a snapshot."),
     Verb("cat", "replicad.cli.travel", "cat", "Print a file as it was in a snapshot."),

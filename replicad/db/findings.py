@@ -165,6 +165,14 @@ class Findings:
         )
         return [_divergence.decode(body) for (body,) in rows]
 
+    def settled(self, since_ns: int, limit: int) -> tuple[list[Divergence], int]:
+        """The last divergences that changed since then and are not open, the latest first, and how many there are."""
+        where = "FROM divergence WHERE state != ? AND changed_ns >= ?"
+        values = (State.OPEN, since_ns)
+        rows = self._db.all(f"SELECT body {where} ORDER BY changed_ns DESC, id LIMIT ?", (*values, limit))
+        count = int(self._db.value(f"SELECT count(*) {where}", values))
+        return [_divergence.decode(body) for (body,) in rows], count
+
     def news(self, side: Side) -> tuple[int, int]:
         """Something that changes whenever an open divergence of this side comes, goes or changes."""
         row = self._db.one(

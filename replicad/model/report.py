@@ -61,6 +61,8 @@ class Unknown(msgspec.Struct, frozen=True):
     what: str
     known_ns: int = 0
     """When what stands in this report about it was last known."""
+    replica: str = ""
+    """The replica that could not be asked."""
 
 
 class Snapshots(msgspec.Struct, frozen=True):
@@ -263,7 +265,8 @@ class Report(msgspec.Struct, frozen=True):
             return 1
         if any(one.grade == "fail" for subject in self.subjects for one in subject.policy):
             return 1
-        return 0 if self.answer is Answer.YES and not self.unknowns else 3
+        is_known = not self.unknowns and not any(subject.unknowns for subject in self.subjects)
+        return 0 if self.answer is Answer.YES and not self.remarks and is_known else 3
 
 
 # ----------------------------------------------------------------------------------------------------------- answer
@@ -274,7 +277,7 @@ def gravest(answers: Iterable[Answer]) -> Answer:
     return max(answers, key=_GRAVITY.__getitem__, default=Answer.UNKNOWN)
 
 
-def judged(subject: Subject, now_ns: int) -> Subject:
+def judged(subject: Subject) -> Subject:
     """The subject with the answer that follows from what is known of it."""
     reasons = [
         *_unknown(subject),
@@ -289,7 +292,11 @@ def judged(subject: Subject, now_ns: int) -> Subject:
 
 
 def _unknown(subject: Subject) -> list[Reason]:
-    return [Reason(Answer.UNKNOWN, f"{one.where}: {one.what}") for one in subject.unknowns]
+    """What is not known of one replica does not matter for the answer where another one has told everything."""
+    silent = {one.replica for one in subject.unknowns}
+    is_told = any(one.name not in silent and one.snapshots and one.last_complete_ns for one in subject.replicas)
+    counting = [one for one in subject.unknowns if not (one.replica and is_told)]
+    return [Reason(Answer.UNKNOWN, f"{one.where}: {one.what}") for one in counting]
 
 
 def _lost(subject: Subject) -> list[Reason]:
