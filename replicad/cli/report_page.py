@@ -55,6 +55,7 @@ def _environment(*, autoescape: bool, finalize: Callable[[Any], Any]) -> Environ
     )
     made.filters |= {
         "time": lambda at_ns: show_time(at_ns) if at_ns else "never",
+        "brief": lambda at_ns: show_time(at_ns).replace("T", " ") if at_ns else "never",
         "size": show_bytes,
         "rate": show_rate,
         "duration": lambda seconds: show_duration(seconds) if seconds else "none",

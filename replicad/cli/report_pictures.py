@@ -8,6 +8,7 @@ sees colours otherwise; its title and description say in words what it shows. ma
 from __future__ import annotations
 
 import io
+import logging
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -29,7 +30,8 @@ COLUMNS, ROWS = 64, 8
 """The age map's cells are laid out so, line by line: model.coverage.CELLS of them."""
 DATE_TICKS = 6
 _INK, _PALE = "#222222", "#bbbbbb"
-_FONTS = ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"]
+_FONT = "DejaVu Sans"
+"""Comes with matplotlib, so that the same space is left for text everywhere; the page's style names what to show."""
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 
@@ -160,7 +162,7 @@ def _draw_map(place: Axes, title: str, found: AgeMap, every_s: float) -> None:
             place.add_patch(Rectangle(at, 1, 1, facecolor=look.face, edgecolor=edge, hatch=look.hatch, linewidth=0.3))
     bad = [number for number, cell in enumerate(found.cells[: COLUMNS * ROWS]) if cell.bad]
     x, y = [number % COLUMNS + 0.5 for number in bad], [number // COLUMNS + 0.5 for number in bad]
-    place.plot(x, y, linestyle="", marker="X", markersize=8, color="#ffffff", markeredgecolor=_INK, zorder=3)
+    place.plot(x, y, linestyle="", marker="X", markersize=8, color=_INK, markeredgecolor="#ffffff", zorder=3)
     place.set_xlim(0, COLUMNS)
     place.set_ylim(ROWS, 0)
     place.set_xticks([])
@@ -235,7 +237,8 @@ def _figure(height_in: float) -> Figure:
     except ImportError:
         hint = "pip install 'replicad[report]', or --format md or json, which need no pictures"
         raise UsageError("the pictures of an HTML report need matplotlib, which is not installed", hint=hint) from None
-    rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "replicad", "font.family": _FONTS, "font.size": 8})
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its caches is nobody's concern here
+    rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "replicad", "font.family": _FONT, "font.size": 8})
     rcParams.update({"hatch.linewidth": 0.5, "hatch.color": "#777777", "axes.linewidth": 0.6})
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
@@ -261,17 +264,7 @@ def _legend(figure: Figure, looks: Sequence[Look], marks: Sequence[tuple[str, st
         for look in looks
     ]
     for label, marker in marks or (("open divergences", "v"),):
-        shown.append(
-            Line2D(
-                [],
-                [],
-                linestyle="",
-                marker=marker,
-                color="#ffffff" if marker == "X" else _INK,
-                markeredgecolor=_INK,
-                label=label,
-            )
-        )
+        shown.append(Line2D([], [], linestyle="", marker=marker, color=_INK, markeredgecolor="#ffffff", label=label))
     figure.legend(handles=shown, loc="outside lower left", ncols=4, frameon=False, fontsize=7)
 
 

@@ -398,6 +398,11 @@ def _yes(subjects: Sequence[Subject]) -> str:
         text += f"; drills have proven it, the oldest of them at {show_time(min(drilled))}"
     elif all(subject.kind == "store" for subject in subjects):
         text += ", as far as this side can tell: every stored byte was verified in time"
+    count = sum(subject.divergences.open_count for subject in subjects)
+    if count:
+        text += (
+            f". {count} open finding{'s' * (count > 1)} {'wait' if count > 1 else 'waits'} for repair, nothing is lost"
+        )
     return f"{text}."
 
 
