@@ -24,7 +24,15 @@ from replicad import __version__
 from replicad.config import ClientConfig, Config, DatasetConfig, ReplicaConfig, load
 from replicad.db.findings import Findings
 from replicad.http import contract
-from replicad.http.contract import Directed, DrillRequest, RepairResult, RetainResult, ScrubRequest, SyncRequest
+from replicad.http.contract import (
+    Directed,
+    DrillRequest,
+    Gated,
+    GateRequest,
+    RepairResult,
+    RetainResult,
+    SyncRequest,
+)
 from replicad.http.server import HttpServer
 from replicad.link.reception import House, Reception
 from replicad.link.ssh import Dialler, Listener, listen
@@ -32,13 +40,14 @@ from replicad.link.unix import SOCKET_NAME, serve_unix
 from replicad.model.block import self_test
 from replicad.model.divergence import Side
 from replicad.model.errors import ConfigError, ReplicadError, UsageError
-from replicad.status import DatasetStatus, JobStatus, NodeStatus, ScrubStatus
+from replicad.model.gate import Demands
+from replicad.status import DatasetStatus, JobStatus, NodeStatus, PolicyStatus, ScrubStatus
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
-from replicad.work import orders
+from replicad.work import directing, gate, orders
 from replicad.work.clients import Clients
 from replicad.work.dataset import Dataset
 from replicad.work.drill_loops import DrillLoops
@@ -51,7 +60,7 @@ from replicad.work.retentions import Retentions
 from replicad.work.scouts import Scouts
 from replicad.work.scratch import Live, live_places
 from replicad.work.scrub import Scrubbing, policy_of
-from replicad.work.scrubs import Answer, Scrubs
+from replicad.work.scrubs import Scrubs
 from replicad.work.shelves import Shelves
 from replicad.work.surface import Surface
 from replicad.work.surfaces import SURFACES, Surfaces
@@ -135,6 +144,8 @@ class Daemon:
         parts = list(self._datasets.values())
         status.jobs = [line for part in parts for line in part.job_lines()]
         status.drills = [line for part in parts for line in part.drills.statuses]
+        status.copies = [line for part in parts for line in part.tendings.copies]
+        status.policies = [part.policy for part in parts]
         status.scrubs = [line for p in parts for line in (*p.scrubs.statuses, *p.tendings.statuses)]
         if self._replica:
             status.scrubs = status.scrubs + self._replica.scrubs.statuses
@@ -157,6 +168,16 @@ class Daemon:
         lines = [line for part in chosen for line in part.drills.request(kind, globs)]
         return [DrillRequest(line.dataset, line.replica, line.requested) for line in lines]
 
+    async def gate(self, asked: GateRequest) -> Gated:
+        """Ask every replica of these datasets, or of all, what it holds, and judge it. Raises UsageError."""
+        parts = [self._protected(name) for name in dict.fromkeys(asked.datasets)] or list(self._datasets.values())
+        if not parts:
+            raise UsageError("this node has no dataset", hint="type it on the primary")
+        asked_ns = asked.asked_ns or self._clock.now_ns()
+        ages = (asked.max_lag_s, asked.max_scrub_age_s, asked.max_drill_age_s)
+        copies = [one for p in parts for one in p.gated(gate.demands(p.config.objectives, asked_ns, *ages))]
+        return Gated(asked_ns, await gate.pass_through(copies, asked.pin))
+
     def release(self, dataset: str) -> None:
         """Let a held dataset go on. Raises UsageError."""
         self._protected(dataset).release()
@@ -164,38 +185,12 @@ class Daemon:
     async def direct_scrub(self, action: str, dataset: str | None, side: str | None, for_s: float) -> Directed:
         """Start, pause or resume the scrubs of one dataset or all, of one side or both, on this node; with side
         "replica" a primary passes "start" on to the replicas of its own datasets. Raises ReplicadError."""
-        parts = [part for name, part in self._datasets.items() if dataset in (None, name)]
-        scrubs = [part.scrubs for part in parts] + ([self._replica.scrubs] if self._replica else [])
-        lines = [line for group in scrubs for line in group.statuses]
-        if not any(dataset in (None, line.dataset) and side in (None, line.side) for line in lines):
-            return await self._direct_replicas(action, dataset, side, parts)
-        answers: list[Answer] = []
-        for group in scrubs:
-            answers += await group.direct(
-                action, for_s, lambda line: dataset in (None, line.dataset) and side in (None, line.side)
-            )
+        parts = self._datasets.items()
+        scrubs = [part.scrubs for _, part in parts] + ([self._replica.scrubs] if self._replica else [])
+        meant = directing.Meant(action, dataset, side, for_s)
+        answers = await directing.direct(meant, scrubs, {name: part.tendings for name, part in parts})
         until_ns = min((answer.until_ns for answer in answers), default=0)
         return Directed([contract.scrub_request(answer.status, answer.number) for answer in answers], until_ns)
-
-    async def _direct_replicas(
-        self, action: str, dataset: str | None, side: str | None, parts: Sequence[Protected]
-    ) -> Directed:
-        if side != Side.REPLICA or not parts:
-            names = ", ".join(sorted({*self._datasets, *(line.dataset for line in self.status().scrubs)})) or "none"
-            what = f"{side} side of {dataset or 'any dataset'}" if side else f"dataset {dataset!r}"
-            raise UsageError(f"no scrub of {what} here", hint=f"datasets of this node: {names}")
-        replicas = ", ".join(sorted({replica.name for part in parts for replica in part.replicas}))
-        if action != "start":
-            text = "a primary can hurry the scrub of a replica, but not hold it up"
-            raise UsageError(text, hint=f"type it on the replica: {replicas}")
-        told = [(part, line.peer) for part in parts for line in part.tendings.statuses]
-        numbers = [await part.tendings.start_scrub(name) for part, name in told]
-        return Directed(
-            [
-                ScrubRequest(part.config.name, Side.REPLICA, name, number)
-                for (part, name), number in zip(told, numbers, strict=True)
-            ]
-        )
 
     async def repair(self, id: str | None, *, dry_run: bool) -> list[RepairResult]:
         """Repair one finding, or all that are open, of whichever side; in a dry run only say what would be done. Raises
@@ -299,6 +294,8 @@ class Daemon:
             if name in before:
                 parts[name].take_over(before[name])
             parts[name].start()
+        for part in parts.values():
+            part.policy.place = config.node.place
         self._datasets = parts
 
     async def _apply_http(self, config: Config) -> None:
@@ -381,6 +378,7 @@ class ReplicaSide:
             clock,
             appeared=self._judge,
             scrub_of=lambda client, dataset: self.scrubs.find(dataset, client),
+            rules_of=lambda client: self._whole.rules_of(client),
         )
         self._clock, self._surface, self._turnstile = clock, daemon.surfaces.replica, asyncio.Lock()
         self._pool, self._whole = daemon.scrub_pool, config
@@ -505,14 +503,15 @@ class Protected:
         self.scrubs = Scrubs(clock, log_failure)
         self._clock = clock
         self._scrub_job: Scrubbing | None = None
+        self.policy = PolicyStatus(dataset.name, dataset.objectives, config.node.place)
         self._dataset = Dataset(dataset, tuple(replica.name for replica in self.replicas), config.node.state)
-        self.tendings = Tendings(self._dataset, pool, clock, disk, log_failure)
+        self.tendings = Tendings(self._dataset, pool, clock, disk, log_failure, lambda name: self.drills.notes(name))
         self._loops: list[_Loop] = []
         for dialler, status in zip(diallers, self.statuses, strict=True):
             job = Replication(self._dataset, dialler.replica.name, dialler.dial, status, pool, scouts, clock)
             self.jobs.append(JobStatus(job.name))
             self._loops.append(_Loop(job, Runner(job, self.jobs[-1], clock, log_failure)))
-            self.tendings.add(dialler.replica.name, dialler.dial, self._loops[-1].wake)
+            self.tendings.add(dialler.replica.name, dialler.replica.place, dialler.dial, self._loops[-1].wake)
         self._tasks: list[asyncio.Task[None]] = []
 
     def job_lines(self) -> list[JobStatus]:
@@ -568,6 +567,11 @@ class Protected:
             loop.runner.nudge()
             requests.append(SyncRequest(dataset=status.dataset, replica=status.replica, number=number))
         return requests
+
+    def gated(self, wanted: Demands) -> list[tuple[gate.Copy, Demands]]:
+        """Its copies before the gate, and what is demanded of them."""
+        copies = ((line, self.tendings.of(line.replica)) for line in self.statuses)
+        return [(gate.Copy(self._dataset, line, tending, self._clock), wanted) for line, tending in copies]
 
     def release(self) -> None:
         """Let the dataset go on."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
+from replicad.model.attestation import Attestation
 from replicad.model.drill import DrillRecord, Outcome, Trend, is_overdue
+from replicad.model.place import Place
+from replicad.model.policy import Objectives
 
 LAST_STATUS = "last-status.json"
 """File in the state directory with what the daemon said last: shown when it cannot be asked."""
@@ -190,6 +193,29 @@ class DrillStatus(msgspec.Struct):
     trend: Trend = Trend("unknown")
 
 
+class CopyStatus(msgspec.Struct):
+    """What one replica said last of its copy of a dataset (primary side)."""
+
+    dataset: str
+    replica: str
+    place: Place = Place()
+    """Where it stands, as this node's configuration declares."""
+    heard_ns: int = 0
+    """When it said so, by this node's clock; 0 = not since the daemon started."""
+    unheard: str = ""
+    """Why it does not say so now."""
+    said: Attestation = Attestation()
+
+
+class PolicyStatus(msgspec.Struct):
+    """What is demanded of one dataset of this node; whether it holds: work/policy_facts.py."""
+
+    dataset: str
+    objectives: Objectives = Objectives()
+    place: Place = Place()
+    """Where this node stands."""
+
+
 class RetentionStatus(msgspec.Struct):
     """Retention of one store of this node."""
 
@@ -245,6 +271,8 @@ class NodeStatus(msgspec.Struct):
     stores: list[StoreStatus] = []
     scrubs: list[ScrubStatus] = []
     drills: list[DrillStatus] = []
+    copies: list[CopyStatus] = []
+    policies: list[PolicyStatus] = []
     retentions: list[RetentionStatus] = []
     jobs: list[JobStatus] = []
 

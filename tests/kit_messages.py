@@ -14,6 +14,8 @@ from replicad.link.messages import (
     Account,
     Accounted,
     Acked,
+    Attest,
+    Attested,
     Blocks,
     Bye,
     Case,
@@ -27,6 +29,8 @@ from replicad.link.messages import (
     Fetch,
     Hello,
     Inquire,
+    Keep,
+    Kept,
     Listing,
     ListSnapshots,
     Lost,
@@ -53,8 +57,12 @@ from replicad.link.messages import (
     Want,
     Welcome,
 )
+from replicad.model.attestation import Attestation, DrillMemory, DrillNote
+from replicad.model.drill import Outcome
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight
+
+_NOTE = DrillNote(5, 8, "00" * 32, "full", Outcome.FAILED, 1_800_000_000, 12, 3456, "etc/passwd differs")
 
 EXAMPLES: tuple[Message, ...] = (
     Hello(PROTOCOL, "replicad 0.1.0"),
@@ -91,6 +99,10 @@ EXAMPLES: tuple[Message, ...] = (
     Accounted(Head(8, bytes(32)), 1234, [bytes(32)] * BUCKETS),
     Direct("start"),
     Directed(b'{"dataset":"www","side":"replica","peer":"ams1"}'),
+    Attest([_NOTE]),
+    Attested(Attestation(head=Head(8, bytes(32)), open={"replica_rot": 2}, drills=DrillMemory(_NOTE), keeps_all=True)),
+    Keep("before-upgrade", Head(8, bytes(32)), "ticket 4711"),
+    Kept("the name is taken"),
     Ping(0),
     Pong(0),
     Bye("done"),

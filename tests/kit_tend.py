@@ -18,7 +18,7 @@ from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.entry import Stamp
 from replicad.model.verdict import Evidence, Sight, Verdict, Witness, Writing, judge
 from replicad.source.root import Root
-from replicad.status import ScrubStatus
+from replicad.status import CopyStatus, ScrubStatus
 from replicad.store.format import plain_payload, split_frames
 from replicad.system.disk import Disk
 from replicad.work.confirm import Opinions
@@ -230,4 +230,5 @@ def tending(
         opinions=opinions or Opinions(),
         elsewhere=Elsewhere("www", {key: one.dial for key, one in (others or {}).items()}, primary.pool),
         tell_anew=lambda: None,
+        copy=CopyStatus("www", name),
     )

@@ -320,7 +320,7 @@ def test_a_place_that_is_not_declared_counts_for_nothing() -> None:
 
 def note(number: int, outcome: Outcome, ended_ns: int, kind: str = "sampled") -> DrillNote:
     """A drill as it is told."""
-    return DrillNote(number, 7, kind, outcome, ended_ns)
+    return DrillNote(number, 7, "", kind, outcome, ended_ns)
 
 
 def test_a_replica_dates_a_drill_by_its_own_clock_at_the_latest() -> None:

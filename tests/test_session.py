@@ -108,11 +108,15 @@ tending        C Testify        tending
 tending        C Blocks         tending
 tending        C Account        tending
 tending        C Direct         tending
+tending        C Attest         tending
+tending        C Keep           tending
 tending        S Examined       tending
 tending        S Cases          tending
 tending        S Settled        tending
 tending        S Accounted      tending
 tending        S Directed       tending
+tending        S Attested       tending
+tending        S Kept           tending
 """
 
 
@@ -171,7 +175,19 @@ def test_the_wire_has_no_verb_for_deletion() -> None:
 def test_a_tending_client_gives_evidence_and_nothing_else() -> None:
     """While tending, a client asks, testifies, and sends proven blocks; a scrub can be hurried and not held up."""
     said = {kind.__name__ for state, role, kind in TABLE if state is State.TENDING and role is Role.CLIENT}
-    assert said == {"Examine", "Inquire", "Testify", "Blocks", "Account", "Direct", "Ping", "Pong", "Bye"}
+    assert said == {
+        "Examine",
+        "Inquire",
+        "Testify",
+        "Blocks",
+        "Account",
+        "Direct",
+        "Attest",
+        "Keep",
+        "Ping",
+        "Pong",
+        "Bye",
+    }
     assert [
         action for action in ("start", "status", "map", "pause", "resume", "") if not message_problem(Direct(action))
     ] == [

@@ -56,6 +56,8 @@ VERBS = (
     Verb("scrub", "replicad.cli.scrub", "scrub", "Verify every byte now, hold that up, or see."),
     Verb("drill", "replicad.cli.drill", "drill", "Rehearse a restore, and see what drills have proven."),
     Verb("report", "replicad.cli.report", "report", "Prove it: the evidence for an auditor, signed."),
+    Verb("policy", "replicad.cli.policy", "policy", "Show whether what is demanded of each dataset holds."),
+    Verb("gate", "replicad.cli.gate", "gate", "Say whether a dangerous maintenance may begin."),
     Verb("snapshots", "replicad.cli.restore", "snapshots", "List what can be restored."),
     Verb("ls", "replicad.cli.travel", "ls", "List what a directory held in a snapshot."),
     Verb("cat", "replicad.cli.travel", "cat", "Print a file as it was in a snapshot."),

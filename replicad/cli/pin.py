@@ -134,11 +134,15 @@ def _document(book: Book, one: Pin) -> dict[str, object]:
     return {"dataset": book.seat.dataset} | document
 
 
+def _reason(one: Pin) -> str:
+    return f"asked for by {one.asked_by}: {one.reason}" if one.asked_by else one.reason
+
+
 def _print_list(found: list[tuple[Book, Pin]]) -> None:
     if not found:
         output.line("nothing is pinned")
         return
     output.table(
         ("NAME", "DATASET", "SNAPSHOT", "SINCE", "REASON"),
-        [(one.name, book.seat.dataset, str(one.snapshot), format_ns(one.at_ns), one.reason) for book, one in found],
+        [(one.name, book.seat.dataset, str(one.snapshot), format_ns(one.at_ns), _reason(one)) for book, one in found],
     )

@@ -18,6 +18,7 @@ from replicad.cli.explain import headline
 from replicad.cli.report_sources import Sources
 from replicad.config.units import format_duration
 from replicad.db.findings import Findings
+from replicad.model.attestation import DrillMemory
 from replicad.model.coverage import AgeMap, day_of
 from replicad.model.divergence import Divergence, Side, State
 from replicad.model.errors import ReplicadError
@@ -41,10 +42,14 @@ class Said:
     divergences: Divergences
     sides: list[SideReport]
     retention: Retention | None
+    drills: DrillMemory
+    """What a replica was told of drills from it."""
 
 
 def read_book(sources: Sources, book: Book, unknowns: list[Unknown]) -> Said:
     """Everything that is asked of the books of one dataset or store. What cannot be read joins `unknowns`."""
+    from replicad.work.witness import recalled_drills  # slow to import
+
     try:
         with book.reading() as findings:
             standing = findings.listed(state=State.OPEN)
@@ -52,10 +57,11 @@ def read_book(sources: Sources, book: Book, unknowns: list[Unknown]) -> Said:
                 _divergences(findings, book, standing, sources.since_ns),
                 _sides(sources, book, findings, standing, unknowns),
                 _retention(sources, book, findings, unknowns) if book.seat.side is Side.REPLICA else None,
+                recalled_drills(findings),
             )
     except ReplicadError as error:
         unknowns.append(Unknown("findings", printable(str(error))))
-        return Said(Divergences(), _sides(sources, book, None, [], unknowns), None)
+        return Said(Divergences(), _sides(sources, book, None, [], unknowns), None, DrillMemory())
 
 
 # ------------------------------------------------------------------------------------------------------ divergences

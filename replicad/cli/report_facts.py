@@ -22,7 +22,18 @@ from replicad.config import Config, DatasetConfig, ReplicaConfig
 from replicad.model.divergence import Side
 from replicad.model.drill import DrillRecord, Outcome, is_overdue, trend
 from replicad.model.errors import ConfigError, LinkError, ReplicadError
-from replicad.model.report import Drills, Remark, Replica, Report, Snapshots, Subject, Unknown, headline, judged
+from replicad.model.report import (
+    Drills,
+    Objective,
+    Remark,
+    Replica,
+    Report,
+    Snapshots,
+    Subject,
+    Unknown,
+    headline,
+    judged,
+)
 from replicad.status import findings, printable
 
 
@@ -43,6 +54,7 @@ def gather(config: Config, wanted: Sequence[str], days: int, now_ns: int) -> Rep
         sentence,
         status_ns=sources.status_ns,
         is_live=sources.is_live,
+        site=status.policies[0].place.site if status and status.policies else "",
         remarks=[
             Remark(one.kind, *map(printable, (one.where, one.what, one.next_step)))
             for one in (findings(status) if status else [])
@@ -66,6 +78,8 @@ def _subject(sources: Sources, book: Book) -> Subject:
         divergences=said.divergences,
         sides=said.sides,
         retention=said.retention,
+        told_proven_ns=said.drills.proven.ended_ns,
+        told_outcome=said.drills.last.outcome.value if said.drills.last.ended_ns else "",
         unknowns=list({(one.where, one.what): one for one in unknowns}.values()),
     )
 
@@ -76,6 +90,7 @@ def _subject(sources: Sources, book: Book) -> Subject:
 def _dataset(sources: Sources, config: DatasetConfig, unknowns: list[Unknown]) -> Subject:
     replicas = sources.config.replicas_of(config)
     lines = [line for one in replicas if (line := sources.dataset(config.name, one.name))]
+    judged_now = sources.judgement(config.name)
     return Subject(
         "dataset",
         config.name,
@@ -85,25 +100,37 @@ def _dataset(sources: Sources, config: DatasetConfig, unknowns: list[Unknown]) -
         rpo_s=config.rpo_s,
         replicas=[_replica(sources, config, one, unknowns) for one in replicas],
         drills=[_drills(sources, config, one.name, unknowns) for one in replicas],
+        level=judged_now.level if judged_now else "",
+        policy=[
+            Objective(one.objective, one.target, one.grade.value, printable(one.evidence))
+            for one in (judged_now.results if judged_now else [])
+        ],
     )
 
 
 def _replica(sources: Sources, config: DatasetConfig, replica: ReplicaConfig, unknowns: list[Unknown]) -> Replica:
     kept = _remote_snapshots(sources, replica, config.name, unknowns)
-    line = sources.dataset(config.name, replica.name)
-    if line is None:
-        return Replica(replica.name, replica.address, snapshots=kept)
-    return Replica(
-        replica.name,
-        replica.address,
-        link_up=line.link_up and sources.is_live,
-        state=line.state,
-        reason=printable(line.reason),
-        last_snapshot=line.last_snapshot,
-        last_snapshot_ns=line.last_snapshot_ns,
-        last_complete_ns=line.last_complete_ns,
-        snapshots=kept,
-    )
+    found = Replica(replica.name, replica.address, snapshots=kept)
+    if line := sources.dataset(config.name, replica.name):
+        found = msgspec.structs.replace(
+            found,
+            link_up=line.link_up and sources.is_live,
+            state=line.state,
+            reason=printable(line.reason),
+            last_snapshot=line.last_snapshot,
+            last_snapshot_ns=line.last_snapshot_ns,
+            last_complete_ns=line.last_complete_ns,
+        )
+    if heard := sources.copy(config.name, replica.name):
+        found = msgspec.structs.replace(
+            found,
+            site=heard.place.site,
+            heard_ns=heard.heard_ns,
+            keeps_all=heard.said.keeps_all,
+            keep_younger_than_s=heard.said.keep_younger_than_s,
+            keep_at_least=heard.said.keep_at_least,
+        )
+    return found
 
 
 def _remote_snapshots(

@@ -13,8 +13,19 @@ from replicad.config import Config
 from replicad.http.api import Client
 from replicad.model.coverage import DAY_NS, day_of
 from replicad.model.errors import LinkError
+from replicad.model.policy import Judgement
 from replicad.model.report import Unknown
-from replicad.status import LAST_STATUS, DatasetStatus, DrillStatus, NodeStatus, ScrubStatus, StoreStatus, decode
+from replicad.status import (
+    LAST_STATUS,
+    CopyStatus,
+    DatasetStatus,
+    DrillStatus,
+    NodeStatus,
+    ScrubStatus,
+    StoreStatus,
+    decode,
+)
+from replicad.work.policy_facts import judgements
 
 
 @dataclass(slots=True)
@@ -41,6 +52,16 @@ class Sources:
         """How a dataset's way to a replica stands."""
         lines = self.status.datasets if self.status else []
         return next((one for one in lines if (one.dataset, one.replica) == (dataset, replica)), None)
+
+    def copy(self, dataset: str, replica: str) -> CopyStatus | None:
+        """What a replica said last of its copy."""
+        lines = self.status.copies if self.status else []
+        return next((one for one in lines if (one.dataset, one.replica) == (dataset, replica)), None)
+
+    def judgement(self, dataset: str) -> Judgement | None:
+        """Whether what is demanded of a dataset holds."""
+        lines = judgements(self.status) if self.status else []
+        return next((one for one in lines if one.dataset == dataset), None)
 
     def drill(self, dataset: str, replica: str) -> DrillStatus | None:
         """How its drills stand."""
@@ -79,6 +100,8 @@ def ask_daemon(sources: Sources, names: Collection[str]) -> None:
 def _narrowed(status: NodeStatus, names: Collection[str]) -> NodeStatus:
     status.datasets = [one for one in status.datasets if one.dataset in names]
     status.drills = [one for one in status.drills if one.dataset in names]
+    status.copies = [one for one in status.copies if one.dataset in names]
+    status.policies = [one for one in status.policies if one.dataset in names]
     status.scrubs = [s for s in status.scrubs if s.dataset in names or f"{s.peer}/{s.dataset}" in names]
     status.retentions = [one for one in status.retentions if f"{one.client}/{one.dataset}" in names]
     status.stores = [one for one in status.stores if f"{one.client}/{one.dataset}" in names]

@@ -196,10 +196,12 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 def _config(path: Path, sections: list[rules.Section]) -> Config:
     """The sections as values; called only when nothing is wrong with them."""
     built: dict[str, list[Any]] = {table.name: [] for table in TABLES}
+    levels = rules.levels(sections)
     for table in TABLES:
         for section in sections:
             if section.table == table.name:
-                built[table.name].append(table.value(**rules.completed(section)))
+                level = levels.get(section.values.get("level", ""), {})
+                built[table.name].append(table.value(**level | rules.completed(section)))
     return Config(
         file=path,
         node=built["node"][0],
@@ -207,5 +209,6 @@ def _config(path: Path, sections: list[rules.Section]) -> Config:
         clients=tuple(built["client"]),
         retentions=tuple(built["retention"]),
         replicas=tuple(built["replica"]),
+        levels=tuple(built["level"]),
         datasets=tuple(built["dataset"]),
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from replicad.config.lines import Place
+from replicad.config.values import shipped_levels
 
 KEY_NAME = "key"
 """The private key's file name in the state directory, unless `node.key` says otherwise."""
@@ -49,11 +50,13 @@ def across(sections: list[Section], wrong: Finding, *, resolve: bool) -> None:
         ("client", "key", "the key"),
         ("replica", "name", "the name"),
         ("replica", "key", "the host key"),
+        ("level", "name", "the name"),
         ("dataset", "name", "the name"),
     ):
         _unique(sections, table, field, text, wrong)
     _references(sections, wrong)
     _retentions(sections, wrong)
+    _levels(sections, wrong)
     _directories(sections, wrong, os.path.realpath if resolve else os.path.normpath)
 
 
@@ -116,6 +119,30 @@ def _retentions(sections: list[Section], wrong: Finding) -> None:
         if client in seen:
             wrong((*section.place, "client"), f"there is a [[retention]] for {whom} above")
         seen.add(client)
+
+
+def levels(sections: list[Section]) -> dict[str, dict[str, Any]]:
+    """The fields that each service level sets: the shipped ones, and those of the file in their place or beside them.
+
+    What a table does not say is as for a dataset without a level."""
+    own = {s.values["name"]: s.values for s in _named(sections, "level") if "name" in s.values}
+    given = {name: {key: value for key, value in values.items() if key != "name"} for name, values in own.items()}
+    return shipped_levels() | given
+
+
+def _levels(sections: list[Section], wrong: Finding) -> None:
+    """A dataset's level exists, and the dataset does not switch off what every level has."""
+    known = levels(sections)
+    for section in _named(sections, "dataset"):
+        level = section.values.get("level", "")
+        if not level:
+            continue
+        if level not in known:
+            wrong((*section.place, "level"), f'there is no level "{level}"; there are {", ".join(known)}')
+        if section.values.get("drill_every_s") == 0:
+            wrong((*section.place, "drill_every"), f'no dataset of level "{level}" can switch off the drills')
+        if section.values.get("drill_scratch") is None:
+            wrong((*section.place, "level"), f'level "{level}" has drills: set drill_scratch, a directory for them')
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ from replicad.config.values import (
     MAX_WINDOW_BYTES,
     VALIDATOR_KINDS,
     ClientConfig,
+    Coordinates,
     DatasetConfig,
+    LevelConfig,
     ListenConfig,
     NodeConfig,
     ReplicaConfig,
@@ -27,6 +29,7 @@ from replicad.config.values import (
 from replicad.model import pairing
 from replicad.model.block import LARGEST_BLOCK_BYTES, MIN_BLOCK_BYTES
 from replicad.model.glob import compile_globs
+from replicad.model.policy import MIN_COPIES
 
 Reader = Callable[[object], Any]
 """Turns a TOML value into a field's value; raises ValueError with what is wrong."""
@@ -36,6 +39,9 @@ MAX_KEPT = 100_000
 """Hours of eleven years: who wants more has a rule for days, weeks or months."""
 MAX_KEPT_S = 36_500 * DAY_S
 """A century; longer is a slip of the finger."""
+MAX_SITES = 5
+"""Nobody keeps one dataset at more; and whether so many lie apart from each other is found out by trying."""
+MAX_DISTANCE_M = 20_000_000.0
 MAX_TEXT_CHARACTERS = 4096
 """No text in a configuration file is longer: the longest path the kernel takes."""
 
@@ -201,6 +207,38 @@ def duration(low: float, high: float) -> Reader:
     return read
 
 
+def never_off(what: str, read: Reader) -> Reader:
+    """What `read` gives; a zero is refused in words that say what it would switch off."""
+
+    def checked(value: object) -> Any:
+        if value in (0, "0"):
+            raise ValueError(f"no level can switch off {what}")
+        return read(value)
+
+    return checked
+
+
+def copies(value: object) -> int:
+    """How many copies there have to be, counting the dataset itself."""
+    if isinstance(value, int) and value < MIN_COPIES:
+        raise ValueError(f"nothing can switch off the second copy: {MIN_COPIES} at least, the dataset itself counted")
+    number: int = whole(MIN_COPIES, 100)(value)
+    return number
+
+
+def distance(value: object) -> float:
+    """Metres, half the way around the Earth at most, or 0 for no objective."""
+    metres = units.parse_distance(_with_unit(value, '"100km"'))
+    if metres > MAX_DISTANCE_M:
+        raise ValueError('must lie between 0 and "20000km"')
+    return metres
+
+
+def coordinates(value: object) -> Coordinates:
+    """Degrees north and east, or an empty text for none."""
+    return units.parse_coordinates(text(value)) if text(value) else (None, None)
+
+
 def block_size(value: object) -> int:
     """Bytes of a block: a power of two, or 0 for a size that follows the file's."""
     number: int = size(MIN_BLOCK_BYTES, LARGEST_BLOCK_BYTES, zero=True)(value)
@@ -285,6 +323,8 @@ TABLES = (
             Key("log_level", "log_level", choice("debug", "info", "warning", "error")),
             Key("log_format", "log_format", choice("text", "json")),
             Key("threads", "threads", whole(1, 64)),
+            Key("site", "site", optional_name),
+            Key("coordinates", "coordinates", coordinates),
         ),
     ),
     Table(
@@ -340,6 +380,25 @@ TABLES = (
             Key("bandwidth", "bandwidth_bytes", size(1024, zero=True)),
             Key("window", "window_bytes", size(64 * 1024, MAX_WINDOW_BYTES)),
             Key("keepalive", "keepalive_s", duration(1, 3600)),
+            Key("site", "site", optional_name),
+            Key("coordinates", "coordinates", coordinates),
+        ),
+        many=True,
+    ),
+    Table(
+        "level",
+        LevelConfig,
+        (
+            Key("name", "name", name),
+            Key("rpo", "rpo_s", duration(1, 30 * DAY_S)),
+            Key("rto", "rto_s", duration(0, 365 * DAY_S)),
+            Key("scrub_every", "scrub_every_s", never_off("the verification", duration(1, 365 * DAY_S))),
+            Key("drill_every", "drill_every_s", never_off("the drills", duration(1, 365 * DAY_S))),
+            Key("copies", "copies", copies),
+            Key("sites", "sites", whole(1, MAX_SITES)),
+            Key("min_distance", "min_distance_m", distance),
+            Key("keep_younger_than", "keep_younger_than_s", duration(0, MAX_KEPT_S)),
+            Key("keep_at_least", "keep_at_least", whole(0, MAX_KEPT)),
         ),
         many=True,
     ),
@@ -350,6 +409,7 @@ TABLES = (
             Key("name", "name", name),
             Key("path", "path", path),
             Key("replicas", "replicas", name, each=True),
+            Key("level", "level", optional_name),
             Key("rpo", "rpo_s", duration(1, 30 * DAY_S)),
             Key("walk_every", "walk_every_s", duration(1, 30 * DAY_S)),
             Key("watch", "watch", yes_no),
@@ -375,6 +435,11 @@ TABLES = (
             Key("drill_limit", "drill_limit_bytes", size(1024)),
             Key("rto", "rto_s", duration(0, 365 * DAY_S)),
             Key("validators", "validators", validator, each=True),
+            Key("copies", "copies", copies),
+            Key("sites", "sites", whole(1, MAX_SITES)),
+            Key("min_distance", "min_distance_m", distance),
+            Key("keep_younger_than", "keep_younger_than_s", duration(0, MAX_KEPT_S)),
+            Key("keep_at_least", "keep_at_least", whole(0, MAX_KEPT)),
         ),
         many=True,
     ),

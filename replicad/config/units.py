@@ -1,4 +1,4 @@
-"""Units: sizes and durations as people write them in a configuration file. Pure.
+"""Units: sizes, durations and distances as people write them in a configuration file. Pure.
 
 A size is a whole number and a unit ("64KiB", "1GB"), a duration likewise ("5m", "500ms"); fractions are allowed
 ("1.5GiB") where the result is a whole number of bytes. Zero needs no unit. Nothing else is guessed: a bare number
@@ -31,7 +31,10 @@ DURATION_UNITS = {
     "w": Fraction(7 * 86400),
 }
 """Seconds of each unit of duration."""
+DISTANCE_UNITS = {"m": 1, "km": 1000}
+"""Metres of each unit of distance."""
 _HOURS = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)", re.ASCII)
+_COORDINATES = re.compile(r"(-?[0-9]{1,3}(?:\.[0-9]{1,9})?) ?[, ] ?(-?[0-9]{1,3}(?:\.[0-9]{1,9})?)", re.ASCII)
 _NUMBER_AND_UNIT = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([A-Za-z]+)", re.ASCII)
 
 
@@ -46,6 +49,20 @@ def parse_size(text: str) -> int:
 def parse_duration(text: str) -> float:
     """`text` in seconds. Raises ValueError with what is wrong and what to write instead."""
     return float(_parse(text, DURATION_UNITS, '"5m"'))
+
+
+def parse_distance(text: str) -> float:
+    """`text` in metres. Raises ValueError with what is wrong and what to write instead."""
+    return float(_parse(text, DISTANCE_UNITS, '"100km"'))
+
+
+def parse_coordinates(text: str) -> tuple[float, float]:
+    """ "52.37, 4.90" as degrees north and east. Raises ValueError with what to write instead."""
+    match = _COORDINATES.fullmatch(text)
+    north, east = map(float, match.groups()) if match else (91.0, 0.0)
+    if not (-90 <= north <= 90 and -180 <= east <= 180):
+        raise ValueError(f'"{text}" are no degrees north and east; write them like "52.37, 4.90"')
+    return north, east
 
 
 def format_size(size: int) -> str:

@@ -9,12 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from replicad.model.place import Place
+from replicad.model.policy import LEVELS, Objectives
 from replicad.model.retention import Rules
 
 MAX_WINDOW_BYTES = 256 * 1024**2
 """Largest window: the bandwidth-delay product of 10 Gbit/s at 200 ms. The link grants no more credit than this
 (MAX_CREDIT_BYTES in link/messages.py)."""
 _DEFAULT = Rules()
+_PLAIN = Objectives()
+_NOWHERE = (None, None)
+Coordinates = tuple[float | None, float | None]
+"""Degrees north and east, or neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,14 @@ class NodeConfig:
     """"text" or "json"."""
     threads: int = 4
     """Worker threads for disk and hashing work; most of it waits or runs outside the interpreter lock."""
+    site: str = ""
+    """Where this host stands, as people call it; "" = not declared."""
+    coordinates: Coordinates = _NOWHERE
+
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return Place(self.site, *self.coordinates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,30 @@ class ReplicaConfig:
     """SSH channel window: at least bandwidth x round-trip time."""
     keepalive_s: float = 15.0
     """A peer that is silent for three times this long counts as gone."""
+    site: str = ""
+    """Where it stands; "" = not declared."""
+    coordinates: Coordinates = _NOWHERE
+
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return Place(self.site, *self.coordinates)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelConfig:
+    """`[[level]]`: objectives under a name, for datasets to choose. One that is shipped may be given anew."""
+
+    name: str
+    rpo_s: float = _PLAIN.rpo_s
+    rto_s: float = _PLAIN.rto_s
+    scrub_every_s: float = _PLAIN.scrub_every_s
+    drill_every_s: float = _PLAIN.drill_every_s
+    copies: int = _PLAIN.copies
+    sites: int = _PLAIN.sites
+    min_distance_m: float = _PLAIN.min_distance_m
+    keep_younger_than_s: float = _PLAIN.keep_younger_than_s
+    keep_at_least: int = _PLAIN.keep_at_least
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +175,9 @@ class DatasetConfig:
     path: Path
     replicas: tuple[str, ...] = ()
     """Names of `[[replica]]`s; empty = all."""
-    rpo_s: float = 300.0
+    level: str = ""
+    """The service level whose objectives it has, but for those that it sets itself; "" = none."""
+    rpo_s: float = _PLAIN.rpo_s
     """A snapshot at this interval at the latest."""
     walk_every_s: float = 900.0
     """A full walk at this interval at the latest, whatever the watch says."""
@@ -161,7 +201,7 @@ class DatasetConfig:
     """zstd level, 0 = off."""
     tend_every_s: float = 60.0
     """How often a replica is asked for its findings: short against an hour in which a person should hear of one."""
-    scrub_every_s: float = 7 * 86400.0
+    scrub_every_s: float = _PLAIN.scrub_every_s
     """Every byte of the dataset is read again within this."""
     scrub_duty: float = 0.25
     """Share of the time that a scrub may keep the disk busy, unless its deadline needs more."""
@@ -171,7 +211,7 @@ class DatasetConfig:
     """Whether rot in the dataset itself is repaired from a replica by itself ("auto"), or on command ("ask")."""
     repair_limit: int = 100
     """Blocks repaired by themselves within an hour; more, and a person is asked."""
-    drill_every_s: float = 7 * 86400.0
+    drill_every_s: float = _PLAIN.drill_every_s
     """A drill from each replica at this interval; 0 = none by itself."""
     drill_scratch: Path | None = None
     """Directory that drills restore into; without one there are no drills."""
@@ -179,9 +219,21 @@ class DatasetConfig:
     """Every file is drilled within this."""
     drill_limit_bytes: int = 10 * 1024**3
     """Bytes of scratch space that one drill takes at most."""
-    rto_s: float = 0.0
+    rto_s: float = _PLAIN.rto_s
     """The objective for a restore of the whole dataset; 0 = none."""
     validators: tuple[ValidatorConfig, ...] = ()
+    copies: int = _PLAIN.copies
+    """Copies that there have to be, counting the dataset itself."""
+    sites: int = _PLAIN.sites
+    min_distance_m: float = _PLAIN.min_distance_m
+    keep_younger_than_s: float = _PLAIN.keep_younger_than_s
+    """What every replica's own retention has to keep, at least."""
+    keep_at_least: int = _PLAIN.keep_at_least
+
+    @property
+    def objectives(self) -> Objectives:
+        """What is demanded, as model/policy.py takes it."""
+        return Objectives(**{name: getattr(self, name) for name in Objectives.__struct_fields__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +246,7 @@ class Config:
     clients: tuple[ClientConfig, ...] = ()
     retentions: tuple[RetentionConfig, ...] = ()
     replicas: tuple[ReplicaConfig, ...] = ()
+    levels: tuple[LevelConfig, ...] = ()
     datasets: tuple[DatasetConfig, ...] = field(default=())
 
     def replicas_of(self, dataset: DatasetConfig) -> tuple[ReplicaConfig, ...]:
@@ -204,3 +257,9 @@ class Config:
         """By which rules a client's snapshots stay: by the table of its own, else by the one for all, else by none."""
         tables = {table.client: table.rules for table in self.retentions}
         return tables.get(client) or tables.get("") or _DEFAULT
+
+
+def shipped_levels() -> dict[str, dict[str, object]]:
+    """The fields of the levels that need no table."""
+    names = [name for name in Objectives.__struct_fields__ if name != "level"]
+    return {level: {name: getattr(one, name) for name in names} for level, one in LEVELS.items()}

@@ -21,6 +21,7 @@ import msgspec
 from replicad.db.coverage import SCHEMA as COVERAGE
 from replicad.db.coverage import Coverage
 from replicad.db.database import Database
+from replicad.model.attestation import MAX_ASKED_PINS
 from replicad.model.divergence import Divergence, Receipt, Side, State, Suspect, divergence_id
 from replicad.model.errors import UsageError
 from replicad.model.retention import Pin
@@ -54,9 +55,11 @@ MIGRATIONS = (
     CREATE TABLE pin(
         name TEXT PRIMARY KEY, snapshot INTEGER NOT NULL, at_ns INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
     """,
+    "ALTER TABLE pin ADD COLUMN asked_by TEXT NOT NULL DEFAULT ''",
     COVERAGE,
 )
-"""Version history: 1 = first; 2 = pins; 3 = how verification went (db/coverage.py)."""
+"""Version history: 1 = first; 2 = pins; 3 = pins that a client asked for; 4 = how verification went (db/coverage.py).
+"""
 
 Result = TypeVar("Result")
 _encode = msgspec.msgpack.Encoder().encode
@@ -266,8 +269,9 @@ class Findings:
     # pins
 
     def add_pin(self, pin: Pin) -> None:
-        """Keep a snapshot under a name. Raises UsageError when the name is taken for another snapshot, or retention is
-        just dropping that one."""
+        """Keep a snapshot under a name. Raises UsageError when the name is taken for another snapshot, retention is
+        just dropping that one, or a client asks for more than MAX_ASKED_PINS. What a client asks for again, or a person
+        has pinned so already, stays as it is."""
 
         def write() -> None:
             if pin.snapshot in self._retiring():
@@ -276,8 +280,15 @@ class Findings:
             if taken not in (None, pin.snapshot):
                 hint = "remove that pin first, or take another name"
                 raise UsageError(f"the name {pin.name!r} pins snapshot {taken} already", hint=hint)
-            values = (pin.name, pin.snapshot, pin.at_ns, pin.reason)
-            self._db.execute("INSERT OR REPLACE INTO pin VALUES(?, ?, ?, ?)", values)
+            if pin.asked_by and taken is not None:
+                return
+            if pin.asked_by and self.asked_pins() >= MAX_ASKED_PINS:
+                hint = "on the replica: replicad pin list, replicad pin remove"
+                raise UsageError(
+                    f"{MAX_ASKED_PINS} pins were asked for over the link, the most there may be", hint=hint
+                )
+            values = (pin.name, pin.snapshot, pin.at_ns, pin.reason, pin.asked_by)
+            self._db.execute("INSERT OR REPLACE INTO pin VALUES(?, ?, ?, ?, ?)", values)
 
         self._durably(write)
 
@@ -292,7 +303,12 @@ class Findings:
 
     def pins(self) -> list[Pin]:
         """All pins, by name."""
-        return [Pin(*row) for row in self._db.rows("SELECT name, snapshot, at_ns, reason FROM pin ORDER BY name")]
+        query = "SELECT name, snapshot, at_ns, reason, asked_by FROM pin ORDER BY name"
+        return [Pin(*row) for row in self._db.rows(query)]
+
+    def asked_pins(self) -> int:
+        """How many of them a client has asked for."""
+        return int(self._db.value("SELECT count(*) FROM pin WHERE asked_by <> ''"))
 
     def retire(self, numbers: Iterable[int]) -> list[int]:
         """Those of these snapshots that nothing pins, in one step: from here on no pin can be set on them."""

@@ -23,6 +23,8 @@ from replicad.http.contract import (
     DrillRequest,
     Failure,
     Freed,
+    Gated,
+    GateRequest,
     Released,
     Reloaded,
     Repaired,
@@ -31,6 +33,7 @@ from replicad.http.contract import (
     RetainResult,
     ScrubRequest,
     SyncRequest,
+    gate_query,
     repair_query,
     status_query,
 )
@@ -43,6 +46,9 @@ ANSWER_TIMEOUT_S = 10.0
 REPAIR_TIMEOUT_S = 1800.0
 """How long a repair may take before the command stops waiting for it; the daemon goes on. Repairing all that an hour's
 limit allows takes minutes: each block is fetched over the link, written, and read again from the medium."""
+GATE_TIMEOUT_S = 120.0
+"""How long a gate may take: all replicas are dialled if need be and asked side by side, each within half a minute; then
+they are asked to pin."""
 RETAIN_TIMEOUT_S = 6 * 3600.0
 """How long a run of retention may take before the command stops waiting; the daemon goes on. Compaction shares the disk
 with everything else."""
@@ -90,6 +96,10 @@ class Client:
         query = [(key, value) for key, value in given if value is not None]
         query += [("path", glob) for glob in globs]
         return self._ask("POST", "/drill", query, Drilled).requests
+
+    def gate(self, asked: GateRequest) -> Gated:
+        """Have every replica of these datasets asked what it holds now, and judged. Raises UsageError for a name."""
+        return self._ask("POST", "/gate", gate_query(asked), Gated, GATE_TIMEOUT_S)
 
     def reload(self) -> list[str]:
         """Have the configuration read again; the problems found, empty when it is in force."""

@@ -6,6 +6,7 @@ One table for server (`server.py`) and client (`api.py`). Over STATE/control.soc
     POST /sync[?dataset=NAME]    -> Accepted
     POST /release?dataset=NAME   -> Released; POST /reload -> Reloaded
     POST /scrub?action=start|pause|resume[&dataset=NAME][&side=primary|replica][&for_s=S] -> Directed
+    POST /gate[?dataset=NAME...][&max_lag_s=S][&max_scrub_age_s=S][&max_drill_age_s=S][&asked_ns=N][&pin=NAME] -> Gated
     POST /drill[?dataset=NAME][&full=1 | &path=GLOB...] -> Drilled
     POST /repair?id=ID[&dry_run=1] | ?all=1[&dry_run=1] | ?undo=ID                        -> Repaired, when it is done
     POST /retain[?dataset=NAME]  -> RetainedAll, when it is done
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from replicad.model.gate import Judged
 from replicad.status import NodeStatus, ScrubStatus
 
 if TYPE_CHECKING:  # a short verb of the command line must not load them
@@ -99,6 +101,27 @@ class Drilled(msgspec.Struct, frozen=True):
     requests: list[DrillRequest]
 
 
+class GateRequest(msgspec.Struct, frozen=True):
+    """What a gate is asked; None = as the dataset's own objectives have it."""
+
+    datasets: list[str] = []
+    """Empty = all."""
+    max_lag_s: float | None = None
+    max_scrub_age_s: float | None = None
+    max_drill_age_s: float | None = None
+    asked_ns: int = 0
+    """When it was asked first, as an earlier answer says; 0 = now."""
+    pin: str = ""
+    """Keep what was judged under this name, if the gate is open."""
+
+
+class Gated(msgspec.Struct, frozen=True):
+    """Answer to POST /gate."""
+
+    asked_ns: int
+    copies: list[Judged]
+
+
 class RepairResult(msgspec.Struct, frozen=True):
     """What became, or in a dry run would become, of one divergence."""
 
@@ -161,6 +184,10 @@ class Daemon(Protocol):
         """Ask for a drill of one dataset, or of all, from each replica now: of a sample, of everything, or of what
         matches. Raises UsageError for a name that is not configured, a bad pattern, or a drill under way."""
 
+    async def gate(self, asked: GateRequest) -> Gated:
+        """Ask every replica of these datasets what it holds now, and judge it; pin it where all are well. Raises
+        UsageError for a name that is not configured."""
+
     def release(self, dataset: str) -> None:
         """Let a held dataset go on, on all its replicas; nothing happens when it is not held. Raises UsageError."""
 
@@ -197,6 +224,31 @@ def retain_result(store: tuple[str, str], done: Retained | Exception) -> RetainR
     if isinstance(done, Exception):
         return RetainResult(*store, error=str(done))
     return RetainResult(**msgspec.structs.asdict(done))
+
+
+def gate_query(asked: GateRequest) -> list[tuple[str, str]]:
+    """The query of POST /gate."""
+    query = [("dataset", name) for name in asked.datasets]
+    for key in ("max_lag_s", "max_scrub_age_s", "max_drill_age_s"):
+        if (value := getattr(asked, key)) is not None:
+            query.append((key, f"{value:.3f}"))
+    return query + [(key, str(value)) for key in ("asked_ns", "pin") if (value := getattr(asked, key))]
+
+
+def parse_gate_untrusted(query: Sequence[tuple[str, str]]) -> GateRequest:
+    """The inverse. Raises ValueError with the reason."""
+    given = {key: value for key, value in query if key != "dataset"}
+    if len(given) != sum(key != "dataset" for key, _ in query):
+        raise ValueError("a key stands there twice")
+    datasets = [value for key, value in query if key == "dataset"]
+    try:
+        asked = msgspec.convert({"datasets": datasets} | given, GateRequest, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+    ages = (asked.max_lag_s, asked.max_scrub_age_s, asked.max_drill_age_s)
+    if set(given) - set(GateRequest.__struct_fields__) or not all(a is None or 0 <= a < float("inf") for a in ages):
+        raise ValueError("an unknown key, or an age that is none")
+    return asked
 
 
 def repair_query(id: str | None, *, dry_run: bool) -> list[tuple[str, str]]:

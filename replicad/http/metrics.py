@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from replicad.model.drill import Outcome
+from replicad.model.policy import Grade
 from replicad.model.verdict import Verdict
 from replicad.status import (
     DatasetStatus,
@@ -31,6 +32,7 @@ from replicad.status import (
     is_here,
     lag_s,
 )
+from replicad.work.policy_facts import judgements
 
 __all__ = ["CONTENT_TYPE", "FAMILIES", "Exposition", "Family"]
 
@@ -177,6 +179,20 @@ def _drills_by_outcome(status: NodeStatus) -> Iterator[Sample]:
     for line in status.drills:
         for outcome, count in sorted(_zero_for_each((o.value for o in Outcome), line.drills).items()):
             yield (line.dataset, line.replica, outcome), float(count)
+
+
+def _compliant(status: NodeStatus) -> Iterator[Sample]:
+    for one in judgements(status):
+        yield (one.dataset,), float(one.grade is Grade.PASS)
+
+
+def _by_objective(grade: Grade) -> Callable[[NodeStatus], Iterator[Sample]]:
+    def samples(status: NodeStatus) -> Iterator[Sample]:
+        for one in judgements(status):
+            for result in one.results:
+                yield (one.dataset, result.objective), float(result.grade is grade)
+
+    return samples
 
 
 def _last_was(outcome: Outcome) -> Callable[[DrillStatus], float]:
@@ -342,6 +358,24 @@ FAMILIES: tuple[Family, ...] = (
         "Drills in the history, by outcome.",
         ("dataset", "replica", "outcome"),
         _drills_by_outcome,
+    ),
+    Family(
+        "replicad_policy_compliant",
+        "1 while every objective of the dataset is known to hold.",
+        ("dataset",),
+        _compliant,
+    ),
+    Family(
+        "replicad_policy_objective_met",
+        "1 while this objective is known to hold.",
+        ("dataset", "objective"),
+        _by_objective(Grade.PASS),
+    ),
+    Family(
+        "replicad_policy_objective_unknown",
+        "1 while it cannot be found out whether it holds.",
+        ("dataset", "objective"),
+        _by_objective(Grade.UNKNOWN),
     ),
     _retention("snapshots", "Snapshots that are kept, as of the last run.", lambda r: float(r.kept)),
     _retention("held", "1 while nothing may go although there are rules (the clock).", lambda r: float(bool(r.hold))),

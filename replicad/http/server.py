@@ -36,6 +36,7 @@ from replicad.http.contract import (
     ScrubRequest,
     SyncRequest,
     has_served,
+    parse_gate_untrusted,
     parse_scrubbed_untrusted,
     parse_served_untrusted,
 )
@@ -169,6 +170,7 @@ class HttpServer:
                 ("POST", "/repair"): self._repair,
                 ("POST", "/scrub"): self._scrub,
                 ("POST", "/drill"): self._drill,
+                ("POST", "/gate"): self._gate,
                 ("POST", "/retain"): self._retain,
             }
         )
@@ -270,6 +272,13 @@ class HttpServer:
             raise UsageError(str(error)) from None
         dataset = request.query.get("dataset")
         return _json(Drilled(self._daemon.request_drill(dataset, full=bool(full), globs=globs)))
+
+    async def _gate(self, request: web.Request) -> web.Response:
+        try:
+            asked = parse_gate_untrusted(list(request.query.items()))
+        except ValueError as error:
+            raise web.HTTPBadRequest(reason=str(error).replace("\n", " ")[:200]) from None
+        return _json(await self._daemon.gate(asked))
 
     def _check_dataset(self, dataset: str) -> None:
         known = sorted({line.dataset for line in self._daemon.status().datasets})

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import msgspec
 
+from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.divergence import Divergence
 from replicad.model.errors import PeerError
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight
 
-PROTOCOL = 3
-"""Version in Hello. History: 1 = first; 2 = tending sessions; 3 = time travel (Visit, Trace, Compare)."""
+PROTOCOL = 4
+"""Version in Hello. History: 1 = first; 2 = tending sessions; 3 = time travel (Visit, Trace, Compare); 4 = attestations
+and pins (Attest, Keep)."""
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """No message is longer; the length prefix is checked before anything is read or allocated."""
 MAX_OFFER = 4096
@@ -36,6 +38,8 @@ MAX_WANTS = 4096
 MAX_TESTIMONY_BYTES = 16 * 1024 * 1024
 """Frames that follow one Testify at most, headers included: the server holds them until all have come. Whoever has more
 of them testifies again."""
+MAX_NOTES = 8
+"""Drills in one Attest: the last proven one and the last one are what there is to tell."""
 BUCKETS = 256
 """Parts into which an account divides a record, so that a difference is narrowed down before anything is listed."""
 
@@ -329,6 +333,35 @@ class Directed(msgspec.Struct, frozen=True, array_like=True, tag=33):
     status: bytes
 
 
+class Attest(msgspec.Struct, frozen=True, array_like=True, tag=40):
+    """Client: what does your copy amount to, by your own books? And these are the drills that I made from you lately.
+    Answered by Attested."""
+
+    drills: list[DrillNote]
+    """In the order in which they were made; [] asks only."""
+
+
+class Attested(msgspec.Struct, frozen=True, array_like=True, tag=41):
+    """Server: this."""
+
+    said: Attestation
+
+
+class Keep(msgspec.Struct, frozen=True, array_like=True, tag=42):
+    """Client: keep this snapshot of yours under a name, whatever your rules say. A name is never given to another
+    snapshot, and a client has MAX_ASKED_PINS of them. Answered by Kept. There is no message that takes it back."""
+
+    name: str
+    snapshot: Head
+    reason: str
+
+
+class Kept(msgspec.Struct, frozen=True, array_like=True, tag=43):
+    """Server: it is kept, durably; or why not."""
+
+    problem: str
+
+
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=20):
     """Either side: are you there? Answered by Pong."""
 
@@ -351,7 +384,7 @@ Message = (
     Hello | Welcome | Refuse | OpenWrite | OpenRead | Opened | Offer | Need | Blocks | Record | Seal | Acked | Credit
     | ListSnapshots | Snapshots | Read | Listing | Fetch | Lost | Ping | Pong | Bye
     | OpenTend | Examine | Examined | Inquire | Cases | Testify | Settled | Account | Accounted | Direct | Directed
-    | Visit | Trace | Compare | Told
+    | Visit | Trace | Compare | Told | Attest | Attested | Keep | Kept
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -21,6 +21,7 @@ from replicad.link.messages import (
     BUCKETS,
     MAX_CASES,
     MAX_CREDIT_BYTES,
+    MAX_NOTES,
     MAX_OFFER,
     MAX_SEEN_BYTES,
     MAX_TEXT_BYTES,
@@ -29,6 +30,8 @@ from replicad.link.messages import (
     Account,
     Accounted,
     Acked,
+    Attest,
+    Attested,
     Blocks,
     Bye,
     Case,
@@ -42,6 +45,8 @@ from replicad.link.messages import (
     Fetch,
     Hello,
     Inquire,
+    Keep,
+    Kept,
     Listing,
     ListSnapshots,
     Lost,
@@ -66,6 +71,7 @@ from replicad.link.messages import (
     Visit,
     Welcome,
 )
+from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.block import CHECKSUM_BYTES, ID_BYTES
 from replicad.model.divergence import ID_CHARACTERS, MAX_AFFECTED, MAX_BITS, MAX_BLOCKS_NAMED, Divergence
 from replicad.model.entry import MAX_DEPTH, MAX_PATH_BYTES, path_problem
@@ -76,6 +82,8 @@ MAX_GLOBS = 256
 """Patterns in one Read at most; each is matched against every path of a snapshot."""
 MAX_EVENTS = 1000
 """Lines of history and looks of one finding."""
+MAX_KINDS = 50
+"""Verdicts that an attestation counts: more than there are."""
 MAX_STATUS_BYTES = 64 * 1024
 """JSON of one ScrubStatus."""
 _FINDING_ID = re.compile(rf"[0-9a-f]{{{ID_CHARACTERS}}}")
@@ -133,8 +141,8 @@ TABLE: _Row = {
     **_stay(State.WRITING, Role.SERVER, Need, Credit, Acked),
     **_stay(State.READING, Role.CLIENT, ListSnapshots, Read, Visit, Trace, Compare, Fetch, Credit),
     **_stay(State.READING, Role.SERVER, Snapshots, Listing, Told, Blocks, Lost),
-    **_stay(State.TENDING, Role.CLIENT, Examine, Inquire, Testify, Blocks, Account, Direct),
-    **_stay(State.TENDING, Role.SERVER, Examined, Cases, Settled, Accounted, Directed),
+    **_stay(State.TENDING, Role.CLIENT, Examine, Inquire, Testify, Blocks, Account, Direct, Attest, Keep),
+    **_stay(State.TENDING, Role.SERVER, Examined, Cases, Settled, Accounted, Directed, Attested, Kept),
     **{(state, Role.SERVER, Refuse): State.CLOSED for state in _LIVE},
     **{(state, role, Bye): State.CLOSED for state in _LIVE for role in Role},
     **{(state, role, kind): state for state in _LIVE for role in Role for kind in (Ping, Pong)},
@@ -279,6 +287,28 @@ def _wants(case: Case) -> str:
     return next(filter(None, (*(_hash(want.id, ID_BYTES) for want in case.wants), *places)), "")
 
 
+def _note(note: DrillNote) -> str:
+    numbers = (note.number, note.snapshot, note.ended_ns, note.files, note.bytes)
+    return next(
+        filter(
+            None, (_text(note.kind, 16), _text(note.digest, 2 * ID_BYTES), _text(note.reason), *map(_number, numbers))
+        ),
+        "",
+    )
+
+
+def _attestation(said: Attestation) -> str:
+    numbers = (
+        *(said.now_ns, said.created_ns, said.received_ns, said.lost_records, said.total_bytes, said.never_bytes),
+        *(said.oldest_verified_ns, said.lost, said.keep_at_least, said.pins_asked, *said.open.values()),
+    )
+    texts = (said.store_state, said.scrub_state, said.scrub_reason, *said.open)
+    checks = (*map(_head, (said.head, said.complete)), *map(_number, numbers), *map(_text, texts))
+    notes = (_note(said.drills.last), _note(said.drills.proven))
+    floor = "" if 0 <= said.keep_younger_than_s < float("inf") else "length of time"
+    return next(filter(None, (_number(len(said.open), MAX_KINDS), floor, *checks, *notes)), "")
+
+
 _RULES: dict[MessageType, Callable[[Any], str]] = {
     Hello: lambda m: _number(m.protocol) or _text(m.software),
     Welcome: lambda m: (
@@ -325,6 +355,10 @@ _RULES: dict[MessageType, Callable[[Any], str]] = {
         or next((problem for part in m.sums if (problem := _hash(part, ID_BYTES))), "")
     ),
     Direct: lambda m: "" if m.action in ("start", "status", "map") else "action",
+    Attest: lambda m: _number(len(m.drills), MAX_NOTES) or next(filter(None, map(_note, m.drills)), ""),
+    Attested: lambda m: _attestation(m.said),
+    Keep: lambda m: _text(m.name, MAX_NAME_TEXT_BYTES) or _head(m.snapshot) or _text(m.reason),
+    Kept: lambda m: _text(m.problem),
     Directed: lambda m: "" if len(m.status) <= MAX_STATUS_BYTES else f"status of {len(m.status)} bytes",
 }
 """Limits of the fields; a kind that is not named has none beyond its length."""

@@ -22,6 +22,8 @@ class DrillNote(msgspec.Struct, frozen=True):
     number: int = 0
     """The primary's number of it."""
     snapshot: int = 0
+    digest: str = ""
+    """Of that snapshot, in hex; 0 and "" where it came to none."""
     kind: str = "sampled"
     outcome: Outcome = Outcome.INCONCLUSIVE
     ended_ns: int = 0
@@ -96,6 +98,7 @@ def note_of(record: DrillRecord) -> DrillNote:
     return DrillNote(
         number=record.number,
         snapshot=record.snapshot,
+        digest=record.digest,
         kind=record.kind,
         outcome=record.outcome,
         ended_ns=record.ended_ns,

@@ -74,6 +74,8 @@ class DrillRecord(msgspec.Struct):
     request: int = 0
     """The request that it answers; 0 when it was due by itself."""
     snapshot: int = 0
+    digest: str = ""
+    """Of that snapshot, in hex: numbers are given again where a store was replaced, digests are not."""
     started_ns: int = 0
     ended_ns: int = 0
     outcome: Outcome = Outcome.INCONCLUSIVE

@@ -244,9 +244,8 @@ def _scrub(wanted: Objectives, facts: Facts) -> Said:
     sides = [("here", here)]
     for copy in facts.copies:
         said = copy.said
-        unknown = _unheard(copy)
-        if not unknown and not said.scrub_state:
-            unknown = "it runs no scrub of this dataset"
+        has_data = bool(said.complete.number)
+        unknown = _unheard(copy) or unseen(said.scrub_state, said.scrub_reason, said.total_bytes, has_data=has_data)
         seen = Verified(said.oldest_verified_ns, said.total_bytes, unknown)
         # the replica's times are by its own clock, so is the moment at which it said so; since then ours has gone on
         now_ns = said.now_ns + max(0, facts.now_ns - copy.heard_ns)
@@ -362,6 +361,15 @@ def _kept(facts: Facts, rule: Callable[[Attestation], Said]) -> Said:
 
 
 # -------------------------------------------------------------------------------------------------------------- how
+
+
+def unseen(state: str, reason: str, total_bytes: int, *, has_data: bool) -> str:
+    """Why the figures of a scrub in this state say nothing yet; "" when they do."""
+    if not state:
+        return "it runs no scrub of this dataset"
+    if state == "starting" or (state == "failed" and not total_bytes):
+        return reason or "its scrub has just started"
+    return "its scrub has not looked at the data yet" if has_data and not total_bytes else ""
 
 
 def _when(holds: bool) -> Grade:

@@ -92,6 +92,14 @@ class Replica(msgspec.Struct, frozen=True):
     """As of when everything is on it."""
     snapshots: Snapshots | None = None
     """None: it could not be asked."""
+    heard_ns: int = 0
+    """When it said last what it keeps; 0 = not since the daemon started."""
+    keeps_all: bool = False
+    """Whether it lets no snapshot go at all."""
+    keep_younger_than_s: float = 0.0
+    """What is younger stays there, whatever its rules are."""
+    keep_at_least: int = 0
+    """Snapshots of at least so many days stay there."""
 
 
 class SideReport(msgspec.Struct, frozen=True):
@@ -221,6 +229,10 @@ class Subject(msgspec.Struct, frozen=True):
     state: str = ""
     received_ns: int = 0
     """Of a store: when it received its last snapshot."""
+    told_proven_ns: int = 0
+    """Of a store: when a drill proved last that it comes back, as its client has told."""
+    told_outcome: str = ""
+    """Of a store: what the last drill came to; "" = its client has told of none."""
     replicas: list[Replica] = []
     snapshots: Snapshots | None = None
     """Of a store."""

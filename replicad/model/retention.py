@@ -76,6 +76,8 @@ class Pin(msgspec.Struct, frozen=True):
     at_ns: int
     """When it was set."""
     reason: str = ""
+    asked_by: str = ""
+    """The client that asked for it over the link; "" when a person on the replica set it."""
 
 
 class Choice(NamedTuple):

@@ -89,6 +89,11 @@ class ArchiveReader:
             )
         return lines
 
+    def digest_of(self, snapshot: int) -> bytes:
+        """The digest of a snapshot, kept or dropped; b"" when there never was one of that number."""
+        found = self._listing.find(snapshot)
+        return found.digest if found else b""
+
     def damage(self) -> list[Damage]:
         """What replays have found damaged."""
         return [Damage(*found) for found in self._listing.damage()]

@@ -17,6 +17,8 @@ from replicad.link.channel import Channel
 from replicad.link.messages import (
     Account,
     Accounted,
+    Attest,
+    Attested,
     Blocks,
     Bye,
     Case,
@@ -26,6 +28,8 @@ from replicad.link.messages import (
     Examine,
     Examined,
     Inquire,
+    Keep,
+    Kept,
     Message,
     Opened,
     OpenTend,
@@ -34,16 +38,18 @@ from replicad.link.messages import (
     Testify,
 )
 from replicad.link.session import refused, show_text
+from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.coverage import AgeMap
 from replicad.model.divergence import Divergence
 from replicad.model.errors import BookDamagedError, LinkError, PeerError, ReplicadError, UsageError
+from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight
 from replicad.status import ScrubStatus
 
 ANSWER_S = 600.0
 """How long an answer may take: summing up the record of ten million blocks, or reading a medium that is dying."""
 
-Kind = TypeVar("Kind", Opened, Examined, Cases, Settled, Accounted, Directed)
+Kind = TypeVar("Kind", Opened, Examined, Cases, Settled, Accounted, Directed, Attested, Kept)
 
 
 class Conversation:
@@ -123,6 +129,14 @@ class Conversation:
             return msgspec.json.decode(answer.status, type=AgeMap)
         except msgspec.MsgspecError as error:
             raise self._broke(f"gave what is no map: {error}") from None
+
+    async def attest(self, notes: Sequence[DrillNote] = ()) -> Attestation:
+        """What its copy amounts to by its own books, after telling it of these drills."""
+        return (await self._ask([Attest(list(notes))], Attested)).said
+
+    async def keep(self, name: str, snapshot: Head, reason: str) -> str:
+        """Have it keep a snapshot under a name; why it does not, or ""."""
+        return show_text((await self._ask([Keep(name, snapshot, reason)], Kept)).problem)
 
     async def _ask(self, said: Sequence[Message], kind: type[Kind]) -> Kind:
         async with self._turn:

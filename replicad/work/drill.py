@@ -104,7 +104,8 @@ class Drill:
         """Whether what was chosen can be drilled here."""
         record, total = self.record, choice.total
         chosen, room = await self._in_book(self._book.amount), await self._in_book(self._book.room_bytes)
-        record.snapshot, record.files, record.bytes = choice.head.number, chosen.files, chosen.size
+        record.snapshot, record.digest = choice.head.number, choice.head.digest.hex()
+        record.files, record.bytes = chosen.files, chosen.size
         record.total_files, record.total_bytes = total.files, total.size
         record.uncompared_files = choice.younger
         for text in choice.too_large:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from replicad.model.attestation import DrillNote
 from replicad.status import DrillStatus, JobStatus
 from replicad.system.clock import Clock
 from replicad.work.dataset import Dataset
@@ -57,6 +58,10 @@ class DrillLoops:
     def jobs(self) -> list[JobStatus]:
         """One for each replica."""
         return [loop.line for loop in self._loops]
+
+    def notes(self, replica: str) -> tuple[DrillNote, ...]:
+        """What a replica is to know of its drills."""
+        return next((loop.job.notes for loop in self._loops if loop.job.status.replica == replica), ())
 
     def start(self) -> None:
         """Begin."""

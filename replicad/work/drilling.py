@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from replicad.db.drills import Drills
+from replicad.model.attestation import DrillNote, note_of, says_something
 from replicad.model.drill import TREND_POINTS, DrillRecord, Outcome, next_ns, trend
 from replicad.model.errors import ReplicadError, UsageError
 from replicad.status import DrillStatus, printable
@@ -75,6 +76,8 @@ class Drilling:
         )
         self._asked: Asked | None = None
         self._is_swept = False
+        self.notes: tuple[DrillNote, ...] = ()
+        """What the replica is to know of its drills: the last proven one, and the last one."""
         self._poked = asyncio.Event()
 
     @property
@@ -215,6 +218,7 @@ class Drilling:
         proven = book.proven(self._replica, TREND_POINTS)
         status.last_success_ns = proven[-1].ended_ns if proven else 0
         status.estimate_s = proven[-1].estimate_s if proven else 0.0
+        self.notes = _worth_telling(history, proven)
         status.trend = trend([(record.ended_ns, record.estimate_s) for record in proven])
         coverage = book.coverage(self._replica)
         status.files, status.never_files, status.oldest_ns = coverage.total.files, coverage.never, coverage.oldest_ns
@@ -228,6 +232,13 @@ class Drilling:
     def _show(self, state: str, reason: str) -> None:
         self.status.state, self.status.reason = state, reason
         self.status.done_bytes = self.status.total_bytes = 0
+
+
+def _worth_telling(history: Sequence[DrillRecord], proven: Sequence[DrillRecord]) -> tuple[DrillNote, ...]:
+    """Oldest first."""
+    telling = [record for record in history if says_something(record.kind, record.outcome)]
+    told = {record.number: record for record in (*proven[-1:], *telling[-1:])}
+    return tuple(note_of(told[number]) for number in sorted(told))
 
 
 def _short(record: DrillRecord) -> DrillRecord:

@@ -13,6 +13,7 @@ from collections.abc import Collection
 import msgspec
 
 from replicad.db.findings import Findings
+from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.divergence import ID_CHARACTERS, Divergence, Side, State
 from replicad.model.errors import PeerError
 from replicad.status import ScrubStatus, printable
@@ -77,3 +78,25 @@ def mirror_status(into: ScrubStatus, said: ScrubStatus) -> None:
             elif isinstance(value, dict):
                 value = {printable(key[:_TEXT]): count for key, count in list(value.items())[:_KINDS]}
             setattr(into, name, value)
+
+
+def mirror_attestation(said: Attestation) -> Attestation:
+    """What the replica says of its copy, in words that may be shown."""
+    return msgspec.structs.replace(
+        said,
+        store_state=_shown(said.store_state),
+        scrub_state=_shown(said.scrub_state),
+        scrub_reason=_shown(said.scrub_reason),
+        open={_shown(verdict): count for verdict, count in said.open.items()},
+        drills=msgspec.structs.replace(
+            said.drills, last=_shown_note(said.drills.last), proven=_shown_note(said.drills.proven)
+        ),
+    )
+
+
+def _shown_note(note: DrillNote) -> DrillNote:
+    return msgspec.structs.replace(note, kind=_shown(note.kind), digest=_shown(note.digest), reason=_shown(note.reason))
+
+
+def _shown(text: str) -> str:
+    return printable(text[:_TEXT])

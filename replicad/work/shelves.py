@@ -30,6 +30,7 @@ from replicad.model.errors import (
     ReplicadError,
 )
 from replicad.model.remedy import Remedy, remedy_of
+from replicad.model.retention import Rules
 from replicad.status import StoreStatus
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
@@ -47,6 +48,7 @@ from replicad.work.scrub_replica import ReplicaSurface
 from replicad.work.serve import Serving
 from replicad.work.store_findings import StoreFindings
 from replicad.work.tended import LocalScrub, StoreMender, Tended
+from replicad.work.witness import Witness
 
 log = logger("work.shelves")
 
@@ -106,9 +108,12 @@ class Shelves:
         appeared: Callable[[str, str], None] = lambda client, dataset: None,
         make_mender: MakeMender | None = None,
         scrub_of: ScrubOf | None = None,
+        rules_of: Callable[[str], Rules] = lambda client: Rules(),
     ) -> None:
         """`appeared` is called once for each store that there is, or comes to be, before it is opened. Without
-        `scrub_of` tending sessions can start no scrub; `make_mender` is for tests."""
+        `scrub_of` tending sessions can start no scrub; `rules_of` a client, its snapshots stay by; `make_mender` is for
+        tests."""
+        self._rules_of = rules_of
         self._appeared, self._make_mender, self._scrub_of = appeared, make_mender or self._real_mender, scrub_of
         self._config, self._clients, self._disk, self._clock = config, clients, disk, clock
         self._shelves: dict[Key, _Shelf] = {}
@@ -280,7 +285,13 @@ class Shelves:
             opened = await self._opened(shelf, key)
             scrub, mender = self._scrub_of(*key) if self._scrub_of else None, self._mender(shelf, opened)
             orders = ShelfOrders(opened)
-            await Tended(channel, opened.directory, mender=mender, scrub=scrub, orders=orders, disk=self._disk).run()
+            rules = partial(self._rules_of, key[0])
+            extent = partial(shelf.surface.extent, 0) if shelf.surface else None
+            witness = Witness(opened.findings, opened.executor, shelf.status, extent, rules, self._clock)
+            tended = Tended(
+                channel, opened.directory, mender=mender, scrub=scrub, orders=orders, witness=witness, disk=self._disk
+            )
+            await tended.run()
 
     def _mender(self, shelf: _Shelf, opened: OpenStore) -> StoreMender:
         if shelf.mender is None:

@@ -16,15 +16,17 @@ from concurrent.futures import Executor
 from functools import partial
 
 from replicad.link.messages import Case, Examined, Lost
+from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.block import ID_BYTES, checksum
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.entry import Map, Op, Put
 from replicad.model.errors import LinkError, ReplicadError, UsageError
 from replicad.model.glob import escaped
 from replicad.model.remedy import Remedy, remedy_of
+from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight, Verdict
 from replicad.source.root import Root
-from replicad.status import ScrubStatus
+from replicad.status import CopyStatus, ScrubStatus
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.compare_records import Agreement, ComparingRecords
@@ -36,7 +38,7 @@ from replicad.work.holdings import Held, Holdings, pieces_of
 from replicad.work.interrupted import MENDING, finish_interrupted
 from replicad.work.mend_primary import PrimaryMender
 from replicad.work.mended import PLANS, Mended
-from replicad.work.mirror import Mirror, mirror_status
+from replicad.work.mirror import Mirror, mirror_attestation, mirror_status
 from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import open_block
 from replicad.work.replica_history import ReplicaHistory
@@ -97,13 +99,16 @@ class Tending:
         opinions: Opinions,
         elsewhere: Elsewhere,
         tell_anew: Callable[[], None],
+        copy: CopyStatus,
+        notes: Callable[[], Sequence[DrillNote]] = lambda: (),
     ) -> None:
-        """`status` becomes what the replica says of its scrub. `opinions` and `elsewhere` are shared by the jobs of one
-        dataset.
+        """`status` becomes what the replica says of its scrub, `copy` what it says of its copy; it is told of `notes`,
+        drills. `opinions` and `elsewhere` are shared by the jobs of one dataset.
         `tell_anew` is called when the next pass has the whole record to tell."""
         self._dataset, self.replica, self._dial, self._status = dataset, replica, dial, status
         self._pool, self._clock, self._disk, self._opinions = pool, clock, disk, opinions
         self._elsewhere, self._tell_anew = elsewhere, tell_anew
+        self._copy, self._notes = copy, notes
         self.mender = PrimaryMender(dataset, pool, clock, disk)
         self._records = ComparingRecords(dataset, replica, clock)
         self._history = ReplicaHistory(dataset, replica, clock)
@@ -141,6 +146,23 @@ class Tending:
         self._nudged.set()
         return self._status.requested
 
+    async def attest(self) -> Attestation:
+        """What the replica says of its copy now, from its own books. Raises LinkError, ReplicadError; UsageError when
+        it has none."""
+        try:
+            return await self._attested(await self._session())
+        except LinkError:  # a session that was kept open may have died unnoticed
+            return await self._attested(await self._session())
+
+    async def keep(self, name: str, snapshot: Head, reason: str) -> str:
+        """Have the replica keep that snapshot under a name; why it does not, or "". Raises as `attest`."""
+        return await (await self._session()).keep(name, snapshot, reason)
+
+    async def _attested(self, talk: Conversation) -> Attestation:
+        said = mirror_attestation(await talk.attest(self._notes()))
+        self._copy.said, self._copy.heard_ns, self._copy.unheard = said, self._clock.now_ns(), ""
+        return said
+
     def request_account(self) -> None:
         """Compare the two records in the next round."""
         self._wants_account = True
@@ -174,6 +196,7 @@ class Tending:
                 await self._round()
         except LinkError as error:
             self._status.state, self._status.reason = "waiting", f"out of reach: {error.what}"
+            self._copy.unheard = f"out of reach: {error.what}"
             raise
 
     async def _round(self) -> None:
@@ -184,6 +207,7 @@ class Tending:
             talk = await self._session()
         except UsageError:
             self._status.state, self._status.reason = "waiting", f"{self.replica} has no copy yet"
+            self._copy.unheard = "it has no copy yet"
             return
         self._seen = await self._news()
         try:
@@ -200,6 +224,7 @@ class Tending:
     async def _settle_all(self, talk: Conversation) -> int:
         """The round's work; how many findings were open."""
         await self._mirror_scrub(talk)
+        await self._attested(talk)
         async with _Side(self, talk) as side:
             open_ones = 0
             for settle in self._order():

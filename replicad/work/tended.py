@@ -26,6 +26,8 @@ from replicad.link.messages import (
     MAX_TESTIMONY_BYTES,
     Account,
     Accounted,
+    Attest,
+    Attested,
     Blocks,
     Bye,
     Case,
@@ -35,15 +37,20 @@ from replicad.link.messages import (
     Examine,
     Examined,
     Inquire,
+    Keep,
+    Kept,
     Message,
     Opened,
     Refuse,
     Settled,
+    SnapshotLine,
     Testify,
     Want,
 )
+from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, State
+from replicad.model.drill import Outcome
 from replicad.model.errors import BookDamagedError, LinkError, PeerError, ReplicadError, StoreDamagedError, UsageError
 from replicad.model.remedy import Remedy, remedy_of
 from replicad.model.snapshot import Head
@@ -111,6 +118,18 @@ class Orders(Protocol):
         """The order was carried out."""
 
 
+class Attesting(Protocol):
+    """What this node says of the store as a whole (work/witness.py)."""
+
+    async def attest(
+        self, lines: Sequence[SnapshotLine], scrub: ScrubStatus | None, notes: Sequence[DrillNote]
+    ) -> Attestation:
+        """What the copy amounts to, after these drills were remembered."""
+
+    async def keep(self, lines: Sequence[SnapshotLine], name: str, head: Head, reason: str) -> str:
+        """Pin one of these snapshots; why that is not possible, or ""."""
+
+
 class Tended:
     """One tending session on one store, to be run when OpenTend was received and the right to it was checked."""
 
@@ -122,11 +141,12 @@ class Tended:
         mender: StoreMender | None,
         scrub: LocalScrub | None,
         orders: Orders,
+        witness: Attesting,
         disk: Disk | None = None,
     ) -> None:
         """Without a mender there are no findings to settle, without a scrub none to ask for."""
         self._channel, self._directory, self._disk = channel, directory, disk
-        self._mender, self._scrub, self._orders = mender, scrub, orders
+        self._mender, self._scrub, self._orders, self._witness = mender, scrub, orders, witness
         self._told: dict[str, list[Want]] = {}
         """What the last Cases message named, and what each of them wants: only that may be testified about."""
         self._thread = ThreadPoolExecutor(1, "tended")
@@ -166,6 +186,10 @@ class Tended:
                 return await self._account(archive)
             case Direct():
                 return await self._direct(message.action)
+            case Attest():
+                return await self._attest(archive, message.drills)
+            case Keep():
+                return await self._keep(archive, message)
             case Bye():
                 return None
             case _:
@@ -279,6 +303,20 @@ class Tended:
             return Directed(msgspec.json.encode(await self._ask(lambda: map_of_store(self._directory, found, 0))))
         return Directed(msgspec.json.encode(self._scrub.status))
 
+    # the copy as its own node sees it
+
+    async def _attest(self, archive: ArchiveReader, notes: Sequence[DrillNote]) -> Attested:
+        lines, scrub = await self._ask(archive.snapshots), self._scrub.status if self._scrub else None
+        known = await self._ask(lambda: [note for note in notes if _is_of_this_store(note, archive)])
+        return Attested(await self._witness.attest(lines, scrub, known))
+
+    async def _keep(self, archive: ArchiveReader, asked: Keep) -> Kept:
+        before = await self._ask(archive.snapshots)
+        problem = await self._witness.keep(before, asked.name, asked.snapshot, asked.reason)
+        if not problem and asked.snapshot.number not in {line.number for line in await self._ask(archive.snapshots)}:
+            problem = f"snapshot {asked.snapshot.number} was dropped just before"
+        return Kept(problem)
+
     # how
 
     @property
@@ -311,6 +349,13 @@ class _Closer:
 def _head(archive: ArchiveReader) -> Head:
     lines = archive.snapshots()
     return Head(lines[-1].number, lines[-1].digest) if lines else Head()
+
+
+def _is_of_this_store(note: DrillNote, archive: ArchiveReader) -> bool:
+    """Whether a drill restored a snapshot that is here, or was; one that came to none proves nothing. In a thread."""
+    if not note.snapshot:
+        return note.outcome is not Outcome.PROVEN
+    return archive.digest_of(note.snapshot).hex() == note.digest
 
 
 def _examined(asked: Examine, archive: ArchiveReader) -> Examined:

@@ -12,10 +12,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 
+from replicad.model.attestation import DrillNote
 from replicad.model.divergence import Divergence, Side, State
 from replicad.model.errors import LinkError, ReplicadError
+from replicad.model.place import Place
 from replicad.model.remedy import remedy_of
-from replicad.status import JobStatus, ScrubStatus
+from replicad.status import CopyStatus, JobStatus, ScrubStatus
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.confirm import Opinions
@@ -38,12 +40,23 @@ class _Loop:
     runner: Runner
     line: JobStatus
     status: ScrubStatus
+    copy: CopyStatus
 
 
 class Tendings:
     """All tending loops of one dataset."""
 
-    def __init__(self, dataset: Dataset, pool: Executor, clock: Clock, disk: Disk, log: Log) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        pool: Executor,
+        clock: Clock,
+        disk: Disk,
+        log: Log,
+        notes: Callable[[str], Sequence[DrillNote]],
+    ) -> None:
+        """`notes` gives the drills that a replica is to know of."""
+        self._notes = notes
         self._dataset, self._pool, self._clock, self._disk, self._log = dataset, pool, clock, disk, log
         self._opinions = Opinions()
         self._dials: dict[str, Dial] = {}
@@ -52,9 +65,10 @@ class Tendings:
         self._loops: list[_Loop] = []
         self._tasks: list[asyncio.Task[None]] = []
 
-    def add(self, replica: str, dial: Dial, tell_anew: Callable[[], None]) -> None:
-        """One more replica, before `start`."""
+    def add(self, replica: str, place: Place, dial: Dial, tell_anew: Callable[[], None]) -> None:
+        """One more replica, which stands there, before `start`."""
         status = ScrubStatus(self._dataset.config.name, Side.REPLICA, replica)
+        copy = CopyStatus(self._dataset.config.name, replica, place)
         job = Tending(
             self._dataset,
             replica,
@@ -66,15 +80,26 @@ class Tendings:
             opinions=self._opinions,
             elsewhere=self._elsewhere,
             tell_anew=tell_anew,
+            copy=copy,
+            notes=partial(self._notes, replica),
         )
         self._dials[replica] = dial
         line = JobStatus(job.name)
-        self._loops.append(_Loop(job, Runner(job, line, self._clock, self._log), line, status))
+        self._loops.append(_Loop(job, Runner(job, line, self._clock, self._log), line, status, copy))
 
     @property
     def statuses(self) -> list[ScrubStatus]:
         """How the replicas' scrubs stand, as those said last."""
         return [loop.status for loop in self._loops]
+
+    @property
+    def copies(self) -> list[CopyStatus]:
+        """What the replicas said last of their copies."""
+        return [loop.copy for loop in self._loops]
+
+    def of(self, replica: str) -> Tending:
+        """The loop of one replica."""
+        return next(loop.job for loop in self._loops if loop.job.replica == replica)
 
     @property
     def jobs(self) -> list[JobStatus]:
@@ -96,7 +121,7 @@ class Tendings:
     async def start_scrub(self, replica: str) -> int:
         """Have a replica scrub its side now; the number that `served` of its line reaches when that has ended. Raises
         LinkError, ReplicadError."""
-        return await next(loop.job for loop in self._loops if loop.job.replica == replica).start_scrub()
+        return await self.of(replica).start_scrub()
 
     # orders of a person
 
