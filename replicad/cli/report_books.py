@@ -220,11 +220,11 @@ def _retention(sources: Sources, book: Book, findings: Findings, unknowns: list[
 def _rules(rules: Rules) -> str:
     """The rules in words."""
     if rules.is_off:
-        return "no snapshot is ever let go"
+        return "No snapshot is ever let go"
     counts = ("hourly", rules.hourly), ("daily", rules.daily), ("weekly", rules.weekly), ("monthly", rules.monthly)
     said = [f"everything of the last {format_duration(rules.within_s)}"] if rules.within_s else []
     said += [f"{count} {name}" for name, count in counts if count]
     floor = (
         f"nothing younger than {format_duration(rules.younger_than_s)} goes, and {rules.at_least} days at least stay"
     )
-    return f"kept: {', '.join(said)}; {floor}"
+    return f"Kept: {', '.join(said)}; {floor}"

@@ -22,6 +22,7 @@ from replicad.config import Config, DatasetConfig, ReplicaConfig
 from replicad.model.divergence import Side
 from replicad.model.drill import DrillRecord, Outcome, is_overdue, trend
 from replicad.model.errors import ConfigError, LinkError, ReplicadError
+from replicad.model.policy import Grade, Result
 from replicad.model.report import (
     Drills,
     Objective,
@@ -101,11 +102,16 @@ def _dataset(sources: Sources, config: DatasetConfig, unknowns: list[Unknown]) -
         replicas=[_replica(sources, config, one, unknowns) for one in replicas],
         drills=[_drills(sources, config, one.name, unknowns) for one in replicas],
         level=judged_now.level if judged_now else "",
-        policy=[
-            Objective(one.objective, one.target, one.grade.value, printable(one.evidence))
-            for one in (judged_now.results if judged_now else [])
-        ],
+        policy=[_objective(sources, one) for one in (judged_now.results if judged_now else [])],
     )
+
+
+def _objective(sources: Sources, result: Result) -> Objective:
+    """What was met when the daemon said so last is not known to be met now."""
+    grade, evidence = result.grade, printable(result.evidence)
+    if grade is Grade.PASS and not sources.is_live:
+        grade, evidence = Grade.UNKNOWN, f"when last known it was met: {evidence}"
+    return Objective(result.objective, result.target, grade.value, evidence)
 
 
 def _replica(sources: Sources, config: DatasetConfig, replica: ReplicaConfig, unknowns: list[Unknown]) -> Replica:

@@ -273,12 +273,17 @@ class Report(msgspec.Struct, frozen=True):
         not be found out, and nothing else is the matter."""
         if self.answer in (Answer.NO, Answer.UNPROVEN) or any(one.kind != "link" for one in self.remarks):
             return 1
-        if any(reason.answer is Answer.UNPROVEN for subject in self.subjects for reason in subject.reasons):
-            return 1
-        if any(one.grade == "fail" for subject in self.subjects for one in subject.policy):
+        if any(_has_finding(subject) for subject in self.subjects):
             return 1
         is_known = not self.unknowns and not any(subject.unknowns for subject in self.subjects)
         return 0 if self.answer is Answer.YES and not self.remarks and is_known else 3
+
+
+def _has_finding(subject: Subject) -> bool:
+    """Whether something about it is wrong, or not proven, whatever else is not known."""
+    if subject.divergences.open_count or any(one.grade == "fail" for one in subject.policy):
+        return True
+    return any(reason.answer in (Answer.NO, Answer.UNPROVEN) for reason in subject.reasons)
 
 
 # ----------------------------------------------------------------------------------------------------------- answer
@@ -383,22 +388,12 @@ def headline(subjects: Sequence[Subject], unknowns: Sequence[Unknown]) -> tuple[
     concerned = [subject for subject in subjects if subject.answer is answer]
     first = next((f"{one.name}: {one.reasons[0].text}" for one in concerned), "")
     first = first or f"{unknowns[0].where}: {unknowns[0].what}"
-    count = f"{len(concerned)} of {_things(subjects)} " if concerned else ""
-    more = "" if len(concerned) < 2 else f" (and {len(concerned) - 1} more)"
-    return answer, f"{_BEGIN[answer]}{count and f': {count}{_concern(answer, len(concerned))}'}. {first}{more}."
+    of_many = f" for {len(concerned)} of {_things(subjects)}" if concerned and len(subjects) > 1 else ""
+    more = f" (and {len(concerned) - 1} more)" if len(concerned) > 1 else ""
+    return answer, f"{_BEGIN[answer]}{of_many}. {first}{more}."
 
 
-_BEGIN = {Answer.NO: "No", Answer.UNKNOWN: "Not known", Answer.UNPROVEN: "Probably, but not proven"}
-
-
-def _concern(answer: Answer, count: int) -> str:
-    many = count > 1
-    match answer:
-        case Answer.NO:
-            return f"cannot be recovered completely as {'they are' if many else 'it is'}"
-        case Answer.UNKNOWN:
-            return f"{'have' if many else 'has'} something that could not be found out"
-    return f"{'lack' if many else 'lacks'} a recent proof"
+_BEGIN = {Answer.NO: "No", Answer.UNKNOWN: "Not known", Answer.UNPROVEN: "Probably, but it is not proven"}
 
 
 def _yes(subjects: Sequence[Subject]) -> str:
