@@ -134,6 +134,9 @@ def a_replica(name: str = "fra1", **changes: object) -> Replica:
 def a_dataset(**changes: object) -> Subject:
     """A dataset that can be recovered."""
     fields: dict[str, object] = {
+        "kind": "dataset",
+        "name": "www",
+        "place": "/srv/www",
         "entries": 221,
         "size": 10_000_000,
         "rpo_s": 300.0,
@@ -141,7 +144,7 @@ def a_dataset(**changes: object) -> Subject:
         "sides": [a_side(), a_side("replica", "fra1", days=some_days(without=range(30, 35)))],
         "drills": [some_drills()],
     }
-    return Subject("dataset", "www", "/srv/www", **{**fields, **changes})  # type: ignore[arg-type]  # as above
+    return Subject(**{**fields, **changes})  # type: ignore[arg-type]  # as above
 
 
 def a_store(**changes: object) -> Subject:
@@ -154,15 +157,27 @@ def a_store(**changes: object) -> Subject:
         "received_ns": NOW_NS - 60 * S,
         "snapshots": Snapshots(9, 9, NOW_NS - 9 * DAY_NS, NOW_NS, 9, NOW_NS),
         "sides": [a_side("replica")],
-        "retention": Retention("No snapshot is ever let go", 9, pins=[Kept("before-upgrade", 4, NOW_NS, "ticket 4711")]),
+        "retention": Retention(
+            "No snapshot is ever let go", 9, pins=[Kept("before-upgrade", 4, NOW_NS, "ticket 4711")]
+        ),
     }
-    return Subject("store", "bru1/mail", "/srv/store/bru1/mail", **{**fields, **changes})  # type: ignore[arg-type]
+    return Subject("store", "bru1/mail", "/srv/store/bru1/mail", **{**fields, **changes})  # type: ignore[arg-type]  # as above
 
 
 def a_report(*subjects: Subject, **changes: object) -> Report:
     """A report about these subjects."""
-    fields: dict[str, object] = {"status_ns": NOW_NS, "is_live": True, "subjects": list(subjects)}
-    return Report("ams1", "0.1.0", NOW_NS, 90, Answer.YES, "Yes: everything.", **{**fields, **changes})  # type: ignore[arg-type]
+    fields: dict[str, object] = {
+        "node": "ams1",
+        "version": "0.1.0",
+        "generated_ns": NOW_NS,
+        "period_days": 90,
+        "answer": Answer.YES,
+        "headline": "Yes: everything.",
+        "status_ns": NOW_NS,
+        "is_live": True,
+        "subjects": list(subjects),
+    }
+    return Report(**{**fields, **changes})  # type: ignore[arg-type]  # as above
 
 
 def a_hostile_report() -> Report:

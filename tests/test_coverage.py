@@ -128,7 +128,7 @@ def test_what_a_peer_says_is_made_harmless() -> None:
     st.integers(1, 40),
 )
 def test_a_map_counts_each_byte_once(parts: list[tuple[int, int, int]], cells: int) -> None:
-    """The cells together have all bytes and findings, none has much more than its share, and the oldest is the oldest."""
+    """The cells together have all bytes and findings of the parts, and the oldest moment of them all."""
     total = sum(size for size, _, _ in parts)
     mapper = Mapper(total, cells)
     for size, at_ns, bad in parts:

@@ -44,6 +44,15 @@ class Look(NamedTuple):
     hatch: str = ""
 
 
+class Box(NamedTuple):
+    """A rectangle in the coordinates of its axes."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
 IN_TIME = Look("verified within the deadline", "#9ecae1")
 NEW = Look("recorded, not verified yet", "#ffffff", "////")
 OVERDUE = Look("overdue", "#4a0a0a")
@@ -117,11 +126,8 @@ def _draw_days(place: Axes, side: SideReport, first: int, last: int) -> None:
 
 
 def _bars(place: Axes, at: Sequence[int], heights: Sequence[float], bottoms: Sequence[float], look: Look) -> None:
-    drawn = [(x, height, bottom) for x, height, bottom in zip(at, heights, bottoms, strict=True) if height > 0]
-    if drawn:
-        x, height, bottom = zip(*drawn, strict=True)
-        edge = _PALE if look.hatch else look.face
-        place.bar(x, height, bottom=bottom, width=1.0, color=look.face, edgecolor=edge, hatch=look.hatch, linewidth=0.2)
+    drawn = zip(at, heights, bottoms, strict=True)
+    _boxes(place, [Box(x - 0.5, bottom, 1.0, height) for x, height, bottom in drawn if height > 0], look)
 
 
 def _shares(day: Day) -> tuple[float, float, float]:
@@ -152,14 +158,12 @@ def _days_in_words(days: Sequence[Day], first: int, last: int) -> str:
 
 
 def _draw_map(place: Axes, title: str, found: AgeMap, every_s: float) -> None:
-    from matplotlib.patches import Rectangle
-
+    drawn: dict[Look, list[Box]] = {}
     for number, cell in enumerate(found.cells[: COLUMNS * ROWS]):
-        look = look_of(cell, found.at_ns, every_s)
-        if look is not None:
-            at = (number % COLUMNS, number // COLUMNS)
-            edge = _PALE if look.hatch else "#ffffff"
-            place.add_patch(Rectangle(at, 1, 1, facecolor=look.face, edgecolor=edge, hatch=look.hatch, linewidth=0.3))
+        if look := look_of(cell, found.at_ns, every_s):
+            drawn.setdefault(look, []).append(Box(number % COLUMNS, number // COLUMNS, 1, 1))
+    for look, boxes in drawn.items():
+        _boxes(place, boxes, look, "#ffffff")
     bad = [number for number, cell in enumerate(found.cells[: COLUMNS * ROWS]) if cell.bad]
     x, y = [number % COLUMNS + 0.5 for number in bad], [number // COLUMNS + 0.5 for number in bad]
     place.plot(x, y, linestyle="", marker="X", markersize=8, color=_INK, markeredgecolor="#ffffff", zorder=3)
@@ -241,6 +245,17 @@ def _figure(height_in: float) -> Figure:
     rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "replicad", "font.family": _FONT, "font.size": 8})
     rcParams.update({"hatch.linewidth": 0.5, "hatch.color": "#777777", "axes.linewidth": 0.6})
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+
+
+def _boxes(place: Axes, boxes: Sequence[Box], look: Look, edge: str = "") -> None:
+    from matplotlib.collections import PolyCollection
+
+    corners = [[(x, y), (x + wide, y), (x + wide, y + high), (x, y + high)] for x, y, wide, high in boxes]
+    line = _PALE if look.hatch else edge or look.face
+    place.add_collection(
+        PolyCollection(corners, facecolor=look.face, edgecolor=line, hatch=look.hatch or None, linewidth=0.3),
+        autolim=False,
+    )
 
 
 def _plain(place: Axes, title: str) -> None:
