@@ -39,7 +39,7 @@ OPEN = Divergences(open_count=3)
 FAILED = some_drills(records=[a_record(1), a_record(2, Outcome.FAILED)])
 NEVER_VERIFIED = [a_side(oldest_verified_ns=0), a_side("replica", "fra1")]
 OVERDUE = [a_side(overdue_bytes=5), a_side("replica", "fra1")]
-SILENT = [a_side(), a_side("replica", "fra1", as_of_ns=0)]
+SILENT = [a_side(), a_side("replica", "fra1", as_of_ns=0, state="", oldest_verified_ns=0)]
 
 
 @pytest.mark.parametrize(

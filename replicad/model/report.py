@@ -120,6 +120,7 @@ class SideReport(msgspec.Struct, frozen=True):
     structure_ns: int = 0
     on_track: bool = True
     state: str = ""
+    """Of its scrub, as `replicad status` says it; "" = nobody has said how it stands."""
     reason: str = ""
     days: list[Day] = []
     """Those of the period that anything is known of, ascending."""
@@ -342,14 +343,14 @@ def _copied(subject: Subject) -> list[Reason]:
 def _verified(subject: Subject) -> list[Reason]:
     said = []
     for side in subject.sides:
-        if side.as_of_ns and side.total_bytes and not side.oldest_verified_ns:
+        if not side.state:
+            said.append(Reason(Answer.UNKNOWN, f"{side.title}: how its verification stands now is not known"))
+        elif side.total_bytes and not side.oldest_verified_ns:
             said.append(Reason(Answer.UNPROVEN, f"{side.title}: not every byte was read again yet, not once"))
         elif side.overdue_bytes:
             share = side.overdue_bytes / max(1, side.total_bytes)
             text = f"the last look at {share:.1%} of it is longer ago than {show_duration(side.scrub_every_s)}"
             said.append(Reason(Answer.UNPROVEN, f"{side.title}: {text}"))
-        elif not side.as_of_ns:
-            said.append(Reason(Answer.UNKNOWN, f"{side.title}: nothing is known of its verification"))
     return said
 
 
