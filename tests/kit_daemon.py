@@ -8,10 +8,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from replicad.http.contract import Directed, DrillRequest, RepairResult, RetainResult, ScrubRequest, SyncRequest
+from replicad.http.contract import (
+    Directed,
+    DrillRequest,
+    Gated,
+    GateRequest,
+    RepairResult,
+    RetainResult,
+    ScrubRequest,
+    SyncRequest,
+)
 from replicad.http.server import HttpServer
 from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.errors import ReplicadError, UsageError
+from replicad.model.gate import Judged
 from replicad.status import (
     DatasetStatus,
     DrillStatus,
@@ -176,6 +186,10 @@ class FakeDaemon:
         self.on_scrub: Callable[[], None] = lambda: None
         self.on_drill: Callable[[], None] = lambda: None
         self.retained: list[RetainResult] = []
+        self.copies: list[Judged] = []
+        """What a gate judges."""
+        self.gated: list[GateRequest] = []
+        """How it was asked."""
 
     def status(self) -> NodeStatus:
         self.on_status()
@@ -234,6 +248,12 @@ class FakeDaemon:
     async def retain(self, dataset: str | None) -> list[RetainResult]:
         self._ask(f"retain {dataset}")
         return self.retained
+
+    async def gate(self, asked: GateRequest) -> Gated:
+        self._ask("gate")
+        self.gated.append(asked)
+        copies = [one for one in self.copies if not asked.datasets or one.dataset in asked.datasets]
+        return Gated(asked.asked_ns or NOW_NS, copies)
 
     def _results(self, name: str) -> list[RepairResult]:
         if name not in self.results:

@@ -29,9 +29,12 @@ CONTRACT = {
     "replicad_verified_bytes_total", "replicad_scrub_on_track", "replicad_divergent_blocks",
     "replicad_divergences_total", "replicad_repairs_total", "replicad_repair_breaker_open",
     "replicad_drill_last_success_timestamp_seconds", "replicad_drill_estimated_restore_seconds",
+    "replicad_policy_compliant",
 }  # fmt: skip
 """Names that others rely on."""
-LABELS = {"node", "version", "dataset", "replica", "client", "job", "side", "kind", "source", "result", "outcome"}
+LABELS = {"node", "version", "dataset", "replica", "client", "job", "side", "kind", "source", "result", "outcome"} | {
+    "objective"
+}
 
 
 def values(node: NodeStatus) -> dict[str, float]:
