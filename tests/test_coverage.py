@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kit_engine import BEGIN_NS, DAY_S, Rig
 from replicad.db.age_map import of_ledger, of_segments
 from replicad.db.database import Database
+from replicad.db.findings import MIGRATIONS as FINDINGS
 from replicad.db.findings import Findings
 from replicad.db.ledger_schema import MIGRATIONS
 from replicad.model.coverage import CELLS, MAX_DAYS, AgeMap, Cell, Day, Mapper, day_of
@@ -75,6 +76,17 @@ def test_days_and_maps_survive_the_process(tmp_path: Path) -> None:
         assert [day.day for day in book.coverage.days(Side.PRIMARY, "", 6, 9)] == [7, 9]
         assert book.coverage.map(Side.REPLICA, "fra1") == AgeMap(5, 3, [Cell(3, 0, 2, 1)])
         assert book.coverage.map(Side.REPLICA, "nyc1") is None
+
+
+def test_a_book_of_an_older_version_begins_its_history(tmp_path: Path) -> None:
+    """A findings book from before is brought up to date when it is opened; what it held is still there."""
+    path = tmp_path / "findings.db"
+    with closing(Database(path, FINDINGS[:2])) as old, old.transaction():
+        old.execute("INSERT INTO pin VALUES('before-upgrade', 4, 5, 'ticket')")
+    with closing(Findings(path)) as book:
+        assert book.coverage.days(Side.PRIMARY, "", 0, 10**6) == []
+        book.coverage.note(Side.PRIMARY, "", a_look(7))
+        assert [pin.name for pin in book.pins()] == ["before-upgrade"]
 
 
 def test_a_scrub_notes_how_its_side_stands(tmp_path: Path) -> None:
