@@ -22,7 +22,7 @@ from replicad.model.divergence import Side
 from replicad.model.errors import ReplicadError
 from replicad.model.pace import Policy
 from replicad.status import ScrubStatus
-from replicad.work.coverage_notes import NOTE_EVERY_S, look_of, received
+from replicad.work.coverage_notes import MOST, NOTE_EVERY_S, look_of, received
 
 WEEK = Policy(7 * DAY_S, 0.5)
 
@@ -124,9 +124,12 @@ def test_a_side_that_cannot_be_looked_at_leaves_no_day(tmp_path: Path) -> None:
 
 
 def test_what_a_peer_says_is_made_harmless() -> None:
-    """Numbers below zero count as zero, and a map has no more cells than one has."""
+    """Numbers are brought within bounds that a book can keep, and a map has no more cells than one has."""
     said = ScrubStatus("www", "replica", "fra1", total_bytes=-5, never_bytes=-1, overdue_bytes=-9, divergent={"x": -3})
     assert look_of(said, 86_400 * 10**9) == Day(1, 86_400 * 10**9, 1, 0, 0, 0)
+    huge = ScrubStatus("www", "replica", "fra1", total_bytes=10**40, divergent={"x": 10**40})
+    assert (look_of(huge, 1).total_bytes, look_of(huge, 1).open) == (MOST, MOST)
+    assert received(AgeMap(1, 10**40, [Cell(10**40)]), CELLS, 77) == AgeMap(77, MOST, [Cell(MOST)])
     found = received(AgeMap(1, -1, [Cell(-1, -1, -1, -1)] * (CELLS + 5)), CELLS, 77)
     assert (found.at_ns, found.total_bytes, len(found.cells)) == (77, 0, CELLS)
     assert set(map(tuple, ([c.bytes, c.never_bytes, c.oldest_ns, c.bad] for c in found.cells))) == {(0, 0, 0, 0)}

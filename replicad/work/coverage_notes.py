@@ -25,18 +25,21 @@ NOTE_EVERY_S = 900.0
 MAP_EVERY_S = 3600.0
 """Between two maps that a replica is asked for: some ten kilobytes each."""
 
+MOST = 2**62
+"""No number of bytes, nanoseconds or findings is greater; the books could keep twice as much."""
+
 
 def look_of(status: ScrubStatus, now_ns: int) -> Day:
-    """How a scrub stands, as one look at a day. What a peer says may be anything: nothing in it is below zero."""
+    """How a scrub stands, as one look at a day. What a peer says may be anything: it is brought within bounds."""
     return Day(
         day=day_of(now_ns),
         at_ns=now_ns,
         looks=1,
-        total_bytes=max(0, status.total_bytes),
-        never_bytes=max(0, status.never_bytes),
-        overdue_bytes=max(0, status.overdue_bytes),
-        open=max(0, sum(status.divergent.values())),
-        lost=max(0, status.lost),
+        total_bytes=_bounded(status.total_bytes),
+        never_bytes=_bounded(status.never_bytes),
+        overdue_bytes=_bounded(status.overdue_bytes),
+        open=_bounded(sum(status.divergent.values())),
+        lost=_bounded(status.lost),
     )
 
 
@@ -62,12 +65,16 @@ def map_of_store(directory: Path, found: Iterable[Divergence], at_ns: int) -> Ag
 
 
 def received(said: AgeMap, cells: int, at_ns: int) -> AgeMap:
-    """A map that a peer has given at `at_ns`, with no more cells than one has, and nothing in them below zero."""
+    """A map that a peer has given at `at_ns`, with no more cells than one has, and every number within bounds."""
     kept = [
-        msgspec.structs.replace(cell, **{name: max(0, getattr(cell, name)) for name in cell.__struct_fields__})
+        msgspec.structs.replace(cell, **{name: _bounded(getattr(cell, name)) for name in cell.__struct_fields__})
         for cell in said.cells[:cells]
     ]
-    return AgeMap(at_ns, max(0, said.total_bytes), kept)
+    return AgeMap(at_ns, _bounded(said.total_bytes), kept)
+
+
+def _bounded(number: int) -> int:
+    return max(0, min(number, MOST))
 
 
 def _size_of(directory: Path, number: int) -> int:
