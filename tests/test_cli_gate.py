@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from kit_daemon import NOW_NS, FakeDaemon, Served, a_dataset, a_drill, a_node, a_scrub
 from replicad.cli import gate as cli
 from replicad.cli.app import main
-from replicad.http.contract import GateRequest, gate_query, parse_gate_untrusted
+from replicad.http.contract import CONTROL_SOCKET, GateRequest, gate_query, parse_gate_untrusted
 from replicad.model.errors import UsageError
 from replicad.model.gate import Check, Judged
 
@@ -203,3 +204,14 @@ def test_any_query_is_a_request_or_a_value_error(query: list[tuple[str, str]]) -
     except ValueError:
         return
     assert asked.max_lag_s is None or 0 <= asked.max_lag_s < float("inf")
+
+
+@pytest.mark.parametrize("query", ["max_lag_s=x", "max_lag_s=-1", "max_lag_s=nan", "pin=a&pin=b", "colour=blue"])
+def test_a_query_that_is_none_is_refused(query: str, tmp_path: Path) -> None:
+    """Over the socket as well: a refusal in words, and the daemon is not asked."""
+    fake = daemon(copy())
+    with Served(fake, tmp_path), socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(str(tmp_path / CONTROL_SOCKET))
+        stream.sendall(f"POST /gate?{query} HTTP/1.0\r\nHost: replicad\r\nContent-Length: 0\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: stream.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.0 400 ") and b'"error":"POST /gate: ' in answer and not fake.gated

@@ -74,7 +74,7 @@ def pins(pair: Pair) -> list[dict[str, Any]]:
 
 
 def test_the_gate_opens_when_everything_is_on_the_replica_s_record(tmp_path: Path) -> None:
-    """--wait brings what was just written, has it verified and drilled, and pins the very snapshot that was judged; that
+    """--wait brings what was just written, has it verified and drilled, and pins the very snapshot that was judged; it
     restores what stood on the disk when the gate was asked."""
     with guarded(tmp_path) as pair:
         (pair.root / "late").write_text("written just before\n")
@@ -97,6 +97,8 @@ def test_what_is_on_the_disk_now_has_to_be_there(tmp_path: Path) -> None:
     with guarded(tmp_path) as pair:
         opened(pair)
         assert shut(gate(pair, "--max-lag", "0", code=1)) == {"fresh"}
+        (pair.root / "seen").write_text("by the watch\n")
+        wait_until(lambda: pair.line.last_complete_ns > pair.line.last_walked_ns > 0, "a pass that walks only a part")
         assert not shut(gate(pair))
         said = replicad("gate", "--config", pair.primary.config).stdout
         assert re.search(r"fresh +ok .*snapshot \d+ holds everything as of .* ago; up to 5m are\s+allowed", said), said
@@ -178,11 +180,9 @@ def _second_replica(tmp_path: Path, pair: Pair) -> Node:
     with (place / "R.toml").open("a") as file:
         file.write(f'\n[[client]]\nname = "ams1"\nkey = "{client[1]}"\n')
     there = parse_replica_line(line)
-    text = pair.primary.config.read_text().replace(
-        "[[dataset]]\n",
-        f'[[replica]]\nname = "osl1"\naddress = "{there.address}"\nkey = "{there.key}"\n\n[[dataset]]\n',
-    )
-    pair.primary.config.write_text(text)
+    table = f'[[replica]]\nname = "osl1"\naddress = "{there.address}"\nkey = "{there.key}"\n\n'
+    text = pair.primary.config.read_text()
+    pair.primary.config.write_text(text.replace("[[dataset]]\n", f"{table}[[dataset]]\n"))
     return Node(place / "R.toml", place / "state", place / "log")
 
 

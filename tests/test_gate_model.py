@@ -78,6 +78,7 @@ def test_a_copy_that_is_well_opens_it() -> None:
         (seen(said(lost_records=1)), "fresh", "lost 1 pieces", ""),
         (seen(held="the root is empty"), "fresh", "held: the root is empty", ""),
         (seen(said(oldest_verified_ns=0)), "verified", "not once", "scrub"),
+        (seen(said(oldest_verified_ns=0, scrub_reason="no time")), "verified", "(its scrub: no time)", "scrub"),
         (seen(said(oldest_verified_ns=ago(8 * DAY_S, THERE))), "verified", "within 8d; at most 7d", "scrub"),
         (seen(said(oldest_verified_ns=ago(-SKEW_S - 1, THERE))), "verified", "ahead of its clock", "scrub"),
         (seen(said(scrub_state="")), "verified", "runs no scrub", "scrub"),
@@ -104,9 +105,16 @@ def test_each_reason_shuts_it(found: Seen, name: str, words: str, remedy: str) -
 def test_fresh_is_what_was_on_the_disk_when_the_gate_was_asked() -> None:
     """With no lag allowed only a pass that began since then will do, however young the last one is."""
     strict = Demands(0, 7 * DAY_S, 10 * DAY_S, asked_ns=ago(60))
-    assert [check.name for check in shut(seen(complete_ns=ago(61)), strict)] == ["fresh"]
-    assert not shut(seen(complete_ns=ago(60)), strict)
-    assert not shut(seen(complete_ns=ago(1)), strict)
+    assert [check.name for check in shut(seen(complete_ns=ago(61), walked_ns=ago(61)), strict)] == ["fresh"]
+    assert not shut(seen(complete_ns=ago(60), walked_ns=ago(60)), strict)
+    assert not shut(seen(complete_ns=ago(1), walked_ns=ago(59)), strict)
+
+
+def test_a_pass_that_trusts_the_watch_is_no_walk() -> None:
+    """Where no lag is allowed, a pass that looked only where the kernel saw a change does not open the gate."""
+    strict = Demands(0, 7 * DAY_S, 10 * DAY_S, asked_ns=ago(60))
+    (check,) = shut(seen(complete_ns=ago(5), walked_ns=ago(61)), strict)
+    assert "everything was not walked since" in check.reason
 
 
 def test_a_pass_that_ends_while_the_replica_is_asked_is_no_false_alarm() -> None:

@@ -32,7 +32,7 @@ from replicad.model.policy import (
     judge,
     worst,
 )
-from replicad.model.show import show_duration
+from replicad.model.show import short_duration
 from replicad.model.snapshot import Head
 
 S = 1_000_000_000
@@ -345,4 +345,4 @@ def test_a_replica_remembers_the_last_and_the_last_proof() -> None:
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     """Two units at most, and none that is zero."""
-    assert show_duration(seconds) == text
+    assert short_duration(seconds) == text

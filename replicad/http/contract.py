@@ -6,8 +6,7 @@ One table for server (`server.py`) and client (`api.py`). Over STATE/control.soc
     POST /sync[?dataset=NAME]    -> Accepted
     POST /release?dataset=NAME   -> Released; POST /reload -> Reloaded
     POST /scrub?action=start|pause|resume[&dataset=NAME][&side=primary|replica][&for_s=S] -> Directed
-    POST /gate[?dataset=NAME...][&max_lag_s=S][&max_scrub_age_s=S][&max_drill_age_s=S][&asked_ns=N][&pin=NAME] -> Gated
-    POST /drill[?dataset=NAME][&full=1 | &path=GLOB...] -> Drilled
+    POST /drill[?dataset=NAME][&full=1 | &path=GLOB...] -> Drilled; POST /gate[?fields of GateRequest] -> Gated
     POST /repair?id=ID[&dry_run=1] | ?all=1[&dry_run=1] | ?undo=ID                        -> Repaired, when it is done
     POST /retain[?dataset=NAME]  -> RetainedAll, when it is done
     anything that fails          -> 4xx or 5xx with Failure

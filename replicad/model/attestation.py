@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from replicad.model.drill import DrillRecord, Outcome
-from replicad.model.snapshot import Head
+from replicad.model.head import Head
 
 MAX_ASKED_PINS = 8
 """Pins of one store that its client asked for: each may keep a whole generation of the dataset from going, and a client

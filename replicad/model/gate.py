@@ -18,9 +18,9 @@ import msgspec
 
 from replicad.model.attestation import Attestation
 from replicad.model.drill import Outcome
+from replicad.model.head import Head
 from replicad.model.policy import SKEW_S, unseen
-from replicad.model.show import show_duration
-from replicad.model.snapshot import Head
+from replicad.model.show import short_duration
 
 _SILENCE = Attestation()
 
@@ -46,6 +46,8 @@ class Seen:
     """By this node's clock."""
     complete_ns: int = 0
     """When the last pass began of which everything was acknowledged; 0 = never, or not known."""
+    walked_ns: int = 0
+    """When the last of those began that walked everything: the watch may have missed a change, a walk has not."""
     heads: tuple[Head, ...] = ()
     """What this node's ledger says that the replica holds: before the replica was asked, and after."""
     held: str = ""
@@ -117,19 +119,20 @@ def _fresh(wanted: Demands, seen: Seen) -> Check:
     age_s = (seen.now_ns - seen.complete_ns) / 1e9
     if age_s < -SKEW_S:
         return shut("the last pass lies ahead of the clock: the clock was set back")
-    shown = f"snapshot {said.complete.number} holds everything as of {show_duration(max(0.0, age_s))} ago"
-    if wanted.asked_ns and seen.complete_ns >= wanted.asked_ns:
-        return Check("fresh", True, f"{shown}, since the gate was asked")
+    shown = f"snapshot {said.complete.number} holds everything as of {short_duration(max(0.0, age_s))} ago"
+    if wanted.asked_ns and seen.walked_ns >= wanted.asked_ns:
+        return Check("fresh", True, f"{shown}, by a walk of everything since the gate was asked")
     if age_s <= wanted.lag_s:
-        return Check("fresh", True, f"{shown}; up to {show_duration(wanted.lag_s)} are allowed")
+        return Check("fresh", True, f"{shown}; up to {short_duration(wanted.lag_s)} are allowed")
     if wanted.lag_s:
-        return shut(f"{shown}; at most {show_duration(wanted.lag_s)} are allowed")
-    return shut(f"{shown}, and that was before the gate was asked")
+        return shut(f"{shown}; at most {short_duration(wanted.lag_s)} are allowed")
+    return shut(f"{shown}, but everything was not walked since the gate was asked")
 
 
 def _verified(wanted: Demands, said: Attestation) -> Check:
     def shut(reason: str) -> Check:
-        return Check("verified", False, reason, "scrub")
+        because = f" (its scrub: {said.scrub_reason})" if said.scrub_reason else ""
+        return Check("verified", False, reason + because, "scrub")
 
     has_data = bool(said.complete.number)
     if silent := unseen(said.scrub_state, said.scrub_reason, said.total_bytes, has_data=has_data):
@@ -140,10 +143,10 @@ def _verified(wanted: Demands, said: Attestation) -> Check:
     if age_s < -SKEW_S:
         return shut("the replica's last verification lies ahead of its clock")
     new = f", but for {said.never_bytes:,} bytes that came since" if said.never_bytes else ""
-    text = f"every byte on the replica was read and verified within {show_duration(max(0.0, age_s))}{new}"
+    text = f"every byte on the replica was read and verified within {short_duration(max(0.0, age_s))}{new}"
     if age_s <= wanted.scrub_age_s:
         return Check("verified", True, text)
-    return shut(f"{text}; at most {show_duration(wanted.scrub_age_s)} are allowed")
+    return shut(f"{text}; at most {short_duration(wanted.scrub_age_s)} are allowed")
 
 
 def _drilled(wanted: Demands, said: Attestation) -> Check:
@@ -160,11 +163,11 @@ def _drilled(wanted: Demands, said: Attestation) -> Check:
     age_s = (said.now_ns - proven.ended_ns) / 1e9
     if age_s < -SKEW_S:
         return shut("the last drill lies ahead of the replica's clock")
-    shown = show_duration(max(0.0, age_s))
+    shown = short_duration(max(0.0, age_s))
     text = f"drill {proven.number} proved {shown} ago that snapshot {proven.snapshot} comes back"
     if age_s <= wanted.drill_age_s:
         return Check("drilled", True, text)
-    return shut(f"{text}; at most {show_duration(wanted.drill_age_s)} are allowed")
+    return shut(f"{text}; at most {short_duration(wanted.drill_age_s)} are allowed")
 
 
 def _undisputed(seen: Seen) -> Check:

@@ -19,7 +19,7 @@ import msgspec
 from replicad.model.attestation import Attestation
 from replicad.model.drill import OVERDUE_FACTOR, Outcome
 from replicad.model.place import Place, are_apart, sites, widest_m
-from replicad.model.show import show_duration
+from replicad.model.show import short_duration
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
@@ -233,7 +233,7 @@ def _rto(wanted: Objectives, facts: Facts) -> Said:
             return Grade.UNKNOWN, drilled.unknown
         if not drilled.estimate_s:
             return Grade.UNKNOWN, "no proven drill has measured how long a restore takes"
-        text = f"a restore of everything takes about {show_duration(drilled.estimate_s)}, by the last proven drill"
+        text = f"a restore of everything takes about {short_duration(drilled.estimate_s)}, by the last proven drill"
         return _when(drilled.estimate_s <= wanted.rto_s), text
 
     return _of_each(facts.copies, one)
@@ -338,7 +338,7 @@ def _places(facts: Facts) -> list[tuple[str, Place]]:
 
 def _younger(wanted: Objectives, facts: Facts) -> Said:
     def one(said: Attestation) -> Said:
-        text = f"keeps everything younger than {show_duration(said.keep_younger_than_s)}"
+        text = f"keeps everything younger than {short_duration(said.keep_younger_than_s)}"
         return _when(said.keep_younger_than_s >= wanted.keep_younger_than_s), text
 
     return _kept(facts, one)
@@ -380,8 +380,8 @@ def _aged(age_ns: int, limit_s: float, text: str) -> Said:
     """Whether what is so old is young enough; `text` has a place for the age."""
     age_s = age_ns / 1e9
     if age_s < -SKEW_S:
-        return Grade.UNKNOWN, f"its time lies {show_duration(-age_s)} ahead of the clock: the clock was set back"
-    shown = show_duration(max(0.0, age_s))
+        return Grade.UNKNOWN, f"its time lies {short_duration(-age_s)} ahead of the clock: the clock was set back"
+    shown = short_duration(max(0.0, age_s))
     return _when(age_s <= limit_s), text.format(shown if "within {}" in text else f"{shown} ago")
 
 
@@ -396,7 +396,7 @@ def _stale(copy: Copy, now_ns: int) -> str:
     if -SKEW_S <= age_s <= HEARD_S:
         return ""
     because = f" ({copy.unheard})" if copy.unheard else ""
-    return f"it has not said so for {show_duration(abs(age_s))}{because}"
+    return f"it has not said so for {short_duration(abs(age_s))}{because}"
 
 
 def _of_each(copies: Sequence[Copy], one: Callable[[Copy], Said]) -> Said:
@@ -416,7 +416,7 @@ def show_distance(distance: float) -> str:
 
 
 def _duration_of(seconds: float) -> str:
-    return show_duration(seconds) if seconds else ""
+    return short_duration(seconds) if seconds else ""
 
 
 _Target = Callable[[Objectives], str]

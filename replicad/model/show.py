@@ -9,8 +9,8 @@ def show_path(path: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) or "."
 
 
-def show_duration(seconds: float) -> str:
-    """A duration for people, in its two largest units: "3m 20s"; a part that is zero is left out."""
+def short_duration(seconds: float) -> str:
+    """A duration within a sentence, in its two largest units: "3m 20s"; a part that is zero is left out ("1h")."""
     if 0 < seconds < 10 and seconds != round(seconds):
         return f"{seconds:.1f}s"
     whole, parts = round(seconds), list[tuple[int, str]]()

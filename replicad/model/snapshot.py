@@ -12,9 +12,8 @@ from collections.abc import Iterable
 import msgspec
 
 from replicad.model.block import BlockId, block_id
-
-NO_PARENT = bytes(32)
-"""The parent digest of a dataset's first commit."""
+from replicad.model.head import NO_PARENT as NO_PARENT
+from replicad.model.head import Head as Head
 
 
 class Commit(msgspec.Struct, frozen=True, array_like=True):
@@ -37,13 +36,6 @@ class Commit(msgspec.Struct, frozen=True, array_like=True):
     """Sum of the sizes in bytes of the files it holds."""
     unread: int = 0
     """Entries that could not be copied in this pass and stand as in the parent (or not at all)."""
-
-
-class Head(msgspec.Struct, frozen=True, array_like=True):
-    """The last acknowledged commit of a dataset on a replica; number 0 and NO_PARENT when there is none."""
-
-    number: int = 0
-    digest: bytes = NO_PARENT
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -82,12 +82,13 @@ class Copy:
         dataset, line = self._dataset, self._line
         await dataset.open()
         await dataset.open_findings()
-        complete_ns, before = line.last_complete_ns, await self._head()
+        complete_ns, walked_ns, before = line.last_complete_ns, line.last_walked_ns, await self._head()
         said = await self._asked()
         open_here = await dataset.in_findings(partial(dataset.findings.listed, side=Side.PRIMARY))
         return Seen(
             now_ns=self._clock.now_ns(),
             complete_ns=complete_ns,
+            walked_ns=walked_ns,
             heads=(before, await self._head()),
             held=line.reason or "for a person to look" if line.held else "",
             said=said,

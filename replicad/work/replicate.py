@@ -143,7 +143,7 @@ class Replication:
                 raise
             if only is None:
                 self._walked_s = started_s
-            self._ended(outcome, started_ns, served)
+            self._ended(outcome, started_ns, served, walked=only is None or self._has_hook)
 
     async def _hooked(self, shipping: Shipping, only: frozenset[bytes] | None) -> Outcome:
         """The pass between its hooks."""
@@ -158,7 +158,7 @@ class Replication:
     def _show_hook(self) -> None:
         self._status.state = "hook"
 
-    def _ended(self, outcome: Outcome, started_ns: int, served: int) -> None:
+    def _ended(self, outcome: Outcome, started_ns: int, served: int, *, walked: bool) -> None:
         status = self._status
         status.pass_number += 1
         status.pass_ok = outcome.unread == 0
@@ -167,6 +167,7 @@ class Replication:
         status.last_error = ""
         if outcome.unread == 0:
             status.last_complete_ns = started_ns
+            status.last_walked_ns = started_ns if walked else status.last_walked_ns
         self._show("idle", "")
         self._served(served)
 

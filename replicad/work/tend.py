@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from typing import TypeVar
 
 from replicad.link.messages import Case, Examined, Lost
 from replicad.model.attestation import Attestation, DrillNote
@@ -55,6 +56,9 @@ never had is closed at once."""
 AGAIN_ROUNDS, LAST_AGAIN_ROUNDS = 5, 60
 """A finding that a round could not settle is looked at again after so many, later after more, and at once when
 something about it changes. Each time costs a block or, on behalf of a whole segment, MAX_TESTIMONY_BYTES."""
+
+
+Answer = TypeVar("Answer")
 
 
 class Patience:
@@ -123,6 +127,8 @@ class Tending:
         """Somebody here waits for the replica's scrub to serve this number."""
         self._wants_account = False
         self._nudged = asyncio.Event()
+        self._asking = 0
+        """How many questions from outside the rounds are under way."""
         self._rounds, self._opening = asyncio.Lock(), asyncio.Lock()
 
     @property
@@ -137,8 +143,7 @@ class Tending:
     async def start_scrub(self) -> int:
         """Have the replica scrub its side of the dataset now; the number that `served` of the mirrored status reaches
         when it has. Raises LinkError, ReplicadError."""
-        talk = await self._session()
-        said = await talk.direct("start")
+        said = await self._asked(lambda talk: talk.direct("start"))
         if said is None:
             raise UsageError(f"{self.replica} runs no scrub of {self._dataset.config.name}", hint="look there")
         mirror_status(self._status, said)
@@ -149,14 +154,22 @@ class Tending:
     async def attest(self) -> Attestation:
         """What the replica says of its copy now, from its own books. Raises LinkError, ReplicadError; UsageError when
         it has none."""
-        try:
-            return await self._attested(await self._session())
-        except LinkError:  # a session that was kept open may have died unnoticed
-            return await self._attested(await self._session())
+        return await self._asked(self._attested)
 
     async def keep(self, name: str, snapshot: Head, reason: str) -> str:
         """Have the replica keep that snapshot under a name; why it does not, or "". Raises as `attest`."""
-        return await (await self._session()).keep(name, snapshot, reason)
+        return await self._asked(lambda talk: talk.keep(name, snapshot, reason))
+
+    async def _asked(self, ask: Callable[[Conversation], Awaitable[Answer]]) -> Answer:
+        """Ask something outside the rounds, which leave the session open meanwhile."""
+        self._asking += 1
+        try:
+            try:
+                return await ask(await self._session())
+            except LinkError:  # a session that was kept open may have died unnoticed
+                return await ask(await self._session())
+        finally:
+            self._asking -= 1
 
     async def _attested(self, talk: Conversation) -> Attestation:
         said = mirror_attestation(await talk.attest(self._notes()))
@@ -218,7 +231,7 @@ class Tending:
         now_s = self._clock.monotonic_s()
         if open_ones:
             self._useful_s = now_s
-        elif now_s - self._useful_s >= IDLE_CLOSE_S:
+        elif now_s - self._useful_s >= IDLE_CLOSE_S and not self._asking:
             await self.close()
 
     async def _settle_all(self, talk: Conversation) -> int:
