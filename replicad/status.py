@@ -64,7 +64,7 @@ class DatasetStatus(msgspec.Struct):
     last_complete_ns: int = 0
     """When the last pass began of which everything is acknowledged; the lag is the age of this."""
     last_walked_ns: int = 0
-    """When the last of those began that walked everything, whatever the watch said; 0 = not since the daemon started."""
+    """When the last of those began that walked everything, whatever the watch said; 0 = not since the daemon runs."""
     last_error: str = ""
     unread: int = 0
     """Entries that could not be copied in the last pass."""

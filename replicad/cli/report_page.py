@@ -18,7 +18,7 @@ from markupsafe import Markup
 from replicad.cli.output import show_bytes, show_rate
 from replicad.model.coverage import day_of
 from replicad.model.report import Report, Subject
-from replicad.model.show import show_duration
+from replicad.model.show import short_duration
 from replicad.model.sshsig import NAMESPACE
 from replicad.model.when import show_time
 from replicad.status import printable
@@ -58,7 +58,7 @@ def _environment(*, autoescape: bool, finalize: Callable[[Any], Any]) -> Environ
         "brief": lambda at_ns: show_time(at_ns).replace("T", " ") if at_ns else "never",
         "size": show_bytes,
         "rate": show_rate,
-        "duration": lambda seconds: show_duration(seconds) if seconds else "none",
+        "duration": lambda seconds: short_duration(seconds) if seconds else "none",
         "number": lambda count: f"{count:,}",
         "share": lambda part, whole: f"{100 * part / whole:.2f} %" if whole else "–",
     }
@@ -78,7 +78,7 @@ def _marked_down(value: Any) -> Any:
 
 def _age(now_ns: int, at_ns: int) -> str:
     """How long ago a moment was, in words."""
-    return f"{show_duration(max(0, now_ns - at_ns) / 1e9)} ago" if at_ns else "never"
+    return f"{short_duration(max(0, now_ns - at_ns) / 1e9)} ago" if at_ns else "never"
 
 
 # --------------------------------------------------------------------------------------------------------- pictures

@@ -18,7 +18,7 @@ from replicad.model.coverage import AgeMap, Cell, Day
 from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.errors import UsageError
 from replicad.model.report import Drills, SideReport
-from replicad.model.show import show_duration
+from replicad.model.show import short_duration
 
 if TYPE_CHECKING:  # slow to import, and an extra
     from matplotlib.axes import Axes
@@ -98,9 +98,9 @@ def recovery(drills: Drills, prefix: str) -> str:
     records = drills.records
     said = f"{len(records)} drills; the last one {records[-1].outcome.value}; the trend is {drills.trend.word}"
     if drills.estimate_s:
-        said += f"; a restore of everything takes about {show_duration(drills.estimate_s)}"
+        said += f"; a restore of everything takes about {short_duration(drills.estimate_s)}"
     if drills.rto_s:
-        said += f"; the objective is {show_duration(drills.rto_s)}"
+        said += f"; the objective is {short_duration(drills.rto_s)}"
     return _inline(figure, prefix, f"Estimated recovery time, drills from {drills.replica}", said)
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from replicad.model.coverage import AgeMap, Day
 from replicad.model.drill import DrillRecord, Trend
-from replicad.model.show import show_duration
+from replicad.model.show import short_duration
 from replicad.model.when import show_time
 
 FORMAT = 1
@@ -349,7 +349,7 @@ def _verified(subject: Subject) -> list[Reason]:
             said.append(Reason(Answer.UNPROVEN, f"{side.title}: not every byte was read again yet, not once"))
         elif side.overdue_bytes:
             share = side.overdue_bytes / max(1, side.total_bytes)
-            text = f"the last look at {share:.1%} of it is longer ago than {show_duration(side.scrub_every_s)}"
+            text = f"the last look at {share:.1%} of it is longer ago than {short_duration(side.scrub_every_s)}"
             said.append(Reason(Answer.UNPROVEN, f"{side.title}: {text}"))
     return said
 
