@@ -122,7 +122,9 @@ def test_the_first_sentence_says_it() -> None:
     assert said(a_dataset(divergences=OPEN)).endswith("3 open findings wait for repair, nothing is lost.")
     assert "as far as this side can tell" in said(a_store())
     lost = said(a_dataset(divergences=LOST), a_dataset(name="mail"), a_store())
-    assert lost == "No for 1 of 2 datasets and 1 store. www: data is lost: 1 finding of which no side has the bytes."
+    assert (
+        lost == "No, for 1 of 3 (2 datasets and 1 store). www: data is lost: 1 finding of which no side has the bytes."
+    )
     assert said(a_dataset(drills=[])).startswith("Probably, but it is not proven. www: no drill has proven it yet")
 
 

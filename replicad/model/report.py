@@ -389,7 +389,7 @@ def headline(subjects: Sequence[Subject], unknowns: Sequence[Unknown]) -> tuple[
     concerned = [subject for subject in subjects if subject.answer is answer]
     first = next((f"{one.name}: {one.reasons[0].text}" for one in concerned), "")
     first = first or f"{unknowns[0].where}: {unknowns[0].what}"
-    of_many = f" for {len(concerned)} of {_things(subjects)}" if concerned and len(subjects) > 1 else ""
+    of_many = f", for {len(concerned)} of {_counted(subjects)}" if concerned and len(subjects) > 1 else ""
     more = f" (and {len(concerned) - 1} more)" if len(concerned) > 1 else ""
     return answer, f"{_BEGIN[answer]}{of_many}. {first}{more}."
 
@@ -418,6 +418,12 @@ def _as_of_ns(subject: Subject) -> int:
     if subject.kind == "store":
         return subject.snapshots.newest_complete_ns if subject.snapshots else 0
     return max((replica.last_complete_ns for replica in subject.replicas), default=0)
+
+
+def _counted(subjects: Sequence[Subject]) -> str:
+    """ "3 datasets"; where there are stores as well, "4 (3 datasets and 1 store)"."""
+    things = _things(subjects)
+    return f"{len(subjects)} ({things})" if " and " in things else things
 
 
 def _things(subjects: Sequence[Subject]) -> str:
