@@ -64,7 +64,7 @@ class DatasetStatus(msgspec.Struct):
     last_complete_ns: int = 0
     """When the last pass began of which everything is acknowledged; the lag is the age of this."""
     last_walked_ns: int = 0
-    """When the last of those began that walked everything, whatever the watch said; 0 = not since the daemon runs."""
+    """When the last of those began that walked everything, whatever the watch said; 0 = not since the start."""
     last_error: str = ""
     unread: int = 0
     """Entries that could not be copied in the last pass."""
@@ -122,8 +122,6 @@ class ScrubStatus(msgspec.Struct):
     total_bytes: int = 0
     never_bytes: int = 0
     """Bytes that were never verified since they were recorded."""
-    overdue_bytes: int = 0
-    """Bytes that were verified, but longer than `scrub_every` ago; looked at every quarter of an hour."""
     oldest_verified_ns: int = 0
     """Everything was verified after this, but for new data (`never_bytes`), which came after it; 0 until the first data
     had been verified once."""
