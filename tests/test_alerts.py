@@ -84,5 +84,5 @@ def _anchor(title: str) -> str:
 
 
 def _promtool(*words: str) -> None:
-    result = subprocess.run(["promtool", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(["promtool", *words], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
