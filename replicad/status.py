@@ -124,6 +124,8 @@ class ScrubStatus(msgspec.Struct):
     total_bytes: int = 0
     never_bytes: int = 0
     """Bytes that were never verified since they were recorded."""
+    overdue_bytes: int = 0
+    """Bytes that were verified, but longer than `scrub_every` ago; looked at every quarter of an hour."""
     oldest_verified_ns: int = 0
     """Everything was verified after this, but for new data (`never_bytes`), which came after it; 0 until the first data
     had been verified once."""

@@ -88,7 +88,12 @@ class FakeSurface:
         never += self.waiting
         oldest = 0 if never or not self.parts else self.parts[0][0]
         return Extent(
-            never + sum(size for _, size in self.parts), never, oldest, never - self.waiting + since, self.waiting
+            never + sum(size for _, size in self.parts),
+            never,
+            oldest,
+            never - self.waiting + since,
+            self.waiting,
+            since,
         )
 
     async def verify(self, budget_bytes: int) -> Verified:

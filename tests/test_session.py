@@ -195,9 +195,12 @@ def test_a_tending_client_gives_evidence_and_nothing_else() -> None:
         "Pong",
         "Bye",
     }
-    assert [action for action in ("start", "status", "pause", "resume", "") if not message_problem(Direct(action))] == [
+    assert [
+        action for action in ("start", "status", "map", "pause", "resume", "") if not message_problem(Direct(action))
+    ] == [
         "start",
         "status",
+        "map",
     ]
 
 

@@ -56,6 +56,7 @@ VERBS = (
     Verb("pin", "replicad.cli.pin", "pin", "Keep a snapshot under a name, whatever the rules say."),
     Verb("scrub", "replicad.cli.scrub", "scrub", "Verify every byte now, hold that up, or see."),
     Verb("drill", "replicad.cli.drill", "drill", "Rehearse a restore, and see what drills have proven."),
+    Verb("report", "replicad.cli.report", "report", "Prove it: the evidence for an auditor, signed."),
     Verb("policy", "replicad.cli.policy", "policy", "Show whether what is demanded of each dataset holds."),
     Verb("gate", "replicad.cli.gate", "gate", "Say whether a dangerous maintenance may begin."),
     Verb("snapshots", "replicad.cli.restore", "snapshots", "List what can be restored."),

@@ -18,6 +18,8 @@ from typing import TypeVar
 
 import msgspec
 
+from replicad.db.coverage import SCHEMA as COVERAGE
+from replicad.db.coverage import Coverage
 from replicad.db.database import Database
 from replicad.model.attestation import MAX_ASKED_PINS
 from replicad.model.divergence import Divergence, Receipt, Side, State, Suspect, divergence_id
@@ -54,8 +56,10 @@ MIGRATIONS = (
         name TEXT PRIMARY KEY, snapshot INTEGER NOT NULL, at_ns INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
     """,
     "ALTER TABLE pin ADD COLUMN asked_by TEXT NOT NULL DEFAULT ''",
+    COVERAGE,
 )
-"""Version history: 1 = first; 2 = pins; 3 = pins that a client asked for."""
+"""Version history: 1 = first; 2 = pins; 3 = pins that a client asked for; 4 = how verification went (db/coverage.py).
+"""
 
 Result = TypeVar("Result")
 _encode = msgspec.msgpack.Encoder().encode
@@ -71,6 +75,7 @@ class Findings:
         """Open or create. Raises BookDamagedError, DiskFullError, LockedError."""
         self.path = path
         self._db = Database(path, MIGRATIONS, readonly=readonly, remedy=REMEDY)
+        self.coverage = Coverage(self._db)
 
     def close(self) -> None:
         """Close the book."""
@@ -162,6 +167,14 @@ class Findings:
             (side, side, state, state, MAX_LISTED),
         )
         return [_divergence.decode(body) for (body,) in rows]
+
+    def settled(self, since_ns: int, limit: int) -> tuple[list[Divergence], int]:
+        """The last divergences that changed since then and are not open, the latest first, and how many there are."""
+        where = "FROM divergence WHERE state != ? AND changed_ns >= ?"
+        values = (State.OPEN, since_ns)
+        rows = self._db.all(f"SELECT body {where} ORDER BY changed_ns DESC, id LIMIT ?", (*values, limit))
+        count = int(self._db.value(f"SELECT count(*) {where}", values))
+        return [_divergence.decode(body) for (body,) in rows], count
 
     def news(self, side: Side) -> tuple[int, int]:
         """Something that changes whenever an open divergence of this side comes, goes or changes."""

@@ -322,14 +322,15 @@ class Accounted(msgspec.Struct, frozen=True, array_like=True, tag=31):
 
 
 class Direct(msgspec.Struct, frozen=True, array_like=True, tag=32):
-    """Client: scrub your side of this dataset now ("start"), or just say how it stands ("status"). Answered by
-    Directed. A client can hurry a replica's scrub; it cannot hold it up."""
+    """Client: scrub your side of this dataset now ("start"), or just say how it stands ("status"), or when each part of
+    it was verified last ("map"). Answered by Directed. A client can hurry a replica's scrub; it cannot hold it up."""
 
     action: str
 
 
 class Directed(msgspec.Struct, frozen=True, array_like=True, tag=33):
-    """Server: how its scrub of this dataset stands, as the JSON of a status.ScrubStatus."""
+    """Server: how its scrub of this dataset stands, as the JSON of a status.ScrubStatus; after "map", of a
+    model.coverage.AgeMap. b"" when it runs none."""
 
     status: bytes
 

@@ -354,7 +354,7 @@ _RULES: dict[MessageType, Callable[[Any], str]] = {
         or ("" if len(m.sums) == BUCKETS else f"account in {len(m.sums)} parts")
         or next((problem for part in m.sums if (problem := _hash(part, ID_BYTES))), "")
     ),
-    Direct: lambda m: "" if m.action in ("start", "status") else "action",
+    Direct: lambda m: "" if m.action in ("start", "status", "map") else "action",
     Attest: lambda m: _number(len(m.drills), MAX_NOTES) or next(filter(None, map(_note, m.drills)), ""),
     Attested: lambda m: _attestation(m.said),
     Keep: lambda m: _text(m.name, MAX_NAME_TEXT_BYTES) or _head(m.snapshot) or _text(m.reason),

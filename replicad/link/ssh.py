@@ -77,6 +77,12 @@ def public_key(path: Path) -> str:
     return _public_line(_load(path))
 
 
+def sign_with(path: Path, data: bytes) -> tuple[bytes, bytes]:
+    """The public key and the signature of `data`, as SSH encodes them. Raises ConfigError."""
+    key = _load(path)
+    return key.public_data, key.sign(data, b"ssh-ed25519")
+
+
 def _load(path: Path) -> asyncssh.SSHKey:
     """The private key in `path`. Raises ConfigError when it is missing, no Ed25519 key or readable by others."""
     try:

@@ -39,6 +39,7 @@ from replicad.link.messages import (
 )
 from replicad.link.session import refused, show_text
 from replicad.model.attestation import Attestation, DrillNote
+from replicad.model.coverage import AgeMap
 from replicad.model.divergence import Divergence
 from replicad.model.errors import BookDamagedError, LinkError, PeerError, ReplicadError, UsageError
 from replicad.model.snapshot import Head
@@ -118,6 +119,16 @@ class Conversation:
             return msgspec.json.decode(answer.status, type=ScrubStatus)
         except msgspec.MsgspecError as error:
             raise self._broke(f"described its scrub in other words: {error}") from None
+
+    async def age_map(self) -> AgeMap | None:
+        """When each part of its side was verified last; None when it runs no scrub of this dataset."""
+        answer = await self._ask([Direct("map")], Directed)
+        if not answer.status:
+            return None
+        try:
+            return msgspec.json.decode(answer.status, type=AgeMap)
+        except msgspec.MsgspecError as error:
+            raise self._broke(f"gave what is no map: {error}") from None
 
     async def attest(self, notes: Sequence[DrillNote] = ()) -> Attestation:
         """What its copy amounts to by its own books, after telling it of these drills."""

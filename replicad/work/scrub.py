@@ -23,6 +23,7 @@ from replicad.status import ScrubStatus
 from replicad.system.clock import Clock, format_ns
 from replicad.system.load import io_strain
 from replicad.system.logs import logger
+from replicad.work.coverage_notes import NOTE_EVERY_S, look_of
 from replicad.work.scrub_book import InBook, Memory, Tally, packed, recall, remember, tally
 from replicad.work.scrub_demands import Outstanding
 from replicad.work.surface import Surface, Verified
@@ -84,7 +85,7 @@ class Scrubbing:
         self._speed, self._lasting = Speed(MEMORY_S), Speed(LASTING_S)
         self._strain = self._busy_s = self._rate_bytes_s = 0.0
         self._read_bytes = 0
-        self._looked_s = self._recounted_s = self._structure_again_s = float("-inf")
+        self._looked_s = self._recounted_s = self._structure_again_s = self._noted_s = float("-inf")
         self._turn_s, self._turn_bytes, self._turn_ended_s = 0.0, 0, float("-inf")
         self._nothing_until_s = self._wake_s = float("-inf")
         self._doubts: tuple[str, ...] = ()
@@ -302,9 +303,23 @@ class Scrubbing:
         if not memory.once_ns and extent.total_bytes and (self._outstanding.batches or not extent.never_bytes):
             memory.once_ns, has_new = now_ns, True
         memory.new_by_ns = self._outstanding.new_by_ns
+        if extent.total_bytes and at_s - self._noted_s >= NOTE_EVERY_S:
+            await self._note_coverage(surface, policy, now_ns)
         if has_new or now_ns - memory.alive_ns > ALIVE_EVERY_S * 1e9:
             await self._remember()
         self._wake_s = at_s + self._look_every_s()
+
+    async def _note_coverage(self, surface: Surface, policy: Policy, now_ns: int) -> None:
+        """How much is verified within the deadline, into the status and the history."""
+        extent, status = await surface.extent(now_ns - int(policy.every_s * 1e9)), self.status
+        status.total_bytes, status.never_bytes, status.overdue_bytes = (
+            extent.total_bytes,
+            extent.never_bytes,
+            extent.old_bytes,
+        )
+        look = look_of(status, now_ns)
+        await self._in_book(lambda findings: findings.coverage.note(Side(status.side), "", look))
+        self._noted_s = self._clock.monotonic_s()
 
     def _situation(self, policy: Policy, memory: Memory) -> Situation:
         return Situation(

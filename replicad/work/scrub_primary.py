@@ -138,7 +138,10 @@ class PrimarySurface:
         await self._open()
         retry_ns = self._clock.now_ns() - RETRY_NS
         ages = await self._in_ledger(lambda: self._dataset.ledger.due.ages(before_ns, retry_ns))
-        return Extent(ages.total_bytes, ages.never_bytes, ages.oldest_ns, ages.since_bytes, ages.waiting_bytes)
+        old_bytes = max(0, ages.since_bytes + ages.waiting_bytes - ages.never_bytes)
+        return Extent(
+            ages.total_bytes, ages.never_bytes, ages.oldest_ns, ages.since_bytes, ages.waiting_bytes, old_bytes
+        )
 
     async def verify(self, budget_bytes: int) -> Verified:
         """Verify the next parts; see `Surface`."""

@@ -137,6 +137,7 @@ class ReplicaSurface:
             oldest_ns=0 if any(unit.is_due for unit in units) else min((unit.at_ns for unit in units), default=0),
             since_bytes=sum(unit.size for unit in wanted) - sum(waiting),
             waiting_bytes=sum(waiting),
+            old_bytes=sum(min(unit.size, unit.verified) for unit in units if 0 < unit.at_ns < before_ns),
         )
 
     async def verify(self, budget_bytes: int) -> Verified:

@@ -28,6 +28,8 @@ class Extent:
     waiting_bytes: int = 0
     """Bytes that were looked at since then and could not be judged, such as a file that was being written: they come
     back when they are recorded anew, or after a while, and count as never verified if they never were."""
+    old_bytes: int = 0
+    """Bytes that were verified, but before that moment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from replicad.work.mended import PLANS, Mended
 from replicad.work.mirror import Mirror, mirror_attestation, mirror_status
 from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import open_block
+from replicad.work.replica_history import ReplicaHistory
 from replicad.work.same_root import is_same_root
 from replicad.work.together import first_of
 
@@ -114,6 +115,7 @@ class Tending:
         self._copy, self._notes = copy, notes
         self.mender = PrimaryMender(dataset, pool, clock, disk)
         self._records = ComparingRecords(dataset, replica, clock)
+        self._history = ReplicaHistory(dataset, replica, clock)
         every_s = dataset.config.tend_every_s
         self._own, self._theirs, self._mends = (Patience(clock, every_s) for _ in range(3))
         self._talk: Conversation | None = None
@@ -354,6 +356,7 @@ class Tending:
     async def _mirror_scrub(self, talk: Conversation) -> None:
         if said := await talk.direct("status"):
             mirror_status(self._status, said)
+            await self._history.note(talk, self._status)
         else:
             self._status.state, self._status.reason = "waiting", f"{self.replica} runs no scrub of it yet"
 

@@ -60,6 +60,7 @@ from replicad.store.format import FrameError, FrameType, plain_payload, split_fr
 from replicad.system.disk import Disk
 from replicad.work.account_record import Sums
 from replicad.work.archive_reader import ArchiveReader
+from replicad.work.coverage_notes import map_of_store
 from replicad.work.told import told
 
 CASES_BYTES = 1024 * 1024
@@ -297,6 +298,9 @@ class Tended:
             return Directed(b"")
         if action == "start":
             await self._scrub.request(from_peer=True)
+        if action == "map":
+            found = await self._mender.open_cases() if self._mender else []
+            return Directed(msgspec.json.encode(await self._ask(lambda: map_of_store(self._directory, found, 0))))
         return Directed(msgspec.json.encode(self._scrub.status))
 
     # the copy as its own node sees it

@@ -87,7 +87,7 @@ class Witness:
 
     def _heard(self, notes: Sequence[DrillNote], now_ns: int) -> DrillMemory:
         """What is remembered of drills, with those that the client tells of."""
-        known = before = _recalled(self._findings)
+        known = before = recalled_drills(self._findings)
         for note in notes:
             shown = msgspec.structs.replace(note, reason=printable(note.reason[:TEXT_CHARACTERS]))
             known = known.heard(shown, now_ns)
@@ -107,7 +107,7 @@ class Witness:
         return ""
 
 
-def _recalled(findings: Findings) -> DrillMemory:
+def recalled_drills(findings: Findings) -> DrillMemory:
     """What was remembered; nothing when this version does not understand it: the client tells of the next drill."""
     kept = findings.get(DRILLS_KEY)
     try:
