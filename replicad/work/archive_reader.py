@@ -1,6 +1,7 @@
 """Archive reader: one dataset on the replica, to read: its snapshots, their records, and blocks, each frame verified.
 
 **Owns** a read-only connection of its own; it may be used in another thread, beside a writer or with no daemon at all.
+Retention keeps the snapshots that it is asked about until it is closed (work/lease.py).
 Damage comes as a value in the place of what was asked for. **Never** changes anything.
 """
 
@@ -34,6 +35,7 @@ from replicad.store.segments import Damage, SegmentFiles, compacted_path, segmen
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path, no_catalog
 from replicad.work.known_damage import damaged_paths, with_damage
+from replicad.work.lease import Leases
 from replicad.work.untrusted import split_ids
 
 FETCH_BYTES = 1024 * 1024
@@ -67,9 +69,11 @@ class ArchiveReader:
         self._listing = Listing(path)
         self._directory, self._disk = directory, disk or Disk()
         self._files = SegmentFiles(directory, self._disk)
+        self._leases = Leases(directory)
 
     def close(self) -> None:
         """Close all files."""
+        self._leases.close()
         self._listing.close()
         self._files.close()
 
@@ -115,10 +119,13 @@ class ArchiveReader:
         return self._listing.differences(self._ordinal(before), self._ordinal(after), _patterns(globs))
 
     def _ordinal(self, snapshot: int) -> int:
+        is_held = self._leases.hold(snapshot)  # before the look: from here on it stays
         found = self._listing.find(snapshot)
+        if found is None or found.dropped_ns:
+            self._leases.release(snapshot)
         if found is None:
             raise UsageError(f"there is no snapshot {snapshot}", hint="replicad snapshots lists them")
-        if found.dropped_ns:
+        if found.dropped_ns or not is_held:
             text = f"snapshot {snapshot} is not kept any more: the replica's retention dropped it"
             raise UsageError(text, hint="replicad snapshots lists those that are")
         return found.ordinal
