@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from replicad.config.lines import Place
+from replicad.model.order import Order
 
 KEY_NAME = "key"
 """The private key's file name in the state directory, unless `node.key` says otherwise."""
@@ -97,6 +98,10 @@ def _references(sections: list[Section], wrong: Finding) -> None:
         for index, name in enumerate(section.values.get("replicas", ())):
             if name not in replicas:
                 wrong((*section.place, "replicas", index), f'there is no [[replica]] named "{name}"')
+        try:
+            Order(section.values.get("restore_order", ()))
+        except ValueError as error:
+            wrong((*section.place, "restore_order"), str(error))
         for hook in ("hook_pre", "hook_post"):
             if section.values.get(hook, ("program",))[:1] == ("",):
                 wrong((*section.place, hook, 0), "the program's name is empty")

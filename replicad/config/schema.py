@@ -12,6 +12,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from replicad.config import units
 from replicad.config.values import (
     MAX_WINDOW_BYTES,
@@ -27,6 +29,7 @@ from replicad.config.values import (
 from replicad.model import pairing
 from replicad.model.block import LARGEST_BLOCK_BYTES, MIN_BLOCK_BYTES
 from replicad.model.glob import compile_globs
+from replicad.model.order import Order, RestoreClass
 
 Reader = Callable[[object], Any]
 """Turns a TOML value into a field's value; raises ValueError with what is wrong."""
@@ -250,6 +253,16 @@ def validator(value: object) -> ValidatorConfig:
     return ValidatorConfig(**given, command=tuple(map(text, command)), **timeout)
 
 
+def restore_class(value: object) -> RestoreClass:
+    """A table {name, patterns}."""
+    try:
+        found = msgspec.convert(value, RestoreClass)
+    except msgspec.ValidationError as error:
+        raise ValueError(f'must be a table {{name = "…", patterns = ["…"]}}: {error}') from None
+    Order([found])
+    return found
+
+
 def _with_unit(value: object, example: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value == 0:
         return "0"
@@ -375,6 +388,7 @@ TABLES = (
             Key("drill_limit", "drill_limit_bytes", size(1024)),
             Key("rto", "rto_s", duration(0, 365 * DAY_S)),
             Key("validators", "validators", validator, each=True),
+            Key("restore_order", "restore_order", restore_class, each=True),
         ),
         many=True,
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from replicad.model.order import RestoreClass
 from replicad.model.retention import Rules
 
 MAX_WINDOW_BYTES = 256 * 1024**2
@@ -182,6 +183,8 @@ class DatasetConfig:
     rto_s: float = 0.0
     """The objective for a restore of the whole dataset; 0 = none."""
     validators: tuple[ValidatorConfig, ...] = ()
+    restore_order: tuple[RestoreClass, ...] = ()
+    """What a restore brings back first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from replicad.model.block import block_count
 from replicad.model.entry import FUZZY, Kind, Map, Op, Put, show_path
 from replicad.model.errors import PeerError
 from replicad.model.glob import EVERYTHING, Globs
+from replicad.model.order import NO_ORDER, Order
 from replicad.work.account import DIRECTORIES, FILES, Tally, label_of
 from replicad.work.attributes import UNUSABLE, Ref, attributes_differ, kind_of, opened_path, reason_of, set_attributes
 from replicad.work.comparing import Piece, Wanted, block_length
@@ -76,6 +77,10 @@ class Rules:
 
     delete_extra: bool = False
     dry_run: bool = False
+    plan: bool = False
+    """A dry run that also says what is in the way, and looks at what is known to be damaged."""
+    order: Order = NO_ORDER
+    """The record is gone through once for each of its classes, so directories come again."""
     wanted: Globs = EVERYTHING
     """Which paths are restored: all, or only some, so that what else is in the target says nothing."""
 
@@ -93,6 +98,8 @@ class Planner:
         self._way_down = [b""]
         """The directory that the record is in, and those above it."""
         self._effort = 0
+        self.place = 0
+        """Which class of the order the record is gone through for."""
 
     def feed(self, ops: Sequence[Op], tally: Tally) -> Iterator[Parcel | None]:
         """Take the next operations of the record. Raises PeerError for what no record can hold, DiskFullError."""
@@ -115,10 +122,12 @@ class Planner:
                 yield None
 
     def end(self, tally: Tally) -> Iterator[Parcel | None]:
-        """The record has ended."""
+        """The record has ended; another one may begin."""
         yield from self._end_file(tally)
+        self._way_down = [b""]
         if self._parcel.parts:
-            yield self._parcel
+            parcel, self._parcel = self._parcel, Parcel()
+            yield parcel
 
     def close(self) -> None:
         """Close what is open when the restore is cut off."""
@@ -149,8 +158,11 @@ class Planner:
             self._way_down.pop()
         if not self._way_down:
             self._make_missing(directory, tally)
-        if put.kind is Kind.DIRECTORY and put.path:
-            self._way_down.append(put.path)
+        if put.kind is Kind.DIRECTORY:
+            if put.path:
+                self._way_down.append(put.path)
+            if self._rules.order and self._remembered.is_listed(put.path):
+                return False  # an earlier class has made it
         if put.path and not self._target.is_fresh(directory):
             self._remembered.add_belonging(put.path)
         return True
@@ -179,7 +191,7 @@ class Planner:
             self._target.make_directory(put.path)
         if not fresh and not self._rules.wanted(put.path):
             return  # only on the way to what is wanted: it stays as it is
-        self._remembered.add_directory(put, existed=not fresh)
+        self._remembered.add_directory(put, existed=not fresh, place=self.place)
         if fresh or status is None or self._directory_differs(put, status):
             tally.restored[DIRECTORIES] += 1
         else:

@@ -60,6 +60,7 @@ class Target:
         self._lock = threading.Lock()
         self._open: OrderedDict[bytes, _Held] = OrderedDict()
         self._fresh: OrderedDict[bytes, None] = OrderedDict()
+        self._made = False
         self._root = self._open_root()
 
     def close(self) -> None:
@@ -85,6 +86,11 @@ class Target:
     def is_fresh(self, directory: bytes) -> bool:
         """Whether this run made the directory, so that nothing can be in it that this run did not put there."""
         return directory in self._fresh
+
+    def open_up(self, directory: bytes) -> None:
+        """The directory gets its mode before the end: from here on others may enter it."""
+        with self._lock:
+            self._fresh.pop(directory, None)
 
     def status(self, path: bytes) -> os.stat_result | None:
         """lstat of an entry, None when there is none. Raises OSError."""
@@ -177,6 +183,15 @@ class Target:
             finally:
                 os.close(own)
 
+    def discard(self) -> None:
+        """Nothing was restored: a target that was made for it goes."""
+        if self._made and self.is_empty():
+            self.path.rmdir()
+
+    def is_empty(self) -> bool:
+        """Whether nothing is in the target."""
+        return not any(True for _ in self.names(b""))
+
     def sync(self) -> None:
         """Make everything restored so far durable."""
         if self._root is not None and not self.dry:
@@ -207,6 +222,7 @@ class Target:
             os.close(root)
             raise LockedError("another restore writes into this directory", where=where, hint="let it end") from None
         if made:
+            self._made = True
             self._fresh[b""] = None
         return root
 
