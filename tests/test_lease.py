@@ -124,6 +124,9 @@ def test_whoever_reads_a_record_holds_its_snapshot(tmp_path: Path) -> None:
             reader.compare(3, 4)
             assert leased(tmp_path / "store", NUMBERS) == {1, 3, 4}
         assert leased(tmp_path / "store", NUMBERS) == set()
-        with letting_go(tmp_path / "store", [3]), closing(ArchiveReader(tmp_path / "store")) as reader:
-            with pytest.raises(UsageError, match="not kept any more"):
-                reader.record(3)
+        with (
+            letting_go(tmp_path / "store", [3]),
+            closing(ArchiveReader(tmp_path / "store")) as reader,
+            pytest.raises(UsageError, match="not kept any more"),
+        ):
+            reader.record(3)

@@ -1,7 +1,7 @@
 """Order: which of a dataset's data come back first. Pure.
 
-An order is a row of classes, each a name and patterns (model/glob.py). An entry belongs to the first class with a pattern
-that matches it or a directory above it; what no class has comes last, as `REST`.
+An order is a row of classes, each a name and patterns (model/glob.py). An entry belongs to the first class with a
+pattern that matches it or a directory above it; what no class has comes last, as `REST`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def first_of(globs: Iterable[str]) -> tuple[RestoreClass, ...]:
 
 def _compiled(one: RestoreClass) -> Globs:
     if not _NAME.fullmatch(one.name) or one.name == REST:
-        text = f"{REST!r} is the name of all else" if one.name == REST else "begins with a letter or digit, and is short"
+        text = (
+            f"{REST!r} is the name of all else" if one.name == REST else "begins with a letter or digit, and is short"
+        )
         raise ValueError(f"{one.name!r} is no name for a class: {text}")
     if not one.patterns or len(one.patterns) > MAX_GLOBS:
         raise ValueError(f"class {one.name!r} needs between 1 and {MAX_GLOBS} patterns")

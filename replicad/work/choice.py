@@ -1,4 +1,4 @@
-"""Choice: which entries a restore takes from the record, and when: the patterns of a person, the classes of an order."""
+"""Choice: which entries a restore takes from the record, and when: a person's patterns, the classes of an order."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from replicad.model.entry import Put, show_path
 from replicad.work.account import LINKS, Fate, Tally
 from replicad.work.attributes import UNUSABLE, attributes_differ, reason_of, set_attributes
+from replicad.work.conflicts import files_below
 from replicad.work.filling import Site
 from replicad.work.planner import Rules
 from replicad.work.remembered import Remembered
@@ -107,7 +108,7 @@ class Closing:
             for name in self._target.names(directory):
                 if name.startswith(TEMPORARY):
                     if not self._target.dry:
-                        self._target.remove(prefix + name)
+                        self._target.remove(prefix + name, keep=False)
                 elif not self._remembered.belongs(prefix + name):
                     self._extra(prefix + name, tally)
                 yield from self._pause()
@@ -120,6 +121,8 @@ class Closing:
             tally.note("extra", path, "not in the snapshot, left alone")
             return
         try:
+            if self._rules.plan:
+                tally.replaced.extend(files_below(self._target, path))
             if not self._target.dry:
                 self._target.remove(path)
         except UNUSABLE as error:

@@ -1,8 +1,8 @@
 """Outlook: what retention would do with one store, and which segments are worth compacting. Reads, never writes.
 
 **Owns** what is protected besides by the rules: pins, what is being read, the version before each suspect change that
-waits for a person, and everything that has not been examined for such changes yet. Asked of connections of its own, so for any thread, and
-beside a daemon or without one.
+waits for a person, and everything that has not been examined for such changes yet. Asked of connections of its own, so
+for any thread, and beside a daemon or without one.
 """
 
 from __future__ import annotations

@@ -142,6 +142,10 @@ class Remembered:
         """Whether this is such a file."""
         return self._book.one("SELECT 1 FROM replaced WHERE path = ?", (path,)) is not None
 
+    def has_replaced(self) -> bool:
+        """Whether there are any that were not settled."""
+        return self._book.one("SELECT 1 FROM replaced LIMIT 1") is not None
+
     def settle_replaced(self, path: bytes) -> None:
         """The history has what this file holds now."""
         self._book.execute("DELETE FROM replaced WHERE path = ?", (path,))
@@ -149,7 +153,9 @@ class Remembered:
     def replaced(self) -> Iterator[bytes]:
         """Those that were not settled, by path."""
         after = b""
-        while rows := self._book.all("SELECT path FROM replaced WHERE path > ? ORDER BY path LIMIT ?", (after, PAGE_ROWS)):
+        while rows := self._book.all(
+            "SELECT path FROM replaced WHERE path > ? ORDER BY path LIMIT ?", (after, PAGE_ROWS)
+        ):
             yield from (path for (path,) in rows)
             after = rows[-1][0]
 

@@ -75,12 +75,13 @@ class Restore:
         disk: Disk | None = None,
         heard: Callable[[Finding], None] = ignore,
         told: Callable[[ClassDone], None] = ignore_class,
+        held: int | None = None,
     ) -> None:
         """`line` is one of the reader's snapshots, `globs` restricts it to paths (model/glob.py); `heard` is told each
-        finding as it is made, `told` each class of the order that is complete, on the event loop. Raises UsageError for
-        a bad pattern."""
+        finding as it is made, `told` each class of the order that is complete, on the event loop. `held`: the target,
+        open and locked by whoever asks. Raises UsageError for a bad pattern."""
         self._reader, self._line, self._path, self._globs = reader, line, target, tuple(globs)
-        self._heard, self._told = heard, told
+        self._heard, self._told, self._held = heard, told, held
         try:
             self._rules = replace(rules or Rules(), wanted=compile_globs(globs))
             self._choice = Choice(self._rules.order, globs)
@@ -90,6 +91,7 @@ class Restore:
         self._room = asyncio.Condition()
         self._in_flight = self._parcels = 0
         self._fates: list[tuple[int, Fate]] = []
+        self._replaced: list[bytes] = []
         self.account = Account(
             dataset=dataset,
             source=reader.name,
@@ -112,11 +114,12 @@ class Restore:
         self._started_s = started_s
         try:
             with ExitStack() as stack:  # closed from the last to the first: no thread works any more when files close
-                target = Target(self._path, self._disk, dry=self._rules.dry_run)
+                rules = self._rules
+                target = Target(self._path, self._disk, dry=rules.dry_run, held=self._held, aside=rules.aside)
                 stack.callback(target.close)
                 self._remembered = Remembered()
                 stack.callback(self._remembered.close)
-                site = Site(target, self._clock.now_ns())
+                site = Site(target, self._clock.now_ns(), self._line.created_ns if rules.plan else 0)
                 planner = Planner(site, self._remembered, self._rules)
                 stack.callback(planner.close)
                 self._pool = ThreadPoolExecutor(min(MAX_THREADS, (os.cpu_count() or 1) + 1), "restore")
@@ -128,7 +131,9 @@ class Restore:
                 self._tell_unmatched(target)
                 await self._drive(closing.steps, None)
                 await self._in_thread(target.sync)
-                self._end_class(len(self._rules.order.classes))
+                self._end_class(len(rules.order.classes))
+                await self._foresee(target)
+                account.set_aside = target.kept
             account.finished = True
         finally:
             account.duration_s = self._clock.monotonic_s() - started_s
@@ -155,6 +160,9 @@ class Restore:
         for glob in unmatched:
             tally.fail(PATTERNS, glob, "nothing in the snapshot matches this pattern")
         self._add(tally)
+
+    async def _foresee(self, target: Target) -> None:
+        """A plan has more to look for (work/restore_plan.py)."""
 
     # the order
 
@@ -220,12 +228,19 @@ class Restore:
 
     def _step(self, steps: Iterator[Step]) -> tuple[bool, Step]:
         """One step; whether it was beyond the last, and the parcel that it gave. In a thread."""
-        if self._fates:
-            fates, self._fates = self._fates, []
-            self._remembered.add_fates(fates)
+        self._note_fates()
         for parcel in steps:
             return False, parcel
         return True, None
+
+    def _note_fates(self) -> None:
+        """Remember what became of files, and what would be replaced."""
+        if self._fates:
+            fates, self._fates = self._fates, []
+            self._remembered.add_fates(fates)
+        if self._replaced:
+            replaced, self._replaced = self._replaced, []
+            self._remembered.add_replaced(replaced)
 
     async def _deliver(self, parcel: Parcel) -> None:
         """Fetch the blocks of a parcel, write them, make room."""
@@ -250,6 +265,7 @@ class Restore:
 
     def _add(self, tally: Tally) -> None:
         self._fates.extend(tally.fates)
+        self._replaced.extend(tally.replaced)
         self.account.add(tally, self._heard)
 
     async def _in_thread(self, call: Callable[[], Result]) -> Result:
