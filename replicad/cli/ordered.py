@@ -1,6 +1,7 @@
 """Which of a dataset's data a restore brings back first, and how a person says so.
 
-`--first` counts most, then `--order`, then the configuration of this host.
+`--first` counts most, then `--order`, then the configuration of this host; else what the primary's last commit says,
+which travels with the data.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from replicad.cli import output
 from replicad.model.errors import UsageError
-from replicad.model.order import Order, RestoreClass, first_of
+from replicad.model.order import NO_ORDER, Order, RestoreClass, decode_order_untrusted, first_of
 
 if TYPE_CHECKING:
     from replicad.config import Config
+    from replicad.work.reader import HistoryReader
 
 FirstOption = Annotated[
     list[str] | None,
@@ -29,8 +32,8 @@ OrderOption = Annotated[
 ]
 
 
-def order_of(dataset: str, config: Config | None, first: Sequence[str], file: Path | None) -> Order:
-    """The order that the command line and the configuration mean. Raises UsageError."""
+def order_of(dataset: str, config: Config | None, first: Sequence[str], file: Path | None) -> Order | None:
+    """The order that the command line or the configuration means; None when neither knows. Raises UsageError."""
     if first and file:
         raise UsageError("--first and --order exclude one another")
     try:
@@ -41,7 +44,16 @@ def order_of(dataset: str, config: Config | None, first: Sequence[str], file: Pa
     except ValueError as error:
         raise UsageError(str(error), where=str(file) if file else "--first") from None
     known = next((one for one in config.datasets if one.name == dataset), None) if config else None
-    return Order(known.restore_order if known else ())
+    return Order(known.restore_order) if known else None
+
+
+async def order_from(reader: HistoryReader) -> Order:
+    """The order that came with the data; one that makes no sense is told and passed over."""
+    try:
+        return decode_order_untrusted(await reader.order())
+    except ValueError as error:
+        output.note(f"the restore order of {reader.name} is passed over: {error}")
+        return NO_ORDER
 
 
 def _from_file(file: Path, dataset: str) -> tuple[RestoreClass, ...]:

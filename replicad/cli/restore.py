@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +19,7 @@ import typer
 
 from replicad.cli import output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
-from replicad.cli.ordered import FirstOption, OrderOption, order_of
+from replicad.cli.ordered import FirstOption, OrderOption, order_from, order_of
 from replicad.cli.reading import (
     FromOption,
     KeyOption,
@@ -38,6 +38,7 @@ from replicad.work.turnstile import held_target
 if TYPE_CHECKING:  # slow to import, and needed when a verb runs only
     from replicad.config import Config
     from replicad.link.messages import SnapshotLine
+    from replicad.model.order import Order
     from replicad.work.account import Account, ClassDone, Finding
     from replicad.work.planner import Rules
     from replicad.work.reader import HistoryReader
@@ -111,8 +112,9 @@ def restore(
     check_target(target, loaded, store, in_place=in_place)
     if set_aside:
         check_target(set_aside, loaded, store, in_place=False)
-    rules = Rules(delete_extra, dry_run, aside=set_aside, order=order_of(dataset, loaded, first or (), order))
-    asked = _Asked(where, loaded, target, at, globs, rules, in_place, yes, confirm, _rate(bandwidth), quiet, json)
+    rules, ordered = Rules(delete_extra, dry_run, aside=set_aside), order_of(dataset, loaded, first or (), order)
+    rate = _rate(bandwidth)
+    asked = _Asked(where, loaded, target, at, globs, rules, ordered, in_place, yes, confirm, rate, quiet, json)
     try:
         exit_code = asyncio.run(_plan(asked) if plan else _restore(asked))
     except KeyboardInterrupt:
@@ -132,6 +134,7 @@ class _Asked:
     at: str
     globs: list[bytes]
     rules: Rules
+    order: Order | None
     in_place: bool
     is_yes: bool
     confirm: str
@@ -147,6 +150,7 @@ class _Source:
     reader: HistoryReader
     chosen: SnapshotLine
     newest: SnapshotLine
+    rules: Rules
 
 
 @asynccontextmanager
@@ -159,7 +163,8 @@ async def _source(asked: _Asked) -> AsyncIterator[_Source]:
         if notice:
             output.note(notice)
         limited = ThrottledReader(reader, asked.bandwidth_bytes) if asked.bandwidth_bytes else reader
-        yield _Source(limited, chosen, lines[-1])
+        order = asked.order if asked.order is not None else await order_from(reader)
+        yield _Source(limited, chosen, lines[-1], replace(asked.rules, order=order))
 
 
 async def _plan(asked: _Asked) -> int:
@@ -185,7 +190,7 @@ async def _planned(asked: _Asked, source: _Source) -> RestorePlan:
         asked.target,
         dataset=where.dataset,
         globs=asked.globs,
-        rules=asked.rules,
+        rules=source.rules,
         heard=heard,
     )
     await _with_progress(planning, _size(asked, source), title="plan", quiet=asked.quiet or asked.json)
@@ -216,7 +221,7 @@ async def _restored(asked: _Asked, source: _Source, held: int | None) -> int:
         asked.target,
         dataset=asked.where.dataset,
         globs=asked.globs,
-        rules=asked.rules,
+        rules=source.rules,
         heard=heard,
         told=_tell_class,
         held=held,

@@ -15,6 +15,10 @@ from replicad.model.glob import MAX_GLOBS, Globs, compile_globs
 
 MAX_CLASSES = 64
 """Each costs one more listing of what it names; who has more is listing files."""
+MAX_PATTERN_BYTES = 12 * 1024
+"""Of all patterns together: a commit carries them, whose frame has a limit."""
+MAX_ORDER_BYTES = 48 * 1024
+"""Encoded, with quotes and escapes."""
 REST = "rest"
 """What the last class is called: everything that no other has."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -42,6 +46,8 @@ class Order:
         names = [one.name for one in classes]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two classes are called {min(twice)!r}")
+        if sum(len(glob) for one in classes for glob in one.globs) > MAX_PATTERN_BYTES:
+            raise ValueError(f"its patterns are longer than {MAX_PATTERN_BYTES} bytes together")
         self.classes = tuple(classes)
         self._globs = [_compiled(one) for one in classes]
 
@@ -55,6 +61,18 @@ class Order:
     def names(self) -> list[str]:
         """The names of all classes, the rest included."""
         return [*(one.name for one in self.classes), REST]
+
+
+def encode_order(classes: Sequence[RestoreClass]) -> bytes:
+    """Classes as a commit carries them; b"" for none."""
+    return msgspec.json.encode(list(classes)) if classes else b""
+
+
+def decode_order_untrusted(data: bytes) -> Order:
+    """The inverse, of bytes from a peer. Raises ValueError in words."""
+    if len(data) > MAX_ORDER_BYTES:
+        raise ValueError(f"the restore order has {len(data)} bytes, more than {MAX_ORDER_BYTES}")
+    return Order(msgspec.json.decode(data, type=tuple[RestoreClass, ...])) if data else NO_ORDER
 
 
 NO_ORDER = Order()

@@ -22,6 +22,8 @@ from replicad.model.errors import (
     UsageError,
 )
 from replicad.model.glob import Globs, compile_globs
+from replicad.model.order import MAX_ORDER_BYTES
+from replicad.model.snapshot import decode_commit
 from replicad.model.travel import Difference, Version
 from replicad.model.verdict import Sight
 from replicad.store.format import (
@@ -92,6 +94,15 @@ class ArchiveReader:
                 SnapshotLine(row.number, *times, complete, row.entries, row.size, row.unread, row.digest, lost)
             )
         return lines
+
+    def order(self) -> bytes:
+        """The restore order of the last commit; b"" when it has none, or no copy of it is there."""
+        found = self._listing.newest_commit()
+        try:
+            order = decode_commit(bytes(plain_payload(parse_frame(found, 0)))).order if found else b""
+        except (FrameError, ValueError):
+            return b""  # a damaged copy is the scrub's to report, and an order changes no byte that comes back
+        return order if len(order) <= MAX_ORDER_BYTES else b""
 
     def damage(self) -> list[Damage]:
         """What replays have found damaged."""

@@ -24,7 +24,7 @@ from replicad.db.drills import Drills
 from replicad.link.messages import SnapshotLine
 from replicad.model.block import checksum
 from replicad.model.drill import TREND_POINTS, DrillRecord
-from replicad.model.entry import Op
+from replicad.model.entry import MAX_DEPTH, Op
 from replicad.model.errors import ReplicadError
 from replicad.work.account import FILES, Account, Finding, Tally
 from replicad.work.conflicts import Unsaved
@@ -33,8 +33,6 @@ from replicad.work.reader import HistoryReader
 from replicad.work.restore import Restore, ignore
 from replicad.work.target import Target
 
-ALL_LEVELS = 1 << 30
-"""Deeper than any path can be."""
 TOKEN_CHARACTERS = 12
 PAUSE_ENTRIES = 1000
 DECIDING = ("failed", "extra", "conflict", "unsaved")
@@ -184,7 +182,7 @@ class Planning(Restore):
 
     def _record(self, place: int) -> AsyncIterator[list[Op]]:
         """As a look at the snapshot, which marks the files in which damage is known; the choice leaves out the rest."""
-        return self._history.visit(self._line.number, b"", ALL_LEVELS, blocks=True)
+        return self._history.visit(self._line.number, b"", MAX_DEPTH, blocks=True)
 
     def _add(self, tally: Tally) -> None:
         for what, count in tally.unsettable.items():

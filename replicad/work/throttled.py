@@ -32,6 +32,10 @@ class ThrottledReader:
         """See `Reader`."""
         return await self._reader.snapshots()
 
+    async def order(self) -> bytes:
+        """See `HistoryReader`."""
+        return await self._reader.order()
+
     def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Op]]:
         """See `Reader`."""
         return self._reader.record(snapshot, globs)
