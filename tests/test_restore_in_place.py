@@ -193,8 +193,6 @@ def test_a_replica_that_is_killed_during_a_restore_costs_the_rest_of_it(pair: Pa
     words = [*COMMAND, "restore", "www", str(tmp_path / "back"), "--config", str(pair.primary.config), "--json"]
     limited = [*words, "--bandwidth", "2MiB/s"]
     running = subprocess.Popen(limited, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        [*words, "--bandwidth", "2MiB/s"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
     wait_until(lambda: any((tmp_path / "back").glob(".replicad-restore-*")), "the large file is begun")
     pair.replica.kill()
     said, _ = running.communicate(timeout=PATIENCE_S)
