@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from replicad.model.order import (
     encode_order,
     first_of,
 )
+from replicad.model.snapshot import Commit, decode_commit, encode_commit
 from replicad.work.account import ClassDone
 from replicad.work.planner import Rules
 from replicad.work.restore import Restore
@@ -100,6 +102,15 @@ def test_an_order_from_a_peer_is_an_order_or_a_value_error(data: bytes) -> None:
         decode_order_untrusted(data)
     except ValueError:
         pass
+
+
+def test_a_commit_of_either_age_is_read_by_the_other() -> None:
+    """An older replica passes over an order that it does not know, and a commit without one has none."""
+    whole = encode_commit(Commit(1, 2, True, bytes(32), 3, bytes(32), 4, 5, 6, encode_order(ORDER.classes)))
+    fields = msgspec.msgpack.decode(whole)
+    assert decode_commit(whole).order == encode_order(ORDER.classes)
+    assert decode_commit(msgspec.msgpack.encode(fields[:-1])).order == b""
+    assert decode_commit(msgspec.msgpack.encode([*fields, b"of a later version"])).order == decode_commit(whole).order
 
 
 # restored

@@ -22,10 +22,10 @@ from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.order import Order, first_of
 from replicad.model.when import choose_snapshot
 from replicad.work import planner
-from replicad.work.account import Account
+from replicad.work.account import Account, ClassDone
 from replicad.work.planner import Rules
 from replicad.work.read_local import LocalReader
-from replicad.work.restore_plan import Planning, Rate, RestorePlan, estimate_s, measured
+from replicad.work.restore_plan import Planning, Rate, RestorePlan, Room, estimate_s, measured
 
 needs_root = pytest.mark.skipif(not is_root(), reason="needs root")
 
@@ -280,6 +280,13 @@ async def test_a_target_that_is_too_small_or_read_only_is_seen_before(tmp_path: 
 
 
 # typed
+
+
+def test_the_operators_guide_names_every_key_of_a_plan() -> None:
+    """What is API is written down."""
+    guide = (Path(__file__).parent.parent / "docs" / "RESTORE.md").read_text()
+    keys = {name for kind in (RestorePlan, Rate, Room, ClassDone) for name in kind.__struct_fields__}
+    assert not {name for name in keys if f"`{name}`" not in guide}
 
 
 def test_a_plan_is_typed_and_reads_well(tmp_path: Path) -> None:

@@ -203,12 +203,18 @@ async def _restore(asked: _Asked) -> int:
     """The restore itself; over live data only once its plan is confirmed."""
     async with _source(asked) as source, AsyncExitStack() as stack:
         held = None
-        if asked.in_place and not asked.rules.dry_run and _has_entries(asked.target):
+        if asked.in_place and not asked.rules.dry_run and asked.target.is_dir():
             held = await stack.enter_async_context(held_target(asked.target, _live_roots(asked), output.note))
-            plan = await _planned(asked, source)
-            (output.note if asked.json or asked.quiet else output.line)("\n".join(plan_lines(plan)))
-            confirm_plan(plan, is_yes=asked.is_yes, token=asked.confirm, keeps=asked.rules.aside is not None)
+            if any(asked.target.iterdir()):
+                await _confirm(asked, source)
         return await _restored(asked, source, held)
+
+
+async def _confirm(asked: _Asked, source: _Source) -> None:
+    """Show what would be done to what is there, and have it confirmed. Raises UsageError: it is not."""
+    plan = await _planned(asked, source)
+    (output.note if asked.json or asked.quiet else output.line)("\n".join(plan_lines(plan)))
+    confirm_plan(plan, is_yes=asked.is_yes, token=asked.confirm, keeps=asked.rules.aside is not None)
 
 
 async def _restored(asked: _Asked, source: _Source, held: int | None) -> int:
@@ -251,10 +257,6 @@ def _rate(text: str) -> int:
 
 def _size(asked: _Asked, source: _Source) -> int:
     return 0 if asked.globs else source.chosen.size
-
-
-def _has_entries(target: Path) -> bool:
-    return target.is_dir() and any(target.iterdir())
 
 
 def _live_roots(asked: _Asked) -> list[Path]:

@@ -201,7 +201,7 @@ class Planning(Restore):
         await self._in_thread(self._note_fates)
         if self._newest.number != self._line.number and await self._in_thread(self._remembered.has_replaced):
             unsaved = Unsaved(target, self._remembered)
-            async for ops in self._history.record(self._newest.number):
+            async for ops in self._history.record(self._newest.number, self._globs):
                 await self._in_thread(partial(unsaved.feed, ops))
             await self._in_thread(unsaved.end)
         await self._drive(self._tell_unsaved, None)
