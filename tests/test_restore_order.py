@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from kit_restore import ScriptedReader, Writer, archive_tree, damage_block, differences, meta, reading_pair, restore
 from kit_tree import build_tree, describe_tree, is_root, unprivileged
+from replicad.config import load
 from replicad.model.block import block_id
 from replicad.model.entry import Op
-from replicad.model.errors import LinkError, UsageError
+from replicad.model.errors import ConfigError, LinkError, UsageError
 from replicad.model.order import (
     MAX_CLASSES,
     MAX_ORDER_BYTES,
@@ -32,6 +33,7 @@ from replicad.work.account import ClassDone
 from replicad.work.planner import Rules
 from replicad.work.restore import Restore
 
+EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 ORDER = Order([RestoreClass("database", ("pg", "**/*.db")), RestoreClass("mail", ("mail/*", "pg/late"))])
 
 
@@ -111,6 +113,31 @@ def test_a_commit_of_either_age_is_read_by_the_other() -> None:
     assert decode_commit(whole).order == encode_order(ORDER.classes)
     assert decode_commit(msgspec.msgpack.encode(fields[:-1])).order == b""
     assert decode_commit(msgspec.msgpack.encode([*fields, b"of a later version"])).order == decode_commit(whole).order
+
+
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        ('[[dataset.restore_order]]\nname = "a"\npatterns = ["x"]\n' * 2, "two classes are called 'a'"),
+        ('[[dataset.restore_order]]\nname = "a"\n', "`patterns`"),
+        ('[[dataset.restore_order]]\nname = "a"\npatterns = ["x"]\nfirst = 1\n', "first"),
+        ('[[dataset.restore_order]]\nname = "a"\npatterns = ["../x"]\n', "'..'"),
+        ('restore_order = "pg"\n', "must be an array"),
+    ],
+)
+def test_a_configured_order_that_makes_no_sense_is_a_problem_with_its_line(
+    tmp_path: Path, tables: str, reason: str
+) -> None:
+    """The file, the key, and what is wrong with it."""
+    text = EXAMPLE.read_text()
+    file = tmp_path / "config.toml"
+    file.write_text(text.replace("restore_order = []\n", tables))
+    with pytest.raises(ConfigError) as caught:
+        load(file, check_files=False)
+    (problem,) = caught.value.problems
+    assert reason in str(problem) and "dataset.restore_order" in str(problem) and problem.line > 150
+    file.write_text(text.replace("restore_order = []\n", '[[dataset.restore_order]]\nname = "a"\npatterns = ["x"]\n'))
+    assert load(file, check_files=False).datasets[0].restore_order == (RestoreClass("a", ("x",)),)
 
 
 # restored

@@ -105,6 +105,8 @@ def restore(
     globs = [os.fsencode(glob) for glob in path or ()]
     if globs and delete_extra:
         raise UsageError("--delete-extra removes what the whole snapshot does not have", hint="leave out --path")
+    if (yes or confirm) and not in_place:
+        raise UsageError("--yes and --confirm belong to --in-place; nothing else asks")
     if plan and dry_run:
         raise UsageError("--plan and --dry-run exclude one another", hint="--plan says all that --dry-run does")
     where = Where(dataset, config, replica, line, key, store)
