@@ -168,6 +168,9 @@ async def test_known_damage_is_named_with_its_ranges_before_anything_is_restored
     assert found[0] == found[1] and (found[0][0].path, found[0][0].first, found[0][0].size) == ("broken", 65536, 65536)
     assert (plan.damaged_files, plan.damaged_ranges, plan.damaged_bytes) == (1, 1, 65536) and plan.exit_code == 1
     assert plan.to_restore == account.restored and plan.to_fetch_blocks == account.blocks_fetched
+    for globs in ([b"broken"], [b"w*", b"b*n"], [b"/./broken", b"broken"]):
+        assert (await plan_of(tmp_path / "store", tmp_path / "new", globs=globs)).damaged_ranges == 1
+    assert (await plan_of(tmp_path / "store", tmp_path / "new", globs=[b"whole"])).damaged_ranges == 0
     (tmp_path / "back" / "broken").write_bytes(content)
     assert (await plan_of(tmp_path / "store", tmp_path / "back")).damaged_files == 0
 

@@ -117,6 +117,7 @@ class Restore:
                 rules = self._rules
                 target = Target(self._path, self._disk, dry=rules.dry_run, held=self._held, aside=rules.aside)
                 stack.callback(target.close)
+                stack.callback(self._note_kept, target)
                 self._remembered = Remembered()
                 stack.callback(self._remembered.close)
                 site = Site(target, self._clock.now_ns(), self._line.created_ns if rules.plan else 0)
@@ -133,7 +134,6 @@ class Restore:
                 await self._in_thread(target.sync)
                 self._end_class(len(rules.order.classes))
                 await self._foresee(target)
-                account.set_aside = target.kept
             account.finished = True
         finally:
             account.duration_s = self._clock.monotonic_s() - started_s
@@ -151,7 +151,7 @@ class Restore:
     def _tell_unmatched(self, target: Target) -> None:
         """Patterns that nothing in the snapshot matches: a slip of the finger must not look like success."""
         unmatched = self._choice.unmatched()
-        if unmatched and len(unmatched) == len(self._globs):
+        if unmatched and len(unmatched) == len(set(self._globs)):
             target.discard()
             names = ", ".join(map(show_path, unmatched))
             hint = "replicad ls DATASET@WHEN shows what is in it; nothing was changed"
@@ -160,6 +160,9 @@ class Restore:
         for glob in unmatched:
             tally.fail(PATTERNS, glob, "nothing in the snapshot matches this pattern")
         self._add(tally)
+
+    def _note_kept(self, target: Target) -> None:
+        self.account.set_aside = target.kept
 
     async def _foresee(self, target: Target) -> None:
         """A plan has more to look for (work/restore_plan.py)."""

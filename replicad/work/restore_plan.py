@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 
@@ -24,10 +25,11 @@ from replicad.db.drills import Drills
 from replicad.link.messages import SnapshotLine
 from replicad.model.block import checksum
 from replicad.model.drill import TREND_POINTS, DrillRecord
-from replicad.model.entry import MAX_DEPTH, Op
+from replicad.model.entry import DAMAGED, MAX_DEPTH, Op, Put
 from replicad.model.errors import ReplicadError
 from replicad.work.account import FILES, Account, Finding, Tally
 from replicad.work.conflicts import Unsaved
+from replicad.work.known_damage import with_damage
 from replicad.work.planner import Rules
 from replicad.work.reader import HistoryReader
 from replicad.work.restore import Restore, ignore
@@ -35,6 +37,8 @@ from replicad.work.target import Target
 
 TOKEN_CHARACTERS = 12
 PAUSE_ENTRIES = 1000
+_SPECIAL = frozenset(b"*?[\\")
+"""Bytes that make a name in a pattern stand for others as well."""
 DECIDING = ("failed", "extra", "conflict", "unsaved")
 """Findings that make it another plan: what a person who confirms has read."""
 
@@ -134,6 +138,7 @@ class Planning(Restore):
         super().__init__(reader, line, target, dataset=dataset, globs=globs, rules=rules, heard=heard)
         self._history, self._newest = reader, newest
         self._unsettable: dict[str, int] = {}
+        self._damaged: set[bytes] | None = None
         asked = [dataset, str(target), line.digest, globs, rules.delete_extra]
         self._facts = int.from_bytes(checksum(msgspec.json.encode(asked)), "big")
 
@@ -180,9 +185,20 @@ class Planning(Restore):
             findings=account.findings,
         )
 
-    def _record(self, place: int) -> AsyncIterator[list[Op]]:
-        """As a look at the snapshot, which marks the files in which damage is known; the choice leaves out the rest."""
-        return self._history.visit(self._line.number, b"", MAX_DEPTH, blocks=True)
+    async def _record(self, place: int) -> AsyncIterator[list[Op]]:
+        """With a mark at the files in which damage is known."""
+        if self._damaged is None:
+            self._damaged = await self._known_damaged()
+        async for ops in super()._record(place):
+            yield next(with_damage([ops], self._damaged)) if self._damaged else ops
+
+    async def _known_damaged(self) -> set[bytes]:
+        """These files. A look at a snapshot marks them, so it is looked at wherever something could be wanted."""
+        found: set[bytes] = set()
+        for top in {_literal(glob) for glob in self._globs or (b"",)}:
+            async for ops in self._history.visit(self._line.number, top, MAX_DEPTH):
+                found.update(op.path for op in ops if isinstance(op, Put) and op.flags & DAMAGED)
+        return found
 
     def _add(self, tally: Tally) -> None:
         for what, count in tally.unsettable.items():
@@ -220,6 +236,16 @@ class Planning(Restore):
         account = self.account
         counts = [account.restored, account.unchanged, account.failed, account.restored_bytes, account.right_bytes]
         return checksum(msgspec.json.encode([str(self._facts), counts])).hex()[:TOKEN_CHARACTERS]
+
+
+def _literal(glob: bytes) -> bytes:
+    """The directory, or file, that everything that matches a pattern lies in."""
+    names = [name for name in glob.split(b"/") if name not in (b"", b".")]
+    return b"/".join(takewhile(_is_plain, names))
+
+
+def _is_plain(name: bytes) -> bool:
+    return _SPECIAL.isdisjoint(name)
 
 
 def room_at(target: Path) -> Room:
