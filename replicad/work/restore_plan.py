@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from statistics import median
 
@@ -240,12 +239,13 @@ class Planning(Restore):
 
 def _literal(glob: bytes) -> bytes:
     """The directory, or file, that everything that matches a pattern lies in."""
-    names = [name for name in glob.split(b"/") if name not in (b"", b".")]
-    return b"/".join(takewhile(_is_plain, names))
-
-
-def _is_plain(name: bytes) -> bool:
-    return _SPECIAL.isdisjoint(name)
+    plain: list[bytes] = []
+    for name in glob.split(b"/"):
+        if not _SPECIAL.isdisjoint(name):
+            break
+        if name and name != b".":
+            plain.append(name)
+    return b"/".join(plain)
 
 
 def room_at(target: Path) -> Room:
