@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ from kit_tree import describe_tree
 from replicad.model.errors import UsageError
 from replicad.model.order import RestoreClass
 from replicad.work.planner import Rules
+from replicad.work.turnstile import enter_to_read, held_target
 
 ORDER = """
 [[dataset.restore_order]]
@@ -148,24 +150,37 @@ def test_a_pass_waits_while_somebody_restores_into_the_dataset(pair: Pair) -> No
 
 
 def test_a_restore_waits_for_the_end_of_a_pass(pair: Pair) -> None:
-    """It says so; into the root of a dataset that lies in the target as well."""
-    for target in (pair.root, pair.root.parent / "www"):
-        with locked(pair.root, fcntl.LOCK_SH):
-            command = [
-                *COMMAND,
-                "restore",
-                "www",
-                str(target),
-                "--in-place",
-                "--yes",
-                "--config",
-                str(pair.primary.config),
-            ]
-            running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            assert running.stderr and "waiting for the end" in running.stderr.readline()
-            assert running.poll() is None
-        running.communicate(timeout=PATIENCE_S)
-        assert running.returncode == 0
+    """And says so."""
+    words = ["restore", "www", str(pair.root), "--in-place", "--yes", "--config", str(pair.primary.config)]
+    with locked(pair.root, fcntl.LOCK_SH):
+        running = subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert running.stderr and "waiting for the end" in running.stderr.readline()
+        assert running.poll() is None
+    running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == 0
+
+
+async def test_datasets_that_lie_in_the_target_are_held_with_it(tmp_path: Path) -> None:
+    """And let go with it; those beside it are not touched."""
+    root, beside = tmp_path / "target" / "www", tmp_path / "other"
+    root.mkdir(parents=True)
+    beside.mkdir()
+    told: list[str] = []
+    async with held_target(tmp_path / "target", [root, beside, tmp_path / "target" / "none"], told.append) as held:
+        assert enter_to_read(root) is None and enter_to_read(tmp_path / "target") is None
+        assert os.fstat(held).st_ino == (tmp_path / "target").stat().st_ino
+        assert (fd := enter_to_read(beside)) is not None
+        os.close(fd)
+    with locked(root, fcntl.LOCK_SH):
+        waiting = asyncio.create_task(held_target(tmp_path / "target", [root], told.append).__aenter__())
+        while not told:
+            await asyncio.sleep(0.01)
+        assert str(root) in told[0] and not waiting.done()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert (fd := enter_to_read(tmp_path / "target")) is not None and fd >= 0
+    os.close(fd)
+    assert enter_to_read(tmp_path / "none") == -1
 
 
 def test_the_estimate_is_what_drills_have_measured(pair: Pair, tmp_path: Path) -> None:

@@ -314,3 +314,27 @@ def test_a_snapshot_that_there_is_not_has_no_plan(tmp_path: Path, when: str, rea
     for more in (("--plan",), ()):
         words = ("restore", "www", tmp_path / "back", "--store", tmp_path / "store", "--at", when, *more)
         assert reason in replicad(*words, code=2).stderr and not (tmp_path / "back").exists()
+
+
+@needs_root
+def test_a_target_that_fills_up_ends_in_exit_code_3_and_goes_on_with_more_room(tmp_path: Path) -> None:
+    """The plan had said so; what was restored stays, and the account says that it was cut off."""
+    with Writer(tmp_path / "store" / "ams1" / "www") as writer:
+        writer.put(b"")
+        writer.put(b"first", os.urandom(300_000))
+        writer.put(b"large", os.urandom(3_000_000))
+        writer.seal()
+    back = tmp_path / "back"
+    back.mkdir()
+    words = ("restore", "www", back, "--store", tmp_path / "store", "--json")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(back)], check=True)
+    try:
+        assert not json.loads(replicad(*words, "--plan", code=1).stdout)["is_room_enough"]
+        done = replicad(*words, "--first", "first", code=3)
+        account = json.loads(done.stdout)
+        assert not account["finished"] and account["classes"][0]["name"] == "first-1" and "No space" in done.stderr
+        subprocess.run(["mount", "-o", "remount,size=8m", str(back)], check=True)
+        again = json.loads(replicad(*words, "--first", "first").stdout)
+        assert again["finished"] and again["unchanged"]["files"] == 1 and again["restored"]["files"] == 1
+    finally:
+        subprocess.run(["umount", str(back)], check=True)
