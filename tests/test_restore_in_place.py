@@ -169,7 +169,8 @@ async def test_datasets_that_lie_in_the_target_are_held_with_it(tmp_path: Path) 
     async with held_target(tmp_path / "target", [root, beside, tmp_path / "target" / "none"], told.append) as held:
         assert enter_to_read(root) is None and enter_to_read(tmp_path / "target") is None
         assert os.fstat(held).st_ino == (tmp_path / "target").stat().st_ino
-        assert (fd := enter_to_read(beside)) is not None
+        fd = enter_to_read(beside)
+        assert fd is not None
         os.close(fd)
     with locked(root, fcntl.LOCK_SH):
         waiting = asyncio.create_task(held_target(tmp_path / "target", [root], told.append).__aenter__())
@@ -178,7 +179,8 @@ async def test_datasets_that_lie_in_the_target_are_held_with_it(tmp_path: Path) 
         assert str(root) in told[0] and not waiting.done()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-    assert (fd := enter_to_read(tmp_path / "target")) is not None and fd >= 0
+    fd = enter_to_read(tmp_path / "target")
+    assert fd is not None and fd >= 0
     os.close(fd)
     assert enter_to_read(tmp_path / "none") == -1
 
