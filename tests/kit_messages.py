@@ -71,6 +71,7 @@ EXAMPLES: tuple[Message, ...] = (
     OpenWrite("www"),
     OpenRead("www"),
     Opened(Head(7, bytes(range(32))), 32 * 1024**2),
+    Opened(Head(7, bytes(range(32))), 0, b'[{"name":"database","patterns":["pg"]}]'),
     Offer(bytes(64)),
     Need(b"\x01"),
     Blocks(b"stored frames" * 20),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,21 +18,26 @@ from kit_link import Pair
 from kit_store import read_tree
 from kit_tree import Described, describe_tree
 from replicad.config import ClientConfig, DatasetConfig, ListenConfig
+from replicad.db.findings import Findings
 from replicad.link.channel import Channel, admit, greet
 from replicad.link.messages import SnapshotLine
 from replicad.model.entry import Kind, Put
 from replicad.model.errors import ReplicadError
-from replicad.status import DatasetStatus
+from replicad.model.retention import Rules
+from replicad.status import DatasetStatus, RetentionStatus
 from replicad.store.format import plain_payload, split_frames
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.tasks import Bulky, Task
+from replicad.work.archive import Archive
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.dataset import Dataset
 from replicad.work.replicate import Replication
+from replicad.work.retain import Place, Retained, Retaining
 from replicad.work.scout import Scout
 from replicad.work.scouts import Scouts
 from replicad.work.shelves import MakeMender, ScrubOf, Shelves
+from replicad.work.suspect import EXAMINED
 
 TYPES = {
     Kind.FILE: stat.S_IFREG,
@@ -85,6 +90,17 @@ class Replica:
         for pair in self.pairs:
             pair.client_stream.cut()
         self.pairs.clear()
+
+    async def retain(self, rules: Rules) -> Retained:
+        """Let go what these rules do not keep, of snapshots that count as examined, and give its room back."""
+
+        def in_store(work: Callable[[Archive, Findings], Any]) -> Awaitable[Any]:
+            return self._shelves.in_store("ams1", "www", work)
+
+        await in_store(lambda archive, findings: findings.put(EXAMINED, archive.head.number))
+        place, status = Place("ams1", "www", self.archive), RetentionStatus("ams1", "www")
+        with ThreadPoolExecutor(1) as pool:
+            return await Retaining(place, in_store, lambda: rules, status, pool, Clock(), Disk(), asyncio.Lock()).run()
 
     async def close(self) -> None:
         """End all sessions and close the stores."""

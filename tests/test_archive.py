@@ -942,7 +942,7 @@ def test_a_rebuild_equals_the_original(store: Path) -> None:
     assert trees(store) == before
     rebuild_catalog(store)
     names = {path.name for path in store.iterdir()} - {"catalog.db.old-wal"}
-    assert names == {"catalog.db", "catalog.db.old", "lock", "segments"}
+    assert names == {"catalog.db", "catalog.db.old", "leases", "lock", "segments"}
 
 
 def test_a_rebuild_elsewhere_leaves_the_store_alone(store: Path, tmp_path: Path) -> None:

@@ -19,10 +19,15 @@ from replicad.db.ledger import BlockRow, EntryRow, Ledger, put_of, stamp_of
 from replicad.link.channel import Channel
 from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.entry import Kind, Meta, Op, Put
+from replicad.model.retention import Rules
+from replicad.store import store
 from replicad.work.drill_book import DrillBook, drills_path
 from replicad.work.drill_choice import Subjects
 from replicad.work.drill_reader import ChosenReader
 from replicad.work.drilling import Drilling
+from replicad.work.read_remote import RemoteReader
+from replicad.work.reader import Answer
+from replicad.work.retain import Retained
 from replicad.work.scratch import PREFIX
 
 Dial = Callable[[], Awaitable[Channel]]
@@ -124,6 +129,41 @@ async def test_passes_during_a_drill_change_nothing_about_it(tmp_path: Path) -> 
         made.dial = busy
         record = await made.drill()
         assert record.outcome is Outcome.PROVEN and record.snapshot == 1 and record.compared_files == 2
+
+
+async def test_retention_and_compaction_during_a_drill_take_nothing_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot that it restores stays until it has, though newer ones came and the rules keep none like it; then it
+    goes, with the room that only it needed."""
+    monkeypatch.setattr(store, "SEGMENT_BYTES", 256 * 1024)
+    rules = Rules(hourly=1, at_least=1, younger_than_s=0.0)
+    async with site(tmp_path) as made:
+
+        async def snapshot() -> int:
+            for name in ("b", "d/a"):
+                (made.here.root / name).write_bytes(os.urandom(300_000))
+            return (await made.here.sync(made.there)).last_snapshot
+
+        await snapshot()
+        drilled = await snapshot()
+        real, runs = RemoteReader.fetch, list[Retained]()
+
+        async def slow(reader: RemoteReader, ids: bytes) -> AsyncIterator[list[Answer]]:
+            if not runs:
+                runs.append(Retained("", ""))
+                await snapshot()
+                await snapshot()
+                runs[0] = await made.there.retain(rules)
+            async for answers in real(reader, ids):
+                yield answers
+
+        monkeypatch.setattr(RemoteReader, "fetch", slow)
+        record = await made.drill()
+        assert record.outcome is Outcome.PROVEN and record.snapshot == drilled and record.compared_files == 2
+        assert runs[0].dropped and drilled not in runs[0].dropped and runs[0].compacted
+        after = await made.there.retain(rules)
+        assert after.dropped == [drilled] and after.compacted
 
 
 async def test_what_is_younger_than_the_snapshot_is_not_compared(tmp_path: Path) -> None:

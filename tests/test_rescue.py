@@ -525,7 +525,8 @@ def test_the_script_is_held_to_the_format() -> None:
     ]
     assert len(rescue.PUT) == 13 and Map.__struct_fields__ == ("file", "blocks", "ids", "zeros")
     assert Commit.__struct_fields__ == (
-        "number", "created_ns", "complete", "parent", "records", "records_digest", "entries", "size", "unread"
+        "number", "created_ns", "complete", "parent", "records", "records_digest", "entries", "size", "unread",
+        "order",
     )  # fmt: skip
     assert fmt.SegmentHeader.__struct_fields__[:5] == ("version", "store", "number", "client", "dataset")
 

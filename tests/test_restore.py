@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import os
 import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,7 +26,7 @@ from kit_restore import (
     restore,
     restore_script,
 )
-from kit_tree import as_nobody, build_tree, describe_tree, is_root, make_deep, set_acl
+from kit_tree import build_tree, describe_tree, is_root, make_deep, set_acl, unprivileged
 from replicad.model.block import Buffer, block_id
 from replicad.model.entry import FUZZY, SPARSE, Drop, Kind, Map, Put
 from replicad.model.errors import DiskFullError, LinkError, LockedError, PeerError, UsageError
@@ -821,14 +819,6 @@ async def test_a_full_file_system_is_told_from_the_system_itself(tmp_path: Path)
             await restore_script(reader, back)
     finally:
         subprocess.run(["umount", str(back)], check=True)
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """As nobody, and still allowed to look at /proc/self, as any ordinary process is."""
-    with as_nobody():
-        ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, cleared by the change of user
-        yield
 
 
 @needs_root

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +15,9 @@ from kit_findings import replica_rot
 from kit_retention import books, everything_in, history_of, rebuilt_books
 from kit_store import CLIENT, DATASET, FaultyDisk, Primary
 from replicad.db.findings import Findings
+from replicad.link.messages import SnapshotLine
 from replicad.model.divergence import State, Suspect
+from replicad.model.entry import Op
 from replicad.model.errors import BookDamagedError, ReplicadError
 from replicad.model.retention import Pin, Rules
 from replicad.status import RetentionStatus
@@ -23,7 +25,11 @@ from replicad.store import store as store_module
 from replicad.store.segments import segment_numbers, segment_path
 from replicad.system.clock import Clock
 from replicad.work import retain
+from replicad.work.account import Account
 from replicad.work.archive import Archive, catalog_path
+from replicad.work.read_local import LocalReader
+from replicad.work.reader import Answer
+from replicad.work.restore import Restore
 from replicad.work.retain import Place, Retained, Retaining
 from replicad.work.suspect import EXAMINED
 
@@ -295,3 +301,68 @@ def test_young_segments_are_left_alone(rig: Rig) -> None:
     rig.live(40)
     rig.rules = Rules(within_s=DAY_S, younger_than_s=100 * DAY_S)
     assert not rig.run().compacted
+
+
+def test_what_a_restore_reads_stays_until_it_has_ended(rig: Rig, tmp_path: Path) -> None:
+    """Retention and compaction go on around it, of everything else; it brings back what the snapshot was, and then
+    that goes as well."""
+    rig.live(40)
+    going = asyncio.run(rig.retaining.outlook()).going
+    number = going[len(going) // 2]
+    before = asyncio.run(restored_from(rig.directory, tmp_path / "before", number))
+
+    async def restored() -> tuple[Retained, Retained, Account]:
+        reader = SlowReader(await LocalReader.open(rig.directory))
+        line = next(line for line in await reader.snapshots() if line.number == number)
+        running = asyncio.create_task(Restore(reader, line, tmp_path / "back").run())
+        await reader.begun.wait()
+        done = await rig.retaining.run()
+        fates = {one.number: one.reason for one in (await rig.retaining.outlook()).snapshots}
+        assert fates[number] == "being read"
+        again = await rig.retaining.run()
+        reader.go_on.set()
+        account = await running
+        await reader.close()
+        return done, again, account
+
+    done, again, account = asyncio.run(restored())
+    assert set(done.dropped) == set(going) - {number} and done.compacted and not again.dropped
+    assert account.exit_code == 0 and account.restored == before.restored
+    back, reference = (
+        {path.relative_to(top): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+        for top in (tmp_path / "back", tmp_path / "before")
+    )
+    assert back == reference and len(back) > 5
+    assert rig.run().dropped == [number]
+
+
+async def restored_from(directory: Path, target: Path, number: int) -> Account:
+    reader = await LocalReader.open(directory)
+    try:
+        line = next(line for line in await reader.snapshots() if line.number == number)
+        return await Restore(reader, line, target).run()
+    finally:
+        await reader.close()
+
+
+class SlowReader:
+    """A reader that gives no block before it may."""
+
+    def __init__(self, reader: LocalReader) -> None:
+        self.name, self._reader = reader.name, reader
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def snapshots(self) -> list[SnapshotLine]:
+        return await self._reader.snapshots()
+
+    def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Op]]:
+        return self._reader.record(snapshot, globs)
+
+    async def fetch(self, ids: bytes) -> AsyncIterator[list[Answer]]:
+        self.begun.set()
+        await self.go_on.wait()
+        async for answers in self._reader.fetch(ids):
+            yield answers
+
+    async def close(self) -> None:
+        await self._reader.close()

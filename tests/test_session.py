@@ -76,6 +76,7 @@ from replicad.model.attestation import Attestation, DrillMemory, DrillNote
 from replicad.model.divergence import MAX_AFFECTED, MAX_BITS, MAX_BLOCKS_NAMED, Affected, Event, Look, Side
 from replicad.model.entry import MAX_DEPTH
 from replicad.model.errors import PeerError
+from replicad.model.order import MAX_ORDER_BYTES
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight
 
@@ -215,6 +216,7 @@ BAD = (
     Opened(Head(-1), 0),
     Opened(Head(1, b"short"), 0),
     Opened(Head(), -1),
+    Opened(Head(), 0, bytes(MAX_ORDER_BYTES + 1)),
     Opened(Head(), MAX_CREDIT_BYTES + 1),
     Offer(b""),
     Offer(bytes(31)),

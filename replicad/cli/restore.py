@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +19,7 @@ import typer
 
 from replicad.cli import output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from replicad.cli.ordered import FirstOption, OrderOption, order_from, order_of
 from replicad.cli.reading import (
     FromOption,
     KeyOption,
@@ -26,18 +29,29 @@ from replicad.cli.reading import (
     configuration,
     reading,
 )
+from replicad.cli.restore_plan import confirm as confirm_plan
+from replicad.cli.restore_plan import lines as plan_lines
 from replicad.model.errors import LockedError, ReplicadError, UsageError
 from replicad.model.when import LATEST, choose_snapshot, show_time
+from replicad.work.turnstile import held_target
 
 if TYPE_CHECKING:  # slow to import, and needed when a verb runs only
-    from replicad.work.account import Account, Finding
+    from replicad.config import Config
+    from replicad.link.messages import SnapshotLine
+    from replicad.model.order import Order
+    from replicad.work.account import Account, ClassDone, Finding
+    from replicad.work.planner import Rules
+    from replicad.work.reader import HistoryReader
     from replicad.work.restore import Restore
+    from replicad.work.restore_plan import RestorePlan
 
 REFRESH_S = 0.2
 """How often the progress moves."""
 SHOWN = 20
 """Findings of one lesser sort (metadata, extra entries, notices) that are printed; the account counts all."""
-ALWAYS_SHOWN = ("damaged", "failed")
+ALWAYS_SHOWN = ("damaged", "failed", "unsaved")
+MIN_BANDWIDTH_BYTES = 1024
+"""Less is a slip of the finger, and would take a day for a file."""
 
 AtOption = Annotated[str, typer.Option("--at", metavar="WHEN", help="latest, a snapshot number, or an RFC 3339 time.")]
 
@@ -49,11 +63,25 @@ def restore(
     path: Annotated[
         list[str] | None, typer.Option("--path", metavar="GLOB", help="Only what matches; may be repeated.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what would be done, in what time, and what is in the way; do nothing."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare and print the account; do nothing.")] = False,
+    first: FirstOption = None,
+    order: OrderOption = None,
+    bandwidth: Annotated[str, typer.Option("--bandwidth", metavar="RATE", help="At most this, like 50MiB/s.")] = "",
     delete_extra: Annotated[
         bool, typer.Option("--delete-extra", help="Remove what is in the target and not in the snapshot.")
     ] = False,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Allow the live dataset itself as target.")] = False,
+    set_aside: Annotated[
+        Path | None, typer.Option("--set-aside", metavar="DIR", help="Keep there what is replaced or removed.")
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Allow the live dataset itself as target; shows a plan and asks.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, unless something would be lost.")] = False,
+    confirm: Annotated[str, typer.Option("--confirm", metavar="TOKEN", help="Do exactly what that plan said.")] = "",
     replica: FromOption = "",
     line: ReplicaOption = "",
     key: KeyOption = None,
@@ -66,6 +94,7 @@ def restore(
 
     Into an existing directory it writes only what differs, compared by hash. Cut off, it goes on when it is run again.
     Damage does not stop it: everything else is restored, and every byte range that could not be proven is named.
+    Over live data it shows a plan first, which has to be confirmed.
 
     Exit codes: 0 everything is there and right, 1 something is missing or damaged, 2 usage, 3 the replica is out of
     reach or the target is full.
@@ -76,36 +105,172 @@ def restore(
     globs = [os.fsencode(glob) for glob in path or ()]
     if globs and delete_extra:
         raise UsageError("--delete-extra removes what the whole snapshot does not have", hint="leave out --path")
+    if (yes or confirm) and not in_place:
+        raise UsageError("--yes and --confirm belong to --in-place; nothing else asks")
+    if plan and dry_run:
+        raise UsageError("--plan and --dry-run exclude one another", hint="--plan says all that --dry-run does")
     where = Where(dataset, config, replica, line, key, store)
     loaded = configuration(where)
     check_target(target, loaded, store, in_place=in_place)
-    rules = Rules(delete_extra=delete_extra, dry_run=dry_run)
-    heard = _Heard()
-
-    async def run() -> Account:
-        from replicad.work.restore import Restore
-
-        async with reading(where, loaded) as reader:
-            chosen, notice = choose_snapshot(await reader.snapshots(), at)
-            if notice:
-                output.note(notice)
-            running = Restore(reader, chosen, target, dataset=dataset, globs=globs, rules=rules, heard=heard)
-            try:
-                return await _with_progress(running, 0 if globs else chosen.size, quiet=quiet or json)
-            except (UsageError, LockedError):
-                raise  # nothing was begun, so there is nothing to account for
-            except ReplicadError:
-                _print_account(running.account, heard, quiet=quiet, json=json)
-                raise
-
+    if set_aside:
+        check_target(set_aside, loaded, store, in_place=False)
+    rules, ordered = Rules(delete_extra, dry_run, aside=set_aside), order_of(dataset, loaded, first or (), order)
+    rate = _rate(bandwidth)
+    asked = _Asked(where, loaded, target, at, globs, rules, ordered, in_place, yes, confirm, rate, quiet, json)
     try:
-        account = asyncio.run(run())
+        exit_code = asyncio.run(_plan(asked) if plan else _restore(asked))
     except KeyboardInterrupt:
         output.note("interrupted; the same command goes on where this one stopped")
         raise
-    _print_account(account, heard, quiet=quiet, json=json)
-    if account.exit_code:
-        raise typer.Exit(account.exit_code)
+    if exit_code:
+        raise typer.Exit(exit_code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What was typed."""
+
+    where: Where
+    config: Config | None
+    target: Path
+    at: str
+    globs: list[bytes]
+    rules: Rules
+    order: Order | None
+    in_place: bool
+    is_yes: bool
+    confirm: str
+    bandwidth_bytes: int
+    quiet: bool
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is restored, and where from."""
+
+    reader: HistoryReader
+    chosen: SnapshotLine
+    newest: SnapshotLine
+    rules: Rules
+
+
+@asynccontextmanager
+async def _source(asked: _Asked) -> AsyncIterator[_Source]:
+    from replicad.work.throttled import ThrottledReader
+
+    async with reading(asked.where, asked.config) as reader:
+        lines = await reader.snapshots()
+        chosen, notice = choose_snapshot(lines, asked.at)
+        if notice:
+            output.note(notice)
+        limited = ThrottledReader(reader, asked.bandwidth_bytes) if asked.bandwidth_bytes else reader
+        order = asked.order if asked.order is not None else await order_from(reader)
+        yield _Source(limited, chosen, lines[-1], replace(asked.rules, order=order))
+
+
+async def _plan(asked: _Asked) -> int:
+    """`--plan`: show it."""
+    async with _source(asked) as source:
+        plan = await _planned(asked, source)
+    if asked.json:
+        output.json_document(plan)
+    else:
+        output.line("\n".join(plan_lines(plan)))
+    return plan.exit_code
+
+
+async def _planned(asked: _Asked, source: _Source) -> RestorePlan:
+    from replicad.work.drill_book import drills_path
+    from replicad.work.restore_plan import Planning
+
+    heard, where = _Heard(), asked.where
+    planning = Planning(
+        source.reader,
+        source.chosen,
+        source.newest,
+        asked.target,
+        dataset=where.dataset,
+        globs=asked.globs,
+        rules=source.rules,
+        heard=heard,
+    )
+    await _with_progress(planning, _size(asked, source), title="plan", quiet=asked.quiet or asked.json)
+    heard.end()
+    book = drills_path(asked.config.node.state, where.dataset) if asked.config and not where.line else None
+    return planning.plan(book, asked.bandwidth_bytes)
+
+
+async def _restore(asked: _Asked) -> int:
+    """The restore itself; over live data only once its plan is confirmed."""
+    async with _source(asked) as source, AsyncExitStack() as stack:
+        held = None
+        if asked.in_place and not asked.rules.dry_run and asked.target.is_dir():
+            held = await stack.enter_async_context(held_target(asked.target, _live_roots(asked), output.note))
+            if any(asked.target.iterdir()):
+                await _confirm(asked, source)
+        return await _restored(asked, source, held)
+
+
+async def _confirm(asked: _Asked, source: _Source) -> None:
+    """Show what would be done to what is there, and have it confirmed. Raises UsageError: it is not."""
+    plan = await _planned(asked, source)
+    (output.note if asked.json or asked.quiet else output.line)("\n".join(plan_lines(plan)))
+    confirm_plan(plan, is_yes=asked.is_yes, token=asked.confirm, keeps=asked.rules.aside is not None)
+
+
+async def _restored(asked: _Asked, source: _Source, held: int | None) -> int:
+    from replicad.work.restore import Restore
+
+    heard = _Heard()
+    running = Restore(
+        source.reader,
+        source.chosen,
+        asked.target,
+        dataset=asked.where.dataset,
+        globs=asked.globs,
+        rules=source.rules,
+        heard=heard,
+        told=_tell_class,
+        held=held,
+    )
+    try:
+        await _with_progress(running, _size(asked, source), title="restore", quiet=asked.quiet or asked.json)
+    except (UsageError, LockedError):
+        raise  # nothing was begun, so there is nothing to account for
+    except ReplicadError:
+        _print_account(running.account, heard, quiet=asked.quiet, json=asked.json)
+        raise
+    _print_account(running.account, heard, quiet=asked.quiet, json=asked.json)
+    return running.account.exit_code
+
+
+def _rate(text: str) -> int:
+    from replicad.config.units import parse_size
+
+    try:
+        rate = parse_size(text.removesuffix("/s")) if text else 0
+    except ValueError as error:
+        raise UsageError(f"--bandwidth: {error}", hint="write it like 50MiB/s") from None
+    if text and rate < MIN_BANDWIDTH_BYTES:
+        raise UsageError(f"--bandwidth {text} is below 1KiB/s", hint="leave it out for no limit")
+    return rate
+
+
+def _size(asked: _Asked, source: _Source) -> int:
+    return 0 if asked.globs else source.chosen.size
+
+
+def _live_roots(asked: _Asked) -> list[Path]:
+    """The datasets whose passes have to wait."""
+    return [dataset.path for dataset in asked.config.datasets] if asked.config else []
+
+
+def _tell_class(done: ClassDone) -> None:
+    """One class of the order is complete."""
+    state = f"{done.wrong:,} entries of it are damaged or missing" if done.wrong else "complete"
+    size = f"{done.files:,} files, {output.show_bytes(done.bytes)}"
+    output.note(f"{done.name}: {state} after {output.show_duration(done.finished_s)}: {size}")
 
 
 def snapshots(
@@ -179,11 +344,17 @@ class _Heard:
         if finding.sort in ALWAYS_SHOWN or self.count[finding.sort] <= SHOWN:
             output.note(str(finding))
 
+    def end(self) -> None:
+        """Say how many were not printed."""
+        for sort, count in self.count.items():
+            if sort not in ALWAYS_SHOWN and count > SHOWN:
+                output.note(f"… and {count - SHOWN:,} more of this sort ({sort})")
 
-async def _with_progress(running: Restore, total: int, *, quiet: bool) -> Account:
+
+async def _with_progress(running: Restore, total: int, *, title: str, quiet: bool) -> None:
     """Run it and show how far it is."""
     account = running.account
-    with output.progress(f"restore {account.dataset}", total, quiet=quiet) as bar:
+    with output.progress(f"{title} {account.dataset}", total, quiet=quiet) as bar:
         task = asyncio.create_task(running.run())
         try:
             while not (await asyncio.wait([task], timeout=REFRESH_S))[0]:
@@ -193,13 +364,11 @@ async def _with_progress(running: Restore, total: int, *, quiet: bool) -> Accoun
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
-        return task.result()
+        task.result()
 
 
 def _print_account(account: Account, heard: _Heard, *, quiet: bool, json: bool) -> None:
-    for sort, count in heard.count.items():
-        if sort not in ALWAYS_SHOWN and count > SHOWN:
-            output.note(f"… and {count - SHOWN:,} more of this sort ({sort})")
+    heard.end()
     if json:
         output.json_document(account)
         return
@@ -235,6 +404,8 @@ def _lines(account: Account) -> list[tuple[str, str]]:
         lines.append(("not copied", f"{account.unread:,} entries could not be read when the snapshot was made"))
     if account.extra:
         lines.append(("extra", f"{account.extra:,} entries that the snapshot does not have, left alone"))
+    if account.set_aside:
+        lines.append(("set aside", f"{account.set_aside:,} entries that were replaced or removed"))
     if account.extra_removed:
         lines.append(("extra", f"{account.extra_removed:,} entries that the snapshot does not have, removed"))
     return lines

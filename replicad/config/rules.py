@@ -18,6 +18,7 @@ from typing import Any
 
 from replicad.config.lines import Place
 from replicad.config.values import shipped_levels
+from replicad.model.order import Order
 
 KEY_NAME = "key"
 """The private key's file name in the state directory, unless `node.key` says otherwise."""
@@ -111,6 +112,10 @@ def _references(sections: list[Section], wrong: Finding) -> None:
                 wrong((*section.place, "replicas", index), f'there is no [[replica]] named "{name}"')
         if is_excluded(section.values.get("canary", ""), section.values.get("exclude", ())):
             wrong((*section.place, "canary"), "is left out by exclude, so that it would never be copied")
+        try:
+            Order(section.values.get("restore_order", ()))
+        except ValueError as error:
+            wrong((*section.place, "restore_order"), str(error))
         for hook in ("hook_pre", "hook_post"):
             if section.values.get(hook, ("program",))[:1] == ("",):
                 wrong((*section.place, hook, 0), "the program's name is empty")

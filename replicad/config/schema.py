@@ -12,6 +12,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from replicad.config import units
 from replicad.config.values import (
     EVERY_DATASET,
@@ -31,6 +33,7 @@ from replicad.config.values import (
 from replicad.model import pairing
 from replicad.model.block import LARGEST_BLOCK_BYTES, MIN_BLOCK_BYTES
 from replicad.model.glob import compile_globs
+from replicad.model.order import Order, RestoreClass
 from replicad.model.policy import MIN_COPIES
 
 Reader = Callable[[object], Any]
@@ -311,6 +314,16 @@ def validator(value: object) -> ValidatorConfig:
     return ValidatorConfig(**given, command=tuple(map(text, command)), **timeout)
 
 
+def restore_class(value: object) -> RestoreClass:
+    """A table {name, patterns}."""
+    try:
+        found = msgspec.convert(value, RestoreClass)
+    except msgspec.ValidationError as error:
+        raise ValueError(f'must be a table {{name = "…", patterns = ["…"]}}: {error}') from None
+    Order([found])
+    return found
+
+
 def _with_unit(value: object, example: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value == 0:
         return "0"
@@ -478,6 +491,7 @@ TABLES = (
             Key("min_distance", "min_distance_m", distance),
             Key("keep_younger_than", "keep_younger_than_s", duration(0, MAX_KEPT_S)),
             Key("keep_at_least", "keep_at_least", whole(0, MAX_KEPT)),
+            Key("restore_order", "restore_order", restore_class, each=True),
         ),
         many=True,
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from replicad.model.order import RestoreClass
 from replicad.model.place import Place
 from replicad.model.policy import LEVELS, Objectives
 from replicad.model.retention import Rules
@@ -241,6 +242,8 @@ class DatasetConfig:
     rto_s: float = _PLAIN.rto_s
     """The objective for a restore of the whole dataset; 0 = none."""
     validators: tuple[ValidatorConfig, ...] = ()
+    restore_order: tuple[RestoreClass, ...] = ()
+    """What a restore brings back first."""
     canary: str = ""
     """Name of the canary file in the root; "" = none, and nothing is ever written into the dataset by itself."""
     canary_every_s: float = 900.0

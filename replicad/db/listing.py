@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from replicad.db.browse import Browse
-from replicad.db.catalog import LOOKUP_MARKS, MIGRATIONS, ROOT, BlockPlace, lookup_groups
+from replicad.db.catalog import LOOKUP_MARKS, MIGRATIONS, ROOT, BlockPlace, FrameCopy, lookup_groups
 from replicad.db.database import CACHE_KIB, Database, Row
 from replicad.db.differences import differences
 from replicad.db.entries import ENTRY_COLUMNS, in_batches, length_of, put_of
@@ -35,6 +35,8 @@ Batch = TypeVar("Batch")
 OLDEST_LISTED = 1
 """Version of the catalog that has every table and column that is asked for here: a store on a read-only medium, which
 nobody can bring up to date, is listed as it is."""
+MAX_BEHIND_COMMIT = 10_000
+"""Frames that are no blocks and stand behind the last commit, at most: of a pass over a hundred million entries."""
 PAGE_ROWS = 256
 """Entries of one directory read at once, each with INLINE_BLOCKS blocks at most."""
 
@@ -76,6 +78,20 @@ class Listing:
         """A snapshot, kept or dropped; None when there never was one."""
         row = self._db.one("SELECT * FROM snapshot WHERE number = ?", (number,))
         return SnapshotRow(*row) if row else None
+
+    def newest_commit(self) -> bytes:
+        """The frame of the last commit, from its copy; b"" where there is none: an older catalog has no copies."""
+        if self._db.value("SELECT 1 FROM sqlite_master WHERE name = 'frame_copy'") is None:
+            return b""
+        digest = self._db.value("SELECT digest FROM snapshot ORDER BY ordinal DESC LIMIT 1")
+        page = "SELECT rowid, head FROM frame_copy ORDER BY segment DESC, offset DESC LIMIT ?"
+        for row, head in self._db.rows(page, (MAX_BEHIND_COMMIT,)) if digest else ():
+            if digest in head:
+                found = self._db.one(
+                    "SELECT segment, offset, stored, head, payload FROM frame_copy WHERE rowid = ?", (row,)
+                )
+                return FrameCopy._make(found).frame if found else b""
+        return b""
 
     def places(self, ids: Sequence[bytes]) -> dict[bytes, BlockPlace]:
         """Where these blocks are; those that are not in the store are left out."""

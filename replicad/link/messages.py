@@ -94,10 +94,11 @@ class OpenRead(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 class Opened(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """Server: go on. `credit` is how many bytes of Blocks and Record messages the client may send before more is
-    granted (0 for reading)."""
+    granted (0 for reading). `order`, for reading: what the last commit says is to be restored first."""
 
     head: Head
     credit: int
+    order: bytes = b""
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag=7):

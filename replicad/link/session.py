@@ -76,6 +76,7 @@ from replicad.model.block import CHECKSUM_BYTES, ID_BYTES
 from replicad.model.divergence import ID_CHARACTERS, MAX_AFFECTED, MAX_BITS, MAX_BLOCKS_NAMED, Divergence
 from replicad.model.entry import MAX_DEPTH, MAX_PATH_BYTES, path_problem
 from replicad.model.errors import PeerError, RefusedError
+from replicad.model.order import MAX_ORDER_BYTES
 from replicad.model.snapshot import Head
 
 MAX_GLOBS = 256
@@ -320,7 +321,11 @@ _RULES: dict[MessageType, Callable[[Any], str]] = {
     Refuse: lambda m: _text(m.code) or _text(m.text),
     OpenWrite: lambda m: _text(m.dataset, MAX_NAME_TEXT_BYTES),
     OpenRead: lambda m: _text(m.dataset, MAX_NAME_TEXT_BYTES),
-    Opened: lambda m: _head(m.head) or _number(m.credit, MAX_CREDIT_BYTES),
+    Opened: lambda m: (
+        _head(m.head)
+        or _number(m.credit, MAX_CREDIT_BYTES)
+        or ("" if len(m.order) <= MAX_ORDER_BYTES else f"order of {len(m.order)} bytes")
+    ),
     Offer: lambda m: _ids(m.ids),
     Fetch: lambda m: _ids(m.ids),
     Need: lambda m: _bits(m.bits),

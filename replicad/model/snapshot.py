@@ -36,6 +36,8 @@ class Commit(msgspec.Struct, frozen=True, array_like=True):
     """Sum of the sizes in bytes of the files it holds."""
     unread: int = 0
     """Entries that could not be copied in this pass and stand as in the parent (or not at all)."""
+    order: bytes = b""
+    """What a restore is to bring back first (model/order.py), so that a host without a configuration knows it."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -20,6 +20,8 @@ MAX_NAMED = 1000
 """Findings of one sort that the account itself names; an operator reads the first, a program the stream."""
 
 FILES, DIRECTORIES, SYMLINKS, LINKS, SPECIAL = "files", "directories", "symlinks", "hard_links", "special"
+PATTERNS = "patterns"
+"""Patterns of --path that nothing matches count among what could not be restored."""
 
 
 def label_of(kind: Kind) -> str:
@@ -30,7 +32,7 @@ def label_of(kind: Kind) -> str:
 _LABELS = {Kind.FILE: FILES, Kind.DIRECTORY: DIRECTORIES, Kind.SYMLINK: SYMLINKS}
 
 
-Sort = Literal["damaged", "failed", "metadata", "extra", "notice"]
+Sort = Literal["damaged", "failed", "metadata", "extra", "conflict", "unsaved", "notice"]
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -54,6 +56,8 @@ _PREFIXES: dict[Sort, str] = {
     "failed": "not restored: ",
     "metadata": "metadata not set: ",
     "extra": "",
+    "conflict": "in the way: ",
+    "unsaved": "would be lost: ",
     "notice": "",
 }
 
@@ -80,11 +84,13 @@ class Tally:
         "failed",
         "fates",
         "findings",
+        "replaced",
         "restored",
         "restored_bytes",
         "right_bytes",
         "stored_bytes",
         "unchanged",
+        "unsettable",
     )
 
     def __init__(self) -> None:
@@ -100,6 +106,10 @@ class Tally:
         self.findings: list[Finding] = []
         self.fates: list[tuple[int, Fate]] = []
         """By file number: what the file's other names have to know."""
+        self.replaced: list[bytes] = []
+        """Plan: files of the target whose content would be replaced or removed."""
+        self.unsettable: Counter[str] = Counter()
+        """Plan: metadata that this user may not set."""
 
     def note(self, sort: Sort, path: bytes, reason: str, first: int = 0, size: int = 0) -> None:
         """Add a finding."""
@@ -111,6 +121,19 @@ class Tally:
         self.note("failed", path, reason)
         if file:
             self.fates.append((file, Fate.FAILED))
+
+
+class ClassDone(msgspec.Struct, frozen=True):
+    """What one class of a restore order came to."""
+
+    name: str
+    files: int
+    """Its files that are there and right now."""
+    bytes: int
+    wrong: int
+    """Its entries that are damaged or could not be restored."""
+    finished_s: float
+    """How long after the beginning of the restore it was complete."""
 
 
 class Account(msgspec.Struct):
@@ -154,6 +177,10 @@ class Account(msgspec.Struct):
     duration_s: float = 0.0
     rate_bytes_s: float = 0.0
     """Restored bytes a second."""
+    classes: list[ClassDone] = []
+    """The classes of the restore order that are complete, in that order."""
+    set_aside: int = 0
+    """Entries that were replaced or removed and are kept where --set-aside says."""
     found: dict[str, int] = {}
     """How many findings there were of each sort."""
     findings: list[Finding] = []
@@ -164,6 +191,16 @@ class Account(msgspec.Struct):
         """0 when everything is there and right, 1 when anything is missing, damaged or without its metadata."""
         wrong = self.failed or self.damaged_files or self.metadata_not_set or self.lost_records
         return int(not self.finished or bool(wrong))
+
+    @property
+    def right_files(self) -> int:
+        """Files that are there and right."""
+        return self.restored.get(FILES, 0) + self.unchanged.get(FILES, 0)
+
+    @property
+    def wrong(self) -> int:
+        """Entries that are damaged or could not be restored."""
+        return self.damaged_files + sum(self.failed.values())
 
     @property
     def done_bytes(self) -> int:

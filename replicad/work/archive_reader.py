@@ -1,6 +1,7 @@
 """Archive reader: one dataset on the replica, to read: its snapshots, their records, and blocks, each frame verified.
 
 **Owns** a read-only connection of its own; it may be used in another thread, beside a writer or with no daemon at all.
+Retention keeps the snapshots that it is asked about until it is closed (work/lease.py).
 Damage comes as a value in the place of what was asked for. **Never** changes anything.
 """
 
@@ -23,6 +24,8 @@ from replicad.model.errors import (
     UsageError,
 )
 from replicad.model.glob import Globs, compile_globs
+from replicad.model.order import MAX_ORDER_BYTES
+from replicad.model.snapshot import decode_commit
 from replicad.model.travel import Difference, Version
 from replicad.model.verdict import Sight
 from replicad.store.format import (
@@ -36,6 +39,7 @@ from replicad.store.segments import OPEN_SEGMENTS, Damage, SegmentFiles, compact
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path, no_catalog
 from replicad.work.known_damage import damaged_paths, with_damage
+from replicad.work.lease import Leases
 from replicad.work.untrusted import split_ids
 
 FETCH_BYTES = 1024 * 1024
@@ -88,9 +92,11 @@ class ArchiveReader:
         self._files = SegmentFiles(directory, self._disk, room.open_segments)
         self.looked_at = ""
         """What the last `look` read from: "media", "cache", or "" when it read nothing."""
+        self._leases = Leases(directory)
 
     def close(self) -> None:
         """Close all files."""
+        self._leases.close()
         self._listing.close()
         self._files.close()
 
@@ -114,6 +120,15 @@ class ArchiveReader:
         """The digest of a snapshot, kept or dropped; b"" when there never was one of that number."""
         found = self._listing.find(snapshot)
         return found.digest if found else b""
+
+    def order(self) -> bytes:
+        """The restore order of the last commit; b"" when it has none, or no copy of it is there."""
+        found = self._listing.newest_commit()
+        try:
+            order = decode_commit(bytes(plain_payload(parse_frame(found, 0)))).order if found else b""
+        except (FrameError, ValueError):
+            return b""  # a damaged copy is the scrub's to report, and an order changes no byte that comes back
+        return order if len(order) <= MAX_ORDER_BYTES else b""
 
     def damage(self) -> list[Damage]:
         """What replays have found damaged."""
@@ -154,10 +169,13 @@ class ArchiveReader:
         return self._listing.differences(self._ordinal(before), self._ordinal(after), _patterns(globs))
 
     def _ordinal(self, snapshot: int) -> int:
+        is_held = self._leases.hold(snapshot)  # before the look: from here on it stays
         found = self._listing.find(snapshot)
+        if found is None or found.dropped_ns:
+            self._leases.release(snapshot)
         if found is None:
             raise UsageError(f"there is no snapshot {snapshot}", hint="replicad snapshots lists them")
-        if found.dropped_ns:
+        if found.dropped_ns or not is_held:
             text = f"snapshot {snapshot} is not kept any more: the replica's retention dropped it"
             raise UsageError(text, hint="replicad snapshots lists those that are")
         return found.ordinal

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from replicad.model.entry import Put, show_path
 from replicad.work.account import LINKS, Fate, Tally
 from replicad.work.attributes import UNUSABLE, attributes_differ, reason_of, set_attributes
+from replicad.work.conflicts import files_below
 from replicad.work.filling import Site
 from replicad.work.planner import Rules
 from replicad.work.remembered import Remembered
@@ -29,23 +30,50 @@ class Closing:
     def __init__(self, site: Site, remembered: Remembered, rules: Rules) -> None:
         self._site, self._target = site, site.target
         self._remembered, self._rules = remembered, rules
-        self._done = 0
+        self._done = self._dressed = 0
+
+    def steps_of_class(self, tally: Tally) -> Iterator[None]:
+        """All files of a class are in place: make it usable as it is, before the others come."""
+        yield from self._links(tally)
+        if self._target.dry:
+            return
+        for put, existed, place in self._remembered.directories(self._dressed):
+            if not existed:
+                self._open_up(put, place, tally)
+            yield from self._pause()
+        self._dressed = self._remembered.directory_count
 
     def steps(self, tally: Tally) -> Iterator[None]:
         """Do everything, with a pause now and then."""
-        for path, file in self._remembered.links():
-            self._link(path, file, tally)
-            yield from self._pause()
-        for put, existed in self._remembered.directories():
+        yield from self._links(tally)
+        for put, existed, place in self._remembered.directories():
             if existed and self._rules.wanted.everything:
                 yield from self._tidy(put.path, tally)
-            self._dress(put, tally)
+            if existed or not self._is_of(put, place):
+                self._dress(put, tally)
             yield from self._pause()
+
+    def _is_of(self, put: Put, place: int) -> bool:
+        """Whether a directory came with its own class, behind which nothing changes in it any more."""
+        return place < len(self._rules.order.classes) and self._rules.order.place_of(put.path) == place
+
+    def _open_up(self, put: Put, place: int, tally: Tally) -> None:
+        """Let others into a directory of a class that is complete, or on the way to it. One of the latter that would
+        shut us out stays as it is; what cannot be set on it is told at the end."""
+        is_complete = self._is_of(put, place)
+        if is_complete or os.geteuid() == 0 or put.meta.mode & stat.S_IRWXU == stat.S_IRWXU:
+            self._dress(put, tally if is_complete else Tally())
+            self._target.open_up(put.path)
 
     def _pause(self) -> Iterator[None]:
         self._done += 1
         if self._done % STEP_ENTRIES == 0:
             yield None
+
+    def _links(self, tally: Tally) -> Iterator[None]:
+        for path, file in self._remembered.links():
+            self._link(path, file, tally)
+            yield from self._pause()
 
     def _link(self, path: bytes, file: int, tally: Tally) -> None:
         """Make `path` one more name of a restored file."""
@@ -80,7 +108,7 @@ class Closing:
             for name in self._target.names(directory):
                 if name.startswith(TEMPORARY):
                     if not self._target.dry:
-                        self._target.remove(prefix + name)
+                        self._target.remove(prefix + name, keep=False)
                 elif not self._remembered.belongs(prefix + name):
                     self._extra(prefix + name, tally)
                 yield from self._pause()
@@ -93,6 +121,8 @@ class Closing:
             tally.note("extra", path, "not in the snapshot, left alone")
             return
         try:
+            if self._rules.plan:
+                tally.replaced.extend(files_below(self._target, path))
             if not self._target.dry:
                 self._target.remove(path)
         except UNUSABLE as error:

@@ -25,6 +25,7 @@ from replicad.db.unnamed import end_walk
 from replicad.model.block import block_size_for
 from replicad.model.entry import FUZZY, Drop, Kind, Op, Put
 from replicad.model.errors import ReplicadError
+from replicad.model.order import encode_order
 from replicad.model.snapshot import Commit, Head
 from replicad.source.large import LargeRead, Slab, open_large
 from replicad.source.meta import Described, describe
@@ -477,7 +478,7 @@ class Pass:
         def build(records: int, digest: bytes) -> Commit:
             return Commit(
                 parent.number + 1, self._started_ns, complete, parent.digest, records, digest,
-                totals.entries, totals.size, unread,
+                totals.entries, totals.size, unread, encode_order(dataset.config.restore_order),
             )  # fmt: skip
 
         async def before(sent: Head) -> None:

@@ -28,6 +28,7 @@ from replicad.system.disk import ALIGN_BYTES, align_up, read_at, set_direct
 from replicad.work.account import FILES, Fate, Tally
 from replicad.work.attributes import UNUSABLE, attributes_differ, reason_of, set_attributes
 from replicad.work.comparing import SLAB_BYTES, Comparison, Piece, Wanted, block_length, seek_data, thread_buffer
+from replicad.work.conflicts import note_content
 from replicad.work.target import Target, split, temporary_name
 
 DIRECT_FROM_BYTES = 512 * 1024
@@ -62,6 +63,8 @@ class Site:
     target: Target
     now_ns: int
     """Access time of what is restored, and modification time of what is incomplete."""
+    since_ns: int = 0
+    """Plan: when the snapshot was made; what differs is told. 0 = this is none."""
 
 
 class Filling:
@@ -74,6 +77,7 @@ class Filling:
         "_directory",
         "_failed",
         "_fd",
+        "_is_suspect",
         "_lock",
         "_lost",
         "_made",
@@ -109,7 +113,7 @@ class Filling:
         self._lock = threading.Lock()
         self._parts = self._writers = 0
         self._failed = ""
-        self._sealed = self._concluded = self._zeros = self._old = False
+        self._sealed = self._concluded = self._zeros = self._old = self._is_suspect = False
         self._lost: list[tuple[int, int, str]] = []
 
     # comparing: the planner's thread
@@ -180,7 +184,9 @@ class Filling:
         with self._lock:
             only = self._sealed and self._parts == 1  # the usual case of a small file: opened once
         try:
-            if not self._failed:
+            if self._site.target.dry:
+                self._note_lost(blocks)
+            elif not self._failed:
                 with self._writing(only=only) as fd:
                     self._take(fd, blocks, tally)
                     if only:
@@ -225,10 +231,14 @@ class Filling:
         assert self._there is not None
         if whole:
             self.way = Way.NEW
-        elif self.put.size >= IN_PLACE_FROM_BYTES and self._there.st_nlink == 1 and not self._separate:
+        elif self._may_be_patched(self._there):
             self.way = Way.PATCHED
         else:  # a file that has other names is never changed, only replaced
             self.way = Way.COPIED
+
+    def _may_be_patched(self, there: os.stat_result) -> bool:
+        is_large = self.put.size >= IN_PLACE_FROM_BYTES
+        return is_large and there.st_nlink == 1 and not self._separate and not self._site.target.keeps
 
     @contextmanager
     def _writing(self, *, only: bool = False) -> Iterator[int]:
@@ -326,14 +336,25 @@ class Filling:
         self._write_blocks(fd, good)
         written = sum(len(data) for _, data in good)
         tally.restored_bytes += written
+        with self._lock:
+            self.written_bytes += written
+        self._note_lost(blocks)
+
+    def _note_lost(self, blocks: Sequence[tuple[int, Buffer | Lost]]) -> None:
         lost = [
             (index * self.put.block_bytes, block_length(self.put, index), data.reason)
             for index, data in blocks
             if isinstance(data, Lost)
         ]
         with self._lock:
-            self.written_bytes += written
             self._lost.extend(lost)
+
+    def suspect(self, tally: Tally) -> None:
+        """Plan: damage is known somewhere in this file, and it is too large to look where."""
+        if not self._is_suspect:
+            self._is_suspect = True
+            tally.note("damaged", self.put.path, "the store knows of damage in it; where was not looked for")
+            tally.fates.append((self.put.file, Fate.INCOMPLETE))
 
     def _write_blocks(self, fd: int, blocks: Sequence[tuple[int, Buffer]]) -> None:
         """Write blocks; past the page cache neighbours go in one transfer."""
@@ -395,7 +416,10 @@ class Filling:
         elif self._site.target.dry:
             if self._there is not None and self.way not in (Way.KEPT, Way.PATCHED):
                 tally.fates.append((self.put.file, Fate.REPLACED))
-            self._count(tally)
+            if self._site.since_ns and self._there is not None and self._would_lose():
+                note_content(self.put, self._there, self._site.since_ns, tally)
+            if not self._is_suspect:
+                self._count(tally)
         elif self.way is Way.KEPT:
             assert self._comparison is not None
             self._dress(self._comparison.fd, tally)
@@ -408,9 +432,15 @@ class Filling:
                     self._close()  # nobody writes any more; what closing complains about must come before the name
             if self.way not in (Way.PATCHED, Way.AT_ONCE):
                 with self._site.target.directory(self._directory) as parent:
-                    self._site.target.disk.rename_at(self._temporary, self._name, parent)
+                    self._site.target.settle(self._temporary, self.put.path, parent)
             self._count(tally)
         self._concluded = True
+
+    def _would_lose(self) -> bool:
+        """Whether the existing file has another content, not other metadata or names alone."""
+        assert self._there is not None
+        is_same = self._there.st_size == self.put.size == self.right_bytes
+        return self.way is not Way.RESUMED and not is_same
 
     def _is_right(self) -> bool:
         """Whether the existing file needs nothing at all; otherwise decides how it gets what it needs."""

@@ -1,13 +1,13 @@
 """Outlook: what retention would do with one store, and which segments are worth compacting. Reads, never writes.
 
-**Owns** what is protected besides by the rules: pins, the version before each suspect change that waits for a person,
-and everything that has not been examined for such changes yet. Asked of connections of its own, so for any thread, and
-beside a daemon or without one.
+**Owns** what is protected besides by the rules: pins, what is being read, the version before each suspect change that
+waits for a person, and everything that has not been examined for such changes yet. Asked of connections of its own, so
+for any thread, and beside a daemon or without one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,10 @@ from replicad.model.marks import Marks
 from replicad.model.retention import Plan, Received, Rules, plan
 from replicad.store.format import HEADER_BYTES, FrameError, decode_segment_header, parse_frame
 from replicad.work.archive import catalog_path
+from replicad.work.lease import leased
 from replicad.work.suspect import EXAMINED
 
+READ = "being read"
 UNEXAMINED = "not examined for suspect changes yet"
 COMPARED = "the next one is examined against it"
 SUSPECT = "the version before a suspect change"
@@ -68,7 +70,8 @@ def look(client: str, dataset: str, directory: Path, findings: Findings, rules: 
     kept |= dict.fromkeys(findings.pinned(), SUSPECT)
     kept |= {pin.snapshot: f"pin {pin.name}" for pin in findings.pins()}
     found = plan(list(_received(rows)), rules, kept, now_ns)
-    return Outlook(client, dataset, found.hold, _fates(rows, found))
+    read = leased(directory, [choice.number for choice in found.choices if not choice.reason])
+    return Outlook(client, dataset, found.hold, _fates(rows, found, read))
 
 
 def _received(rows: list[SnapshotRow]) -> Iterator[Received]:
@@ -79,8 +82,10 @@ def _received(rows: list[SnapshotRow]) -> Iterator[Received]:
         yield Received(row.number, row.received_ns, row.complete and not lost, bool(row.dropped_ns))
 
 
-def _fates(rows: list[SnapshotRow], found: Plan) -> list[Fate]:
-    reasons = {choice.number: choice.reason for choice in found.choices}
+def _fates(rows: list[SnapshotRow], found: Plan, read: Collection[int]) -> list[Fate]:
+    """Who reads a snapshot keeps it from going and has no other say: the rules were applied without it, so that nobody
+    can make one snapshot go by reading another."""
+    reasons = {choice.number: choice.reason or (READ if choice.number in read else "") for choice in found.choices}
     return [
         Fate(row.number, row.created_ns, row.received_ns, row.complete, reasons[row.number])
         for row in rows

@@ -14,17 +14,21 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from replicad.model.block import block_count
-from replicad.model.entry import FUZZY, Kind, Map, Op, Put, show_path
+from replicad.model.entry import DAMAGED, FUZZY, Kind, Map, Op, Put, show_path
 from replicad.model.errors import PeerError
 from replicad.model.glob import EVERYTHING, Globs
+from replicad.model.order import NO_ORDER, Order
 from replicad.work.account import DIRECTORIES, FILES, Tally, label_of
 from replicad.work.attributes import UNUSABLE, Ref, attributes_differ, kind_of, opened_path, reason_of, set_attributes
 from replicad.work.comparing import Piece, Wanted, block_length
+from replicad.work.conflicts import files_below, note_other
 from replicad.work.filling import Filling, Site
 from replicad.work.reader import split_ids
 from replicad.work.remembered import Remembered
+from replicad.work.rights import Rights
 from replicad.work.target import TEMPORARY, split
 
 PARCEL_BYTES = 2 * 1024 * 1024
@@ -36,6 +40,8 @@ STEP_BYTES = 8 * 1024 * 1024
 STEP_ENTRY_BYTES = 16 * 1024
 """What one entry counts in that."""
 MAX_FILE_NUMBER = 2**63 - 1
+PROOF_BYTES = 4 * 1024**3
+"""A plan reads files in which damage is known, up to this: it is to say which bytes, and not to take a day for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,12 @@ class Rules:
 
     delete_extra: bool = False
     dry_run: bool = False
+    plan: bool = False
+    """A dry run that also says what is in the way, and looks at what is known to be damaged."""
+    aside: Path | None = None
+    """Where what is replaced or removed is kept."""
+    order: Order = NO_ORDER
+    """The record is gone through once for each of its classes, so directories come again."""
     wanted: Globs = EVERYTHING
     """Which paths are restored: all, or only some, so that what else is in the target says nothing."""
 
@@ -93,6 +105,10 @@ class Planner:
         self._way_down = [b""]
         """The directory that the record is in, and those above it."""
         self._effort = 0
+        self._rights = Rights() if rules.plan else None
+        self._unproven_bytes = PROOF_BYTES
+        self.place = 0
+        """Which class of the order the record is gone through for."""
 
     def feed(self, ops: Sequence[Op], tally: Tally) -> Iterator[Parcel | None]:
         """Take the next operations of the record. Raises PeerError for what no record can hold, DiskFullError."""
@@ -115,10 +131,12 @@ class Planner:
                 yield None
 
     def end(self, tally: Tally) -> Iterator[Parcel | None]:
-        """The record has ended."""
+        """The record has ended; another one may begin."""
         yield from self._end_file(tally)
+        self._way_down = [b""]
         if self._parcel.parts:
-            yield self._parcel
+            parcel, self._parcel = self._parcel, Parcel()
+            yield parcel
 
     def close(self) -> None:
         """Close what is open when the restore is cut off."""
@@ -141,6 +159,8 @@ class Planner:
     def _enter(self, put: Put, tally: Tally) -> bool:
         """Keep track of where in the tree the record is; whether this entry is to be restored at all."""
         self._effort += STEP_ENTRY_BYTES
+        if self._rights:
+            tally.unsettable.update(self._rights.lacking(put))
         directory, name = split(put.path)
         if name.startswith(TEMPORARY):
             tally.note("notice", put.path, "left out: such names are unfinished files of a restore")
@@ -149,8 +169,11 @@ class Planner:
             self._way_down.pop()
         if not self._way_down:
             self._make_missing(directory, tally)
-        if put.kind is Kind.DIRECTORY and put.path:
-            self._way_down.append(put.path)
+        if put.kind is Kind.DIRECTORY:
+            if put.path:
+                self._way_down.append(put.path)
+            if self._rules.order and self._remembered.is_listed(put.path):
+                return False  # an earlier class has made it
         if put.path and not self._target.is_fresh(directory):
             self._remembered.add_belonging(put.path)
         return True
@@ -175,11 +198,12 @@ class Planner:
         fresh = self._target.is_fresh(b"") if not put.path else status is None or not stat.S_ISDIR(status.st_mode)
         if fresh and put.path:
             if status is not None:
+                self._note_other(put, status, tally)
                 self._target.clear(put.path, status, whole=False)
             self._target.make_directory(put.path)
         if not fresh and not self._rules.wanted(put.path):
             return  # only on the way to what is wanted: it stays as it is
-        self._remembered.add_directory(put, existed=not fresh)
+        self._remembered.add_directory(put, existed=not fresh, place=self.place)
         if fresh or status is None or self._directory_differs(put, status):
             tally.restored[DIRECTORIES] += 1
         else:
@@ -196,8 +220,9 @@ class Planner:
             changed = self._dress_node(put, status, tally)
             (tally.restored if changed else tally.unchanged)[label] += 1
             return
-        if status is not None and stat.S_ISDIR(status.st_mode):
-            self._target.clear(put.path, status, whole=self._rules.delete_extra)
+        if status is not None:
+            self._note_other(put, status, tally)
+            self._clear(put.path, status, tally)
         if not self._target.dry:
             with (
                 self._target.new_node(put) as (parent, temporary),
@@ -205,6 +230,18 @@ class Planner:
             ):
                 self._dress(put, ref, tally)
         tally.restored[label] += 1
+
+    def _note_other(self, put: Put, status: os.stat_result, tally: Tally) -> None:
+        if self._rules.plan:
+            note_other(put, status, tally)
+
+    def _clear(self, path: bytes, status: os.stat_result, tally: Tally) -> None:
+        """Make room where a directory is. Raises Obstacle, OSError."""
+        if stat.S_ISDIR(status.st_mode):
+            whole = self._rules.delete_extra
+            if self._rules.plan and whole:
+                tally.replaced.extend(files_below(self._target, path))
+            self._target.clear(path, status, whole=whole)
 
     def _is_same_node(self, put: Put, status: os.stat_result) -> bool:
         """Whether an entry of the right kind is the right one."""
@@ -242,17 +279,17 @@ class Planner:
             if not self._remembered.is_first(put.file, put.path):
                 self._remembered.add_link(put)
                 return None
-            return self._open_filling(put)
+            return self._open_filling(put, tally)
         except UNUSABLE as error:
             tally.fail(FILES, put.path, reason_of(error), put.file if put.file <= MAX_FILE_NUMBER else 0)
             return None
 
-    def _open_filling(self, put: Put) -> Filling:
+    def _open_filling(self, put: Put, tally: Tally) -> Filling:
         fresh = self._target.is_fresh(split(put.path)[0])
         there, separate = None if fresh else self._target.status(put.path), False
-        if there is not None and stat.S_ISDIR(there.st_mode):
-            self._target.clear(put.path, there, whole=self._rules.delete_extra)
         if there is not None and not stat.S_ISREG(there.st_mode):
+            self._note_other(put, there, tally)
+            self._clear(put.path, there, tally)
             there = None  # replaced when the file takes its name
         if there is not None and there.st_nlink > 1:
             separate = not self._remembered.claim(there.st_dev, there.st_ino, put.file)
@@ -295,7 +332,7 @@ class Planner:
             filling.fail(error, tally)
 
     def _pack(self, filling: Filling, missing: Sequence[Wanted], tally: Tally) -> Iterator[Parcel | None]:
-        if self._target.dry:
+        if self._target.dry and not self._is_to_be_proven(filling, missing, tally):
             tally.blocks += len(missing)
             return
         for wanted in missing:
@@ -303,3 +340,12 @@ class Planner:
             if self._parcel.size >= PARCEL_BYTES or self._parcel.blocks >= PARCEL_BLOCKS:
                 parcel, self._parcel = self._parcel, Parcel()
                 yield parcel
+
+    def _is_to_be_proven(self, filling: Filling, missing: Sequence[Wanted], tally: Tally) -> bool:
+        """Plan: whether these blocks are read all the same, because damage is known in their file."""
+        if not (self._rules.plan and filling.put.flags & DAMAGED and missing):
+            return False
+        self._unproven_bytes -= len(missing) * filling.put.block_bytes
+        if self._unproven_bytes < 0:
+            filling.suspect(tally)
+        return self._unproven_bytes >= 0

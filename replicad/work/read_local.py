@@ -58,6 +58,10 @@ class LocalReader:
         """See `Reader`."""
         return await self._ask(self._archive.snapshots)
 
+    async def order(self) -> bytes:
+        """See `HistoryReader`."""
+        return await self._ask(self._archive.order)
+
     async def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Op]]:
         """See `Reader`."""
         async for batch in self._batches(lambda: self._archive.record(snapshot, globs)):

@@ -80,6 +80,7 @@ class RemoteReader:
         self.name = channel.peer
         self.head = opened.head
         """The last snapshot when the session began."""
+        self._order = opened.order
         self._channel = channel
         self._asking = asyncio.Lock()
         self._asked: deque[_Asked] = deque()
@@ -125,6 +126,10 @@ class RemoteReader:
                     return lines
         finally:
             self._listed = None
+
+    async def order(self) -> bytes:
+        """See `HistoryReader`."""
+        return self._order
 
     async def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> AsyncIterator[list[Op]]:
         """See `Reader`."""

@@ -53,6 +53,9 @@ class Reader(Protocol):
 class HistoryReader(Reader, Protocol):
     """The same, for whoever looks into history without restoring."""
 
+    async def order(self) -> bytes:
+        """What the primary last said is to be restored first, as its commit has it (model/order.py); b"" = nothing."""
+
     def visit(self, snapshot: int, path: bytes, depth: int = 0, *, blocks: bool = False) -> AsyncIterator[list[Op]]:
         """What stood at `path` in a snapshot, and up to `depth` levels below it, without a walk of the snapshot.
 

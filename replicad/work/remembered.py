@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from replicad.db.database import Database
+from replicad.db.database import Database, Row
 from replicad.model.entry import Op, Put, decode_ops, encode_ops
 from replicad.work.account import Fate
 
@@ -24,7 +24,10 @@ exact; beyond, a hit is looked up."""
 SCHEMA = """
 CREATE TABLE first (file INTEGER PRIMARY KEY, path BLOB NOT NULL);
 CREATE TABLE link (number INTEGER PRIMARY KEY, path BLOB NOT NULL, file INTEGER NOT NULL);
-CREATE TABLE directory (number INTEGER PRIMARY KEY, put BLOB NOT NULL, existed INTEGER NOT NULL);
+CREATE TABLE directory (number INTEGER PRIMARY KEY, put BLOB NOT NULL, existed INTEGER NOT NULL,
+    place INTEGER NOT NULL);
+CREATE TABLE listed (path BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE replaced (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE belongs (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE inode (device INTEGER, inode INTEGER, file INTEGER NOT NULL, PRIMARY KEY (device, inode)) WITHOUT ROWID;
 CREATE TABLE fate (file INTEGER PRIMARY KEY, fate INTEGER NOT NULL);
@@ -42,6 +45,8 @@ class Remembered:
         self._seen = bytearray(FILE_BITS // 8)
         self._first: list[tuple[int, bytes]] = []
         self._belongs: list[tuple[bytes]] = []
+        self._linked = 0
+        """The last link that was given out to be made."""
 
     def close(self) -> None:
         """Forget everything."""
@@ -69,9 +74,15 @@ class Remembered:
         """One more path of a file that has a first one."""
         self._book.execute("INSERT INTO link (path, file) VALUES (?, ?)", (put.path, put.file))
 
-    def add_directory(self, put: Put, existed: bool) -> None:
-        """A directory, parents before children."""
-        self._book.execute("INSERT INTO directory (put, existed) VALUES (?, ?)", (encode_ops([put]), existed))
+    def is_listed(self, path: bytes) -> bool:
+        """Whether this directory came before, where a record is gone through several times; it has come now."""
+        self._book.execute("INSERT OR IGNORE INTO listed VALUES (?)", (path,))
+        return not self._book.changes()
+
+    def add_directory(self, put: Put, existed: bool, place: int = 0) -> None:
+        """A directory, parents before children. `place`: the class of a restore order at which it came."""
+        values = (encode_ops([put]), existed, place)
+        self._book.execute("INSERT INTO directory (put, existed, place) VALUES (?, ?, ?)", values)
 
     def add_belonging(self, path: bytes) -> None:
         """An entry of a directory that existed before."""
@@ -102,21 +113,53 @@ class Remembered:
         return None if found is None else Fate(found)
 
     def links(self) -> Iterator[tuple[bytes, int]]:
-        """(path, file) of all further paths, in the order of the record."""
+        """(path, file) of all further paths that were not given out yet, in the order of the record."""
         page = "SELECT number, path, file FROM link WHERE number > ? ORDER BY number LIMIT ?"
-        for _, path, file in self._walk(page, 0):
+        for number, path, file in self._walk(page, self._linked):
+            self._linked = number
             yield path, file
 
-    def directories(self) -> Iterator[tuple[Put, bool]]:
-        """All directories with whether they existed before, children before parents."""
-        newest = (self._book.value("SELECT max(number) FROM directory") or 0) + 1
-        page = "SELECT number, put, existed FROM directory WHERE number < ? ORDER BY number DESC LIMIT ?"
-        for _, data, existed in self._walk(page, newest):
+    @property
+    def directory_count(self) -> int:
+        """How many directories there are so far."""
+        return int(self._book.value("SELECT max(number) FROM directory") or 0)
+
+    def directories(self, after: int = 0) -> Iterator[tuple[Put, bool, int]]:
+        """All directories but the first `after` ones, with whether they existed before and at which place they came,
+        children before parents."""
+        page = f"SELECT number, put, existed, place FROM directory WHERE number < ? AND number > {after:d}"
+        page += " ORDER BY number DESC LIMIT ?"
+        for _, data, existed, place in self._walk(page, self.directory_count + 1):
             put: Op = decode_ops(data)[0]
             assert isinstance(put, Put)
-            yield put, bool(existed)
+            yield put, bool(existed), place
 
-    def _walk(self, page: str, last: int) -> Iterator[tuple[int, bytes, int]]:
+    def add_replaced(self, paths: Sequence[bytes]) -> None:
+        """Files of the target whose content a restore would replace or remove."""
+        self._book.executemany("INSERT OR IGNORE INTO replaced VALUES (?)", [(path,) for path in paths])
+
+    def is_replaced(self, path: bytes) -> bool:
+        """Whether this is such a file."""
+        return self._book.one("SELECT 1 FROM replaced WHERE path = ?", (path,)) is not None
+
+    def has_replaced(self) -> bool:
+        """Whether there are any that were not settled."""
+        return self._book.one("SELECT 1 FROM replaced LIMIT 1") is not None
+
+    def settle_replaced(self, path: bytes) -> None:
+        """The history has what this file holds now."""
+        self._book.execute("DELETE FROM replaced WHERE path = ?", (path,))
+
+    def replaced(self) -> Iterator[bytes]:
+        """Those that were not settled, by path."""
+        after = b""
+        while rows := self._book.all(
+            "SELECT path FROM replaced WHERE path > ? ORDER BY path LIMIT ?", (after, PAGE_ROWS)
+        ):
+            yield from (path for (path,) in rows)
+            after = rows[-1][0]
+
+    def _walk(self, page: str, last: int) -> Iterator[Row]:
         while rows := self._book.all(page, (last, PAGE_ROWS)):
             yield from rows
             last = rows[-1][0]

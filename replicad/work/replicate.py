@@ -9,8 +9,11 @@ hinted at.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from replicad.link.channel import Channel
@@ -31,6 +34,7 @@ from replicad.work.read_remote import RemoteReader
 from replicad.work.scouts import Scouts
 from replicad.work.shipping import Shipping
 from replicad.work.together import first_of
+from replicad.work.turnstile import enter_to_read
 
 log = logger("work.replicate")
 
@@ -38,6 +42,8 @@ SEALS_IN_RPO = 2
 """A snapshot is due this many times in an rpo, so that one slow pass does not break the objective."""
 HELD_LOOK_S = 10.0
 """How often a held dataset is looked at again: a root that was not mounted may be back."""
+RESTORE_LOOK_S = 1.0
+"""How often a pass that waits for the end of a restore looks whether it has ended."""
 SHORTEST_PAUSE_S = 0.2
 """Between two passes that the watch caused: a dataset that is written all the time must not be walked all the time."""
 
@@ -118,7 +124,7 @@ class Replication:
             raise
 
     async def _pass(self) -> None:
-        async with self._dataset.turn:
+        async with self._dataset.turn, self._undisturbed():
             await self._dataset.open()
             if not self._status.last_snapshot:
                 await self._dataset.in_ledger(self._remember)
@@ -144,6 +150,19 @@ class Replication:
             if only is None:
                 self._walked_s = started_s
             self._ended(outcome, started_ns, served, walked=only is None or self._has_hook)
+
+    @asynccontextmanager
+    async def _undisturbed(self) -> AsyncIterator[None]:
+        """While nobody restores into the dataset: a snapshot of what is half restored would be one of nothing."""
+        entering = partial(asyncio.get_running_loop().run_in_executor, self._pool, enter_to_read, self._dataset.root)
+        while (root := await entering()) is None:
+            self._show("waiting", "a restore writes into the dataset; the pass comes when that has ended")
+            await self._clock.sleep(RESTORE_LOOK_S)
+        try:
+            yield
+        finally:
+            if root >= 0:
+                os.close(root)
 
     async def _hooked(self, shipping: Shipping, only: frozenset[bytes] | None) -> Outcome:
         """The pass between its hooks."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,12 +21,14 @@ from typing import TypeVar
 
 from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.block import Buffer
+from replicad.model.entry import Op, show_path
 from replicad.model.errors import DiskFullError, PeerError, ReplicadError, UsageError
 from replicad.model.glob import compile_globs
 from replicad.model.when import show_time
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
-from replicad.work.account import Account, Fate, Finding, Tally
+from replicad.work.account import PATTERNS, Account, ClassDone, Fate, Finding, Tally
+from replicad.work.choice import Choice
 from replicad.work.closing import Closing
 from replicad.work.comparing import Wanted, block_length
 from replicad.work.filling import Filling, Site
@@ -53,6 +55,10 @@ def ignore(finding: Finding) -> None:
     """For those who read the account only."""
 
 
+def ignore_class(done: ClassDone) -> None:
+    """The same."""
+
+
 class Restore:
     """One restore. `account` may be read at any time; it is final when `run` has returned or raised."""
 
@@ -68,18 +74,24 @@ class Restore:
         clock: Clock | None = None,
         disk: Disk | None = None,
         heard: Callable[[Finding], None] = ignore,
+        told: Callable[[ClassDone], None] = ignore_class,
+        held: int | None = None,
     ) -> None:
         """`line` is one of the reader's snapshots, `globs` restricts it to paths (model/glob.py); `heard` is told each
-        finding as it is made, on the event loop. Raises UsageError for a bad pattern."""
-        self._reader, self._line, self._path, self._globs, self._heard = reader, line, target, tuple(globs), heard
+        finding as it is made, `told` each class of the order that is complete, on the event loop. `held`: the target,
+        open and locked by whoever asks. Raises UsageError for a bad pattern."""
+        self._reader, self._line, self._path, self._globs = reader, line, target, tuple(globs)
+        self._heard, self._told, self._held = heard, told, held
         try:
             self._rules = replace(rules or Rules(), wanted=compile_globs(globs))
+            self._choice = Choice(self._rules.order, globs)
         except ValueError as error:
             raise UsageError(str(error)) from None
         self._clock, self._disk = clock or Clock(), disk or Disk()
         self._room = asyncio.Condition()
         self._in_flight = self._parcels = 0
         self._fates: list[tuple[int, Fate]] = []
+        self._replaced: list[bytes] = []
         self.account = Account(
             dataset=dataset,
             source=reader.name,
@@ -99,21 +111,29 @@ class Restore:
         ReplicadError when it cannot go on. What was done so far stays, and the next run goes on from it.
         """
         account, started_s = self.account, self._clock.monotonic_s()
+        self._started_s = started_s
         try:
             with ExitStack() as stack:  # closed from the last to the first: no thread works any more when files close
-                target = Target(self._path, self._disk, dry=self._rules.dry_run)
+                rules = self._rules
+                target = Target(self._path, self._disk, dry=rules.dry_run, held=self._held, aside=rules.aside)
                 stack.callback(target.close)
+                stack.callback(self._note_kept, target)
                 self._remembered = Remembered()
                 stack.callback(self._remembered.close)
-                site = Site(target, self._clock.now_ns())
+                site = Site(target, self._clock.now_ns(), self._line.created_ns if rules.plan else 0)
                 planner = Planner(site, self._remembered, self._rules)
                 stack.callback(planner.close)
                 self._pool = ThreadPoolExecutor(min(MAX_THREADS, (os.cpu_count() or 1) + 1), "restore")
                 stack.callback(self._pool.shutdown, cancel_futures=True)
                 self._tell_lost_records()
-                await self._fill(planner)
-                await self._drive(Closing(site, self._remembered, self._rules).steps, None)
+                closing = Closing(site, self._remembered, self._rules)
+                for place in self._choice.places:
+                    await self._restore_class(place, planner, closing, target)
+                self._tell_unmatched(target)
+                await self._drive(closing.steps, None)
                 await self._in_thread(target.sync)
+                self._end_class(len(rules.order.classes))
+                await self._foresee(target)
             account.finished = True
         finally:
             account.duration_s = self._clock.monotonic_s() - started_s
@@ -128,17 +148,71 @@ class Restore:
             tally.note("damaged", b"", text + "entries and ranges of files may be missing or old that nothing can name")
             self._add(tally)
 
+    def _tell_unmatched(self, target: Target) -> None:
+        """Patterns that nothing in the snapshot matches: a slip of the finger must not look like success."""
+        unmatched = self._choice.unmatched()
+        if unmatched and len(unmatched) == len(set(self._globs)):
+            target.discard()
+            names = ", ".join(map(show_path, unmatched))
+            hint = "replicad ls DATASET@WHEN shows what is in it; nothing was changed"
+            raise UsageError(f"nothing in snapshot {self._line.number} matches {names}", hint=hint)
+        tally = Tally()
+        for glob in unmatched:
+            tally.fail(PATTERNS, glob, "nothing in the snapshot matches this pattern")
+        self._add(tally)
+
+    def _note_kept(self, target: Target) -> None:
+        self.account.set_aside = target.kept
+
+    async def _foresee(self, target: Target) -> None:
+        """A plan has more to look for (work/restore_plan.py)."""
+
+    # the order
+
+    async def _restore_class(self, place: int, planner: Planner, closing: Closing, target: Target) -> None:
+        """Everything of one class, so that it can be used while the others still come."""
+        self._begin_class()
+        planner.place = place
+        await self._fill(planner, place)
+        if place < len(self._rules.order.classes):
+            await self._drive(closing.steps_of_class, None)
+            await self._in_thread(target.sync)
+            self._end_class(place)
+
+    def _begin_class(self) -> None:
+        self._before = (self.account.right_files, self.account.done_bytes, self.account.wrong)
+
+    def _end_class(self, place: int) -> None:
+        if not self._rules.order:
+            return
+        account, (files, size, wrong) = self.account, self._before
+        done = ClassDone(
+            self._rules.order.names()[place],
+            account.right_files - files,
+            account.done_bytes - size,
+            account.wrong - wrong,
+            self._clock.monotonic_s() - self._started_s,
+        )
+        account.classes.append(done)
+        self._told(done)
+
     # the pipeline
 
-    async def _fill(self, planner: Planner) -> None:
-        """Plan, fetch and write until all files are in place. Raises the error that matters most."""
+    async def _fill(self, planner: Planner, place: int) -> None:
+        """Plan, fetch and write until all files of a class are in place. Raises the error that matters most."""
+        sieve = self._choice.sieve(place)
         try:
             async with asyncio.TaskGroup() as deliveries:
-                async for ops in self._reader.record(self._line.number, self._globs):
-                    await self._drive(partial(planner.feed, ops), deliveries)
+                async for ops in self._record(place):
+                    shown = ops if sieve is None else sieve(ops)
+                    if shown:
+                        await self._drive(partial(planner.feed, shown), deliveries)
                 await self._drive(planner.end, deliveries)
         except BaseExceptionGroup as group:
             raise _gravest(group) from group
+
+    def _record(self, place: int) -> AsyncIterator[list[Op]]:
+        return self._reader.record(self._line.number, self._choice.asked(place))
 
     async def _drive(self, begin: Callable[[Tally], Iterator[Step]], deliveries: asyncio.TaskGroup | None) -> None:
         """Take steps in a thread until there are none left; send off the parcels that they give."""
@@ -157,12 +231,19 @@ class Restore:
 
     def _step(self, steps: Iterator[Step]) -> tuple[bool, Step]:
         """One step; whether it was beyond the last, and the parcel that it gave. In a thread."""
-        if self._fates:
-            fates, self._fates = self._fates, []
-            self._remembered.add_fates(fates)
+        self._note_fates()
         for parcel in steps:
             return False, parcel
         return True, None
+
+    def _note_fates(self) -> None:
+        """Remember what became of files, and what would be replaced."""
+        if self._fates:
+            fates, self._fates = self._fates, []
+            self._remembered.add_fates(fates)
+        if self._replaced:
+            replaced, self._replaced = self._replaced, []
+            self._remembered.add_replaced(replaced)
 
     async def _deliver(self, parcel: Parcel) -> None:
         """Fetch the blocks of a parcel, write them, make room."""
@@ -187,6 +268,7 @@ class Restore:
 
     def _add(self, tally: Tally) -> None:
         self._fates.extend(tally.fates)
+        self._replaced.extend(tally.replaced)
         self.account.add(tally, self._heard)
 
     async def _in_thread(self, call: Callable[[], Result]) -> Result:

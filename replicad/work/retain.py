@@ -31,6 +31,7 @@ from replicad.system.logs import logger
 from replicad.work.archive import Archive
 from replicad.work.compact import Compacted, compact_segment
 from replicad.work.expire import NUMBERS_PER_FRAME, drop, purge_step
+from replicad.work.lease import letting_go
 from replicad.work.outlook import Outlook, count_blocks, look, mark_used, worthwhile
 
 log = logger("work.retain")
@@ -249,10 +250,10 @@ def _recover(archive: Archive) -> None:
 
 
 def _let_go(numbers: list[int], archive: Archive, findings: Findings) -> list[int]:
-    """What nobody has pinned meanwhile goes; while it does, no pin can be set on it."""
-    going = findings.retire(numbers)
-    if going:
-        drop(archive, going)
+    """What nobody has pinned meanwhile, or reads, goes; while it does, nobody can begin to. The next run asks again."""
+    with letting_go(archive.store.directory, findings.retire(numbers)) as going:
+        if going:
+            drop(archive, going)
     findings.retire([])
     return going
 

@@ -83,7 +83,8 @@ class Serving:
 
     async def _serve(self, reader: LocalReader) -> None:
         lines = await reader.snapshots()
-        await self._channel.send(Opened(Head(lines[-1].number, lines[-1].digest) if lines else Head(), 0))
+        head = Head(lines[-1].number, lines[-1].digest) if lines else Head()
+        await self._channel.send(Opened(head, 0, await reader.order()))
         try:
             async with asyncio.TaskGroup() as tasks:
                 answering = tasks.create_task(self._answer_fetches(reader))

@@ -12,7 +12,6 @@ restore. Usable from several threads.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import threading
@@ -25,6 +24,8 @@ from replicad.model.block import checksum
 from replicad.model.entry import Kind, Put
 from replicad.model.errors import LockedError, UsageError
 from replicad.system.disk import Disk
+from replicad.work.aside import Aside, is_free
+from replicad.work.turnstile import try_exclusive
 
 TEMPORARY = b".replicad-restore-"
 """Names beginning so are unfinished files of a restore. What follows depends on the final name alone, so that the
@@ -54,13 +55,27 @@ class _Held:
 class Target:
     """One target directory, locked against other restores. With `dry` nothing is changed, and it need not exist."""
 
-    def __init__(self, path: Path, disk: Disk, *, dry: bool = False) -> None:
-        """Creates the directory when it is missing (its parent must exist). Raises UsageError, LockedError."""
+    def __init__(
+        self, path: Path, disk: Disk, *, dry: bool = False, held: int | None = None, aside: Path | None = None
+    ) -> None:
+        """Creates the directory when it is missing (its parent must exist). `held`: it is open and locked already.
+        `aside`: where what is replaced or removed is kept. Raises UsageError, LockedError."""
         self.path, self.disk, self.dry = path, disk, dry
+        self._held = held
+        self.kept = 0
+        """Entries that were set aside."""
         self._lock = threading.Lock()
         self._open: OrderedDict[bytes, _Held] = OrderedDict()
         self._fresh: OrderedDict[bytes, None] = OrderedDict()
+        self._made = False
         self._root = self._open_root()
+        self._aside: Aside | None = None
+        if aside is not None and self._root is not None and not dry:
+            try:
+                self._aside = Aside(aside, path, self._root, disk)
+            except UsageError:
+                os.close(self._root)
+                raise
 
     def close(self) -> None:
         """Close all descriptors and let other restores in."""
@@ -71,6 +86,9 @@ class Target:
         if self._root is not None:
             os.close(self._root)
             self._root = None
+        if self._aside is not None:
+            self._aside.close()
+            self._aside = None
 
     @contextmanager
     def directory(self, path: bytes) -> Iterator[int]:
@@ -85,6 +103,11 @@ class Target:
     def is_fresh(self, directory: bytes) -> bool:
         """Whether this run made the directory, so that nothing can be in it that this run did not put there."""
         return directory in self._fresh
+
+    def open_up(self, directory: bytes) -> None:
+        """The directory gets its mode before the end: from here on others may enter it."""
+        with self._lock:
+            self._fresh.pop(directory, None)
 
     def status(self, path: bytes) -> os.stat_result | None:
         """lstat of an entry, None when there is none. Raises OSError."""
@@ -110,6 +133,17 @@ class Target:
             if len(self._fresh) > MAX_FRESH:
                 self._fresh.popitem(last=False)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what is replaced is set aside, so that nothing may be written over."""
+        return self._aside is not None
+
+    def settle(self, temporary: bytes, path: bytes, parent: int) -> None:
+        """Give an entry that is whole its final name in its open directory, replacing what has it. Raises OSError."""
+        name = split(path)[1]
+        self._set_aside(path, name, parent, move=False)
+        self.disk.rename_at(temporary, name, parent)
+
     @contextmanager
     def new_node(self, put: Put) -> Iterator[tuple[int, bytes]]:
         """Make the symlink, fifo, device or socket that `put` says under a temporary name: its directory and name.
@@ -126,7 +160,7 @@ class Target:
                 os.mknod(temporary, NODE_TYPES[put.kind] | 0o600, put.device, dir_fd=parent)
             try:
                 yield parent, temporary
-                self.disk.rename_at(temporary, name, parent)
+                self.settle(temporary, put.path, parent)
             except BaseException:
                 self._unlink(temporary, parent)
                 raise
@@ -138,7 +172,7 @@ class Target:
             temporary = temporary_name(name)
             self._unlink(temporary, parent)
             os.link(from_name, temporary, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
-            self.disk.rename_at(temporary, name, parent)
+            self.settle(temporary, path, parent)
             self._unlink(temporary, parent)  # rename(2) does nothing between two names of one file
 
     def clear(self, path: bytes, status: os.stat_result, *, whole: bool) -> None:
@@ -151,16 +185,21 @@ class Target:
         directory, name = split(path)
         with self.directory(directory) as parent:
             if not stat.S_ISDIR(status.st_mode):
-                os.unlink(name, dir_fd=parent)
+                if not self._set_aside(path, name, parent, move=True):
+                    os.unlink(name, dir_fd=parent)
             elif whole:
-                self._remove_tree(path, name, parent)
+                if not self._set_aside(path, name, parent, move=True):
+                    self._remove_tree(path, name, parent)
             else:
                 self._remove_empty(path, name, parent)
 
-    def remove(self, path: bytes) -> None:
-        """Remove an entry with everything below it; stops at other file systems. Raises OSError."""
+    def remove(self, path: bytes, *, keep: bool = True) -> None:
+        """Remove an entry with everything below it; stops at other file systems. What was ours is not worth to `keep`.
+        Raises OSError."""
         directory, name = split(path)
         with self.directory(directory) as parent:
+            if keep and self._set_aside(path, name, parent, move=True):
+                return
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 self._remove_tree(path, name, parent)
             else:
@@ -177,6 +216,15 @@ class Target:
             finally:
                 os.close(own)
 
+    def discard(self) -> None:
+        """Nothing was restored: a target that was made for it goes."""
+        if self._made and self.is_empty():
+            self.path.rmdir()
+
+    def is_empty(self) -> bool:
+        """Whether nothing is in the target."""
+        return not any(True for _ in self.names(b""))
+
     def sync(self) -> None:
         """Make everything restored so far durable."""
         if self._root is not None and not self.dry:
@@ -184,7 +232,20 @@ class Target:
 
     # helpers
 
+    def _set_aside(self, path: bytes, name: bytes, parent: int, *, move: bool) -> bool:
+        """Keep what has this name; whether it was moved, or has a second name now."""
+        if self._aside is None or is_free(name, parent):
+            return False
+        if move:
+            self._forget(path)
+        self._aside.keep(path, name, parent, move=move)
+        with self._lock:
+            self.kept += 1
+        return True
+
     def _open_root(self) -> int | None:
+        if self._held is not None:
+            return os.dup(self._held)
         where, made = str(self.path), False
         try:
             if not self.dry and not self.path.exists():
@@ -200,13 +261,12 @@ class Target:
             raise UsageError("is no directory", where=where, hint="name a directory to restore into") from None
         except OSError as error:
             raise UsageError(f"cannot be used: {error.strerror}", where=where) from error
-        try:
-            if not self.dry:
-                fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not self.dry and not try_exclusive(root):
             os.close(root)
-            raise LockedError("another restore writes into this directory", where=where, hint="let it end") from None
+            text = "another restore writes into this directory, or a pass reads it"
+            raise LockedError(text, where=where, hint="let it end")
         if made:
+            self._made = True
             self._fresh[b""] = None
         return root
 
