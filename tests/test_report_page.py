@@ -210,7 +210,7 @@ def test_a_picture_of_nothing_says_so() -> None:
     """Sides without a history, drills without an estimate and a store without segments are drawn, not refused."""
     last = day_of(NOW_NS)
     bare = a_side(days=[], map=None, total_bytes=0)
-    assert "no day has a record" in report_pictures.coverage([bare], last - 89, last, "x")
+    assert "no day has a record" in report_pictures.coverage([bare, bare], last - 89, last, "x")
     assert "unknown" in as_html(a_report(a_dataset(sides=[bare], drills=[]))).decode()
 
 

@@ -593,13 +593,19 @@ class CutAfter:
 
 
 async def test_a_replica_without_a_copy_is_waited_for(tmp_path: Path) -> None:
-    """Before the first pass there is nothing to tend."""
+    """Before the first pass there is nothing to tend; once there is, the next round does not wait for its time."""
     root = tmp_path / "www"
     root.mkdir()
-    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+    async with rig(tmp_path, root, tend_every_s=3600) as primary, replica(tmp_path / "store") as fra1:
         job = tending(primary, fra1)
         await job.step()
         assert job._status.state == "waiting"
+        waiting = asyncio.create_task(job.wait())
+        await primary.sync(fra1)
+        async with asyncio.timeout(60):
+            await waiting
+        await job.step()
+        assert job._copy.said.head.number == 1 and not job._copy.unheard
         await job.close()
 
 

@@ -118,8 +118,8 @@ def _draw_days(place: Axes, side: SideReport, first: int, last: int) -> None:
     _bars(place, at, [one[0] for one in shares], [0.0] * len(at), IN_TIME)
     _bars(place, at, [one[1] for one in shares], [one[0] for one in shares], NEW)
     _bars(place, at, [one[2] for one in shares], [one[0] + one[1] for one in shares], OVERDUE)
-    bad = [day.day for day in days if day.open]
-    place.plot(bad, [109.0] * len(bad), linestyle="", marker="v", markersize=4, color=_INK, clip_on=False)
+    if bad := [day.day for day in days if day.open]:  # an empty line would count as standing at zero, in 1970
+        place.plot(bad, [109.0] * len(bad), linestyle="", marker="v", markersize=4, color=_INK, clip_on=False)
     place.set_ylim(0, 118)
     place.set_yticks([0, 50, 100], ["0 %", "50 %", "100 %"])
     _plain(place, side.title)

@@ -50,6 +50,8 @@ LOOK_EVERY_S = 5.0
 """How often the findings book is looked at for news."""
 AWAITED_S = 2.0
 """How often it is asked while somebody waits for its scrub to end."""
+FIRST_COPY_S = 1.0
+"""How often is looked whether there is a first copy by now: until then nothing can be said of it."""
 IDLE_CLOSE_S = 300.0
 """A session that had nothing to settle for so long is closed between rounds: it takes a place on the replica. One that
 never had is closed at once."""
@@ -120,7 +122,7 @@ class Tending:
         self._own, self._theirs, self._mends = (Patience(clock, every_s) for _ in range(3))
         self._talk: Conversation | None = None
         self._useful_s = float("-inf")
-        self._seen = (0, 0)
+        self._seen = (0, 0, False)
         self._left: dict[str, int] = {}
         """How many blocks a finding of the replica's wanted when it was last testified about."""
         self._scrubbed_until = 0
@@ -192,7 +194,8 @@ class Tending:
     async def wait(self) -> None:
         """Until a nudge, news in the findings book, or the next time."""
         every_s = self._dataset.config.tend_every_s if self._status.served >= self._scrubbed_until else AWAITED_S
-        until_s, look_s = self._clock.monotonic_s() + every_s, min(every_s, LOOK_EVERY_S)
+        until_s = self._clock.monotonic_s() + every_s
+        look_s = min(every_s, LOOK_EVERY_S if self._seen[-1] else FIRST_COPY_S)
         while not self._nudged.is_set() and self._clock.monotonic_s() < until_s:
             await first_of(self._nudged.wait(), self._clock.sleep(look_s))
             try:
@@ -216,13 +219,13 @@ class Tending:
         dataset = self._dataset
         await dataset.open()
         await dataset.open_findings()
+        self._seen = await self._news()
         try:
             talk = await self._session()
         except UsageError:
             self._status.state, self._status.reason = "waiting", f"{self.replica} has no copy yet"
             self._copy.unheard = "it has no copy yet"
             return
-        self._seen = await self._news()
         try:
             open_ones = await self._settle_all(talk)
         except BaseException:
@@ -414,8 +417,12 @@ class Tending:
 
     # how
 
-    async def _news(self) -> tuple[int, int]:
-        return await self._dataset.in_findings(self._dataset.findings.news, Side.PRIMARY)
+    async def _news(self) -> tuple[int, int, bool]:
+        """What changes when there is something to do: the book of findings, and whether the replica has a copy."""
+        dataset = self._dataset
+        news = await dataset.in_findings(dataset.findings.news, Side.PRIMARY)
+        standing = await dataset.in_ledger(lambda: dataset.ledger.standing(self.replica))
+        return *news, bool(standing.head.number)
 
     async def _listed(self, side: Side) -> list[Divergence]:
         return await self._dataset.in_findings(partial(self._dataset.findings.listed, side=side))
