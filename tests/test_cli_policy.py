@@ -10,12 +10,13 @@ import pytest
 
 from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_dataset, a_drill, a_node, a_scrub
 from replicad.cli.app import main
+from replicad.cli.status import render
 from replicad.http.metrics import Exposition
 from replicad.model.attestation import Attestation
 from replicad.model.place import Place
 from replicad.model.policy import OBJECTIVES, Grade, Objectives
 from replicad.model.snapshot import Head
-from replicad.status import CopyStatus, NodeStatus, PolicyStatus, decode, encode
+from replicad.status import CopyStatus, NodeStatus, PolicyStatus, decode, encode, findings
 from replicad.work.policy_facts import judgements
 
 DAY_S = 86_400.0
@@ -181,3 +182,18 @@ def test_the_metric_is_one_only_when_everything_passes() -> None:
     assert found['objective_unknown{dataset="www",objective="copies"}'] == 1
     assert found['objective_met{dataset="www",objective="copies"}'] == 0
     assert found['objective_met{dataset="www",objective="rpo"}'] == 1
+
+
+def test_the_status_names_what_a_service_level_lacks() -> None:
+    """One line with the objectives that do not hold and where the evidence is; none for a dataset without a level."""
+    late = node(msgspec.structs.replace(SAID, keep_at_least=1))
+    assert any(line.split() == ["policy", "silver:", "every", "objective", "holds"] for line in status_lines(node()))
+    text = " ".join(" ".join(status_lines(late)).split())
+    assert "silver: keep_at_least fails: replicad policy www" in text
+    plain = node(policies=[PolicyStatus("www", Objectives(rto_s=1))])
+    assert not any(line.split()[:1] == ["policy"] for line in status_lines(plain))
+
+
+def status_lines(now: NodeStatus) -> list[str]:
+    """`replicad status` of a node."""
+    return render(now, findings(now))

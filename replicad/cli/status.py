@@ -25,6 +25,7 @@ from replicad.http.api import Client
 from replicad.model.canary import is_late as is_canary_late
 from replicad.model.drill import is_overdue
 from replicad.model.errors import LinkError
+from replicad.model.policy import Grade, Judgement
 from replicad.status import (
     LAST_STATUS,
     CanaryStatus,
@@ -41,6 +42,7 @@ from replicad.status import (
     lag_s,
 )
 from replicad.system.clock import format_ns
+from replicad.work.policy_facts import judgements
 
 LABEL_COLUMNS = 14
 """Where the values of a block begin."""
@@ -108,7 +110,7 @@ def exit_code(found: list[Finding]) -> int:
 
 def render(now: NodeStatus, found: list[Finding], earlier: NodeStatus | None = None) -> list[str]:
     """The lines of `replicad status`. With an `earlier` status the rates are those between the two."""
-    lines = list(_head(now, found))
+    lines, judged = list(_head(now, found)), judgements(now)
     for line in now.datasets:
         before = _same(line, earlier)
         rate = _rate_between(line, now, before, earlier) if before and earlier else _rate_of_pass(line, now)
@@ -119,6 +121,7 @@ def render(now: NodeStatus, found: list[Finding], earlier: NodeStatus | None = N
         lines += [text for d in drills for text in _drilled(d, now.now_ns)]
         canaries = [c for c in now.canaries if (c.dataset, c.replica) == (line.dataset, line.replica)]
         lines += [text for c in canaries for text in _canary(c, now.now_ns)]
+        lines += [text for one in judged if one.dataset == line.dataset for text in _policy(one)]
     for store in now.stores:
         lines += ["", *_store(store, now.now_ns)]
         scrubs = [s for s in now.scrubs if (s.peer, s.dataset) == (store.client, store.dataset)]
@@ -240,6 +243,18 @@ def _canary(line: CanaryStatus, now_ns: int) -> Iterator[str]:
         parts.append(f"{line.state}: {line.reason}" if line.state != "waiting" else line.reason)
     late = is_canary_late(line.oldest_awaited_ns, now_ns, line.within_s) and line.state != "paused"
     yield from value_lines("canary", "; ".join(parts), bad=late or bool(line.failure) or line.state == "refused")
+
+
+def _policy(judged: Judgement) -> Iterator[str]:
+    """One line for a dataset with a service level: which objectives do not hold."""
+    if not judged.level:
+        return
+    parts = [f"{one.objective} {_NOT_MET[one.grade]}" for one in judged.results if one.grade in _NOT_MET]
+    text = f"{', '.join(parts)}: replicad policy {judged.dataset}" if parts else "every objective holds"
+    yield from value_lines("policy", f"{judged.level}: {text}", bad=judged.grade is Grade.FAIL)
+
+
+_NOT_MET = {Grade.FAIL: "fails", Grade.UNKNOWN: "is not known"}
 
 
 def scrub_age(line: ScrubStatus, now_ns: int) -> str:
