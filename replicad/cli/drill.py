@@ -148,8 +148,10 @@ def describe(record: DrillRecord) -> Iterator[str]:
 
 def show_trend(found: Trend) -> str:
     """Where the estimate is going, in words."""
-    if found.word in ("unknown", "steady"):
-        return f"the time for a restore of everything is {found.word}" + " yet" * (found.word == "unknown")
+    if found.word == "unknown":
+        return "three measured drills tell whether a restore of everything takes longer and longer"
+    if found.word == "steady":
+        return "the time for a restore of everything is steady"
     week_s = abs(found.day_s) * 7
     return f"the time for a restore of everything is {found.word} by {output.show_duration(week_s)} a week"
 
