@@ -224,6 +224,8 @@ class Shelf:
             after = decay(before, choose.randrange(HEADER_BYTES), Kind.BIT, choose.randrange(2**32))
         elif kind in (Harm.MISDIRECTED, Harm.STALE):
             first = victim.offset
+            if after == self._read(victim.segment, first, len(after)):
+                raise CannotRot(f"{kind}: the other frame was overwritten with this one before")
         else:
             at = choose.randrange(victim.offset + HEADER_BYTES, victim.end)
             first, after = self._decayed(victim, at, kind, choose)

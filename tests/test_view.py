@@ -35,7 +35,7 @@ from replicad.model.errors import PeerError, ReplicadError
 from replicad.model.retention import Pin
 from replicad.model.when import show_time
 from replicad.store.format import FrameType, split_frames
-from replicad.work import gallery, view_content
+from replicad.work import gallery, lease, view_content
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.book_damage import findings_of
@@ -304,8 +304,9 @@ async def test_no_path_leads_out(show: OnShow, path: bytes) -> None:
 
 
 def everything(directory: Path) -> dict[str, str]:
-    """Every file below, and what is in it."""
+    """Every file below, and what is in it, but for what a reader needs: SQLite's log, and the (empty) file of leases."""
     paths = [path for path in sorted(directory.rglob("*")) if path.suffix not in (".db-wal", ".db-shm")]
+    paths = [path for path in paths if path.name != lease.FILE or path.read_bytes()]
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "" for p in paths}
 
 
