@@ -304,7 +304,7 @@ async def test_no_path_leads_out(show: OnShow, path: bytes) -> None:
 
 
 def everything(directory: Path) -> dict[str, str]:
-    """Every file below, and what is in it, but for what a reader needs: SQLite's log, and the (empty) file of leases."""
+    """Every file below, and what is in it, but for what a reader needs: SQLite's log, an (empty) file of leases."""
     paths = [path for path in sorted(directory.rglob("*")) if path.suffix not in (".db-wal", ".db-shm")]
     paths = [path for path in paths if path.name != lease.FILE or path.read_bytes()]
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "" for p in paths}
