@@ -405,7 +405,10 @@ class Shelf:
         return Expected(Side.REPLICA, parts, verdicts, name, number, offset, length, blocks, also)
 
     def _read(self, segment: int, offset: int, size: int) -> bytes:
-        with segment_path(self.directory, segment).open("rb") as file:
+        path = segment_path(self.directory, segment)
+        if not path.exists():
+            raise CannotRot(f"segment {segment} is lost already")
+        with path.open("rb") as file:
             return os.pread(file.fileno(), size, offset)
 
     def _write(self, segment: int, offset: int, data: bytes) -> Callable[[], None]:
