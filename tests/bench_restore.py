@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import GIB, MIB, Result, Rsync, Timed, a_pair, big_file, drop_caches, long_line, small_files
+from bench import GIB, Result, Rsync, Timed, a_pair, big_file, drop_caches, long_line, small_files
 from kit_pair import COMMAND, Pair, assert_same_tree, free_port
 from kit_viewer import let_in
 
@@ -90,8 +90,8 @@ class Restores:
         return self._restored("small", lambda root: small_files(root, int(100_000 * self.scale)))
 
     def line(self) -> Result:
-        """full restore of 512 MiB over 100 ms and 1 Gbit/s"""
-        return self._restored("line", lambda root: big_file(root, int(512 * MIB * self.scale)), is_long=True)
+        """full restore of one incompressible file of 2 GiB over 100 ms and 1 Gbit/s"""
+        return self._restored("line", lambda root: big_file(root, int(2 * GIB * self.scale)), is_long=True)
 
     def line_small(self) -> Result:
         """full restore of 10,000 files of 1-16 KiB over 100 ms and 1 Gbit/s"""
