@@ -495,6 +495,7 @@ def _book(side: Side) -> str:
 def live_blocks(shelf: Path) -> dict[bytes, str]:
     """Ids of the blocks that the newest snapshot shows, each with one of its paths, as the catalog has it."""
     connection = apsw.Connection(str(shelf / "catalog.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    connection.set_busy_timeout(60_000)  # its daemon may have been killed, and be recovering it
     try:
         rows = connection.execute(
             "SELECT b.id, e.name FROM entry e JOIN file_block b ON b.file = e.file"
