@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from kit_scrub import SMALL, Rig, repaired, unsettled_changes, write_at
 from kit_store import FaultyDisk, Primary, block_frame, contents, file_put, flip, record_frame, segment
 from replicad.model.block import Buffer, block_id, checksum
 from replicad.model.divergence import Divergence, Part, State
+from replicad.model.errors import ReplicadError
 from replicad.model.verdict import Sight, Verdict
 from replicad.store import store as store_module
 from replicad.store.format import HEADER_BYTES, FrameType, encode_frame
@@ -26,6 +28,7 @@ from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.mend_store import BREAKER
 from replicad.work.rebuild import rebuild_catalog
+from replicad.work.segment_check import SegmentCheck
 
 
 @pytest.fixture
@@ -404,6 +407,28 @@ def test_what_laying_a_segment_heals_is_found_first(rig: Rig, tmp_path: Path) ->
     *_, told = [one for one in repaired(rig) if one.part is Part.BLOCK]
     assert (told.blocks, told.verdict) == ((block.id,), Verdict.REPLICA_ROT)
     rig.assert_clean(tmp_path)
+
+
+def test_a_segment_that_cannot_be_looked_at_is_a_repair_that_failed(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finding says so and stays open, nothing is laid, and the next try repairs it."""
+    rig.scrub()
+    (seal,) = rig.frames(FrameType.SEAL, 2)
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    before = rig.bytes_of()
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentCheck, "run", _cannot_be_opened)
+        (found,) = rig.settle()
+    assert found.state is State.OPEN and "repair failed: cannot be opened" in found.events[-1].what
+    assert rig.bytes_of() == before and rig.findings.receipts(found.id)[-1].result == "failed"
+    rig.settle_all()
+    rig.assert_clean(tmp_path)
+
+
+def _cannot_be_opened(*_: object) -> NoReturn:
+    raise ReplicadError("cannot be opened")
 
 
 def test_a_primary_that_cannot_say_this_time_takes_back_nothing(rig: Rig) -> None:

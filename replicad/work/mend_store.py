@@ -188,9 +188,11 @@ class StoreMender:
             return self._noted(found, "waiting for a person: a repair reads all segments again, in case it is back")
         if not self._archive.is_settled:
             return self._noted(found, WAITING)
-        if remedy is Remedy.LAY_SEGMENT and self._has_unjudged(found) and not ordered:
-            return self._noted(found, f"what else was found in segment {found.number} is judged first")
         try:
+            if remedy is Remedy.LAY_SEGMENT:
+                self._look_at_all(found)
+                if self._has_unjudged(found) and not ordered:
+                    return self._noted(found, f"what else was found in segment {found.number} is judged first")
             return self._REMEDIES[remedy](self, found, frames)
         except (ReplicadError, FileNotFoundError) as error:
             self._recover()
@@ -314,17 +316,16 @@ class StoreMender:
         return after
 
     def _has_unjudged(self, found: Divergence) -> bool:
-        """Whether something else in the segment has no word from the primary yet. Laying it anew may heal that as well,
-        so the whole of it is looked at first: what no scrub has found so far is not to go untold."""
-        if not any(map(_awaits_witness, self._others_in(found))):
-            self._tell_wrongs(found.number)
+        """Whether something else in the segment has no word from the primary yet."""
         return any(map(_awaits_witness, self._others_in(found)))
 
-    def _tell_wrongs(self, number: int) -> None:
-        path = segment_path(self._directory, number)
-        if path.exists():
+    def _look_at_all(self, found: Divergence) -> None:
+        """Look at the whole segment before it is laid anew: that may heal what no scrub has found so far, and it is not
+        to go untold. Not while something else in it waits: nothing is laid then."""
+        path = segment_path(self._directory, found.number)
+        if path.exists() and not self._has_unjudged(found):
             inventory, store = self._archive.inventory, self._archive.store.owner.store
-            self._report(SegmentCheck(inventory, self._disk, path, number, store).run().wrongs)
+            self._report(SegmentCheck(inventory, self._disk, path, found.number, store).run().wrongs)
 
     def _report(self, wrongs: Sequence[Wrong]) -> list[Divergence]:
         """Make findings of what is wrong in a segment, unless they are known; as they stand."""
