@@ -110,7 +110,9 @@ def _of_primary(config: Config) -> Iterator[Book]:
 def _of_replica(config: Config) -> Iterator[Book]:
     if config.listen is None:
         return
-    for directory in sorted(path.parent for path in config.listen.store.glob("*/*/segments")):
+    from replicad.store.store import stores_in
+
+    for directory in stores_in(config.listen.store):
         name = f"{directory.parent.name}/{directory.name}"
         seat = Seat(Side.REPLICA, name, str(directory), str(directory), options=_options(config))
         yield Book(directory / "findings.db", seat)

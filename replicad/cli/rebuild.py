@@ -172,10 +172,9 @@ def _configured(config: Path) -> Path:
 
 def _directories(store: Path, dataset: str) -> list[Path]:
     """The store directories meant. Raises UsageError when there is none."""
-    every = sorted(path.parent for path in store.glob("*/*/segments"))
-    wanted = [d for d in every if dataset in ("", d.name, f"{d.parent.name}/{d.name}")]
-    if not wanted:
-        names = ", ".join(f"{d.parent.name}/{d.name}" for d in every) or "nothing"
-        what = f"holds no dataset {dataset!r}" if dataset else "holds no dataset"
-        raise UsageError(what, where=str(store), hint=f"there is {names}")
-    return wanted
+    from replicad.store.store import stores_named
+
+    found = stores_named(store, dataset)
+    if not found:
+        raise UsageError("holds no dataset", where=str(store), hint="there is nothing")
+    return found

@@ -88,7 +88,9 @@ def run(
         _show(found, dataset, store, json)
         return
     if store:
-        results = [asyncio.run(_run_here(directory, found)) for directory in _directories(store, dataset)]
+        from replicad.store.store import stores_named
+
+        results = [asyncio.run(_run_here(directory, found)) for directory in stores_named(store, dataset)]
     else:
         from replicad.http.api import Client
 
@@ -101,9 +103,11 @@ def run(
 
 
 def _show(config: Config, dataset: str, store: Path | None, json: bool) -> None:
+    from replicad.store.store import stores_named
+
     found: list[tuple[Outlook, Room]] = []
     unread: list[ReplicadError] = []
-    for directory in _directories(store or _store_of(config), dataset):
+    for directory in stores_named(store or _store_of(config), dataset):
         try:
             found.append(_look(directory, config))
         except ReplicadError as error:  # one store that cannot be read must not hide the others
@@ -240,13 +244,3 @@ def _store_of(config: Config) -> Path:
     if config.listen is None:
         raise UsageError("retention is the replica's, and this node keeps no copies", hint="type it on the replica")
     return config.listen.store
-
-
-def _directories(store: Path, dataset: str) -> list[Path]:
-    """The store directories meant. Raises UsageError when there is none of that name."""
-    every = sorted(path.parent for path in store.glob("*/*/segments"))
-    wanted = [d for d in every if dataset in ("", d.name, f"{d.parent.name}/{d.name}")]
-    if dataset and not wanted:
-        names = ", ".join(f"{d.parent.name}/{d.name}" for d in every) or "nothing"
-        raise UsageError(f"holds no dataset {dataset!r}", where=str(store), hint=f"there is {names}")
-    return wanted

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from replicad.model.errors import DiskFullError, PeerError, ReplicadError
+from replicad.model.errors import DiskFullError, PeerError, ReplicadError, UsageError
 from replicad.model.position import Position
 from replicad.store.format import (
     HEADER_BYTES,
@@ -55,6 +55,17 @@ def store_path(root: Path, client: str, dataset: str) -> Path:
 def stores_in(root: Path) -> list[Path]:
     """Directories of all stores below the replica's store directory: CLIENT/DATASET, sorted."""
     return sorted(path.parent for path in root.glob("*/*/segments"))
+
+
+def stores_named(root: Path, dataset: str) -> list[Path]:
+    """Those of DATASET, whosever it is, or of CLIENT/DATASET; all of them for "". Raises UsageError for a name that
+    nothing there has."""
+    every = stores_in(root)
+    wanted = [path for path in every if dataset in ("", path.name, f"{path.parent.name}/{path.name}")]
+    if dataset and not wanted:
+        names = ", ".join(f"{path.parent.name}/{path.name}" for path in every) or "nothing"
+        raise UsageError(f"holds no dataset {dataset!r}", where=str(root), hint=f"there is {names}")
+    return wanted
 
 
 def check_names(client: str | None, dataset: str | None) -> None:

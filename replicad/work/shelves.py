@@ -32,7 +32,7 @@ from replicad.model.errors import (
 from replicad.model.remedy import Remedy, remedy_of
 from replicad.model.retention import Rules
 from replicad.status import StoreStatus
-from replicad.store.store import store_path
+from replicad.store.store import store_path, stores_in
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
@@ -168,8 +168,8 @@ class Shelves:
         A store that cannot be opened is shown as what it is, and tried again by the next session; the others work.
         Raises LockedError: another daemon is here.
         """
-        for directory in sorted(self._config.store.glob("*/*/segments")):
-            key = (directory.parent.parent.name, directory.parent.name)
+        for directory in stores_in(self._config.store):
+            key = (directory.parent.name, directory.name)
             try:
                 await self._open(key)
             except LockedError:
