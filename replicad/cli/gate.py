@@ -16,7 +16,7 @@ import typer
 
 from replicad.cli import output
 from replicad.cli.control import state_of
-from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, seconds_of
 from replicad.http.api import Client
 from replicad.http.contract import DrillRequest, Gated, GateRequest, ScrubRequest, SyncRequest, has_served
 from replicad.model.errors import UsageError
@@ -61,12 +61,12 @@ def gate(
     Exit codes: 0 safe, 1 not safe (each reason is printed), 2 usage, 3 the daemon or a replica is out of reach: not
     safe either.
     """
-    wait_s = _duration(wait, "--wait")
+    wait_s = seconds_of(wait, "--wait")
     asked = GateRequest(
         datasets=datasets or [],
-        max_lag_s=0.0 if max_lag is None and wait_s is not None else _duration(max_lag, "--max-lag"),
-        max_scrub_age_s=_duration(max_scrub_age, "--max-scrub-age"),
-        max_drill_age_s=_duration(max_drill_age, "--max-drill-age"),
+        max_lag_s=0.0 if max_lag is None and wait_s is not None else seconds_of(max_lag, "--max-lag"),
+        max_scrub_age_s=seconds_of(max_scrub_age, "--max-scrub-age"),
+        max_drill_age_s=seconds_of(max_drill_age, "--max-drill-age"),
         pin=_name(pin),
     )
     client = Client(state_of(config))
@@ -258,14 +258,3 @@ def _name(pin: str) -> str:
         return parse_name(pin) if pin else ""
     except ValueError as error:
         raise UsageError(str(error), where="--pin") from None
-
-
-def _duration(text: str | None, where: str) -> float | None:
-    if text is None:
-        return None
-    from replicad.config.units import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise UsageError(str(error), where=where) from None

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from replicad.model.errors import UsageError
+
 DEFAULT_CONFIG = Path("/etc/replicad/config.toml")
 """Where the configuration is unless --config says otherwise."""
 
@@ -27,3 +29,15 @@ ConfigOption = Annotated[
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 """Declare `json: JsonOption = False` in a verb."""
+
+
+def seconds_of(text: str | None, option: str) -> float | None:
+    """A duration as it was typed, in seconds; None when it was not. Raises UsageError."""
+    if text is None:
+        return None
+    from replicad.config.units import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(str(error), where=option) from None

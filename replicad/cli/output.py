@@ -137,6 +137,12 @@ def show_rate(bytes_s: float) -> str:
     return f"{show_bytes(bytes_s)}/s"
 
 
+def show_counts(counts: dict[str, int]) -> str:
+    """Entries by kind for people: "2 directories, 1,024 files"."""
+    shown = [f"{count:,} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items()) if count]
+    return ", ".join(shown) or "nothing"
+
+
 def show_duration(seconds: float) -> str:
     """A duration for people, in its two largest units: "3m 20s"."""
     if seconds < 10:

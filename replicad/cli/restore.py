@@ -386,15 +386,17 @@ def _lines(account: Account) -> list[tuple[str, str]]:
     """The account, line by line; what is zero is left out."""
     size: Callable[[float], str] = output.show_bytes
     speed = f" in {output.show_duration(account.duration_s)} ({output.show_rate(account.rate_bytes_s)})"
-    lines = [("restored", f"{_entries(account.restored)}; {size(account.restored_bytes)}{speed}")]
+    lines = [("restored", f"{output.show_counts(account.restored)}; {size(account.restored_bytes)}{speed}")]
     if account.unchanged:
-        lines.append(("unchanged", f"{_entries(account.unchanged)}; {size(account.right_bytes)} were right already"))
+        lines.append(
+            ("unchanged", f"{output.show_counts(account.unchanged)}; {size(account.right_bytes)} were right already")
+        )
     if account.dry_run:
         lines.append(("to fetch", f"{account.blocks_fetched:,} blocks"))
     else:
         lines.append(("fetched", f"{account.blocks_fetched:,} blocks, {size(account.stored_bytes)} as stored"))
     if account.failed:
-        lines.append(("failed", _entries(account.failed)))
+        lines.append(("failed", output.show_counts(account.failed)))
     if account.damaged_files:
         ranges = f"{account.damaged_ranges:,} byte ranges, {size(account.damaged_bytes)}"
         lines.append(("damaged", f"{account.damaged_files:,} files: {ranges} could not be proven"))
@@ -409,11 +411,6 @@ def _lines(account: Account) -> list[tuple[str, str]]:
     if account.extra_removed:
         lines.append(("extra", f"{account.extra_removed:,} entries that the snapshot does not have, removed"))
     return lines
-
-
-def _entries(counts: dict[str, int]) -> str:
-    shown = [f"{count:,} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items()) if count]
-    return ", ".join(shown) or "nothing"
 
 
 def _verdict(account: Account) -> str:

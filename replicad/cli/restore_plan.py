@@ -33,15 +33,10 @@ def _what(plan: RestorePlan) -> list[tuple[str, str]]:
     if plan.right_files or plan.right_bytes:
         rows.append(("right", f"{plan.right_files:,} files, {size(plan.right_bytes)} are there and right already"))
     fetched = f"{size(plan.to_restore_bytes)}; {plan.to_fetch_blocks:,} blocks to fetch"
-    rows.append(("to restore", f"{_entries(plan.to_restore)}; {fetched}"))
+    rows.append(("to restore", f"{output.show_counts(plan.to_restore)}; {fetched}"))
     for number, (name, amount) in enumerate(plan.classes.items(), 1):
         rows.append((f"  {number}.", f"{name}: {amount['files']:,} files, {size(amount['bytes'])}"))
     return rows
-
-
-def _entries(counts: dict[str, int]) -> str:
-    shown = [f"{count:,} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items()) if count]
-    return ", ".join(shown) or "nothing"
 
 
 def _how(plan: RestorePlan) -> list[tuple[str, str]]:
@@ -74,7 +69,7 @@ def _problems(plan: RestorePlan) -> list[tuple[str, str]]:
     if plan.unread:
         rows.append(("not copied", f"{plan.unread:,} entries could not be read when the snapshot was made"))
     if plan.would_fail:
-        rows.append(("would fail", _entries(plan.would_fail)))
+        rows.append(("would fail", output.show_counts(plan.would_fail)))
     if plan.not_settable:
         what = ", ".join(f"{name} of {count:,} entries" for name, count in sorted(plan.not_settable.items()))
         rows.append(("metadata", f"as {plan.user}: {what} could not be set"))

@@ -17,7 +17,7 @@ import typer
 
 from replicad.cli import output
 from replicad.cli.control import state_of
-from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, seconds_of
 from replicad.cli.status import scrub_age, value_lines
 from replicad.http.api import Client
 from replicad.http.contract import Directed, ScrubRequest
@@ -90,7 +90,7 @@ def start(
     Exit codes with --wait: 0 everything is as recorded, 1 divergences are open or something could not be looked at in
     time, 3 the daemon is out of reach.
     """
-    timeout_s = _duration(timeout, "--timeout")
+    timeout_s = seconds_of(timeout, "--timeout")
     if timeout_s is not None and not wait:
         raise UsageError("--timeout has a meaning only with --wait")
     client = _client(config, side)
@@ -116,7 +116,7 @@ def pause(
     json: JsonOption = False,
 ) -> None:
     """Read nothing for a while. A pause ends by itself: after a day unless --for says sooner."""
-    for_s = _duration(for_, "--for")
+    for_s = seconds_of(for_, "--for")
     if for_s is not None and not 0 < for_s <= LONGEST_PAUSE_S:
         raise UsageError("a pause lasts a day at most", where="--for", hint="write it like 4h, 24h at most")
     client = _client(config, side)
@@ -339,14 +339,3 @@ def _client(config: ConfigOption, side: str | None) -> Client:
     if side not in (None, "primary", "replica"):
         raise UsageError(f"{side!r} is no side", where="--side", hint="primary or replica")
     return Client(state_of(config))
-
-
-def _duration(text: str | None, where: str) -> float | None:
-    if text is None:
-        return None
-    from replicad.config.units import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise UsageError(str(error), where=where) from None

@@ -16,7 +16,7 @@ import typer
 
 from replicad.cli import output
 from replicad.cli.control import state_of
-from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, seconds_of
 from replicad.http.api import Client
 from replicad.http.contract import SyncRequest
 from replicad.model.errors import LinkError, UsageError
@@ -216,16 +216,9 @@ def _ask(client: Client, before: NodeStatus, watches: list[Awaited], wait_s: flo
 
 
 def _timeout(text: str | None, wait: bool) -> float | None:
-    if text is None:
-        return None
-    if not wait:
+    if text is not None and not wait:
         raise UsageError("--timeout has a meaning only with --wait")
-    from replicad.config.units import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise UsageError(str(error), where="--timeout") from None
+    return seconds_of(text, "--timeout")
 
 
 def _print_requests(requests: list[SyncRequest], json: bool) -> None:
