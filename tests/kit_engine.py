@@ -96,7 +96,7 @@ class FakeSurface:
             since,
         )
 
-    async def verify(self, budget_bytes: int) -> Verified:
+    async def verify(self, budget_bytes: int, since_ns: int) -> Verified:
         if self.failure:
             raise self.failure
         if self.doubts or self.is_written or not (self.never or self.parts):

@@ -98,16 +98,16 @@ class Rig:
         """Verify everything once and the structure; how many findings."""
 
         async def run() -> int:
-            units = await self.surface.verify(ALL)
+            units = await self.surface.verify(ALL, 0)
             structure = await self.surface.structure()
             assert not units.doubts
             return units.found + structure.found
 
         return asyncio.run(run())
 
-    def verify(self, budget: int = ALL) -> Verified:
+    def verify(self, budget: int = ALL, since_ns: int = 0) -> Verified:
         """One call."""
-        return asyncio.run(self.surface.verify(budget))
+        return asyncio.run(self.surface.verify(budget, since_ns))
 
     def open_ones(self) -> list[Divergence]:
         """Open divergences."""

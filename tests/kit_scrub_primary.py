@@ -136,7 +136,7 @@ class Scrubbed:
         """One round: until all has been verified or looked at since now; what each call gave."""
         begin_ns, calls = self.clock.now_ns(), list[Verified]()
         while (await self.surface.extent(begin_ns)).since_bytes:
-            calls.append(await self.surface.verify(budget_bytes))
+            calls.append(await self.surface.verify(budget_bytes, begin_ns))
             assert calls[-1].units, calls[-1]
         return calls
 

@@ -473,13 +473,13 @@ async def test_scrubs_of_one_node_read_one_after_the_other(tmp_path: Path) -> No
     clock, turnstile, under_way, most = JumpingClock(), asyncio.Lock(), 0, 0
 
     class Slow(FakeSurface):
-        async def verify(self, budget_bytes: int) -> engine.Verified:
+        async def verify(self, budget_bytes: int, since_ns: int) -> engine.Verified:
             nonlocal under_way, most
             under_way += 1
             most = max(most, under_way)
             await asyncio.sleep(0)
             under_way -= 1
-            return await super().verify(budget_bytes)
+            return await super().verify(budget_bytes, since_ns)
 
     rigs = []
     scrubs = Scrubs(clock, lambda *_: None)

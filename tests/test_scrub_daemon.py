@@ -28,7 +28,7 @@ class Counting:
         never = 0 if self.verified_ns else 4000
         return Extent(4000, never, self.verified_ns, 4000 if self.verified_ns < before_ns else 0)
 
-    async def verify(self, budget_bytes: int) -> Verified:
+    async def verify(self, budget_bytes: int, since_ns: int) -> Verified:
         self.verified_ns = time.time_ns()
         return Verified(media_bytes=4000, units=1)
 

@@ -211,12 +211,26 @@ async def test_a_file_that_was_written_is_not_judged_until_a_pass_has_recorded_i
         extent = await made.surface.extent(0)
         assert extent.waiting_bytes == extent.never_bytes == BLOCK
         reads = made.disk.reads
-        await made.surface.verify(ALL)
+        await made.surface.verify(ALL, 0)
         assert made.disk.reads == reads + 1, "only b was read"
         await made.sync()
         assert (await made.surface.extent(0)).since_bytes > 0
         await made.scrub()
         assert (await made.surface.extent(0)).never_bytes == 0
+
+
+async def test_what_could_not_be_judged_before_a_request_is_looked_at_once_for_it(tmp_path: Path, root: Path) -> None:
+    """And nothing else is read again until its time has come: a request ends after one look at everything."""
+    for name in ("a", "b", "c"):
+        write(root / name, BLOCK)
+    async with scrubbed(tmp_path, root) as made:
+        await_tick()
+        write(root / "a", BLOCK, seed=5)
+        await made.scrub()
+        made.clock.advance(1)
+        reads = made.disk.reads
+        await made.scrub()
+        assert made.disk.reads == reads + 2, "b and c were read once more, a was seen to be written"
 
 
 async def test_a_file_that_is_written_while_it_is_read_is_not_judged(tmp_path: Path, root: Path) -> None:
@@ -232,7 +246,7 @@ async def test_a_file_that_is_written_while_it_is_read_is_not_judged(tmp_path: P
         }
         for deed in deeds.values():
             made.disk.while_reading = deed
-            await made.surface.verify(ALL)
+            await made.surface.verify(ALL, 0)
             made.clock.advance(100)
         assert await made.found(None) == []
 
@@ -253,7 +267,7 @@ async def test_a_pass_that_records_the_file_meanwhile_is_no_rot(tmp_path: Path, 
 
         made.disk.flip(root / "a", 0)
         made.disk.while_reading = record
-        await made.surface.verify(ALL)
+        await made.surface.verify(ALL, 0)
         assert await made.found(None) == []
         assert (await made.surface.extent(0)).never_bytes > 0
 
@@ -279,12 +293,12 @@ async def test_findings_end_with_what_they_speak_of(tmp_path: Path, root: Path) 
         made.disk.heal()
         await made.sync()
         made.clock.advance(3600)
-        await made.surface.verify(ALL)
+        await made.surface.verify(ALL, 0)
         assert [one.path for one in await made.found()] == [b"a"]
         for _ in range(KEPT_WALKS):
             await made.sync()
         made.clock.advance(3600)
-        await made.surface.verify(ALL)
+        await made.surface.verify(ALL, 0)
         why = {one.path: one.events[-1].what for one in await made.found(State.GONE)}
         assert "no more" in why[b"a"]
         assert "written" in why[b"b"]
@@ -348,10 +362,10 @@ async def test_a_root_that_is_another_one_is_not_verified(tmp_path: Path, root: 
         before = await made.surface.extent(0)
         made.clock.advance(3600)
         with pytest.raises(SourceError, match="not the one"):
-            await made.surface.verify(ALL)
+            await made.surface.verify(ALL, 0)
         root.rmdir()
         with pytest.raises(SourceError):
-            await made.surface.verify(ALL)
+            await made.surface.verify(ALL, 0)
         assert await made.surface.extent(0) == before
         assert len(await made.found()) == 1
 
@@ -378,7 +392,7 @@ async def test_an_interrupted_scrub_loses_nothing(tmp_path: Path, root: Path) ->
     async with scrubbed(tmp_path, root) as made:
         begin_ns, source = made.clock.now_ns(), random.Random(1)
         for _ in range(40):
-            task = asyncio.create_task(made.surface.verify(8 * BLOCK))
+            task = asyncio.create_task(made.surface.verify(8 * BLOCK, 0))
             await asyncio.sleep(source.random() * 0.01)
             task.cancel()
             try:
@@ -387,7 +401,7 @@ async def test_an_interrupted_scrub_loses_nothing(tmp_path: Path, root: Path) ->
                 pass
             made.restart()
         while (await made.surface.extent(begin_ns)).since_bytes:
-            assert (await made.surface.verify(8 * BLOCK)).units
+            assert (await made.surface.verify(8 * BLOCK, 0)).units
         made.disk.flip(root / "59", 0)
         await made.scrub()
         assert [one.path for one in await made.found()] == [b"59"]
@@ -484,7 +498,7 @@ async def test_a_damaged_page_of_the_ledger_is_a_finding(tmp_path: Path, root: P
         book.write_bytes(data)
         made.restart()
         with pytest.raises(BookDamagedError):
-            await made.surface.verify(ALL)
+            await made.surface.verify(ALL, 0)
         (found,) = await made.found()
         assert (found.part, found.path) == (Part.BOOK, b"www.db")
 
@@ -557,9 +571,9 @@ async def test_live_writes_raise_no_alarm(tmp_path: Path, root: Path) -> None:
             end = time.monotonic() + 12
             while time.monotonic() < end:
                 await made.sync()
-                await made.surface.verify(ALL)
+                await made.surface.verify(ALL, 0)
                 made.clock.advance(100)
-                await made.surface.verify(ALL)
+                await made.surface.verify(ALL, 0)
         finally:
             stop.set()
             await asyncio.to_thread(writer.join)

@@ -390,6 +390,13 @@ def test_a_segment_that_cannot_be_looked_at_has_no_other_read_again(rig: Rig, mo
     assert sorted(read) == [number for number in segment_numbers(rig.directory) if number != 2]
     size = segment(rig.directory, 2).stat().st_size
     assert asyncio.run(rig.surface.extent(since_ns)).waiting_bytes == size
+    read.clear()
+    later_ns = rig.clock.now_ns() + 1
+    rig.clock.ns = later_ns
+    while asyncio.run(rig.surface.extent(later_ns)).since_bytes and len(read) < 20:
+        with contextlib.suppress(ReplicadError):
+            rig.verify(1, later_ns)
+    assert len(read) == len(set(read)), "it is looked at once for who asks later, and so is everything else"
     rig.clock.ns += RETRY_NS
     assert asyncio.run(rig.surface.extent(since_ns)).since_bytes == size
     monkeypatch.undo()
@@ -417,7 +424,7 @@ def test_intake_goes_on_during_a_scrub(rig: Rig) -> None:
 
 async def _scrub_often(rig: Rig) -> None:
     while True:
-        assert (await rig.surface.verify(ALL)).found == 0
+        assert (await rig.surface.verify(ALL, 0)).found == 0
         assert (await rig.surface.structure()).found == 0
         for unit in rig.surface._units.values():
             unit.at_ns = unit.verified = 0
@@ -433,7 +440,7 @@ async def test_shelves_give_what_scrubs_and_repairs_need(tmp_path: Path) -> None
     shelves = Shelves(ListenConfig(tmp_path), list, Disk(), Clock())
     await shelves.open_all()
     key = ("ams1", "www")
-    assert (await (await shelves.surface(*key)).verify(ALL)).found == 1
+    assert (await (await shelves.surface(*key)).verify(ALL, 0)).found == 1
     ((meant, found),) = await shelves.meant(None)
     assert meant == key and found.peer == "ams1" and found.dataset == "www"
     assert [one.id for one in await shelves.in_findings(*key, lambda book: book.listed())] == [found.id]

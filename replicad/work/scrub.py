@@ -220,7 +220,7 @@ class Scrubbing:
 
     async def _take_turn(self, surface: Surface, memory: Memory, now: Pace) -> None:
         began_s = self._clock.monotonic_s()
-        verified = await surface.verify(now.turn_bytes)
+        verified = await surface.verify(now.turn_bytes, self._since_ns(memory))
         self._turn_ended_s = self._clock.monotonic_s()
         self._turn_s = max(1e-6, self._turn_ended_s - began_s)
         self._note(verified, memory)
@@ -265,8 +265,11 @@ class Scrubbing:
         await self._remember()
 
     def _structure_is_due(self, memory: Memory) -> bool:
-        wanted_ns = max(self._outstanding.cycle_begin_ns, memory.requested_ns)
-        return memory.structure_ns < wanted_ns and self._clock.monotonic_s() >= self._structure_again_s
+        return memory.structure_ns < self._since_ns(memory) and self._clock.monotonic_s() >= self._structure_again_s
+
+    def _since_ns(self, memory: Memory) -> int:
+        """Everything is to be verified once since then."""
+        return max(self._outstanding.cycle_begin_ns, memory.requested_ns)
 
     async def _serve(self, memory: Memory, what: str) -> None:
         """End the request under way, if there is one, and if the structure was checked since as well."""

@@ -143,7 +143,7 @@ class PrimarySurface:
             ages.total_bytes, ages.never_bytes, ages.oldest_ns, ages.since_bytes, ages.waiting_bytes, old_bytes
         )
 
-    async def verify(self, budget_bytes: int) -> Verified:
+    async def verify(self, budget_bytes: int, since_ns: int) -> Verified:
         """Verify the next parts; see `Surface`."""
         async with self._turn:
             await self._open()
@@ -151,7 +151,7 @@ class PrimarySurface:
             tally, started_ns = Tally(), max(1, self._clock.now_ns())
             await self._settle_outdated(started_ns)
             while not tally.units:  # those whose turn it is may all be waiting for a pass
-                jobs = await self._in_ledger(self._take, budget_bytes, started_ns)
+                jobs = await self._in_ledger(self._take, budget_bytes, started_ns, since_ns)
                 if not jobs:
                     break
                 await self._verify(jobs, tally, started_ns)
@@ -179,10 +179,11 @@ class PrimarySurface:
 
     # whose turn it is: in the ledger's thread
 
-    def _take(self, budget_bytes: int, started_ns: int) -> list[Due]:
+    def _take(self, budget_bytes: int, started_ns: int, since_ns: int) -> list[Due]:
         overdue_ns = started_ns - int(OVERDUE_SHARE * self._dataset.config.scrub_every_s * 1e9)
+        retry_ns = max(started_ns - RETRY_NS, min(since_ns, started_ns))
         return self._dataset.ledger.due.take(
-            budget_bytes, MAX_PARTS, before_ns=started_ns, overdue_ns=overdue_ns, retry_ns=started_ns - RETRY_NS
+            budget_bytes, MAX_PARTS, before_ns=started_ns, overdue_ns=overdue_ns, retry_ns=retry_ns
         )
 
     def _load(self, parts: Sequence[Due]) -> list[Job]:

@@ -63,16 +63,16 @@ class _Unit:
     failed_ns: int = 0
     """When it could not be looked at; 0 = it could, the last time."""
 
-    def turn(self, now_ns: int) -> tuple[bool, int]:
-        """The lowest is next: what was never verified, then the oldest. What could not be looked at waits for a while
-        like one that was verified just then."""
-        if self.is_waiting(now_ns):
+    def turn(self, now_ns: int, since_ns: int) -> tuple[bool, int]:
+        """The lowest is next: what was never verified, then the oldest. What could not be looked at since that moment
+        waits for a while like one that was verified just then."""
+        if self.is_waiting(now_ns, since_ns):
             return True, self.failed_ns
         return not self.is_due, 0 if self.is_due else self.at_ns
 
-    def is_waiting(self, now_ns: int, before_ns: int = 0) -> bool:
+    def is_waiting(self, now_ns: int, since_ns: int) -> bool:
         """Whether it could not be looked at since then, and is not tried again yet."""
-        return self.failed_ns >= max(1, before_ns) and 0 <= now_ns - self.failed_ns < RETRY_NS
+        return self.failed_ns >= max(1, since_ns) and 0 <= now_ns - self.failed_ns < RETRY_NS
 
     @property
     def is_due(self) -> bool:
@@ -140,10 +140,10 @@ class ReplicaSurface:
             old_bytes=sum(min(unit.size, unit.verified) for unit in units if 0 < unit.at_ns < before_ns),
         )
 
-    async def verify(self, budget_bytes: int) -> Verified:
+    async def verify(self, budget_bytes: int, since_ns: int) -> Verified:
         """See `Surface`."""
         await self._in_shelf(self._refresh)
-        waiting = deque(self._next(budget_bytes))
+        waiting = deque(self._next(budget_bytes, since_ns))
         media = cache = units = found = 0
         doubts: list[str] = []
 
@@ -222,10 +222,10 @@ class ReplicaSurface:
         except OSError:
             return 0  # it is due all the same, and its verification tells why
 
-    def _next(self, budget_bytes: int) -> Iterator[int]:
+    def _next(self, budget_bytes: int, since_ns: int) -> Iterator[int]:
         """Segments in the order of their turn, until the budget is used up; at least one."""
         now_ns = self._clock.now_ns()
-        for _, number in sorted((unit.turn(now_ns), number) for number, unit in self._units.items()):
+        for _, number in sorted((unit.turn(now_ns, since_ns), number) for number, unit in self._units.items()):
             yield number
             unit = self._units[number]
             budget_bytes -= unit.size - (unit.verified if unit.at_ns and unit.is_due else 0)

@@ -61,9 +61,11 @@ class Surface(Protocol):
 
         Raises ReplicadError when that cannot be found out."""
 
-    async def verify(self, budget_bytes: int) -> Verified:
-        """Verify the next parts in order, about `budget_bytes` of them, at least one. Findings go into the book before
-        this returns. May be cancelled: what was verified completely counts, the rest stays due.
+    async def verify(self, budget_bytes: int, since_ns: int) -> Verified:
+        """Verify the next parts in order, about `budget_bytes` of them, at least one. What could not be judged is tried
+        again after a while, and at once where that was before `since_ns`, the moment that `extent` is asked about: else
+        all others would be read again and again until its time has come. Findings go into the book before this returns.
+        May be cancelled: what was verified completely counts, the rest stays due.
 
         Raises ReplicadError when nothing could be verified at all."""
 
