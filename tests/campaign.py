@@ -43,6 +43,8 @@ SCRUB_EVERY_S = 120
 PATIENCE_S = 600.0
 """How long a round waits for its last repair at most, also on a busy machine: what is not settled then is wrong."""
 LONGEST_BETWEEN_KILLS_S = 20.0
+KILLS_A_ROUND = 40
+"""Daemons that take longer to start than they are let live settle nothing: a round's end is left in peace."""
 OLDER_KEPT = 12
 """Truths of older snapshots that are kept, to restore one of them in each round."""
 TRIES = 30
@@ -59,6 +61,7 @@ class Plan:
     batch: int = BATCH
     minutes: float = 180.0
     kill_every_s: float = LONGEST_BETWEEN_KILLS_S
+    kills_a_round: int = KILLS_A_ROUND
     book_rounds: int = 5
     """In every such round a page of a book is damaged too; 0 = never."""
     patience_s: float = PATIENCE_S
@@ -71,12 +74,12 @@ class Plan:
 
 
 class Reaper:
-    """Kills either daemon without warning at random moments, and starts it again."""
+    """Kills either daemon without warning at random moments, as often as it is told, and starts it again."""
 
     def __init__(self, pair: Pair, seed: int, longest_s: float) -> None:
         self._nodes, self._choose, self._longest_s = (pair.primary, pair.replica), random.Random(seed), longest_s
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self.kills = 0
+        self.kills = self._left = 0
         self._error: BaseException | None = None
 
     @contextlib.contextmanager
@@ -94,6 +97,11 @@ class Reaper:
         if self._error:
             raise self._error
 
+    def allow(self, kills: int) -> None:
+        """So many from now on."""
+        with self._lock:
+            self._left = kills
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Both daemons are there and stay there."""
@@ -104,10 +112,12 @@ class Reaper:
         try:
             while not self._stop.wait(self._choose.random() * self._longest_s):
                 with self._lock:
+                    if not self._left:
+                        continue
                     node = self._choose.choice(self._nodes)
                     node.kill()
                     node.start()
-                    self.kills += 1
+                    self.kills, self._left = self.kills + 1, self._left - 1
         except BaseException as error:  # handed to whoever waits for the thread
             self._error = error
 
@@ -128,6 +138,8 @@ class Injector:
         self._live = live_blocks(self._directory)
         self._spared: set[bytes] = set()
         """Live blocks of files that the primary's damage hits: their stored copies stay well."""
+        self._lost: set[bytes] = set()
+        """Blocks whose stored copies are damaged: the primary's copies stay well."""
         cases: list[Case] = []
         while len(cases) < count:
             cases += self._once()
@@ -155,11 +167,18 @@ class Injector:
     def _primary(self, kind: Kind) -> Case:
         file, rotten = self._rot(kind)
         fault = self._fault_of(file, rotten)
+        if fault.expected.blocks & self._lost:
+            self._disk.heal(rotten)
+            raise CannotRot("the replica's copy is damaged already")
         self._spared |= fault.expected.blocks
         return Case(fault, time.time_ns(), self._tree.guard(file))
 
     def _replica(self, kind: Harm, among: set[bytes] | None) -> Case:
         fault = self._shelf.harm(kind, self._choose.randrange(2**32), among=among)
+        if fault.expected.blocks & self._spared:  # of a whole segment
+            fault.undo()
+            raise CannotRot("the primary's copy is damaged already")
+        self._lost |= fault.expected.blocks
         return Case(fault, time.time_ns())
 
     def _both(self) -> list[Case]:
@@ -258,6 +277,7 @@ class Campaign:
     def _round(self, injector: Injector, choose: random.Random) -> None:
         self.account.rounds += 1
         cases: list[Case] = []
+        self.reaper.allow(self.plan.kills_a_round)
         if self.plan.book_rounds and self.account.rounds % self.plan.book_rounds == 0:
             cases += self._books(choose)
         with self.tree.paused(), self.reaper.held():

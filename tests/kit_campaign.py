@@ -274,12 +274,21 @@ def as_text(account: Account) -> str:
     widths = [max(len(str(line[i])) for line in cells) for i in range(len(COLUMNS))]
     lines = ["  ".join(str(cell).ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
     lines.append(as_markdown(account, f"seed {account.seed}").rpartition("|\n")[2].strip())
-    lines += [f"{case.outcome}: {case.fault.kind}, {case.fault.what}: {'; '.join(case.problems)}"
-              for case in account.cases if case.outcome in ("missed", "wrong")]  # fmt: skip
+    for case in account.cases:
+        if case.outcome in ("missed", "wrong"):
+            lines += [f"{case.outcome}: {case.fault.kind}, {case.fault.what}: {'; '.join(case.problems)}"]
+            lines += [f"  {line}" for document in case.documents for line in _history(document, case.injected_ns)]
     lines += [f"false alarm: {one['id']} {one['key']} {one['verdict']} {one['path']}" for one in account.false_alarms]
     lines += [f"rotten and restored as good: {text}" for text in account.checks.rotten]
     lines += [f"named as damaged without a reason: {text}" for text in account.checks.unexplained]
     return "\n".join(lines)
+
+
+def _history(document: Document, since_ns: int) -> list[str]:
+    """How it stands, and what became of it second by second."""
+    evidence = ", ".join(f"{name} {value}" for name, value in document["evidence"].items())
+    lines = [f"  {(one['at_ns'] - since_ns) / 1e9:8.1f} s {one['what']}" for one in document["events"]]
+    return [f"{document['id']} {document['state']} {document['verdict']}: {evidence}", *lines]
 
 
 def primary_fault(file: Known, kind: str, offset: int, length: int, block: bytes, **more: Any) -> Fault:

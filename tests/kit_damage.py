@@ -119,7 +119,7 @@ class Expected:
         right = [d for d in mine if d["part"] in self.parts and d["verdict"] in self.verdicts]
         if not right:
             return [f"called {document['part']} {document['verdict']}" for document in mine]
-        named = frozenset[bytes]().union(*(_blocks(document) for document in mine))
+        named = frozenset[bytes]().union(*(_blocks(document) | _blocks(document, "mended") for document in mine))
         missing = self.blocks - named
         return [f"{len(missing)} damaged blocks are not named"] if missing else []
 
@@ -131,8 +131,8 @@ def paths_of(document: dict[str, object]) -> set[str]:
     return {str(document["path"]), *(one["path"] for one in affected)}
 
 
-def _blocks(document: dict[str, object]) -> frozenset[bytes]:
-    blocks = document["blocks"]
+def _blocks(document: dict[str, object], what: str = "blocks") -> frozenset[bytes]:
+    blocks = document[what]
     assert isinstance(blocks, (list, tuple))
     return frozenset(map(bytes.fromhex, blocks))
 

@@ -20,7 +20,7 @@ from kit_store import FaultyDisk, Primary, block_frame, contents, file_put, flip
 from replicad.model.block import Buffer, block_id, checksum
 from replicad.model.divergence import Divergence, Part, State
 from replicad.model.errors import ReplicadError
-from replicad.model.verdict import Sight, Verdict
+from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.store import store as store_module
 from replicad.store.format import HEADER_BYTES, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
@@ -440,6 +440,73 @@ def test_a_primary_that_cannot_say_this_time_takes_back_nothing(rig: Rig) -> Non
     assert (again.verdict, again.evidence) == (judged.verdict, judged.evidence)
     better = asyncio.run(rig.mender.testimony(again, found.seen, [Sight.MATCHES]))
     assert better.verdict is Verdict.REPLICA_ROT and not better.is_lost
+
+
+def _run_of_three(rig: Rig) -> Divergence:
+    """Three block frames in a row overwritten, and scrubbed: one finding."""
+    rig.scrub()
+    frames = rig.frames(FrameType.BLOCK, 1)[1:4]
+    write_at(segment(rig.directory, 1), frames[0].offset + 70, bytes(frames[-1].end - frames[0].offset - 80))
+    assert rig.scrub() == 1
+    (found,) = rig.open_ones()
+    assert set(found.blocks) == {frame.id for frame in frames}
+    return found
+
+
+def test_what_can_be_had_is_repaired_while_the_rest_cannot_be_looked_at(rig: Rig, tmp_path: Path) -> None:
+    """One file that is being written does not keep the others of a run from their repair; what is over names all."""
+    found = _run_of_three(rig)
+    sights = [Sight.MATCHES, Sight.UNKNOWN, Sight.MATCHES]
+    judged = asyncio.run(rig.mender.testimony(found, found.seen, sights))
+    assert judged.verdict is Verdict.REPLICA_ROT and not judged.is_lost
+    frames = [block_frame(rig.has[found.blocks[at]]) for at in (0, 2)]
+    left = asyncio.run(rig.mender.mend(judged, frames))
+    assert (left.state, left.verdict, left.blocks) == (State.OPEN, Verdict.INCONCLUSIVE, (found.blocks[1],))
+    assert left.mended == (found.blocks[0], found.blocks[2])
+    rig.settle_all()
+    (done,) = repaired(rig)
+    assert (set(done.blocks), done.mended, done.affected) == (set(found.blocks), (), found.affected)
+    rig.assert_clean(tmp_path)
+
+
+def test_a_block_that_was_stored_anew_meanwhile_does_not_spoil_what_is_sent_for_the_others(
+    rig: Rig, tmp_path: Path
+) -> None:
+    """The primary sends what it was asked for; a pass may have brought some of it since."""
+    found = _run_of_three(rig)
+    judged = asyncio.run(rig.mender.testimony(found, found.seen, [Sight.MATCHES] * 3))
+    data = [rig.has[name] for name in found.blocks]
+    primary = Primary(rig.archive)
+    primary.send(data[1])
+    primary.record(file_put(b"again", 7777, {0: found.blocks[1]}))
+    primary.seal(5)
+    done = asyncio.run(rig.mender.mend(judged, [block_frame(one) for one in data]))
+    assert done.state is State.REPAIRED and len(rig.findings.receipts(found.id)) == 2
+    rig.assert_clean(tmp_path)
+
+
+def test_what_is_left_of_a_run_is_no_new_finding(rig: Rig, tmp_path: Path) -> None:
+    """Its first blocks are repaired, a scrub comes by, and meets the rest under another offset."""
+    found = _run_of_three(rig)
+    judged = asyncio.run(rig.mender.testimony(found, found.seen, [Sight.MATCHES] * 3))
+    asyncio.run(rig.mender.mend(judged, [block_frame(rig.has[found.blocks[0]])]))
+    assert rig.scrub() == 0
+    assert [one.id for one in rig.open_ones()] == [found.id]
+    rig.settle_all()
+    rig.assert_clean(tmp_path)
+
+
+def test_bad_bytes_that_are_kept_no_more_are_shown_where_they_stand(rig: Rig) -> None:
+    """The quarantine makes room for newer ones; that says nothing against the damage."""
+    (found,) = _damaged(rig, 2)
+    kept = rig.directory / found.quarantine
+    before = kept.read_bytes()
+    kept.unlink()
+    assert asyncio.run(rig.mender.seen(found)) == before
+    write_at(segment(rig.directory, 2), found.offset, b"something else again")
+    assert asyncio.run(rig.mender.seen(found)) == b""
+    silent = asyncio.run(rig.mender.testimony(found, b"", [Sight.MATCHES]))
+    assert (silent.verdict, silent.evidence.witness) == (Verdict.INCONCLUSIVE, Witness.SILENT)
 
 
 def test_what_reads_well_twice_is_gone(rig: Rig, tmp_path: Path) -> None:

@@ -250,11 +250,12 @@ def _found(found: Divergence) -> str:
     counts = (
         (len(found.affected), MAX_AFFECTED),
         (len(found.bit_positions), MAX_BITS),
-        (len(found.blocks), MAX_BLOCKS_NAMED),
+        (len(found.blocks) + len(found.mended), MAX_BLOCKS_NAMED),
         (len(found.events), MAX_EVENTS),
         (len(found.looks), MAX_EVENTS),
     )
-    if any(count > limit for count, limit in counts) or any(len(name) != ID_BYTES for name in found.blocks):
+    names = (*found.blocks, *found.mended)
+    if any(count > limit for count, limit in counts) or any(len(name) != ID_BYTES for name in names):
         return "finding that is too long"
     if any(len(path) > MAX_PATH_BYTES for path in (found.path, *(one.path for one in found.affected))):
         return "finding with a path that is too long"

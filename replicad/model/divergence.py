@@ -133,7 +133,9 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
     number: int = 0
     """Primary: file number and block number. Replica: `file` is 0 and `number` the segment."""
     blocks: tuple[bytes, ...] = ()
-    """Ids of the blocks that are damaged here (one on the primary)."""
+    """Ids of the blocks that are damaged here (one on the primary); while some of many are repaired, those left."""
+    mended: tuple[bytes, ...] = ()
+    """Ids of those that are repaired already, as long as others are left."""
     expected: bytes = b""
     """Recorded checksum; b"" when there is none."""
     seen: bytes = b""
@@ -316,6 +318,7 @@ def as_document(found: Divergence) -> dict[str, object]:
     document: dict[str, object] = msgspec.to_builtins(found, builtin_types=(bytes,))
     document["path"] = show_path(found.path)
     document["blocks"] = [name.hex() for name in found.blocks]
+    document["mended"] = [name.hex() for name in found.mended]
     document["expected"], document["seen"] = found.expected.hex(), found.seen.hex()
     document["affected"] = [
         {**msgspec.to_builtins(one, builtin_types=(bytes,)), "path": show_path(one.path), "live": one.is_live}

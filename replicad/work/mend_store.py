@@ -11,6 +11,7 @@ has unsealed work in the archive nothing is touched.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -99,8 +100,9 @@ class StoreMender:
         return [found for found in cases if remedy_for(found.part, found.verdict) is not Remedy.NOTHING]
 
     async def seen(self, found: Divergence) -> bytes:
-        """The bad bytes, MAX_SEEN_BYTES at most; b"" when there are none."""
-        return await asyncio.to_thread(self._quarantine.read, found.quarantine, MAX_SEEN_BYTES)
+        """The bad bytes, MAX_SEEN_BYTES at most, from where they are kept or else from where they were found; b"" when
+        they are neither here nor there."""
+        return await asyncio.to_thread(self._seen, found)
 
     async def wants(self, found: Divergence) -> list[Want]:
         """The blocks to be proven, and where the primary's files may hold each."""
@@ -148,12 +150,25 @@ class StoreMender:
         finally:
             inventory.close()
 
+    def _seen(self, found: Divergence) -> bytes:
+        kept = self._quarantine.read(found.quarantine, MAX_SEEN_BYTES)
+        if kept or not (found.seen and found.number):
+            return kept
+        try:
+            reader = self._disk.open_read(segment_path(self._directory, found.number))
+            with contextlib.closing(reader):
+                size = min(found.length, MAX_SEEN_BYTES, reader.size - found.offset)
+                stands = bytes(reader.read_at(found.offset, size))
+        except (ReplicadError, FileNotFoundError):
+            return b""  # as when it is not kept: nobody can be asked about it
+        return stands if checksum(stands) == found.seen else b""
+
     def _testify(self, found: Divergence, digest: bytes, sights: Sequence[Sight]) -> Divergence:
         known = self._findings.get_exactly(found.id)
         if known is None or known.state is not State.OPEN:
             return known or found
         evidence = known.evidence
-        if known.seen:
+        if known.seen and digest:
             witness = Witness.CONFIRMS if digest == known.seen else Witness.CONTRADICTS
             evidence = msgspec.structs.replace(evidence, witness=witness)
         if known.part is Part.BLOCK:
@@ -164,14 +179,13 @@ class StoreMender:
         return self._judged(known, evidence)
 
     def _judged(self, known: Divergence, evidence: Evidence) -> Divergence:
-        after = msgspec.structs.replace(known, evidence=evidence)
-        after = msgspec.structs.replace(after, verdict=judge(after.evidence))
+        after = msgspec.structs.replace(known, evidence=evidence, verdict=judge(evidence))
         if after == known:
             return known
         text = f"the primary was asked: {after.verdict.value}"
         if after.is_lost and not known.is_lost:
             text = f"no side has {_count(after.blocks)} of this any more: {after.verdict.value}"
-        return self._write(after, text)
+        return self._write(known, text, evidence=evidence, verdict=after.verdict)
 
     # remedies
 
@@ -228,7 +242,7 @@ class StoreMender:
         if not damaged:
             return self._stored_by_pass(found)
         try:
-            proven = prove(frames, set(damaged))
+            proven = {name: frame for name, frame in prove(frames, set(found.blocks)).items() if name in damaged}
         except FrameError as error:
             return self._noted(found, f"what was sent cannot repair it: {error}")
         if proven:
@@ -279,13 +293,11 @@ class StoreMender:
         said = self._sights.get(found.id, {})
         sight = _together([said.get(name, Sight.UNKNOWN) for name in left])
         evidence = msgspec.structs.replace(found.evidence, primary=sight)
-        harm = harm_of(self._archive.inventory, left)
-        affected, count = harm.of(left)
-        text = f"{len(found.blocks) - len(left)} blocks of it are repaired, {len(left)} are left"
+        mended = tuple(name for name in found.blocks if name not in left)
+        text = f"{len(mended)} blocks of it are repaired, {len(left)} are left"
         return self._write(
-            found, text, blocks=tuple(left), evidence=evidence, verdict=judge(evidence), affected=affected,
-            affected_count=count,
-        )  # fmt: skip
+            found, text, blocks=tuple(left), mended=found.mended + mended, evidence=evidence, verdict=judge(evidence)
+        )
 
     def _settle_ranges(self, found: Divergence) -> None:
         """What lies between the blocks of a run is damaged with them."""
@@ -484,8 +496,17 @@ class StoreMender:
 
     def _write(self, found: Divergence, text: str, **changes: object) -> Divergence:
         after = found.with_event(self._clock.now_ns(), text, **changes)
+        if after.mended and after.state is not State.OPEN:  # the record of what is over names all of it
+            after = self._touching(msgspec.structs.replace(after, blocks=after.mended + after.blocks, mended=()))
+        elif after.mended and after.is_lost and not (found.is_lost and found.blocks == after.blocks):
+            after = self._touching(after)  # just what is lost
         self._findings.update(after)
         return after
+
+    def _touching(self, found: Divergence) -> Divergence:
+        """With the files that its blocks belong to. Looks through the catalog."""
+        affected, count = harm_of(self._archive.inventory, found.blocks).of(found.blocks)
+        return msgspec.structs.replace(found, affected=affected, affected_count=count)
 
     def _noted(self, found: Divergence, text: str) -> Divergence:
         """One line in the history, not the same one again and again."""
@@ -521,11 +542,10 @@ _GRAVITY = (Sight.DIFFERS, Sight.UNREADABLE, Sight.ABSENT)
 
 
 def _together(sights: Sequence[Sight]) -> Sight:
-    """What looks at several blocks say as one: unknown while one is, else that some can be had, else the worst."""
-    if Sight.UNKNOWN in sights or not sights:
-        return Sight.UNKNOWN
-    if Sight.MATCHES in sights:
-        return Sight.MATCHES
+    """What looks at several blocks say as one: that some can be had, else unknown while one is, else the worst."""
+    for sight in (Sight.MATCHES, Sight.UNKNOWN):
+        if sight in sights:
+            return sight
     return next(sight for sight in _GRAVITY if sight in sights)
 
 

@@ -182,12 +182,17 @@ class StoreFindings:
 
 
 def _is_of(wrong: Wrong, known: Divergence) -> bool:
-    """Whether a place where nothing is expected any more is what is left of damaged blocks: they were stored anew
-    elsewhere, and what was found of them is about to be settled."""
-    if wrong.part is not Part.STRUCTURE or wrong.items or known.part is not Part.BLOCK:
+    """Whether a wrong place is what is left of damaged blocks that are known: some of them were stored anew elsewhere,
+    so that fewer, or nothing, are expected there any more; what was found of them is about to be settled."""
+    if wrong.is_transient or known.part is not Part.BLOCK or known.number != wrong.segment:
         return False
+    if wrong.part is Part.BLOCK:
+        is_within = known.offset <= wrong.offset and wrong.offset + wrong.length <= known.offset + known.length
+        is_news = wrong.sight is Sight.UNREADABLE and known.evidence.replica is not Sight.UNREADABLE
+        is_left = wrong.key != known.key or len(wrong.items) < len(known.blocks)
+        return is_left and is_within and not is_news and {one.id for one in wrong.items} <= set(known.blocks)
     is_apart = wrong.offset >= known.offset + known.length or known.offset >= wrong.offset + wrong.length
-    return known.number == wrong.segment and not is_apart
+    return wrong.part is Part.STRUCTURE and not wrong.items and not is_apart
 
 
 def _words(wrong: Wrong) -> str:

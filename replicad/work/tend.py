@@ -316,8 +316,8 @@ class Tending:
         while more:
             answer = await side.talk.inquire(after)
             more = answer.more
-            for case in answer.cases:
-                after = case.found.id
+            after = max((case.found.id for case in answer.cases), default=after)
+            for case in sorted(answer.cases, key=lambda case: len(case.wants)):  # a large one may outlast the link
                 found = await self._take(case.found)
                 if self._theirs.is_due(case.found):
                     found = await self._testify(side, case)

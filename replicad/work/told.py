@@ -32,6 +32,7 @@ def told(found: Divergence) -> Divergence:
         found,
         what=_text(found.what),
         blocks=found.blocks[:MAX_BLOCKS_NAMED],
+        mended=found.mended[: max(0, MAX_BLOCKS_NAMED - len(found.blocks))],
         bit_positions=found.bit_positions[:MAX_BITS],
         affected=tuple(_affected(found.affected)),
         looks=tuple(looks),
