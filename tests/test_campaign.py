@@ -75,10 +75,13 @@ def told(case: Case, number: int = 0, **changes: object) -> Document:
         "offset": expected.offset,
         "length": expected.length,
         "blocks": [name.hex() for name in expected.blocks],
+        "mended": [],
         "affected": [
             {"path": case.guard.file.path if case.guard else "some", "offset": 0, "length": 65536, "first": 1}
         ],
         "affected_count": 1,
+        "evidence": {"replica": "differs"},
+        "events": [{"at_ns": case.injected_ns + 3_000_000_000, "what": "found: it is broken"}],
         "found_ns": case.injected_ns + 3_000_000_000,
     } | changes
 
@@ -187,6 +190,14 @@ def test_the_account_adds_up(tmp_path: Path) -> None:
     write_page(as_markdown(account, "make campaign"), page)
     assert page.read_text().startswith("before\n") and page.read_text().endswith("\nafter\n")
     assert "old" not in page.read_text() and "| both | all | 4 |" in page.read_text()
+
+
+def test_what_is_wrong_tells_its_history() -> None:
+    """Evidence and events, counted from the damage, so that a run that cannot be repeated can be understood."""
+    case = a_case()
+    case.judge([told(case) | {"verdict": "inconclusive", "state": "open"}], set())
+    text = as_text(Account(1, 0, 60.0, cases=[case]))
+    assert "00000000 open inconclusive: replica differs" in text and "3.0 s found: it is broken" in text
 
 
 # the workload

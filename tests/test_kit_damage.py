@@ -68,6 +68,7 @@ def document(fault: Fault, **changes: object) -> dict[str, object]:
         "offset": expected.offset,
         "length": expected.length,
         "blocks": [name.hex() for name in expected.blocks],
+        "mended": [],
         "affected": [],
     } | changes
 
@@ -201,12 +202,15 @@ def test_a_book_in_use_is_left_alone(store: Path) -> None:
         ({"verdict": "inconclusive"}, "called block inconclusive"),
         ({"verdict": "primary_rot"}, "called block primary_rot"),
         ({"blocks": []}, "1 damaged blocks are not named"),
+        ({"blocks": [], "mended": ["BLOCK"]}, ""),
     ],
 )
 def test_an_expectation_can_fail(store: Path, changes: dict[str, object], problem: str) -> None:
     """Side, place, part, verdict and blocks: each one that is wrong is called so."""
     fault = Shelf(store).harm(Harm.BIT, seed=4)
     assert fault.expected.offset > 1
+    if "mended" in changes:
+        changes = changes | {"mended": [name.hex() for name in fault.expected.blocks]}
     found = fault.expected.problems([document(fault, **changes)])
     assert found == ([problem] if problem else [])
 
