@@ -28,10 +28,10 @@ from pathlib import Path
 import blake3
 
 from kit_campaign import Account, Case, Detector, as_lost, as_markdown, as_text, primary_fault
-from kit_damage import OF_BLOCKS, OF_SEGMENTS, OF_STRUCTURE, Fault, Harm, Shelf, harm_book, live_blocks
+from kit_damage import OF_BLOCKS, OF_SEGMENTS, OF_STRUCTURE, Fault, Harm, Shelf, harm_book, live_blocks, write_back
 from kit_detect import CommandLine
 from kit_faults import configure
-from kit_pair import Node, Pair, make_pair, replicad, running, wait_until
+from kit_pair import Pair, make_pair, replicad, running, wait_until
 from kit_rot import MIB, CannotRot, Disk, Kind, Rotten, real_disk, why_no_disks
 from kit_workload import BIG_BYTES, PIECE_BYTES, Known, Tree, Truth, differing, piece, tree_of
 from replicad.model.divergence import Side
@@ -47,7 +47,6 @@ KILLS_A_ROUND = 40
 """Daemons that take longer to start than they are let live settle nothing: a round's end is left in peace."""
 OLDER_KEPT = 12
 """Truths of older snapshots that are kept, to restore one of them in each round."""
-TRIES = 30
 
 
 @dataclass(frozen=True)
@@ -350,7 +349,8 @@ class Campaign:
         book = self.shelf / "catalog.db" if side is Side.REPLICA else node.state / "ledger" / "www.db"
         with self.tree.paused(), self.reaper.held():
             self.pair.sync()
-            self._stop_well(node, book)
+            node.stop()
+            write_back(book)
             case = Case(harm_book(book, side, choose.randrange(2**32)), time.time_ns())
             node.start()
             self.detector.scrub()
@@ -364,17 +364,6 @@ class Campaign:
             self.detector.scrub()
             self._settle([case])
         return [case]
-
-    def _stop_well(self, node: Node, book: Path) -> None:
-        """Stop a daemon so that all of a book is in its file. A scrub that reads it at that very moment closes it last,
-        and leaves the log to the next start."""
-        log = book.with_name(f"{book.name}-wal")
-        node.stop()
-        for _ in range(TRIES):
-            if not log.exists() or not log.stat().st_size:
-                return
-            node.start()
-            node.stop()
 
     def _settle_book(self, case: Case) -> None:
         def is_found() -> bool:

@@ -471,13 +471,22 @@ def harm_book(path: Path, side: Side, seed: int) -> Fault:
     raise CannotRot(f"{path}: no page of it is in use")
 
 
-def book_problems(path: Path) -> list[str]:
-    """What is wrong with a book that nobody has open, by its own checksums."""
+def write_back(path: Path) -> None:
+    """Bring what a book's log holds into the book, as the next start of its daemon would: whoever reads a book while
+    its daemon stops closes it last, and may not write."""
+    Database(path, [""] * _version(path)).close()
+
+
+def _version(path: Path) -> int:
     with path.open("rb") as file:
         file.seek(60)
-        (version,) = struct.unpack(">I", file.read(4))
+        return int.from_bytes(file.read(4), "big")
+
+
+def book_problems(path: Path) -> list[str]:
+    """What is wrong with a book that nobody has open, by its own checksums."""
     try:
-        book = Database(path, [""] * version, readonly=True)
+        book = Database(path, [""] * _version(path), readonly=True)
     except BookDamagedError as error:
         return [str(error)]
     try:

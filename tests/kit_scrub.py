@@ -33,14 +33,21 @@ TABLES = ("snapshot", "block", "directory", "entry", "file_block", "damage", "fr
 
 
 class SteppingClock(Clock):
-    """Wall time that goes on by a second at each question."""
+    """Wall time that goes on by a second at each question, and a clock of sleep alone, which is over at once."""
 
     def __init__(self) -> None:
         self.ns = 1_900_000_000_000_000_000
+        self.slept: list[float] = []
 
     def now_ns(self) -> int:
         self.ns += 1_000_000_000
         return self.ns
+
+    def monotonic_s(self) -> float:
+        return sum(self.slept)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
 
 
 class Rig:

@@ -26,7 +26,7 @@ from replicad.store.format import HEADER_BYTES, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
-from replicad.work.mend_store import BREAKER
+from replicad.work.mend_store import BREAKER, SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.segment_check import SegmentCheck
 
@@ -269,6 +269,28 @@ def test_a_session_s_unsealed_work_is_not_committed_by_a_repair(rig: Rig, tmp_pa
     assert rig.archive.head.number == 4
     rig.settle_all()
     rig.assert_clean(tmp_path)
+
+
+async def test_a_repair_waits_for_the_pass_under_way(rig: Rig) -> None:
+    """Where one pass follows the other it comes in between two of them; a long one it does not wait for twice."""
+    await asyncio.to_thread(_damaged, rig, 2)
+    primary = Primary(rig.archive)
+    primary.send(b"half of it")
+    primary.record(file_put(b"half", 7777, {0: block_id(b"half of it")}))
+    (found,) = rig.open_ones()
+    judged = await rig.mender.testimony(found, found.seen, [Sight.MATCHES])
+    frame = block_frame(rig.has[found.blocks[0]])
+    slept = rig.clock.slept
+    waiting = await rig.mender.mend(judged, [frame])
+    assert waiting.events[-1].what == WAITING and sum(slept) >= SEAL_WAIT_S
+    count = len(slept)
+    assert (await rig.mender.mend(judged, [frame])).state is State.OPEN and len(slept) == count
+    slept.append(SEAL_WAIT_EVERY_S)
+    waiting_again = asyncio.create_task(rig.mender.mend(judged, [frame]))
+    while len(slept) < count + 4:
+        await asyncio.sleep(0)
+    await asyncio.get_running_loop().run_in_executor(rig.executor, primary.seal, 5)
+    assert (await waiting_again).state is State.REPAIRED
 
 
 def test_what_no_side_has_is_named_exactly(rig: Rig, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from kit_engine import JumpingClock
+from kit_findings import a_divergence
 from kit_rig import Replica, Rig, copied, describe_snapshot, differences, replica, rig
 from kit_store import flip, segment
 from kit_tend import (
@@ -40,7 +42,7 @@ from replicad.work.account_record import Sums
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.confirm import Opinions
 from replicad.work.dataset import Dataset
-from replicad.work.tend import Tending
+from replicad.work.tend import AGAIN_ROUNDS, LAST_AGAIN_ROUNDS, Patience, Tending
 
 DATA = random.Random(5).randbytes(5 * BLOCK + 1000)
 
@@ -153,7 +155,7 @@ async def test_a_written_file_is_no_rot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("deed", ["drop", "rewrite"])
-async def test_a_finding_whose_record_is_gone_is_closed(tmp_path: Path, deed: str) -> None:
+async def test_a_divergence_whose_record_is_gone_is_closed(tmp_path: Path, deed: str) -> None:
     """After the next pass the record has another block there, or none; a file that was dropped may have moved, so it is
     none only after some walks."""
     async with world(tmp_path) as w:
@@ -648,3 +650,28 @@ async def test_a_hostile_replica_cannot_touch_other_findings(tmp_path: Path) -> 
         with pytest.raises(Exception, match="as another one is named"):
             await w.round()
         assert (await standing(w.primary, found)).side is Side.PRIMARY
+
+
+# when a finding is looked at again
+
+
+def test_patience_grows_with_what_stays_and_ends_with_what_changes() -> None:
+    """New and changed findings are due at once, others after pauses that double up to a limit; what nobody could say of
+    one is asked again as soon as the replica has taken in more."""
+    clock = JumpingClock()
+    patience, found = Patience(clock, round_s=1.0), a_divergence(id="aaaaaaaa", changed_ns=1)
+    pauses = []
+    for _ in range(8):
+        assert patience.is_due(found)
+        patience.looked(found)
+        began = clock.ns
+        while not patience.is_due(found, covered=10**9):
+            clock.ns += 10**9
+        pauses.append((clock.ns - began) // 10**9)
+    assert pauses == [min(AGAIN_ROUNDS * 2**i, LAST_AGAIN_ROUNDS) for i in range(8)]
+    patience.looked(found)
+    assert not patience.is_due(found) and patience.is_due(a_divergence(id="aaaaaaaa", changed_ns=2))
+    patience.looked(found, covered=7)
+    assert not patience.is_due(found, 7) and patience.is_due(found, 8)
+    patience.keep(set())
+    assert patience.is_due(found)

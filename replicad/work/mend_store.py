@@ -24,7 +24,7 @@ from replicad.db.findings import Findings
 from replicad.db.inventory import Expected, Inventory
 from replicad.link.messages import MAX_SEEN_BYTES, MAX_WANTS, Want
 from replicad.model.block import checksum
-from replicad.model.divergence import Divergence, Part, Receipt, State, differing_bits
+from replicad.model.divergence import Divergence, Part, Receipt, State
 from replicad.model.errors import BookDamagedError, ReplicadError, StoreDamagedError
 from replicad.model.remedy import Remedy, remedy_for
 from replicad.model.verdict import Evidence, Sight, Witness, Writing, judge
@@ -36,6 +36,7 @@ from replicad.work.archive import Archive, catalog_path
 from replicad.work.harm import Harm, harm_of
 from replicad.work.quarantine import Quarantine
 from replicad.work.segment_check import SegmentCheck, Wrong
+from replicad.work.store_case import as_one, awaits_witness, blocks_worded, end_of, is_lost_record, touches, with_bits
 from replicad.work.store_findings import Seen, StoreFindings
 from replicad.work.structure_check import check_structure, is_covered
 from replicad.work.upkeep import (
@@ -56,6 +57,8 @@ HOUR_NS = 3600 * 10**9
 WAITING = "waiting for the pass under way to be sealed"
 AWAITS_WITNESS = "its blocks were stored anew by a pass; what stood there is still to be judged with the primary"
 WELL_AGAIN = "read well again from the medium"
+SEAL_WAIT_S, SEAL_LOOK_S, SEAL_WAIT_EVERY_S = 5.0, 0.05, 60.0
+"""How long a repair waits for the pass under way, how often it looks, and when again after it was in vain."""
 LOOKS_TO_BE_WELL = 2
 """How often in a row a place must read well, in looks apart, before a finding about it is gone."""
 
@@ -89,6 +92,8 @@ class StoreMender:
         self._sights: dict[str, dict[bytes, Sight]] = {}
         """What the primary said last of each block of a case."""
         self._live: dict[bytes, tuple[int, int]] = {}
+        self._patient_s = float("-inf")
+        """When a pass under way is waited for again."""
         self._live_for: tuple[bytes, frozenset[bytes]] | None = None
         """The head and the blocks for which `_live` was looked up."""
 
@@ -120,7 +125,20 @@ class StoreMender:
     async def mend(self, found: Divergence, frames: Sequence[bytes], *, ordered: bool = False) -> Divergence:
         """Carry out what is to be done about a finding; it as it stands afterwards. `ordered`: by a person, who may do
         what the configuration and the breaker do not let happen by itself. `frames` are blocks from the primary."""
+        await self._until_sealed()
         return await self._in_shelf(lambda: self._mend(found.id, frames, ordered))
+
+    async def _until_sealed(self) -> None:
+        """Where much is written one pass follows the other, and a repair has to fall between two. Waits for a moment,
+        once in a while: a first copy is under way for hours."""
+        now_s = self._clock.monotonic_s()
+        if now_s < self._patient_s:
+            return
+        while not await self._in_shelf(lambda: self._archive.is_settled):
+            if self._clock.monotonic_s() >= now_s + SEAL_WAIT_S:
+                self._patient_s = now_s + SEAL_WAIT_EVERY_S
+                return
+            await self._clock.sleep(SEAL_LOOK_S)
 
     async def verify_divergences(self) -> list[Divergence]:
         """Look at the places of all open findings again; those that were settled meanwhile."""
@@ -173,7 +191,7 @@ class StoreMender:
             evidence = msgspec.structs.replace(evidence, witness=witness)
         if known.part is Part.BLOCK:
             self._sights[known.id] = dict(zip(known.blocks, sights, strict=False))
-            sight = _together([self._sights[known.id].get(name, Sight.UNKNOWN) for name in known.blocks])
+            sight = as_one([self._sights[known.id].get(name, Sight.UNKNOWN) for name in known.blocks])
             if sight is not Sight.UNKNOWN:  # what could not be found out this time takes nothing back
                 evidence = msgspec.structs.replace(evidence, primary=sight, writing=Writing.UNWRITTEN)
         return self._judged(known, evidence)
@@ -184,7 +202,7 @@ class StoreMender:
             return known
         text = f"the primary was asked: {after.verdict.value}"
         if after.is_lost and not known.is_lost:
-            text = f"no side has {_count(after.blocks)} of this any more: {after.verdict.value}"
+            text = f"no side has {blocks_worded(after.blocks)} of this any more: {after.verdict.value}"
         return self._write(known, text, evidence=evidence, verdict=after.verdict)
 
     # remedies
@@ -198,7 +216,7 @@ class StoreMender:
         count = len(found.blocks) if remedy is Remedy.MEND_REPLICA else 1
         if held := self._held(count, ordered):
             return self._noted(found, held)
-        if _is_lost_record(found) and not ordered:
+        if is_lost_record(found) and not ordered:
             return self._noted(found, "waiting for a person: a repair reads all segments again, in case it is back")
         if not self._archive.is_settled:
             return self._noted(found, WAITING)
@@ -263,7 +281,7 @@ class StoreMender:
         kept = _item_ranges(damaged)
         done = append_blocks(self._archive, self._disk, list(proven.values()), list(raw.values()))
         for one in done:
-            found = _with_bits(found, raw[one.place.id], old)
+            found = with_bits(found, raw[one.place.id], old)
             self._receipt(found, Remedy.MEND_REPLICA, "repaired", appended=one)
         if len(done) < len(proven):
             self._receipt(found, Remedy.MEND_REPLICA, "failed", detail="what was appended does not read well")
@@ -280,7 +298,7 @@ class StoreMender:
         damaged: dict[bytes, BlockPlace | None] = {}
         for name in found.blocks:
             place = places.get(name)
-            if place is None or (place.segment == found.number and found.offset <= place.offset < _end(found)):
+            if place is None or (place.segment == found.number and found.offset <= place.offset < end_of(found)):
                 damaged[name] = place
         return damaged
 
@@ -288,10 +306,10 @@ class StoreMender:
         """Only these blocks are left: what the primary said of them is what counts now."""
         if set(left) == set(found.blocks):
             if found.is_lost:
-                return self._noted(found, f"no side has {_count(found.blocks)} of this any more")
+                return self._noted(found, f"no side has {blocks_worded(found.blocks)} of this any more")
             return self._noted(found, "no proven block came from the primary")
         said = self._sights.get(found.id, {})
-        sight = _together([said.get(name, Sight.UNKNOWN) for name in left])
+        sight = as_one([said.get(name, Sight.UNKNOWN) for name in left])
         evidence = msgspec.structs.replace(found.evidence, primary=sight)
         mended = tuple(name for name in found.blocks if name not in left)
         text = f"{len(mended)} blocks of it are repaired, {len(left)} are left"
@@ -302,13 +320,13 @@ class StoreMender:
     def _settle_ranges(self, found: Divergence) -> None:
         """What lies between the blocks of a run is damaged with them."""
         if found.length and found.number:
-            inner = self._archive.inventory.expected(found.number, found.offset, _end(found))
+            inner = self._archive.inventory.expected(found.number, found.offset, end_of(found))
             if next(inner, None) is None:
                 note_mended(self._archive, found.number, [(found.offset, found.length)], self._clock.now_ns())
 
     def _lay(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
         """Lay the segment anew; what is left of it are blocks, which become findings of their own."""
-        if _is_lost_record(found):
+        if is_lost_record(found):
             return self._rebuild(found, frames)  # what a replay missed: it is there by now, or it is lost
         if self._is_unknown(found):
             return self._settle_unknown(found)
@@ -329,7 +347,7 @@ class StoreMender:
 
     def _has_unjudged(self, found: Divergence) -> bool:
         """Whether something else in the segment has no word from the primary yet."""
-        return any(map(_awaits_witness, self._others_in(found)))
+        return any(map(awaits_witness, self._others_in(found)))
 
     def _look_at_all(self, found: Divergence) -> None:
         """Look at the whole segment before it is laid anew: that may heal what no scrub has found so far, and it is not
@@ -359,7 +377,7 @@ class StoreMender:
         """Open findings about blocks that read well where the segment was laid anew: a file of it that was kept when it
         was laid before had them."""
         blocks = [one for one in self._others_in(found) if one.part is Part.BLOCK]
-        return [one for one in blocks if not _awaits_witness(one) and not any(_touches(wrong, one) for wrong in left)]
+        return [one for one in blocks if not awaits_witness(one) and not any(touches(wrong, one) for wrong in left)]
 
     def _is_unknown(self, found: Divergence) -> bool:
         """Whether nothing says what should stand there: the damage is older than the catalog."""
@@ -368,7 +386,7 @@ class StoreMender:
         inventory = self._archive.inventory
         last = inventory.last_expected(found.number)
         is_behind = last is None or found.offset >= last.offset + HEADER_BYTES + last.stored
-        return not is_behind and next(inventory.expected(found.number, found.offset, _end(found)), None) is None
+        return not is_behind and next(inventory.expected(found.number, found.offset, end_of(found)), None) is None
 
     def _settle_unknown(self, found: Divergence) -> Divergence:
         if not is_covered(self._archive.inventory):
@@ -381,7 +399,7 @@ class StoreMender:
         rebuild_book(self._archive, self._disk)
         structure = check_structure(self._archive.inventory)
         lines = {(damage.segment, damage.offset) for damage in self._archive.damage}
-        if structure.pages or structure.false or (_is_lost_record(found) and (found.number, found.offset) in lines):
+        if structure.pages or structure.false or (is_lost_record(found) and (found.number, found.offset) in lines):
             text = [*structure.pages, *structure.false, "the same is lost as before"][0]
             raise StoreDamagedError(f"the catalog was made anew, and: {text}")
         self._receipt(found, Remedy.REBUILD_BOOK, "repaired", detail="the old catalog is catalog.db.old")
@@ -418,7 +436,7 @@ class StoreMender:
             item = Expected(place.offset, place.stored, place.plain, place.id, b"")
             if not places_read_well(self._directory, self._disk, place.segment, [item]):
                 return None
-        if _awaits_witness(found):
+        if awaits_witness(found):
             return self._noted(found, AWAITS_WITNESS)
         return self._stored_by_pass(found)
 
@@ -437,7 +455,7 @@ class StoreMender:
             return found
         place = places[found.blocks[0]]
         new = self._archive.read_segment(place.segment, place.offset, HEADER_BYTES + place.stored)
-        return _with_bits(found, bytes(new), self._quarantine.read(found.quarantine, MAX_SEEN_BYTES))
+        return with_bits(found, bytes(new), self._quarantine.read(found.quarantine, MAX_SEEN_BYTES))
 
     def _if_told_no_more(self, found: Divergence) -> Divergence:
         lines = {(damage.segment, damage.offset) for damage in self._archive.damage}
@@ -449,7 +467,7 @@ class StoreMender:
         """Whether nothing of this finding is found again; of the whole segment, when what should stand is unknown."""
         inventory = Inventory.open(catalog_path(self._directory))
         try:
-            items = list(inventory.expected(found.number, found.offset, _end(found)))
+            items = list(inventory.expected(found.number, found.offset, end_of(found)))
             if items and found.part is not Part.SEGMENT:
                 return places_read_well(self._directory, self._disk, found.number, items)
             path, store = segment_path(self._directory, found.number), self._archive.store.owner.store
@@ -458,7 +476,7 @@ class StoreMender:
             return False
         finally:
             inventory.close()
-        return not any(_touches(wrong, found) for wrong in checked.wrongs if not wrong.is_transient)
+        return not any(touches(wrong, found) for wrong in checked.wrongs if not wrong.is_transient)
 
     def _counted(self, found: Divergence, is_well: bool) -> Divergence:
         """Gone when it read well in LOOKS_TO_BE_WELL looks in a row."""
@@ -538,39 +556,6 @@ class StoreMender:
 
 
 _LAID = (Part.RECORD, Part.COMMIT, Part.STRUCTURE, Part.SEGMENT)
-_GRAVITY = (Sight.DIFFERS, Sight.UNREADABLE, Sight.ABSENT)
-
-
-def _together(sights: Sequence[Sight]) -> Sight:
-    """What looks at several blocks say as one: that some can be had, else unknown while one is, else the worst."""
-    for sight in (Sight.MATCHES, Sight.UNKNOWN):
-        if sight in sights:
-            return sight
-    return next(sight for sight in _GRAVITY if sight in sights)
-
-
-def _awaits_witness(found: Divergence) -> bool:
-    """Whether the primary has not said yet what it makes of the bad bytes."""
-    return bool(found.seen) and found.evidence.witness is Witness.SILENT
-
-
-def _is_lost_record(found: Divergence) -> bool:
-    """Whether it is something that a replay missed, which no place in a segment stands for."""
-    return found.part is Part.RECORD and not found.length
-
-
-def _touches(wrong: Wrong, found: Divergence) -> bool:
-    if Part.SEGMENT in (wrong.part, found.part):
-        return True
-    return wrong.offset < _end(found) and found.offset < wrong.offset + wrong.length
-
-
-def _with_bits(found: Divergence, new: bytes, old: bytes) -> Divergence:
-    """Count the bits that differ, when the new frame may be the very one that was written."""
-    if len(found.blocks) != 1 or not len(new) == len(old) == found.length:
-        return found
-    bits, positions = differing_bits(new, old)
-    return msgspec.structs.replace(found, bits=bits, bit_positions=positions, expected=checksum(new))
 
 
 def _raw(frame: Frame) -> bytes:
@@ -579,11 +564,3 @@ def _raw(frame: Frame) -> bytes:
 
 def _item_ranges(damaged: dict[bytes, BlockPlace | None]) -> dict[bytes, tuple[int, int]]:
     return {name: (place.offset, HEADER_BYTES + place.stored) for name, place in damaged.items() if place}
-
-
-def _end(found: Divergence) -> int:
-    return found.offset + found.length
-
-
-def _count(blocks: Sequence[bytes]) -> str:
-    return "1 block" if len(blocks) == 1 else f"{len(blocks)} blocks"

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from replicad.link.messages import Case, Examined, Lost
 from replicad.model.attestation import Attestation, DrillNote
@@ -61,28 +61,39 @@ something about it changes. Each time costs a block or, on behalf of a whole seg
 
 
 Answer = TypeVar("Answer")
+NEVER = 1 << 62
+
+
+class _Looked(NamedTuple):
+    """How a finding stood when it was looked at, and when it is due again."""
+
+    changed_ns: int = -1
+    due_s: float = 0.0
+    pause_s: float = 0.0
+    covered: int = NEVER
 
 
 class Patience:
-    """Which findings are due: new ones and changed ones at once, those that stay as they are more and more seldom."""
+    """Which findings are due: new ones and changed ones at once, those that stay as they are more and more seldom, and
+    sooner when a pass may have cleared what nobody could say of them."""
 
     def __init__(self, clock: Clock, round_s: float) -> None:
         """`round_s`: how often there is a round."""
         self._clock, self._round_s = clock, round_s
-        self._looked: dict[str, tuple[int, float, float]] = {}
-        """By id: how it stood, when it is due again, and after how long."""
+        self._looked: dict[str, _Looked] = {}
 
-    def is_due(self, found: Divergence) -> bool:
-        """Whether it is time to look at it (again)."""
-        changed_ns, due_s, _ = self._looked.get(found.id, (-1, 0.0, 0.0))
-        return changed_ns != found.changed_ns or self._clock.monotonic_s() >= due_s
+    def is_due(self, found: Divergence, covered: int = 0) -> bool:
+        """Whether it is time to look at it (again), now that the replica has everything up to `covered`."""
+        last = self._looked.get(found.id, _Looked())
+        has_changed = last.changed_ns != found.changed_ns or covered > last.covered
+        return has_changed or self._clock.monotonic_s() >= last.due_s
 
-    def looked(self, found: Divergence) -> None:
-        """It was looked at, and this is how it stands now."""
-        changed_ns, _, pause_s = self._looked.get(found.id, (-1, 0.0, 0.0))
-        same = changed_ns == found.changed_ns
-        pause_s = min(2 * pause_s, LAST_AGAIN_ROUNDS * self._round_s) if same else AGAIN_ROUNDS * self._round_s
-        self._looked[found.id] = (found.changed_ns, self._clock.monotonic_s() + pause_s, pause_s)
+    def looked(self, found: Divergence, covered: int = NEVER) -> None:
+        """It was looked at, and this is how it stands now. It is due as soon as the replica has more than `covered`."""
+        last = self._looked.get(found.id, _Looked())
+        same = last.changed_ns == found.changed_ns
+        pause_s = min(2 * last.pause_s, LAST_AGAIN_ROUNDS * self._round_s) if same else AGAIN_ROUNDS * self._round_s
+        self._looked[found.id] = _Looked(found.changed_ns, self._clock.monotonic_s() + pause_s, pause_s, covered)
 
     def keep(self, names: set[str]) -> None:
         """Forget all others."""
@@ -319,7 +330,7 @@ class Tending:
             after = max((case.found.id for case in answer.cases), default=after)
             for case in sorted(answer.cases, key=lambda case: len(case.wants)):  # a large one may outlast the link
                 found = await self._take(case.found)
-                if self._theirs.is_due(case.found):
+                if self._theirs.is_due(case.found, side.covered):
                     found = await self._testify(side, case)
                 if found.state is State.OPEN:
                     names.add(found.id)
@@ -341,7 +352,7 @@ class Tending:
         if settled.state is State.OPEN and self._has_more(case, frames):
             self._nudged.set()  # the next round brings it
         else:
-            self._theirs.looked(settled)
+            self._theirs.looked(settled, side.covered if Sight.UNKNOWN in sights else NEVER)
         return settled
 
     def _has_more(self, case: Case, frames: int) -> bool:
