@@ -652,6 +652,16 @@ async def test_a_hostile_replica_cannot_touch_other_findings(tmp_path: Path) -> 
         assert (await standing(w.primary, found)).side is Side.PRIMARY
 
 
+async def test_a_question_does_not_wait_for_a_long_answer(tmp_path: Path) -> None:
+    """The gate is answered while the replica still adds up its record for a round."""
+    async with world(tmp_path) as made:
+        talk = await made.job._session()
+        async with talk._turn, asyncio.timeout(20):
+            said = await made.job.attest()
+        assert said.complete.number == 1 and not talk.is_busy
+        assert (await made.job.attest()).complete == said.complete, "the session of the rounds is as it was"
+
+
 # when a finding is looked at again
 
 

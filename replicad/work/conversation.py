@@ -79,6 +79,11 @@ class Conversation:
         """Whether nothing can be asked any more."""
         return self._channel.over.is_set()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for an answer, behind whom all others would wait."""
+        return self._turn.locked()
+
     async def close(self) -> None:
         """End it."""
         await self._channel.close()

@@ -174,9 +174,16 @@ class Tending:
         return await self._asked(lambda talk: talk.keep(name, snapshot, reason))
 
     async def _asked(self, ask: Callable[[Conversation], Awaitable[Answer]]) -> Answer:
-        """Ask something outside the rounds, which leave the session open meanwhile."""
+        """Ask something outside the rounds, which leave the session open meanwhile; in a session of its own while the
+        rounds wait for an answer, since that may take as long as the replica's record."""
         self._asking += 1
         try:
+            if self._talk and self._talk.is_busy and not self._talk.is_over:
+                own = await Conversation.open(await self._dial(), self._dataset.config.name)
+                try:
+                    return await ask(own)
+                finally:
+                    await own.close()
             try:
                 return await ask(await self._session())
             except LinkError:  # a session that was kept open may have died unnoticed
