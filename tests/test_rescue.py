@@ -20,7 +20,19 @@ from kit_pair import assert_same_tree
 from kit_restore import Writer, archive_tree, damage_block, differences, meta, restore
 from kit_retention import let_go_and_compact
 from kit_rot import CannotRot
-from kit_store import Model, Primary, Tree, bare, flip, groups, open_archive, segment
+from kit_store import (
+    Model,
+    Primary,
+    Tree,
+    bare,
+    directory_put,
+    file_put,
+    flip,
+    groups,
+    open_archive,
+    segment,
+    trees,
+)
 from kit_tree import as_nobody, build_tree, describe_tree, is_root
 from replicad.model import entry
 from replicad.model.block import block_id
@@ -29,10 +41,12 @@ from replicad.model.snapshot import Commit
 from replicad.store import format as fmt
 from replicad.store import rescue
 from replicad.store import store as store_module
-from replicad.store.format import FrameType
+from replicad.store.format import HEADER_BYTES, FrameType
 from replicad.system.disk import Disk
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.expire import drop
 from replicad.work.quarantine import Quarantine
+from replicad.work.rebuild import rebuild_catalog
 from replicad.work.rescue_kit import README, SCRIPT, leave_rescue_kit, packaged_script
 from replicad.work.upkeep import lay_segment
 
@@ -495,6 +509,43 @@ def test_frames_in_a_file_s_content_are_not_taken_for_the_store_s_own(tmp_path: 
 
 
 # held to the format
+
+
+def test_a_record_between_two_damages_counts_by_its_commit(tmp_path: Path) -> None:
+    """Nothing leads from it to a pad of ours, and the digest of the commit behind it names it all the same: for the
+    script and for a catalog made anew. A record of a store in a damaged file's content is named by none."""
+    directory = tmp_path / "ams1" / "www"
+    archive_tree(tmp_path / "other", _one_file(tmp_path / "tree"))
+    foreign = segment(tmp_path / "other").read_bytes()
+    archive = open_archive(directory)
+    primary = Primary(archive)
+    data = [random.Random(i).randbytes(3000) for i in range(2)]
+    ids = primary.send(foreign[: len(foreign) - 100])
+    primary.record(directory_put(b""), file_put(b"store", 7, {0: ids[0]}))
+    primary.send(*data)
+    primary.record(file_put(b"kept", 8, {0: block_id(data[0])}), file_put(b"too", 9, {0: block_id(data[1])}))
+    primary.seal(1)
+    archive.close()
+    file = segment(directory)
+    for name in (ids[0], block_id(data[0])):  # a bad header says nothing about where the next frame begins
+        at = file.read_bytes().index(name) - 32
+        for byte in range(HEADER_BYTES):
+            flip(file, at + byte, 3)
+    (directory / "catalog.db").unlink()
+    rebuild_catalog(directory)
+    assert set(trees(directory)[1]) == {b"", b"kept", b"too", b"store"}
+    done = run_script(directory, tmp_path / "back", code=1)
+    assert set(os.listdir(tmp_path / "back")) == {"kept", "too", "store"}, done.stderr
+    assert "of the record" not in done.stderr and "too:" not in done.stderr
+    reader = ArchiveReader(directory)
+    assert reader.snapshots()[0].lost == 0
+    reader.close()
+
+
+def _one_file(root: Path) -> Path:
+    root.mkdir()
+    (root / "elsewhere").write_bytes(b"of another store")
+    return root
 
 
 def test_the_script_is_held_to_the_format() -> None:

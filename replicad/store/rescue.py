@@ -31,7 +31,7 @@ from itertools import accumulate, chain, islice
 from typing import Any, NoReturn
 
 VERSION, HEAD_BYTES = 1, 64
-HEADER, BLOCK, RECORD, COMMIT, SEAL, PAD, RETENTION = 1, 2, 3, 4, 5, 6, 7
+HEADER, BLOCK, RECORD, COMMIT, SEAL, PAD, RETENTION, UNCERTAIN = 1, 2, 3, 4, 5, 6, 7, 103  # the last: a record
 LARGEST = {HEADER: 65536, BLOCK: 1 << 20, RECORD: 4 << 20, COMMIT: 65536, SEAL: 65536, PAD: 4096, RETENTION: 65536}
 FILE, DIRECTORY, SYMLINK = 1, 2, 3
 PUT = [1, b"", FILE, [], 0, 0, 0, 0, b"", 0, [], b"", []]  # what a put says that ends early
@@ -287,8 +287,7 @@ class Store:
 
     def scan(self) -> None:
         """Look at every header, and remember which frames stand where."""
-        names = os.listdir(f"{self.directory}/segments")
-        numbers = {int(name[:8]) for name in names if re.fullmatch(r"\d{8}\.seg", name)}
+        numbers = {int(one[:8]) for one in os.listdir(f"{self.directory}/segments") if re.fullmatch(r"\d{8}\.seg", one)}
         for number in range(1, max(numbers, default=0) + 1):
             if number in numbers:
                 rows = self.scan_segment(Segment(self.directory, number), is_last=number == max(numbers))
@@ -298,8 +297,7 @@ class Store:
         self.db.execute("CREATE INDEX frame_id ON frame(id)")
 
     def scan_segment(self, segment: Segment, is_last: bool) -> Iterator[Frame]:
-        """Frames of one segment that may matter: blocks wherever they stand, since their ids prove them; others where
-        they are surely the segment's own."""
+        """Frames that may matter: blocks, which their ids prove, wherever they stand; others that are the segment's."""
         at, behind, is_certain, is_own, is_sealed = 0, 0, True, True, False
         while at < segment.size:
             if (frame := segment.frame(at)) is None:  # perhaps the frame before claims a wrong length: look in it too
@@ -313,8 +311,9 @@ class Store:
             if frame.offset == 0:
                 is_own = self.is_own(segment, frame)
             is_sealed = is_sealed or frame.type == SEAL
-            if frame.type == BLOCK or (frame.type in (RECORD, COMMIT, RETENTION) and is_certain and is_own):
-                yield frame
+            kind = UNCERTAIN if frame.type == RECORD and not is_certain else frame.type
+            if kind == BLOCK or (is_own and (frame.type == RECORD or (is_certain and kind in (COMMIT, RETENTION)))):
+                yield frame._replace(type=kind)
             at, behind = frame.end, frame.offset + HEAD_BYTES
             if frame.type == PAD and not is_certain:
                 is_certain = at % 4096 == 0 or segment.leads_to_pad(segment.frame(at))
@@ -339,10 +338,9 @@ class Store:
     def replay(self) -> Iterator[Snapshot]:
         """The snapshots, oldest first, and which records each of them claims."""
         said = dict(self.fetch(self.frames("type IN (?, ?) ORDER BY n", COMMIT, RETENTION)))
-        waiting: list[Frame] = []
-        number, head, lost = 0, bytes(32), 0
-        for n, frame in self.frames("type IN (?, ?, ?) ORDER BY n", RECORD, COMMIT, RETENTION):
-            if frame.type == RECORD:
+        waiting, number, head, lost = [], 0, bytes(32), 0
+        for n, frame in self.frames("type IN (?, ?, ?, ?) ORDER BY n", RECORD, UNCERTAIN, COMMIT, RETENTION):
+            if frame.type in (RECORD, UNCERTAIN):
                 waiting.append(frame)
                 continue
             commit = said[n] if isinstance(said[n], str) else unpacked(said[n])[0]
@@ -353,14 +351,16 @@ class Store:
             if frame.type == RETENTION:
                 self.dropped.update(one for one in commit[1] if one < number)
                 continue
-            claimed = waiting[-commit[4] :] if commit[4] else []
-            if blake3([b"".join(record.id for record in claimed)]) != [commit[5]]:
-                lost += max(1, commit[4] - len(claimed))
+            sure = [record for record in waiting if record.type == RECORD]  # of others only what the digest names
+            ends = (some[len(some) - commit[4] :] for some in (waiting, sure) if len(some) >= commit[4])
+            claimed = next((end for end in ends if blake3([b"".join(one.id for one in end)]) == [commit[5]]), None)
+            if claimed is None:
+                claimed, lost = sure[-commit[4] :], lost + max(1, commit[4] - len(sure))
             if commit[3] != head:
-                claimed, lost = waiting, lost + 1  # a commit between the two is missing
+                claimed, lost = sure, lost + 1  # a commit between the two is missing
             number, head, waiting, self.last_commit = commit[0], frame.id, [], (frame.segment, frame.offset)
-            is_complete, unread = commit[2] and not lost, commit[8] if len(commit) > 8 else 0
-            yield Snapshot(number, commit[1], is_complete, commit[6], commit[7], unread, claimed, lost)
+            _, created_ns, is_complete, _, _, _, entries, size, unread = (*commit, 0)[:9]
+            yield Snapshot(number, created_ns, is_complete and not lost, entries, size, unread, claimed, lost)
 
     def line_of(self, one: Snapshot) -> str:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.created_ns // 10**9))

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from replicad.db.catalog import BlockPlace, Catalog, FrameCopy
 from replicad.db.expiry import drop_snapshots, purge
 from replicad.model.block import Buffer
@@ -53,6 +55,8 @@ class _RecordPlace:
     id: bytes
     frame: bytes = b""
     """A copy, where the segment is damaged."""
+    certain: bool = True
+    """False: it may stand in another frame's payload. Then it counts only if a commit claims just it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,8 @@ class Replay:
 
     def _frame(self, frame: Frame, scan: SegmentScan, copy: FrameCopy | None = None) -> None:
         """Take a frame of the segment, or a copy in its place."""
-        segment, certain = scan.position.segment, scan.certain or copy is not None
+        segment = scan.position.segment
+        certain = scan.certain or copy is not None or self._is_known(segment, frame)
         if certain and frame.type != FrameType.BLOCK:
             self._keep(copy or _copied(segment, frame))
         if self._sealed:
@@ -167,15 +172,22 @@ class Replay:
                 self._blocks.append(BlockPlace(frame.id, segment, frame.offset, frame.stored, frame.plain))
                 if len(self._blocks) >= BATCH_BLOCKS:
                     self._index()
-        elif frame.type == FrameType.RECORD and certain:
-            spare = copy.frame if copy else b""
-            self._records.append(_RecordPlace(segment, frame.offset, frame.end - frame.offset, frame.id, spare))
+        elif frame.type == FrameType.RECORD:
+            place, spare = (segment, frame.offset, frame.end - frame.offset), copy.frame if copy else b""
+            self._records.append(_RecordPlace(*place, frame.id, spare, certain))
         elif frame.type == FrameType.RETENTION and certain:
             self._retain(frame, segment)
         elif frame.type == FrameType.COMMIT and certain:
             problem = self._commit(frame, scan)
             if problem:
                 self._note(Damage(segment, frame.offset, frame.end - frame.offset, problem))
+
+    def _is_known(self, segment: int, frame: Frame) -> bool:
+        """Whether the old catalog has a copy of just this frame at just this place."""
+        if frame.type == FrameType.BLOCK or not self.spare:
+            return False
+        copies = self.spare(segment, frame.offset, frame.end - frame.offset)
+        return any((copy.offset, copy.head) == (frame.offset, frame_header(frame)) for copy in copies)
 
     def _retain(self, frame: Frame, segment: int) -> None:
         """Let go what the replica once decided not to keep."""
@@ -212,7 +224,7 @@ class Replay:
         if commit.number <= head.number:
             return f"commit of snapshot {commit.number} stands behind that of {head.number}"
         if commit.parent != head.digest:
-            claimed, lost = list(self._records), lost + 1
+            claimed, lost = [place for place in self._records if place.certain], lost + 1
             text = f"a commit between snapshots {head.number} and {commit.number} is lost; its entries count for this"
             self._note(Damage(scan.position.segment, frame.offset, 0, text))
         elif lost:
@@ -236,10 +248,14 @@ class Replay:
             self._sealed = None
 
     def _claimed(self, commit: Commit) -> tuple[list[_RecordPlace], int]:
-        """The records that belong to a commit, and how many of them are missing (at least, when any is)."""
-        last = self._records[-commit.records :] if commit.records else []
-        if records_digest(place.id for place in last) == commit.records_digest and len(last) == commit.records:
-            return last, 0
+        """The records that belong to a commit, and how many of them are missing (at least, when any is).
+
+        The digest goes over cryptographic ids: what it matches is what the primary sent, however it was found."""
+        last: list[_RecordPlace] = []
+        for known in (self._records, [place for place in self._records if place.certain]):
+            last = known[-commit.records :] if commit.records else []
+            if records_digest(place.id for place in last) == commit.records_digest and len(last) == commit.records:
+                return last, 0
         return last, max(1, commit.records - len(last))
 
     def _apply(self, places: list[_RecordPlace]) -> int:
@@ -255,6 +271,8 @@ class Replay:
                 self._note(Damage(place.segment, place.offset, place.size, f"record: {error}"))
                 lost += 1
                 continue
+            if not place.certain:
+                self._keep(_copied(place.segment, msgspec.structs.replace(frame, offset=place.offset)))
             current = self.catalog.apply(_without_stray_maps(ops, current), current)
         return lost
 
