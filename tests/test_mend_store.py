@@ -26,7 +26,7 @@ from replicad.store.format import HEADER_BYTES, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
-from replicad.work.mend_store import BREAKER, SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING
+from replicad.work.mend_store import BREAKER, SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING, WHOLE_REST
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.segment_check import SegmentCheck
 
@@ -540,6 +540,33 @@ def test_what_reads_well_twice_is_gone(rig: Rig, tmp_path: Path) -> None:
     (settled,) = asyncio.run(rig.mender.verify_divergences())
     assert settled.state is State.GONE
     rig.assert_clean(tmp_path)
+
+
+def test_a_segment_of_many_findings_is_looked_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody knows what should stand, all of it has to be read: once for all of them, and not all the time."""
+    rig.scrub()
+    for frame in rig.frames(FrameType.BLOCK, 2)[:5:2]:
+        flip(segment(rig.directory, 2), frame.offset + 70)
+    rig.close()
+    rebuild_catalog(rig.directory)
+    rig.open()
+    assert rig.scrub() >= 3
+    assert len({one.id for one in rig.open_ones() if one.part is Part.STRUCTURE and one.number == 2}) == 3
+    looks: list[int] = []
+    run = SegmentCheck.run
+
+    def counted(self: SegmentCheck, before: bytes = b"") -> object:
+        looks.append(self._number)
+        rig.clock.slept.append(1.0)
+        return run(self, before)
+
+    monkeypatch.setattr(SegmentCheck, "run", counted)
+    for _ in range(3):
+        asyncio.run(rig.mender.verify_divergences())
+    assert looks == [2]
+    rig.clock.slept.append(WHOLE_REST)
+    asyncio.run(rig.mender.verify_divergences())
+    assert looks == [2, 2]
 
 
 def test_a_live_block_is_asked_for_by_its_place(rig: Rig) -> None:

@@ -59,6 +59,9 @@ AWAITS_WITNESS = "its blocks were stored anew by a pass; what stood there is sti
 WELL_AGAIN = "read well again from the medium"
 SEAL_WAIT_S, SEAL_LOOK_S, SEAL_WAIT_EVERY_S = 5.0, 0.05, 60.0
 """How long a repair waits for the pass under way, how often it looks, and when again after it was in vain."""
+WHOLE_REST = 20
+"""A segment that has to be looked at as a whole rests so many times as long as that takes: findings of which nobody
+knows what should stand there may stay open for months."""
 LOOKS_TO_BE_WELL = 2
 """How often in a row a place must read well, in looks apart, before a finding about it is gone."""
 
@@ -92,6 +95,8 @@ class StoreMender:
         self._sights: dict[str, dict[bytes, Sight]] = {}
         """What the primary said last of each block of a case."""
         self._live: dict[bytes, tuple[int, int]] = {}
+        self._rests_until_s: dict[int, float] = {}
+        """When a whole segment is looked at again, by number."""
         self._patient_s = float("-inf")
         """When a pass under way is waited for again."""
         self._live_for: tuple[bytes, frozenset[bytes]] | None = None
@@ -143,8 +148,9 @@ class StoreMender:
     async def verify_divergences(self) -> list[Divergence]:
         """Look at the places of all open findings again; those that were settled meanwhile."""
         settled: list[Divergence] = []
+        wrongs: dict[int, list[Wrong] | None] = {}
         for found in await self._in_shelf(self._book.open_ones):
-            after = await self._look_again(found)
+            after = await self._look_again(found, wrongs)
             if after.state is not State.OPEN:
                 settled.append(after)
         return settled
@@ -413,7 +419,8 @@ class StoreMender:
 
     # looking again
 
-    async def _look_again(self, found: Divergence) -> Divergence:
+    async def _look_again(self, found: Divergence, wrongs: dict[int, list[Wrong] | None]) -> Divergence:
+        """`wrongs`: of whole segments that were looked at for others just now."""
         if found.part is Part.BOOK:
             return await self._look_at_book(found)
         if found.key.startswith("block:") or found.part is Part.BLOCK:
@@ -424,7 +431,7 @@ class StoreMender:
             return await self._in_shelf(lambda: self._if_told_no_more(found))
         if not found.number:
             return found
-        is_well = await asyncio.to_thread(self._is_well, found)
+        is_well = await asyncio.to_thread(self._is_well, found, wrongs)
         return await self._in_shelf(lambda: self._counted(found, is_well))
 
     def _if_moved(self, found: Divergence) -> Divergence | None:
@@ -463,20 +470,32 @@ class StoreMender:
             return found
         return self._write(found, "the catalog was made anew and lacks nothing there", state=State.GONE)
 
-    def _is_well(self, found: Divergence) -> bool:
+    def _is_well(self, found: Divergence, wrongs: dict[int, list[Wrong] | None]) -> bool:
         """Whether nothing of this finding is found again; of the whole segment, when what should stand is unknown."""
         inventory = Inventory.open(catalog_path(self._directory))
         try:
             items = list(inventory.expected(found.number, found.offset, end_of(found)))
             if items and found.part is not Part.SEGMENT:
                 return places_read_well(self._directory, self._disk, found.number, items)
-            path, store = segment_path(self._directory, found.number), self._archive.store.owner.store
-            checked = SegmentCheck(inventory, self._disk, path, found.number, store, size=0).run()
+            if found.number not in wrongs:
+                wrongs[found.number] = self._look_at_whole(inventory, found.number)
+            seen = wrongs[found.number]
         except FileNotFoundError:
             return False
         finally:
             inventory.close()
-        return not any(touches(wrong, found) for wrong in checked.wrongs if not wrong.is_transient)
+        return seen is not None and not any(touches(wrong, found) for wrong in seen if not wrong.is_transient)
+
+    def _look_at_whole(self, inventory: Inventory, number: int) -> list[Wrong] | None:
+        """What is wrong in a segment; None when it was looked at not long ago. Raises FileNotFoundError."""
+        began_s = self._clock.monotonic_s()
+        if began_s < self._rests_until_s.get(number, began_s):
+            return None
+        path, store = segment_path(self._directory, number), self._archive.store.owner.store
+        checked = SegmentCheck(inventory, self._disk, path, number, store, size=0).run()
+        ended_s = self._clock.monotonic_s()
+        self._rests_until_s[number] = ended_s + WHOLE_REST * (ended_s - began_s)
+        return checked.wrongs
 
     def _counted(self, found: Divergence, is_well: bool) -> Divergence:
         """Gone when it read well in LOOKS_TO_BE_WELL looks in a row."""
