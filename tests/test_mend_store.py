@@ -569,6 +569,23 @@ def test_a_segment_of_many_findings_is_looked_at_once(rig: Rig, monkeypatch: pyt
     assert looks == [2, 2]
 
 
+def test_a_place_of_which_nobody_knows_keeps_no_segment_from_being_laid(rig: Rig) -> None:
+    """Laying changes nothing there, so nothing has to be said of it first; and it stays a finding."""
+    rig.scrub()
+    (seal,) = rig.frames(FrameType.SEAL, 2)
+    flip(segment(rig.directory, 2), rig.frames(FrameType.BLOCK, 2)[1].offset + 70)
+    rig.close()
+    rebuild_catalog(rig.directory)
+    rig.open()
+    rig.scrub()
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    unknown, sealed = sorted((one for one in rig.open_ones() if one.number == 2), key=lambda one: one.offset)
+    judged = asyncio.run(rig.mender.testimony(sealed, sealed.seen, []))
+    assert asyncio.run(rig.mender.mend(judged, [])).state is State.REPAIRED
+    assert unknown.id in {one.id for one in rig.open_ones()}
+
+
 def test_a_live_block_is_asked_for_by_its_place(rig: Rig) -> None:
     """File and block number, so that the primary knows where to read; (0, 0) for what only history has."""
     rig.scrub()

@@ -97,6 +97,7 @@ class StoreMender:
         self._live: dict[bytes, tuple[int, int]] = {}
         self._rests_until_s: dict[int, float] = {}
         """When a whole segment is looked at again, by number."""
+        self._uncovered_until_s = float("-inf")
         self._patient_s = float("-inf")
         """When a pass under way is waited for again."""
         self._live_for: tuple[bytes, frozenset[bytes]] | None = None
@@ -227,7 +228,7 @@ class StoreMender:
         if not self._archive.is_settled:
             return self._noted(found, WAITING)
         try:
-            if remedy is Remedy.LAY_SEGMENT:
+            if remedy is Remedy.LAY_SEGMENT and not self._is_unknown(found):
                 self._look_at_all(found)
                 if self._has_unjudged(found) and not ordered:
                     return self._noted(found, f"what else was found in segment {found.number} is judged first")
@@ -352,8 +353,9 @@ class StoreMender:
         return after
 
     def _has_unjudged(self, found: Divergence) -> bool:
-        """Whether something else in the segment has no word from the primary yet."""
-        return any(map(awaits_witness, self._others_in(found)))
+        """Whether something else in the segment has no word from the primary yet. Where nobody knows what should stand,
+        laying it changes nothing."""
+        return any(awaits_witness(one) and not self._is_unknown(one) for one in self._others_in(found))
 
     def _look_at_all(self, found: Divergence) -> None:
         """Look at the whole segment before it is laid anew: that may heal what no scrub has found so far, and it is not
@@ -395,11 +397,23 @@ class StoreMender:
         return not is_behind and next(inventory.expected(found.number, found.offset, end_of(found)), None) is None
 
     def _settle_unknown(self, found: Divergence) -> Divergence:
-        if not is_covered(self._archive.inventory):
+        if not self._is_covered():
             return self._noted(found, "nobody knows what stood here, and something that snapshots name is missing")
         note_mended(self._archive, found.number, [(found.offset, found.length)], self._clock.now_ns())
         text = "nobody knows what stood here, and nothing that a snapshot names is missing"
         return self._write(found, text, state=State.GONE)
+
+    def _is_covered(self) -> bool:
+        """Whether every block that a snapshot names stands somewhere; that it is not so is believed for a while, since
+        it takes a look at all of them."""
+        began_s = self._clock.monotonic_s()
+        if began_s < self._uncovered_until_s:
+            return False
+        if is_covered(self._archive.inventory):
+            return True
+        ended_s = self._clock.monotonic_s()
+        self._uncovered_until_s = ended_s + WHOLE_REST * (ended_s - began_s)
+        return False
 
     def _rebuild(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
         rebuild_book(self._archive, self._disk)
