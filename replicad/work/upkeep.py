@@ -338,17 +338,19 @@ class _Laying:
         return next((frame for source in self._sources if (frame := source.frame(item))), None)
 
     def _fill(self, end: int) -> None:
-        """What the catalog does not know of: blocks that stand elsewhere too, if they are whole; else zeros."""
+        """What the catalog does not know of: blocks that stand elsewhere too, if they are whole; the rest as it is."""
         start = self._appender.position
-        for source in self._sources if self._gaps is None else ():
+        if self._gaps is not None:
+            self._zeros(end)
+            self._gaps += [(start, end - start)] if end > start else []
+            return
+        for source in self._sources:
             for frame in source.unclaimed(self._appender.position, end):
                 self._add(frame)
-        self._zeros(end)
-        if self._gaps is not None and end > start:
-            self._gaps.append((start, end - start))
+        self._leave(end)
 
     def _leave(self, end: int) -> None:
-        """A frame that nobody has: the damaged bytes stay as they are, so that what was found there is found again as
+        """What nobody has, or knows: the damaged bytes stay as they are, so that what was found there is found again as
         what it is; zeros where there are none."""
         start = self._appender.position
         left = self._own.bytes_at(start, end) if self._own and end > start else b""
