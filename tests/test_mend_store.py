@@ -411,6 +411,27 @@ def test_blocks_that_a_kept_file_still_had_are_repaired_with_their_segment(rig: 
     rig.assert_clean(tmp_path)
 
 
+def test_a_block_of_which_the_primary_could_not_say_is_judged_before_it_is_healed(rig: Rig, tmp_path: Path) -> None:
+    """Its file is being written, and a kept file has the block: the segment is laid once it is known what was wrong."""
+    rig.scrub()
+    lost, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    rig.settle_all()
+    for frame in (lost, rig.frames(FrameType.SEAL, 2)[0]):
+        flip(segment(rig.directory, 2), frame.offset + HEADER_BYTES + 3, 0)
+    assert rig.scrub() == 2
+    block, sealed = sorted(rig.open_ones(), key=lambda one: one.offset)
+    asyncio.run(rig.mender.testimony(block, block.seen, [Sight.UNKNOWN]))
+    judged = asyncio.run(rig.mender.testimony(sealed, sealed.seen, []))
+    waiting = asyncio.run(rig.mender.mend(judged, []))
+    assert waiting.state is State.OPEN and "judged first" in waiting.events[-1].what
+    rig.settle_all()
+    (told,) = [one for one in repaired(rig) if one.part is Part.BLOCK]
+    assert told.verdict is Verdict.REPLICA_ROT
+    rig.assert_clean(tmp_path)
+
+
 def test_what_laying_a_segment_heals_is_found_first(rig: Rig, tmp_path: Path) -> None:
     """A block that went bad after the last scrub, of which a kept file still has a copy: it is found, judged and told
     although the segment was to be laid for something else, and nothing is laid before."""

@@ -36,7 +36,16 @@ from replicad.work.archive import Archive, catalog_path
 from replicad.work.harm import Harm, harm_of
 from replicad.work.quarantine import Quarantine
 from replicad.work.segment_check import SegmentCheck, Wrong
-from replicad.work.store_case import as_one, awaits_witness, blocks_worded, end_of, is_lost_record, touches, with_bits
+from replicad.work.store_case import (
+    as_one,
+    awaits_witness,
+    blocks_worded,
+    end_of,
+    is_lost_record,
+    is_unjudged,
+    touches,
+    with_bits,
+)
 from replicad.work.store_findings import Seen, StoreFindings
 from replicad.work.structure_check import check_structure, is_covered
 from replicad.work.upkeep import (
@@ -283,9 +292,9 @@ class StoreMender:
         self, found: Divergence, proven: dict[bytes, Frame], damaged: dict[bytes, BlockPlace | None]
     ) -> Divergence:
         """Store proven blocks, and note which places need no word any more."""
-        raw = {name: _raw(frame) for name, frame in proven.items()}
+        raw = {name: frame_header(frame) + bytes(frame.payload) for name, frame in proven.items()}
         old = self._quarantine.read(found.quarantine, MAX_SEEN_BYTES)
-        kept = _item_ranges(damaged)
+        kept = {name: (at.offset, HEADER_BYTES + at.stored) for name, at in damaged.items() if at}
         done = append_blocks(self._archive, self._disk, list(proven.values()), list(raw.values()))
         for one in done:
             found = with_bits(found, raw[one.place.id], old)
@@ -353,9 +362,9 @@ class StoreMender:
         return after
 
     def _has_unjudged(self, found: Divergence) -> bool:
-        """Whether something else in the segment has no word from the primary yet. Where nobody knows what should stand,
-        laying it changes nothing."""
-        return any(awaits_witness(one) and not self._is_unknown(one) for one in self._others_in(found))
+        """Whether something else in the segment is not judged yet. Where nobody knows what should stand, laying it
+        changes nothing."""
+        return any(is_unjudged(one) and not self._is_unknown(one) for one in self._others_in(found))
 
     def _look_at_all(self, found: Divergence) -> None:
         """Look at the whole segment before it is laid anew: that may heal what no scrub has found so far, and it is not
@@ -385,7 +394,7 @@ class StoreMender:
         """Open findings about blocks that read well where the segment was laid anew: a file of it that was kept when it
         was laid before had them."""
         blocks = [one for one in self._others_in(found) if one.part is Part.BLOCK]
-        return [one for one in blocks if not awaits_witness(one) and not any(touches(wrong, one) for wrong in left)]
+        return [one for one in blocks if not is_unjudged(one) and not any(touches(wrong, one) for wrong in left)]
 
     def _is_unknown(self, found: Divergence) -> bool:
         """Whether nothing says what should stand there: the damage is older than the catalog."""
@@ -589,11 +598,3 @@ class StoreMender:
 
 
 _LAID = (Part.RECORD, Part.COMMIT, Part.STRUCTURE, Part.SEGMENT)
-
-
-def _raw(frame: Frame) -> bytes:
-    return frame_header(frame) + bytes(frame.payload)
-
-
-def _item_ranges(damaged: dict[bytes, BlockPlace | None]) -> dict[bytes, tuple[int, int]]:
-    return {name: (place.offset, HEADER_BYTES + place.stored) for name, place in damaged.items() if place}

@@ -12,7 +12,7 @@ import msgspec
 
 from replicad.model.block import checksum
 from replicad.model.divergence import Divergence, Part, differing_bits
-from replicad.model.verdict import Sight, Witness
+from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.work.segment_check import Wrong
 
 _SAYS_MORE = (Sight.MATCHES, Sight.UNKNOWN, Sight.DIFFERS, Sight.UNREADABLE, Sight.ABSENT)
@@ -26,6 +26,11 @@ def as_one(sights: Sequence[Sight]) -> Sight:
 def awaits_witness(found: Divergence) -> bool:
     """Whether the primary has not said yet what it makes of the bad bytes."""
     return bool(found.seen) and found.evidence.witness is Witness.SILENT
+
+
+def is_unjudged(found: Divergence) -> bool:
+    """Whether it is still open what is wrong: of the bad bytes, or of the block that should stand there."""
+    return awaits_witness(found) or (found.part is Part.BLOCK and found.verdict is Verdict.INCONCLUSIVE)
 
 
 def is_lost_record(found: Divergence) -> bool:
