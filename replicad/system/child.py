@@ -17,12 +17,14 @@ import os
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from replicad.model import errors
+from replicad.model.block import Buffer
 from replicad.model.errors import ReplicadError
 from replicad.system.tasks import (
     ERROR,
@@ -62,6 +64,9 @@ class Doer(Protocol):
     async def call_for_bulk(self, task: Task[Asked, Answered], asked: Asked) -> tuple[Answered, bytes]:
         """Have it do a task that answers with a `Bulky`: its result and its bulk."""
 
+    async def call_with_bulk(self, task: Task[Asked, Answered], asked: Asked, bulk: Sequence[Buffer]) -> Answered:
+        """Have it do a task that is asked with a bulk, in pieces, of PART_BYTES together at most."""
+
     def post(self, task: Task[Asked, Any], asked: Asked) -> None:
         """Have it do a task, if it runs, without waiting."""
 
@@ -95,6 +100,18 @@ class Child:
         line = await self._connected()
         answer = await line.ask(await line.parts.get(), task.name, asked)
         return task.answered.decode(answer.result), answer.bulk
+
+    async def call_with_bulk(self, task: Task[Asked, Answered], asked: Asked, bulk: Sequence[Buffer]) -> Answered:
+        """The same for a task that is asked with a bulk: pieces of PART_BYTES together at most."""
+        line = await self._connected()
+        answer = await line.ask(await line.parts.get(), task.name, asked, bulk)
+        result: Answered = task.answered.decode(answer.result)
+        return result
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a question with a bulk need not wait for others to be answered first."""
+        return self._line is not None and not self._line.parts.empty()
 
     def post(self, task: Task[Asked, Any], asked: Asked) -> None:
         """Have the child do it if it runs, without waiting; whatever comes of it is nobody's business."""
@@ -162,7 +179,7 @@ class _Line(asyncio.Protocol):
         self._reading, _ = await loop.connect_read_pipe(lambda: self, self.process.stdout)
         self._writing, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, self.process.stdin)
 
-    def ask(self, part: int, name: str, asked: object) -> asyncio.Future[_Answer]:
+    def ask(self, part: int, name: str, asked: object, bulk: Sequence[Buffer] = ()) -> asyncio.Future[_Answer]:
         """Send a question; its answer."""
         answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         if self.lost:
@@ -171,10 +188,22 @@ class _Line(asyncio.Protocol):
             return answer
         self._waiting.append(_Question(part, answer))
         message = bytearray(LENGTH_BYTES)
-        encoder.encode_into((part, name, asked), message, LENGTH_BYTES)
+        size = self._share(part, bulk) if bulk else 0
+        encoder.encode_into((part, name, asked, size), message, LENGTH_BYTES)
         message[:LENGTH_BYTES] = (len(message) - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "big")
         self._writing.write(message)
         return answer
+
+    def _share(self, part: int, bulk: Sequence[Buffer]) -> int:
+        """Put a question's bulk into its part of the shared memory; its length."""
+        view, first = self._shared, part * PART_BYTES
+        at = first
+        for piece in bulk:
+            end = at + len(piece)
+            view[at:end] = piece
+            at = end
+        assert at - first <= PART_BYTES, "a bulk that is too large was asked with"
+        return at - first
 
     async def close(self) -> None:
         self._writing.close()

@@ -1,6 +1,7 @@
 """Tasks: what a child process can be asked to do, and the loop in it that does it. The other side is system/child.py.
 
-    question   8 bytes length, msgpack [part of the shared memory or -1, name, what is asked]
+    question   8 bytes length, msgpack [part of the shared memory or -1, name, what is asked, length of the bulk in the
+               shared memory that belongs to it]
     answer     8 bytes length, kind, 8 bytes length of the bulk behind it or in the shared memory, msgpack result
 
 One after the other, on one thread. **Never** outlives the process that asks, and says nothing when that is gone.
@@ -62,8 +63,9 @@ class Bulky:
     """In pieces, to be joined."""
 
 
-Tasks = Mapping[Task[Any, Any], Callable[[Any], object]]
-"""What a child can do. A function gives its task's answer, or a `Bulky` with it."""
+Tasks = Mapping[Task[Any, Any], Callable[..., object]]
+"""What a child can do. A function gives its task's answer, or a `Bulky` with it; one that is asked with a bulk takes
+that as well, and may look at it until it has answered."""
 
 
 def serve(tasks: Tasks) -> None:
@@ -93,15 +95,17 @@ def _live_no_longer_than(parent: int) -> None:
 class _Served:
     def __init__(self, tasks: Tasks, shared: int) -> None:
         self._tasks = {task.name: (task.asked, run) for task, run in tasks.items()}
-        self._questions = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw])
+        self._questions = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw, int])
         self._shared = memoryview(mmap.mmap(shared, PARTS * PART_BYTES))
 
     def answer(self, question: bytes) -> list[Buffer]:
         """The message that answers, in pieces."""
-        part, name, asked = self._questions.decode(question)
+        part, name, asked, bulk_bytes = self._questions.decode(question)
         decoder, run = self._tasks[name]
+        at = part * PART_BYTES
+        bulk = (self._shared[at : at + bulk_bytes],) if bulk_bytes else ()
         try:
-            answer = run(decoder.decode(asked))
+            answer = run(decoder.decode(asked), *bulk)
         except ReplicadError as error:
             return _message(ERROR, (type(error).__name__, error.what, error.where, error.hint))
         except Exception:  # a defect of ours: the daemon is told all of it

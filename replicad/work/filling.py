@@ -199,6 +199,22 @@ class Filling:
         if last:
             self._finish(tally)
 
+    def is_whole_and_new(self, blocks: Sequence[Wanted]) -> bool:
+        """Whether these are all blocks of a file of which nothing is there yet, in a directory that nobody else may
+        enter, and that record alone tells all of it."""
+        with self._lock:
+            only = self._sealed and self._parts == 1
+            is_new = self.way is Way.NEW and self._made is None and not self._failed
+        target = self._site.target
+        is_ours = not target.dry and target.is_fresh(self._directory)
+        return only and is_new and is_ours and len(blocks) == len(self.put.blocks)
+
+    def done_elsewhere(self) -> None:
+        """All of it was written, and counted, by somebody else."""
+        with self._lock:
+            self._parts -= 1
+            self._concluded = True
+
     # helpers: comparing
 
     def _source(self) -> Comparison | None:

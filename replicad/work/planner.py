@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from replicad.model.block import block_count
@@ -23,9 +23,10 @@ from replicad.model.glob import EVERYTHING, Globs
 from replicad.model.order import NO_ORDER, Order
 from replicad.work.account import DIRECTORIES, FILES, Tally, label_of
 from replicad.work.attributes import UNUSABLE, Ref, attributes_differ, kind_of, opened_path, reason_of, set_attributes
-from replicad.work.comparing import Piece, Wanted, block_length
+from replicad.work.comparing import Piece, Wanted
 from replicad.work.conflicts import files_below, note_other
 from replicad.work.filling import Filling, Site
+from replicad.work.parcel import Parcel
 from replicad.work.reader import split_ids
 from replicad.work.remembered import Remembered
 from replicad.work.rights import Rights
@@ -42,38 +43,6 @@ STEP_ENTRY_BYTES = 16 * 1024
 MAX_FILE_NUMBER = 2**63 - 1
 PROOF_BYTES = 4 * 1024**3
 """A plan reads files in which damage is known, up to this: it is to say which bytes, and not to take a day for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Blocks of one file in a parcel, ascending."""
-
-    filling: Filling
-    blocks: list[Wanted]
-
-
-@dataclass(slots=True)
-class Parcel:
-    """Blocks that are fetched together."""
-
-    parts: list[Part] = field(default_factory=list)
-    lengths: dict[bytes, int] = field(default_factory=dict)
-    """Plain size of each block by id; a block that several files need is fetched once."""
-    size: int = 0
-    """Plain bytes of these blocks."""
-    blocks: int = 0
-    """Places that these blocks go to."""
-
-    def add(self, filling: Filling, wanted: Wanted) -> None:
-        """One more block."""
-        if not self.parts or self.parts[-1].filling is not filling:
-            filling.expect()
-            self.parts.append(Part(filling, []))
-        self.parts[-1].blocks.append(wanted)
-        self.blocks += 1
-        if wanted.id not in self.lengths:
-            self.lengths[wanted.id] = block_length(filling.put, wanted.block)
-            self.size += self.lengths[wanted.id]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from replicad.link.messages import Lost, SnapshotLine
-from replicad.model.block import Buffer
 from replicad.model.entry import Op, show_path
 from replicad.model.errors import DiskFullError, PeerError, ReplicadError, UsageError
 from replicad.model.glob import compile_globs
@@ -30,10 +29,11 @@ from replicad.system.disk import Disk
 from replicad.work.account import PATTERNS, Account, ClassDone, Fate, Finding, Tally
 from replicad.work.choice import Choice
 from replicad.work.closing import Closing
-from replicad.work.comparing import Wanted, block_length
-from replicad.work.filling import Filling, Site
-from replicad.work.planner import Parcel, Planner, Rules
-from replicad.work.reader import Answer, Reader, open_block
+from replicad.work.filling import Site
+from replicad.work.handing import Handing
+from replicad.work.parcel import Parcel, write_parts
+from replicad.work.planner import Planner, Rules
+from replicad.work.reader import Answer, Reader
 from replicad.work.remembered import Remembered
 from replicad.work.target import Target
 from replicad.work.together import to_its_end
@@ -88,6 +88,8 @@ class Restore:
         except ValueError as error:
             raise UsageError(str(error)) from None
         self._clock, self._disk = clock or Clock(), disk or Disk()
+        self._has_hand = disk is None  # which writes to the disk itself
+        self._handing: Handing | None = None
         self._room = asyncio.Condition()
         self._in_flight = self._parcels = 0
         self._fates: list[tuple[int, Fate]] = []
@@ -113,7 +115,9 @@ class Restore:
         account, started_s = self.account, self._clock.monotonic_s()
         self._started_s = started_s
         try:
-            with ExitStack() as stack:  # closed from the last to the first: no thread works any more when files close
+            async with (
+                AsyncExitStack() as stack
+            ):  # closed from the last to the first: no thread works any more when files close
                 rules = self._rules
                 target = Target(self._path, self._disk, dry=rules.dry_run, held=self._held, aside=rules.aside)
                 stack.callback(target.close)
@@ -125,6 +129,9 @@ class Restore:
                 stack.callback(planner.close)
                 self._pool = ThreadPoolExecutor(min(MAX_THREADS, (os.cpu_count() or 1) + 1), "restore")
                 stack.callback(self._pool.shutdown, cancel_futures=True)
+                if self._has_hand and not rules.dry_run:
+                    self._handing = Handing(target, site.now_ns)
+                    stack.push_async_callback(self._handing.close)
                 self._tell_lost_records()
                 closing = Closing(site, self._remembered, self._rules)
                 for place in self._choice.places:
@@ -252,11 +259,23 @@ class Restore:
             answers.extend(run)
         if len(answers) != len(parcel.lengths):
             raise PeerError(f"answered {len(parcel.lengths)} blocks with {len(answers)}", where=self._reader.name)
-        self._add(await self._in_thread(lambda: _write(parcel, answers)))
+        await self._write(parcel, answers)
         async with self._room:
             self._in_flight -= parcel.size
             self._parcels -= 1
             self._room.notify_all()
+
+    async def _write(self, parcel: Parcel, answers: Sequence[Answer]) -> None:
+        """Write what has come, part of it by the hand if that has room."""
+        tally = Tally()
+        for answer in answers:
+            if not isinstance(answer, Lost):
+                tally.blocks += 1
+                tally.stored_bytes += answer.stored
+        left = await self._handing.take(parcel, answers, tally) if self._handing else parcel.parts
+        if left:
+            await self._in_thread(lambda: write_parts(left, parcel.lengths, answers, tally))
+        self._add(tally)
 
     async def _take_room(self, parcel: Parcel) -> None:
         async with self._room:
@@ -273,28 +292,6 @@ class Restore:
 
     async def _in_thread(self, call: Callable[[], Result]) -> Result:
         return await to_its_end(asyncio.get_running_loop().run_in_executor(self._pool, call))
-
-
-def _write(parcel: Parcel, answers: Sequence[Answer]) -> Tally:
-    """Prove the blocks of a parcel and write them to their files. In a thread."""
-    tally = Tally()
-    proven: dict[bytes, Buffer | Lost] = {}
-    for (name, length), answer in zip(parcel.lengths.items(), answers, strict=True):
-        proven[name] = open_block(answer, name, length)
-        if not isinstance(answer, Lost):
-            tally.blocks += 1
-            tally.stored_bytes += answer.stored
-    for part in parcel.parts:
-        part.filling.write([(wanted.block, _fitting(part.filling, wanted, proven)) for wanted in part.blocks], tally)
-    return tally
-
-
-def _fitting(filling: Filling, wanted: Wanted, proven: dict[bytes, Buffer | Lost]) -> Buffer | Lost:
-    """A proven block, when it has the length that this file's record asks for."""
-    data, length = proven[wanted.id], block_length(filling.put, wanted.block)
-    if isinstance(data, Lost) or len(data) == length:
-        return data
-    return Lost(wanted.id, f"the block has {len(data)} bytes where the record needs {length}")
 
 
 def _gravest(group: BaseExceptionGroup[BaseException]) -> BaseException:

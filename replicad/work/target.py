@@ -104,6 +104,19 @@ class Target:
         """Whether this run made the directory, so that nothing can be in it that this run did not put there."""
         return directory in self._fresh
 
+    def trust_fresh(self, directory: bytes) -> None:
+        """Whoever locked this target made the directory."""
+        with self._lock:
+            self._fresh[directory] = None
+            if len(self._fresh) > MAX_FRESH:
+                self._fresh.popitem(last=False)
+
+    def identity(self) -> tuple[int, int]:
+        """Device and inode number of the directory itself, which exists."""
+        assert self._root is not None
+        status = os.fstat(self._root)
+        return status.st_dev, status.st_ino
+
     def open_up(self, directory: bytes) -> None:
         """The directory gets its mode before the end: from here on others may enter it."""
         with self._lock:
@@ -128,10 +141,7 @@ class Target:
         if not self.dry:
             with self.directory(directory) as parent:
                 os.mkdir(name, 0o700, dir_fd=parent)
-        with self._lock:
-            self._fresh[path] = None
-            if len(self._fresh) > MAX_FRESH:
-                self._fresh.popitem(last=False)
+        self.trust_fresh(path)
 
     @property
     def keeps(self) -> bool:
