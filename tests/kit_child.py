@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from replicad.model.block import Buffer
 from replicad.model.errors import SourceError
 from replicad.system.tasks import Bulky, Task, serve
 
@@ -12,6 +13,7 @@ DOUBLE = Task("double", int, int)
 BYTES = Task("bytes", int, int)
 FAIL = Task("fail", str, int)
 SLEEP = Task("sleep", float, int)
+SUM = Task("sum", int, int)
 
 
 def double(number: int) -> int:
@@ -24,6 +26,11 @@ def many_bytes(size: int) -> Bulky:
     """So many bytes, in two pieces, each telling how many there are."""
     data = str(size).encode().ljust(size, b".")[:size]
     return Bulky(size, [data[: size // 3], data[size // 3 :]])
+
+
+def sum_of(start: int, bulk: Buffer = b"") -> int:
+    """The sum of a bulk's bytes."""
+    return start + sum(bulk)
 
 
 def fail(how: str) -> int:
@@ -40,4 +47,4 @@ def sleep(seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    serve({DOUBLE: double, BYTES: many_bytes, FAIL: fail, SLEEP: sleep})
+    serve({DOUBLE: double, BYTES: many_bytes, FAIL: fail, SLEEP: sleep, SUM: sum_of})

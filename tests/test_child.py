@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from kit_child import BYTES, DOUBLE, FAIL, MODULE, SLEEP
+from kit_child import BYTES, DOUBLE, FAIL, MODULE, SLEEP, SUM
 from kit_pair import wait_until
 from replicad.model.errors import ReplicadError, SourceError
 from replicad.system import child as child_module
@@ -66,6 +66,16 @@ async def test_a_bulk_of_any_length_arrives_whole(child: Child, size: int) -> No
     """It takes the shared memory where it fits and the pipe where it does not; one cannot tell from the bytes."""
     answered, bulk = await child.call_for_bulk(BYTES, size)
     assert (answered, bulk) == (size, str(size).encode().ljust(size, b".")[:size])
+
+
+async def test_a_question_takes_a_bulk_along(child: Child) -> None:
+    """More of them at once than there is memory for: each arrives whole, with its own question, up to a whole part."""
+    bulks = [os.urandom(size) for size in (1, 5000, PART_BYTES, 77, PART_BYTES - 1, 0, 4096)] * 2
+    asked = [child.call_with_bulk(SUM, number, [bulk[:7], bulk[7:]]) for number, bulk in enumerate(bulks)]
+    assert await asyncio.gather(*asked) == [number + sum(bulk) for number, bulk in enumerate(bulks)]
+    assert child.has_room
+    with pytest.raises(AssertionError, match="too large"):
+        await child.call_with_bulk(SUM, 0, [bytes(PART_BYTES + 1)])
 
 
 async def test_errors_come_across(child: Child) -> None:

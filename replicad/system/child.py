@@ -186,9 +186,9 @@ class _Line(asyncio.Protocol):
             self._free(part)
             answer.set_exception(self.lost)
             return answer
+        size = self._share(part, bulk) if bulk else 0
         self._waiting.append(_Question(part, answer))
         message = bytearray(LENGTH_BYTES)
-        size = self._share(part, bulk) if bulk else 0
         encoder.encode_into((part, name, asked, size), message, LENGTH_BYTES)
         message[:LENGTH_BYTES] = (len(message) - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "big")
         self._writing.write(message)
