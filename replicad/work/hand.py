@@ -116,8 +116,9 @@ class Hand:
             os.close(fd)
 
     def lay(self, lot: Lot, frames: memoryview) -> Laid:
-        """Write the files of a lot. Raises DiskFullError."""
-        assert self._site is not None, "a target is opened before something is laid in it"
+        """Write the files of a lot. Raises DiskFullError; ReplicadError when no target is open."""
+        if self._site is None:
+            raise ReplicadError("the process that wrote for this restore was started anew meanwhile")
         tally, parcel = Tally(), Parcel()
         for put in lot.puts:
             self._site.target.trust_fresh(split(put.path)[0])

@@ -104,7 +104,8 @@ class Handing:
         except DiskFullError:
             raise
         except ReplicadError as error:
-            log.warning("written without a process beside it", reason=str(error))
+            if self._opening:  # others are told the same
+                log.warning("written without a process beside it", reason=str(error))
             self._opening = None
             return False
         laid.add_to(tally)
