@@ -44,6 +44,9 @@ from replicad.work.untrusted import split_ids
 
 FETCH_BYTES = 1024 * 1024
 """Frames that `fetch` reads with one call when they lie together, and hands out at once."""
+WINDOW_BYTES = 2 * 1024 * 1024
+"""Frames that are read in the order in which they lie before they are handed out as asked: files are stored in the order
+in which a walk met them, and asked for in that of their names."""
 FETCH_GAP_BYTES = 64 * 1024
 """Frames closer than this are read together: reading on costs less than another request to the disk."""
 
@@ -188,18 +191,35 @@ class ArchiveReader:
         """
         names = split_ids(ids)
         places = self._listing.places(names)
+        for window in _windows(names, places):
+            found = self._read_window([places[name] for name in dict.fromkeys(window) if name in places])
+            together: list[bytes] = []
+            size = 0
+            for name in window:
+                frame = found.get(name, Lost(name, "this block is not in the store"))
+                if together and (isinstance(frame, Lost) or size + len(frame) > FETCH_BYTES):
+                    yield b"".join(together)
+                    together, size = [], 0
+                if isinstance(frame, Lost):
+                    yield frame
+                else:
+                    together.append(frame)
+                    size += len(frame)
+            if together:
+                yield b"".join(together)
+
+    def _read_window(self, places: list[BlockPlace]) -> dict[bytes, bytes | Lost]:
+        """Frames by id, read in the order in which they lie."""
+        found: dict[bytes, bytes | Lost] = {}
         run: list[BlockPlace] = []
-        for name in names:
-            place = places.get(name)
-            if run and (place is None or not _joins(run, place)):
-                yield from self._read(run)
+        for place in sorted(places, key=lambda place: (place.segment, place.offset)):
+            if run and not _joins(run, place):
+                found.update(self._read(run))
                 run = []
-            if place is None:
-                yield Lost(name, "this block is not in the store")
-            else:
-                run.append(place)
+            run.append(place)
         if run:
-            yield from self._read(run)
+            found.update(self._read(run))
+        return found
 
     def look(self, name: bytes) -> tuple[Sight, str]:
         """What the medium holds of one block now, and why it is not well; what is not well was looked at twice.
@@ -236,31 +256,24 @@ class ArchiveReader:
             problem = str(error)
         return (Sight.DIFFERS, problem) if problem else (Sight.MATCHES, "")
 
-    def _read(self, run: list[BlockPlace]) -> list[bytes | Lost]:
-        """Frames that lie near one another, in ascending order, with one read."""
+    def _read(self, run: list[BlockPlace]) -> Iterator[tuple[bytes, bytes | Lost]]:
+        """Frames that lie near one another, in ascending order, with one read; each with its id."""
         start = run[0].offset
         try:
             view = self._files.read(run[0].segment, start, _end(run[-1]) - start)
         except (FileNotFoundError, ReplicadError) as error:
             if len(run) > 1:  # one bad sector must not take its neighbours along
-                return [answer for place in run for answer in self._read([place])]
-            return [Lost(run[0].id, f"segment {run[0].segment} cannot be read: {error}")]
-        found: list[bytes | Lost] = []
-        good: list[bytes] = []
+                for place in run:
+                    yield from self._read([place])
+            else:
+                yield run[0].id, Lost(run[0].id, f"segment {run[0].segment} cannot be read: {error}")
+            return
         for place in run:
             problem = _frame_problem(view, place, start)
             if not problem:
-                good.append(bytes(view[place.offset - start : _end(place) - start]))
-                continue
-            moved = self._moved(place)
-            if moved:
-                good.append(moved)
-                continue
-            found.append(b"".join(good))
-            found.append(Lost(place.id, problem))
-            good = []
-        found.append(b"".join(good))
-        return [answer for answer in found if answer]
+                yield place.id, bytes(view[place.offset - start : _end(place) - start])
+            else:
+                yield place.id, self._moved(place) or Lost(place.id, problem)
 
     def _moved(self, place: BlockPlace) -> bytes:
         """The frame of a block that is not where it was looked for, because its segment was compacted meanwhile, or is
@@ -297,6 +310,22 @@ def _patterns(globs: Sequence[bytes]) -> Globs:
         return compile_globs(globs)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _windows(names: list[bytes], places: dict[bytes, BlockPlace]) -> Iterator[list[bytes]]:
+    """Names in their order, as many at a time as make WINDOW_BYTES of frames; one at least."""
+    window: list[bytes] = []
+    size = 0
+    for name in names:
+        place = places.get(name)
+        length = HEADER_BYTES + place.stored if place else 0
+        if window and size + length > WINDOW_BYTES:
+            yield window
+            window, size = [], 0
+        window.append(name)
+        size += length
+    if window:
+        yield window
 
 
 def _end(place: BlockPlace) -> int:

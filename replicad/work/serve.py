@@ -1,9 +1,9 @@
 """Serve: the replica's side of a reading session.
 
-The listing of a snapshot and the blocks asked for are sent at the same time, blocks in the order asked. What a client
-can make this side hold is bounded whatever it asks: one run of frames, one batch of operations, and MAX_FETCHES
-unanswered Fetch messages, behind which nothing more is read from it; what it does not take off the line stops the
-reading of the disk. **Never** changes anything.
+The listing of a snapshot and the blocks asked for are sent at the same time, blocks in the order asked; while some are
+sealed and sent, the next ones are read. What a client can make this side hold is bounded whatever it asks: a few runs
+of frames, one batch of operations, and MAX_FETCHES unanswered Fetch messages, behind which nothing more is read from it;
+what it does not take off the line stops the reading of the disk. **Never** changes anything.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ from replicad.work.read_local import LocalReader, Stored
 
 MAX_FETCHES = 64
 """Fetch messages waiting for their answers (8 MiB of ids at most). A restore has half as many under way."""
+RUNS_AHEAD = 2
+"""Runs of frames that are read before the last one is sent."""
 LINES_PER_MESSAGE = 1000
 """Snapshots in one message: well below the limit for messages without frames."""
 Item = TypeVar("Item")
@@ -87,10 +89,12 @@ class Serving:
         await self._channel.send(Opened(head, 0, await reader.order()))
         try:
             async with asyncio.TaskGroup() as tasks:
-                answering = tasks.create_task(self._answer_fetches(reader))
+                runs: asyncio.Queue[list[Stored]] = asyncio.Queue(RUNS_AHEAD)
+                answering = [tasks.create_task(self._read_runs(reader, runs)), tasks.create_task(self._send_runs(runs))]
                 while await self._take(await self._channel.receive(), reader, tasks):
                     pass
-                answering.cancel()
+                for task in answering:
+                    task.cancel()
                 if self._listing:
                     self._listing.cancel()
         except BaseExceptionGroup as group:  # one of them failed and the others were cancelled
@@ -160,11 +164,14 @@ class Serving:
             await self._channel.send(message(data, True))
         await self._channel.send(message(encode([]), False))
 
-    async def _answer_fetches(self, reader: LocalReader) -> None:
+    async def _read_runs(self, reader: LocalReader, runs: asyncio.Queue[list[Stored]]) -> None:
         while True:
-            ids = await self._fetches.get()
-            async for run in reader.fetch_stored(ids):
-                await self._send_run(run)
+            async for run in reader.fetch_stored(await self._fetches.get()):
+                await runs.put(run)
+
+    async def _send_runs(self, runs: asyncio.Queue[list[Stored]]) -> None:
+        while True:
+            await self._send_run(await runs.get())
 
     async def _send_run(self, run: list[Stored]) -> None:
         """Send frames together, lost blocks in between in their place."""
