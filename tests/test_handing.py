@@ -9,14 +9,13 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kit_restore import ScriptedReader, archive_tree, damage_block, differences, meta, restore, restore_script
 from kit_tree import is_root
 from replicad.model.block import Buffer, block_id
-from replicad.model.errors import DiskFullError, LinkError, ReplicadError
+from replicad.model.errors import DiskFullError, ReplicadError
 from replicad.system.child import Child
 from replicad.system.disk import Disk
 from replicad.work import handing
@@ -66,7 +65,7 @@ class Lots:
     """What was given away, and what is done to the hand meanwhile."""
 
     def __init__(self) -> None:
-        self.files = self.runs = self.lots = 0
+        self.files = self.lots = 0
         self.kill_at = -1
 
 
@@ -81,16 +80,13 @@ def lots(monkeypatch: pytest.MonkeyPatch) -> Lots:
             await asyncio.wait([self._opening])
         return await take(self, parcel, answers, tally)
 
-    async def laid(
-        self: Handing, whole: Sequence[Part], runs: dict[Part, tuple[int, int]], bulk: Sequence[Buffer], tally: Tally
-    ) -> bool:
+    async def laid(self: Handing, parts: Sequence[Part], bulk: Sequence[Buffer], tally: Tally) -> bool:
         if seen.lots == seen.kill_at:
             assert self._child.pid
             os.kill(self._child.pid, signal.SIGKILL)
         seen.lots += 1
-        is_done = await lay(self, whole, runs, bulk, tally)
-        seen.files += len(whole) if is_done else 0
-        seen.runs += len(runs) if is_done else 0
+        is_done = await lay(self, parts, bulk, tally)
+        seen.files += len(parts) if is_done else 0
         return is_done
 
     monkeypatch.setattr(handing, "AFTER_PARCELS", 0)
@@ -154,82 +150,6 @@ async def test_bytes_that_are_not_the_block_s_are_never_written_by_the_hand(tmp_
     }
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tree with large files: plain, with a hole, of an odd length, and few small ones; and a store that holds it."""
-    base, choose = tmp_path_factory.mktemp("large"), random.Random(8)
-    (base / "tree").mkdir()
-    (base / "tree" / "plain").write_bytes(choose.randbytes(20_000_001))
-    with (base / "tree" / "holes").open("wb") as file:
-        for offset in (0, 3_000_000, 30_000_000):
-            file.seek(offset)
-            file.write(choose.randbytes(1_500_000))
-    (base / "tree" / "small").write_bytes(b"small")
-    os.setxattr(base / "tree" / "plain", "user.which", b"plain")
-    archive_tree(base / "store", base / "tree")
-    return base / "tree", base / "store"
-
-
-async def test_large_files_come_back_the_same(large: tuple[Path, Path], tmp_path: Path, lots: Lots) -> None:
-    """Blocks that the hand has written and others, in one file; holes stay, but for a block at each end of the data."""
-    tree, store = large
-    helped = await restore(store, tmp_path / "helped")
-    assert lots.runs and differences(tree, tmp_path / "helped") == ""
-    assert counted(helped) == counted(await restore(store, tmp_path / "alone", disk=Disk()))
-    holes = [(path / "holes").stat().st_blocks for path in (tree, tmp_path / "helped", tmp_path / "alone")]
-    assert holes[1] == holes[2] <= holes[0] + 6 * 65536 // 512
-
-
-async def test_an_interrupted_large_file_goes_on_where_it_was(
-    large: tuple[Path, Path], tmp_path: Path, lots: Lots, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the hand had written is found again, compared, and not fetched once more."""
-    tree, store = large
-    lay, count = Handing._lay, 0
-
-    async def until_cut(self: Handing, *words: Any) -> bool:
-        nonlocal count
-        count += 1
-        if count == 6:
-            raise LinkError("the line was cut")
-        return await lay(self, *words)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Handing, "_lay", until_cut)
-        with pytest.raises(LinkError):
-            await restore(store, tmp_path / "back")
-    account = await restore(store, tmp_path / "back")
-    assert differences(tree, tmp_path / "back") == "" and account.exit_code == 0
-    whole = sum(path.stat().st_size for path in tree.iterdir())
-    assert account.restored_bytes < whole - 2_000_000
-
-
-async def test_a_damaged_block_of_a_large_file_is_told_of_as_exactly(
-    large: tuple[Path, Path], tmp_path: Path, lots: Lots
-) -> None:
-    """Its range, and the time that makes a file look finished is not set."""
-    tree, _ = large
-    archive_tree(tmp_path / "store", tree)
-    data = (tree / "plain").read_bytes()
-    for number in (3, 4, 77):
-        damage_block(tmp_path / "store", block_id(data[number * 65536 : (number + 1) * 65536]))
-    helped = await restore(tmp_path / "store", tmp_path / "helped")
-    assert counted(helped) == counted(await restore(tmp_path / "store", tmp_path / "alone", disk=Disk()))
-    assert lots.runs and helped.damaged_bytes == 3 * 65536
-
-
-@pytest.mark.parametrize("when", [0, 2])
-async def test_a_hand_that_dies_over_a_large_file_is_done_without(
-    large: tuple[Path, Path], tmp_path: Path, lots: Lots, when: int
-) -> None:
-    """Its blocks are written here, and counted once."""
-    tree, store = large
-    lots.kill_at = when
-    account = await restore(store, tmp_path / "back")
-    assert differences(tree, tmp_path / "back") == ""
-    assert counted(account) == counted(await restore(store, tmp_path / "alone", disk=Disk()))
-
-
 @pytest.mark.parametrize("when", [0, 2])
 async def test_a_hand_that_is_killed_is_done_without(
     small: tuple[Path, Path], tmp_path: Path, lots: Lots, when: int
@@ -287,7 +207,7 @@ async def test_a_full_target_is_told_of_by_the_hand_as_well(tmp_path: Path, lots
 def test_a_hand_that_was_started_anew_says_so() -> None:
     """It has no target open, and whoever asks writes himself."""
     with pytest.raises(ReplicadError, match="started anew"):
-        Hand().lay(Lot([], []), memoryview(b""))
+        Hand().lay(Lot([]), memoryview(b""))
 
 
 def test_a_target_that_was_replaced_is_refused(tmp_path: Path) -> None:

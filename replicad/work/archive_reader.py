@@ -45,8 +45,8 @@ from replicad.work.untrusted import split_ids
 FETCH_BYTES = 1024 * 1024
 """Frames that `fetch` reads with one call when they lie together, and hands out at once."""
 WINDOW_BYTES = 2 * 1024 * 1024
-"""Frames that are read in the order in which they lie before they are handed out as asked: files are stored in the order
-in which a walk met them, and asked for in that of their names."""
+"""Frames that are read in the order in which they lie before they are handed out as asked: files are stored as a walk
+met them, and asked for by name, and a small read for each of them costs the disk far more than its bytes."""
 FETCH_GAP_BYTES = 64 * 1024
 """Frames closer than this are read together: reading on costs less than another request to the disk."""
 

@@ -98,18 +98,9 @@ class Filling:
         "written_bytes",
     )
 
-    def __init__(
-        self,
-        put: Put,
-        site: Site,
-        there: os.stat_result | None = None,
-        *,
-        separate: bool = False,
-        made: tuple[int, int] | None = None,
-    ) -> None:
+    def __init__(self, put: Put, site: Site, there: os.stat_result | None = None, *, separate: bool = False) -> None:
         """`there` is the lstat of the regular file that has the name now. `separate`: it also has a name that another
-        file is to have, so it must become a file of its own even if nothing differs. `made`: device and inode of the
-        file under its temporary name; it is never sealed, only written to, for whoever has made it."""
+        file is to have, so it must become a file of its own even if nothing differs."""
         self.put, self._site, self._there, self._separate = put, site, there, separate
         self.way = Way.NEW if there is None else Way.KEPT
         self.direct = put.size >= DIRECT_FROM_BYTES and put.block_bytes % ALIGN_BYTES == 0
@@ -118,7 +109,7 @@ class Filling:
         self._temporary = temporary_name(self._name)
         self._comparison: Comparison | None = None
         self._fd = -1
-        self._made = made
+        self._made: tuple[int, int] | None = None
         self._lock = threading.Lock()
         self._parts = self._writers = 0
         self._failed = ""
@@ -223,34 +214,6 @@ class Filling:
         with self._lock:
             self._parts -= 1
             self._concluded = True
-
-    def prepare(self) -> tuple[int, int] | None:
-        """Make the file, so that somebody else may write blocks of it, and whom to find there: device and inode. None
-        where its blocks are to be written here. Raises DiskFullError."""
-        if self._site.target.dry or self._failed or self.way not in (Way.NEW, Way.RESUMED):
-            return None
-        try:
-            with self._writing():
-                return self._made
-        except UNUSABLE as error:
-            self._note_failure(error)
-            return None
-
-    @property
-    def outcome(self) -> tuple[int, list[tuple[int, int, str]], str]:
-        """Bytes written, ranges that are lost (first byte, length, reason), and why it failed."""
-        return self.written_bytes, self._lost, self._failed
-
-    def written_elsewhere(self, size: int, lost: Sequence[tuple[int, int, str]], failed: str, tally: Tally) -> None:
-        """A part was written by somebody else, with that outcome. Raises DiskFullError."""
-        with self._lock:
-            self.written_bytes += size
-            self._lost.extend(lost)
-            self._failed = self._failed or failed
-            self._parts -= 1
-            last = self._sealed and not self._parts
-        if last:
-            self._finish(tally)
 
     # helpers: comparing
 

@@ -1,16 +1,15 @@
-"""Hand: a process beside a restore that proves blocks and writes them, with the code that the restore has.
+"""Hand: a process beside a restore that proves whole new files and writes them, with the code that the restore has.
 
-Hashing and writing, and the many short system calls of small files, have no room in one interpreter beside the opening
-of SSH's packets. What is declared here may be asked for; the rest runs in the child alone.
+What it costs to write a small file is many short system calls, for which one interpreter has no room beside opening
+SSH's packets. What is declared here may be asked for; the rest runs in the child alone.
 
-**Never** decides what is restored: it gets whole files that nothing is there of, in directories that the restore has
-made and that nobody else may enter yet, and blocks of larger ones that are made already.
+**Never** decides what is restored: it gets files that nothing is there of, in directories that the restore has made and
+that nobody else may enter yet.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -39,38 +38,15 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     """Access time of what is restored."""
 
 
-class Run(msgspec.Struct, frozen=True, array_like=True):
-    """Blocks of a large file, which whoever asks has made under its temporary name."""
-
-    put: Put
-    device: int
-    inode: int
-    blocks: list[int]
-    ids: bytes
-
-
 class Lot(msgspec.Struct, frozen=True, array_like=True):
-    """Whole new files, and runs of others. The frames of all their blocks are the bulk, each once, in the order in
-    which they first come."""
+    """Whole new files. The frames of their blocks are the bulk, each once, in the order in which they first come."""
 
     puts: list[Put]
-    runs: list[Run]
-
-
-class Came(msgspec.Struct, frozen=True, array_like=True):
-    """What came of a run."""
-
-    written_bytes: int
-    lost: list[tuple[int, int, str]]
-    """Ranges without proven bytes: first byte, length, reason."""
-    failed: str
-    """Why the file could not be written; "" = it was."""
 
 
 class Laid(msgspec.Struct, frozen=True, array_like=True):
-    """What came of a lot: the part of a tally that whole new files can move, and each run."""
+    """What came of a lot: the part of a tally that such files can move."""
 
-    runs: list[Came]
     restored: int
     failed: int
     restored_bytes: int
@@ -123,16 +99,13 @@ class Hand:
         for put in lot.puts:
             self._site.target.trust_fresh(split(put.path)[0])
             filling = Filling(put, self._site)
-            piece = Piece(0, block_count(put.size, put.block_bytes), _wanted(put.blocks, put.ids))
+            piece = Piece(0, block_count(put.size, put.block_bytes), list(map(Wanted, put.blocks, split_ids(put.ids))))
             for missing in filling.compare(piece, tally):
-                parcel.add_all(filling, missing)
+                for wanted in missing:
+                    parcel.add(filling, wanted)
             filling.seal(tally)
-        runs = [Filling(run.put, self._site, made=(run.device, run.inode)) for run in lot.runs]
-        for filling, run in zip(runs, lot.runs, strict=True):
-            parcel.add_all(filling, _wanted(run.blocks, run.ids))
         write_parts(parcel.parts, parcel.lengths, split_frames(frames), tally)
         return Laid(
-            [Came(*filling.outcome) for filling in runs],
             tally.restored[FILES],
             tally.failed[FILES],
             tally.restored_bytes,
@@ -140,10 +113,6 @@ class Hand:
             tally.findings,
             tally.fates,
         )
-
-
-def _wanted(blocks: Sequence[int], ids: bytes) -> list[Wanted]:
-    return list(map(Wanted, blocks, split_ids(ids)))
 
 
 if __name__ == "__main__":

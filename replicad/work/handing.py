@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
-
-import msgspec
+from collections.abc import Sequence
 
 from replicad.link.messages import Lost
 from replicad.model.block import Buffer
@@ -21,13 +18,12 @@ from replicad.system.child import Child
 from replicad.system.logs import logger
 from replicad.system.tasks import PART_BYTES
 from replicad.work.account import Tally
-from replicad.work.hand import LAY, OPEN, Came, Lot, Place, Run
+from replicad.work.hand import LAY, OPEN, Lot, Place
 from replicad.work.parcel import Parcel, Part
 from replicad.work.reader import Answer
 from replicad.work.target import Target
 
 log = logger("work.handing")
-Result = TypeVar("Result")
 
 MODULE = "replicad.work.hand"
 AFTER_PARCELS = 4
@@ -36,19 +32,12 @@ FEWEST_FILES = 8
 """A lot of fewer is not worth the way."""
 
 
-class InThread(Protocol):
-    """Does something in a thread of the restore's own."""
-
-    async def __call__(self, call: Callable[[], Result], /) -> Result:
-        """What it gave."""
-
-
 class Handing:
     """The hand of one restore. For the event loop."""
 
-    def __init__(self, target: Target, now_ns: int, in_thread: InThread) -> None:
-        self._target, self._now_ns, self._in_thread = target, now_ns, in_thread
-        self._child = Child(MODULE)
+    def __init__(self, target: Target, now_ns: int, child: Child | None = None) -> None:
+        self._target, self._now_ns = target, now_ns
+        self._child = child or Child(MODULE)
         self._parcels = 0
         self._opening: asyncio.Task[bool] | None = None
 
@@ -72,35 +61,17 @@ class Handing:
             for name, answer in zip(parcel.lengths, answers, strict=True)
             if not isinstance(answer, Lost)  # why it is lost is told from here
         }
-        whole: list[Part] = []
-        large: list[Part] = []
-        for part in parcel.parts:
-            if all(wanted.id in frames for wanted in part.blocks):
-                if part.filling.is_whole_and_new(part.blocks):
-                    whole.append(part)
-                elif part.filling.direct:
-                    large.append(part)
-        made = await self._in_thread(lambda: [(part, part.filling.prepare()) for part in large]) if large else []
-        runs = {part: identity for part, identity in made if identity}
-        if len(whole) < FEWEST_FILES and not runs:
+        parts = [part for part in parcel.parts if _is_for_it(part, frames)]
+        bulk = _bulk_of(parts, frames)
+        if len(parts) < FEWEST_FILES or sum(map(len, bulk)) > PART_BYTES or not await self._lay(parts, bulk, tally):
             return parcel.parts
-        bulk = _bulk_of([*whole, *runs], frames)
-        if sum(map(len, bulk)) > PART_BYTES or not await self._lay(whole, runs, bulk, tally):
-            return parcel.parts
-        given = {*whole, *runs}
-        return [part for part in parcel.parts if part not in given]
+        given = set(map(id, parts))
+        return [part for part in parcel.parts if id(part) not in given]
 
-    async def _lay(
-        self,
-        whole: Sequence[Part],
-        runs: dict[Part, tuple[int, int]],
-        bulk: Sequence[Buffer],
-        tally: Tally,
-    ) -> bool:
-        """Have it done; whether it was. `runs`: with device and inode of each file."""
-        lot = Lot([part.filling.put for part in whole], [_run(part, *runs[part]) for part in runs])
+    async def _lay(self, parts: Sequence[Part], bulk: Sequence[Buffer], tally: Tally) -> bool:
+        """Have it done; whether it was."""
         try:
-            laid = await self._child.call_with_bulk(LAY, lot, bulk)
+            laid = await self._child.call_with_bulk(LAY, Lot([part.filling.put for part in parts]), bulk)
         except DiskFullError:
             raise
         except ReplicadError as error:
@@ -109,10 +80,8 @@ class Handing:
             self._opening = None
             return False
         laid.add_to(tally)
-        for part in whole:
+        for part in parts:
             part.filling.done_elsewhere()
-        if runs:
-            await self._in_thread(lambda: _note_runs(zip(runs, laid.runs, strict=True), tally))
         return True
 
     async def _open(self) -> bool:
@@ -127,15 +96,8 @@ class Handing:
         return True
 
 
-def _run(part: Part, device: int, inode: int) -> Run:
-    put = msgspec.structs.replace(part.filling.put, blocks=(), ids=b"", zeros=())
-    return Run(put, device, inode, [one.block for one in part.blocks], b"".join(one.id for one in part.blocks))
-
-
-def _note_runs(came: Iterable[tuple[Part, Came]], tally: Tally) -> None:
-    """In a thread, for who notes the last part of a file finishes it."""
-    for part, one in came:
-        part.filling.written_elsewhere(one.written_bytes, one.lost, one.failed, tally)
+def _is_for_it(part: Part, frames: dict[bytes, Frame]) -> bool:
+    return part.filling.is_whole_and_new(part.blocks) and all(wanted.id in frames for wanted in part.blocks)
 
 
 def _bulk_of(parts: Sequence[Part], frames: dict[bytes, Frame]) -> list[Buffer]:

@@ -17,7 +17,7 @@ from replicad.work.filling import Filling
 from replicad.work.reader import Answer, open_block
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Part:
     """Blocks of one file in a parcel, ascending."""
 
@@ -47,11 +47,6 @@ class Parcel:
         if wanted.id not in self.lengths:
             self.lengths[wanted.id] = block_length(filling.put, wanted.block)
             self.size += self.lengths[wanted.id]
-
-    def add_all(self, filling: Filling, wanted: Sequence[Wanted]) -> None:
-        """Several."""
-        for one in wanted:
-            self.add(filling, one)
 
 
 def write_parts(parts: Sequence[Part], lengths: dict[bytes, int], answers: Sequence[Answer], tally: Tally) -> None:

@@ -2,8 +2,8 @@
 
 The listing of a snapshot and the blocks asked for are sent at the same time, blocks in the order asked; while some are
 sealed and sent, the next ones are read. What a client can make this side hold is bounded whatever it asks: a few runs
-of frames, one batch of operations, and MAX_FETCHES unanswered Fetch messages, behind which nothing more is read from it;
-what it does not take off the line stops the reading of the disk. **Never** changes anything.
+of frames, one batch of operations, and MAX_FETCHES unanswered Fetch messages, behind which nothing more is read from
+it; what it does not take off the line stops the reading of the disk. **Never** changes anything.
 """
 
 from __future__ import annotations
