@@ -116,6 +116,8 @@ def any_of(kind: Any) -> st.SearchStrategy[Any]:
         return st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9)
     if get_origin(kind) in (tuple, list):
         return st.lists(any_of(get_args(kind)[0]), max_size=3).map(get_origin(kind))
+    if get_origin(kind) is dict:
+        return st.dictionaries(*map(any_of, get_args(kind)), max_size=3)
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return st.builds(kind, **{name: any_of(hint) for name, hint in get_type_hints(kind).items()})
     return st.from_type(kind)

@@ -322,10 +322,10 @@ def test_a_reader_under_way_reads_on(store: Path) -> None:
         named = {row.id for page in inventory.file_blocks() for row in page}
         old = {place.id: place for place in inventory.places(sorted(named)).values()}
     for place in old.values():
-        assert isinstance(reader._read([place])[0], bytes)
+        assert isinstance(dict(reader._read([place]))[place.id], bytes)
     compact_all(archive)
     for name, place in old.items():
-        (found,) = reader._read([place])  # as if it had been looked up before the compaction
+        ((_, found),) = reader._read([place])  # as if it had been looked up before the compaction
         assert isinstance(found, bytes) and found[32:64] == name
         assert reader.look(name)[0].name == "MATCHES"
     reader.close()

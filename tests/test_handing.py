@@ -75,8 +75,9 @@ def lots(monkeypatch: pytest.MonkeyPatch) -> Lots:
     seen, take, lay = Lots(), Handing.take, Handing._lay
 
     async def taken(self: Handing, parcel: Parcel, answers: Sequence[Answer], tally: Tally) -> Sequence[Part]:
-        if not self._parcels:
+        if self._opening is None and not self._parcels:
             self._opening = asyncio.create_task(self._open())
+        if self._opening:
             await asyncio.wait([self._opening])
         return await take(self, parcel, answers, tally)
 
