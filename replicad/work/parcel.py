@@ -50,10 +50,13 @@ class Parcel:
 
 
 def write_parts(parts: Sequence[Part], lengths: dict[bytes, int], answers: Sequence[Answer], tally: Tally) -> None:
-    """Prove blocks and write them to their files. `answers` in the order of `lengths`. Raises DiskFullError."""
+    """Prove the blocks of these parts and write them to their files. `answers` in the order of `lengths`, which may
+    name more than that. Raises DiskFullError."""
+    needed = {wanted.id for part in parts for wanted in part.blocks}
     proven: dict[bytes, Buffer | Lost] = {}
     for (name, length), answer in zip(lengths.items(), answers, strict=True):
-        proven[name] = open_block(answer, name, length)
+        if name in needed:
+            proven[name] = open_block(answer, name, length)
     for part in parts:
         part.filling.write([(wanted.block, _fitting(part.filling, wanted, proven)) for wanted in part.blocks], tally)
 
