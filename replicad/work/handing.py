@@ -35,9 +35,9 @@ FEWEST_FILES = 8
 class Handing:
     """The hand of one restore. For the event loop."""
 
-    def __init__(self, target: Target, now_ns: int, child: Child | None = None) -> None:
+    def __init__(self, target: Target, now_ns: int) -> None:
         self._target, self._now_ns = target, now_ns
-        self._child = child or Child(MODULE)
+        self._child = Child(MODULE)
         self._parcels = 0
         self._opening: asyncio.Task[bool] | None = None
 
