@@ -313,7 +313,7 @@ class Store:
             is_sealed = is_sealed or frame.type == SEAL
             kind = UNCERTAIN if frame.type == RECORD and not is_certain else frame.type
             if kind == BLOCK or (is_own and (frame.type == RECORD or (is_certain and kind in (COMMIT, RETENTION)))):
-                yield frame._replace(type=kind)
+                yield frame if kind == frame.type else frame._replace(type=kind)
             at, behind = frame.end, frame.offset + HEAD_BYTES
             if frame.type == PAD and not is_certain:
                 is_certain = at % 4096 == 0 or segment.leads_to_pad(segment.frame(at))
