@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kit_faults import small_disk
 from kit_restore import ScriptedReader, archive_tree, damage_block, differences, meta, restore, restore_script
 from kit_tree import is_root
 from replicad.model.block import Buffer, block_id
@@ -186,10 +187,7 @@ async def test_what_was_there_before_is_never_given_away(small: tuple[Path, Path
 @pytest.mark.skipif(not is_root(), reason="needs root to mount a file system")
 async def test_a_full_target_is_told_of_by_the_hand_as_well(tmp_path: Path, lots: Lots) -> None:
     """One clear error, and the next run goes on when there is room."""
-    back = tmp_path / "back"
-    back.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(back)], check=True)
-    try:
+    with small_disk(tmp_path / "back", 1) as back:
         reader = ScriptedReader()
         reader.directory(b"")
         reader.directory(b"d")
@@ -201,8 +199,6 @@ async def test_a_full_target_is_told_of_by_the_hand_as_well(tmp_path: Path, lots
         subprocess.run(["mount", "-o", "remount,size=16m", str(back)], check=True)
         account = await restore_script(reader, back)
         assert account.restored["files"] + account.unchanged.get("files", 0) == 600 and account.exit_code == 0
-    finally:
-        subprocess.run(["umount", str(back)], check=True)
 
 
 def test_a_hand_that_was_started_anew_says_so() -> None:

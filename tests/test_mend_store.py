@@ -22,7 +22,7 @@ from replicad.model.divergence import Divergence, Part, State
 from replicad.model.errors import ReplicadError
 from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.store import store as store_module
-from replicad.store.format import HEADER_BYTES, FrameType, encode_frame
+from replicad.store.format import HEADER_BYTES, Frame, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
@@ -389,9 +389,9 @@ def test_bytes_that_nobody_has_stay_as_they_were_found(rig: Rig) -> None:
     )  # fmt: skip
 
 
-def test_blocks_that_a_kept_file_still_had_are_repaired_with_their_segment(rig: Rig, tmp_path: Path) -> None:
-    """What was set aside when a segment was laid is a source when it is laid again, also for what no side has any more;
-    those findings say so, and keep the verdict that the primary's word gave them."""
+def _damaged_again(rig: Rig) -> Frame:
+    """Segment 2 was laid anew once, so that a file of it is kept; then its seal and a block are damaged, and found. The
+    block's frame as it was."""
     rig.scrub()
     lost, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
     flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
@@ -400,6 +400,13 @@ def test_blocks_that_a_kept_file_still_had_are_repaired_with_their_segment(rig: 
     for frame in (lost, rig.frames(FrameType.SEAL, 2)[0]):
         flip(segment(rig.directory, 2), frame.offset + HEADER_BYTES + 3, 0)
     assert rig.scrub() == 2
+    return lost
+
+
+def test_blocks_that_a_kept_file_still_had_are_repaired_with_their_segment(rig: Rig, tmp_path: Path) -> None:
+    """What was set aside when a segment was laid is a source when it is laid again, also for what no side has any more;
+    those findings say so, and keep the verdict that the primary's word gave them."""
+    lost = _damaged_again(rig)
     data = rig.has.pop(lost.id)
     rig.settle()
     rig.settle()
@@ -413,14 +420,7 @@ def test_blocks_that_a_kept_file_still_had_are_repaired_with_their_segment(rig: 
 
 def test_a_block_of_which_the_primary_could_not_say_is_judged_before_it_is_healed(rig: Rig, tmp_path: Path) -> None:
     """Its file is being written, and a kept file has the block: the segment is laid once it is known what was wrong."""
-    rig.scrub()
-    lost, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
-    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
-    rig.scrub()
-    rig.settle_all()
-    for frame in (lost, rig.frames(FrameType.SEAL, 2)[0]):
-        flip(segment(rig.directory, 2), frame.offset + HEADER_BYTES + 3, 0)
-    assert rig.scrub() == 2
+    _damaged_again(rig)
     block, sealed = sorted(rig.open_ones(), key=lambda one: one.offset)
     asyncio.run(rig.mender.testimony(block, block.seen, [Sight.UNKNOWN]))
     judged = asyncio.run(rig.mender.testimony(sealed, sealed.seen, []))

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kit_faults import small_disk
 from kit_restore import (
     ScriptedReader,
     Writer,
@@ -808,17 +809,12 @@ async def test_a_write_error_costs_one_file(tmp_path: Path) -> None:
 @needs_root
 async def test_a_full_file_system_is_told_from_the_system_itself(tmp_path: Path) -> None:
     """A real one of one megabyte."""
-    back = tmp_path / "back"
-    back.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(back)], check=True)
-    try:
+    with small_disk(tmp_path / "back", 1) as back:
         reader = ScriptedReader()
         reader.directory(b"")
         reader.file(b"large", os.urandom(5_000_000), block_bytes=65536)
         with pytest.raises(DiskFullError, match="No space left"):
             await restore_script(reader, back)
-    finally:
-        subprocess.run(["umount", str(back)], check=True)
 
 
 @needs_root

@@ -155,7 +155,7 @@ async def test_a_written_file_is_no_rot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("deed", ["drop", "rewrite"])
-async def test_a_divergence_whose_record_is_gone_is_closed(tmp_path: Path, deed: str) -> None:
+async def test_a_finding_whose_record_is_gone_is_closed(tmp_path: Path, deed: str) -> None:
     """After the next pass the record has another block there, or none; a file that was dropped may have moved, so it is
     none only after some walks."""
     async with world(tmp_path) as w:
