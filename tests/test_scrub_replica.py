@@ -498,3 +498,21 @@ def test_questions_about_whole_tables_are_answered_page_by_page(rig: Rig, monkey
         assert sorted(missing) == sorted(row[2] for row in rows if row[2] in gone)
         beyond = [one for page in inventory.beyond_end() for one in page]
         assert sorted(beyond) == [(file, ends[file]) for file in shrunk]
+
+
+def test_where_blocks_are_used_and_how_files_are_called_is_found_page_by_page(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their length, the pages hold just the rows of the blocks and of the files that were asked for."""
+    rig.put(31, {b"long": block("long ", 200_000)})
+    rig.put(32, {b"long": block("new ", 200_000)})
+    inventory = rig.archive.inventory
+    blocks = [row for page in inventory.file_blocks() for row in page]
+    names = [row for page in inventory.file_names() for row in page]
+    ids, files = sorted({row.id for row in blocks})[::3], sorted({row.file for row in names})[::2]
+    assert ids and files and any(row.died for row in names)
+    for page_rows in (1, 2, 3, 7, 10_000):
+        monkeypatch.setattr("replicad.db.inventory.PAGE_ROWS", page_rows)
+        assert [one for page in inventory.uses(ids) for one in page] == [row for row in blocks if row.id in ids]
+        assert [one for page in inventory.names_of(files) for one in page] == [n for n in names if n.file in files]
+        assert not any(inventory.uses([b"x" * 32])) and not any(inventory.names_of([1 << 40]))

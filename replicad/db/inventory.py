@@ -7,7 +7,7 @@ its own and so sees what is committed, or borrows the writer's. **Never** writes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -217,6 +217,35 @@ class Inventory:
             if len(rows) < PAGE_ROWS:
                 return
             after = rows[-1][:3]
+
+    def uses(self, ids: Collection[bytes]) -> Iterator[list[FileBlock]]:
+        """Which files these blocks stand in, in pages of any length. Goes through the whole table, inside SQLite."""
+        key = "file, number, born"
+        self._want(ids)
+        for span in self._spans("file_block", key, (-1, -1, -1), (_LAST, 0, 0)):
+            rows = self._db.all(
+                "SELECT file, number, born, died, id FROM file_block"
+                f" WHERE ({key}) > (?, ?, ?) AND ({key}) <= (?, ?, ?) AND id IN temp.wanted",
+                span,
+            )
+            yield [FileBlock._make(row) for row in rows]
+
+    def names_of(self, files: Collection[int]) -> Iterator[list[FileName]]:
+        """Every name that these files have or had, in pages of any length. Goes through the whole table, as `uses`."""
+        key = "directory, name, born"
+        self._want(files)
+        for span in self._spans("entry", key, (0, b"", -1), (_LAST, b"", 0)):
+            rows = self._db.all(
+                "SELECT directory, name, born, died, file, size, block_bytes FROM entry"
+                f" WHERE ({key}) > (?, ?, ?) AND ({key}) <= (?, ?, ?) AND kind = ? AND file IN temp.wanted",
+                (*span, Kind.FILE),
+            )
+            yield [FileName._make(row) for row in rows]
+
+    def _want(self, keys: Collection[bytes] | Collection[int]) -> None:
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS wanted(key PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute("DELETE FROM temp.wanted")
+        self._db.insert("INSERT OR IGNORE INTO temp.wanted", "(?)", [(key,) for key in keys])
 
     def nameless_since(self, ordinal: int) -> Iterator[int]:
         """Files that lost a name in the history behind this snapshot, and whose rows have gone: they may be named

@@ -1,21 +1,23 @@
 """Harm: which files, in which snapshots, damaged blocks belong to.
 
 There is no index from a block to its files: it would cost more than all else in the catalog, for a question that is
-asked when something is broken. **Owns** the answer by reading the two tables once, page by page, for all damaged blocks
-together. **Never** holds more than MAX_PLACES of what it finds; `count` goes on.
+asked when something is broken. **Owns** the answer: the two tables are read once, page by page, for all damaged blocks
+together, by SQLite, which leaves the interpreter to others. **Never** looks at more than MAX_PLACES of files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain, islice
 
 from replicad.db.inventory import FileBlock, FileName, Inventory
 from replicad.model.block import block_count
 from replicad.model.divergence import MAX_AFFECTED, Affected
 
 MAX_PLACES = 20_000
-"""Places of damaged blocks in files that are told apart (3 MiB)."""
+"""Places of damaged blocks in files that are looked at (3 MiB)."""
 
 
 @dataclass(slots=True)
@@ -37,38 +39,33 @@ class Harm:
 
 
 def harm_of(inventory: Inventory, ids: Collection[bytes]) -> Harm:
-    """Look up all places of these blocks. Reads both tables once: seconds for ten million rows."""
+    """Look up all places of these blocks. Goes through both tables once: two seconds for five million rows."""
     harm = Harm()
-    wanted = set(ids)
-    rows = _rows_of(inventory, wanted) if wanted else {}
-    if rows:
-        for names in inventory.file_names():
-            for name in names:
-                for row in rows.get(name.file, ()):
-                    _add(harm, inventory, name, row)
+    rows = _rows_of(inventory, ids) if ids else {}
+    number_at = cache(inventory.number_at)
+    for names in inventory.names_of(rows) if rows else ():
+        for name in names:
+            for row in rows[name.file]:
+                _add(harm, inventory, number_at, name, row)
     for found in harm.affected.values():
         found.sort(key=lambda one: (not one.is_live, one.path, one.offset))
     return harm
 
 
-def _rows_of(inventory: Inventory, wanted: set[bytes]) -> dict[int, list[FileBlock]]:
+def _rows_of(inventory: Inventory, ids: Collection[bytes]) -> dict[int, list[FileBlock]]:
     found: dict[int, list[FileBlock]] = {}
-    count = 0
-    for page in inventory.file_blocks():
-        for row in page:
-            if row.id in wanted and count < MAX_PLACES:
-                found.setdefault(row.file, []).append(row)
-                count += 1
+    for row in islice(chain.from_iterable(inventory.uses(ids)), MAX_PLACES):
+        found.setdefault(row.file, []).append(row)
     return found
 
 
-def _add(harm: Harm, inventory: Inventory, name: FileName, row: FileBlock) -> None:
+def _add(harm: Harm, inventory: Inventory, number_at: Callable[[int], int], name: FileName, row: FileBlock) -> None:
     """One name of a file with one block of it, if there was a snapshot that showed both."""
     born = max(name.born, row.born)
     died = min((end for end in (name.died, row.died) if end is not None), default=None)
     if (died is not None and died <= born) or row.number >= block_count(name.size, name.block_bytes):
         return
-    first = inventory.number_at(born)
+    first = number_at(born)
     if not first:
         return  # of a pass under way
     harm.counts[row.id] = harm.counts.get(row.id, 0) + 1
@@ -78,7 +75,7 @@ def _add(harm: Harm, inventory: Inventory, name: FileName, row: FileBlock) -> No
     if len(found) < MAX_AFFECTED:
         offset = row.number * name.block_bytes
         length = min(name.block_bytes, name.size - offset)
-        last = 0 if died is None else inventory.number_at(died - 1)
+        last = 0 if died is None else number_at(died - 1)
         found.append(Affected(inventory.path(name.directory, name.name), offset, length, first, last))
 
 
