@@ -43,7 +43,7 @@ from replicad.work.lease import Leases
 from replicad.work.untrusted import split_ids
 
 FETCH_BYTES = 1024 * 1024
-"""Frames that `fetch` reads with one call when they lie together, and hands out at once."""
+"""Frames that `fetch` reads with one call when they lie together."""
 WINDOW_BYTES = 2 * 1024 * 1024
 """Frames that are read in the order in which they lie before they are handed out as asked: files are stored as a walk
 met them, and asked for by name, and a small read for each of them costs the disk far more than its bytes."""
@@ -184,8 +184,8 @@ class ArchiveReader:
         return found.ordinal
 
     def fetch(self, ids: bytes) -> Iterator[bytes | Lost]:
-        """The frames of these blocks (32 bytes each), in the order asked: one or more whole frames at a time, or Lost
-        in place of one that is damaged or not here. Checksums are verified; ids are for the receiver to prove.
+        """The frames of these blocks (32 bytes each), one by one in the order asked, or Lost in place of one that is
+        damaged or not here. Checksums are verified; ids are for the receiver to prove.
 
         Raises PeerError (not a list of ids), BookDamagedError.
         """
@@ -193,20 +193,8 @@ class ArchiveReader:
         places = self._listing.places(names)
         for window in _windows(names, places):
             found = self._read_window([places[name] for name in dict.fromkeys(window) if name in places])
-            together: list[bytes] = []
-            size = 0
             for name in window:
-                frame = found.get(name, Lost(name, "this block is not in the store"))
-                if together and (isinstance(frame, Lost) or size + len(frame) > FETCH_BYTES):
-                    yield b"".join(together)
-                    together, size = [], 0
-                if isinstance(frame, Lost):
-                    yield frame
-                else:
-                    together.append(frame)
-                    size += len(frame)
-            if together:
-                yield b"".join(together)
+                yield found.get(name) or Lost(name, "this block is not in the store")
 
     def _read_window(self, places: list[BlockPlace]) -> dict[bytes, bytes | Lost]:
         """Frames by id, read in the order in which they lie."""

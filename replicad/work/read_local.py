@@ -26,7 +26,7 @@ RUN_BYTES = 1024 * 1024
 
 Result = TypeVar("Result")
 Stored = bytes | Lost
-"""Whole frames as they are stored, or why the next block cannot be had."""
+"""A frame as it is stored, or why the next block cannot be had."""
 
 
 class LocalReader:

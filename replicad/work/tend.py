@@ -154,15 +154,21 @@ class Tending:
         self._nudged.set()
 
     async def start_scrub(self) -> int:
-        """Have the replica scrub its side of the dataset now; the number that `served` of the mirrored status reaches
-        when it has. Raises LinkError, ReplicadError."""
+        """Have the replica scrub its side of the dataset now, and compare the two records after that; the number that
+        `served` of the mirrored status reaches when it has. Raises LinkError, ReplicadError."""
         said = await self._asked(lambda talk: talk.direct("start"))
         if said is None:
             raise UsageError(f"{self.replica} runs no scrub of {self._dataset.config.name}", hint="look there")
         mirror_status(self._status, said)
         self._scrubbed_until = max(self._scrubbed_until, self._status.requested)
+        self._wants_account = True
         self._nudged.set()
         return self._status.requested
+
+    @property
+    def _is_scrubbed(self) -> bool:
+        """Whether nobody here waits for the replica's scrub."""
+        return self._status.served >= self._scrubbed_until
 
     async def attest(self) -> Attestation:
         """What the replica says of its copy now, from its own books. Raises LinkError, ReplicadError; UsageError when
@@ -196,11 +202,6 @@ class Tending:
         self._copy.said, self._copy.heard_ns, self._copy.unheard = said, self._clock.now_ns(), ""
         return said
 
-    def request_account(self) -> None:
-        """Compare the two records in the next round."""
-        self._wants_account = True
-        self._nudged.set()
-
     async def close(self) -> None:
         """End the session."""
         if self._talk:
@@ -211,7 +212,7 @@ class Tending:
 
     async def wait(self) -> None:
         """Until a nudge, news in the findings book, or the next time."""
-        every_s = self._dataset.config.tend_every_s if self._status.served >= self._scrubbed_until else AWAITED_S
+        every_s = self._dataset.config.tend_every_s if self._is_scrubbed else AWAITED_S
         until_s = self._clock.monotonic_s() + every_s
         look_s = min(every_s, LOOK_EVERY_S if self._seen[-1] else FIRST_COPY_S)
         while not self._nudged.is_set() and self._clock.monotonic_s() < until_s:
@@ -263,7 +264,7 @@ class Tending:
             open_ones = 0
             for settle in self._order():
                 open_ones += await settle(side)
-            if self._wants_account or await self._records.is_due():
+            if (self._wants_account and self._is_scrubbed) or await self._records.is_due():
                 await self._compare(side, forced=False)
         return open_ones
 
