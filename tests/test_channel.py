@@ -279,7 +279,7 @@ async def test_a_refusal_ends_the_session_on_both_sides(pair: Pair) -> None:
 async def test_the_bandwidth_limit_holds_back_data_and_nothing_else() -> None:
     """Messages that carry data wait for their share; others pass at once, and an end does not leave them waiting."""
     pair = await opened(Pair())
-    pair.client._bandwidth = Bandwidth(1000)
+    pair.client._bandwidth = Bandwidth(lambda: 1000)
     await pair.client.send(Blocks(bytes(2000)))
     waiting = asyncio.create_task(pair.client.send(Blocks(b"late")))
     await asyncio.sleep(0)

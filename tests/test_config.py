@@ -165,6 +165,11 @@ WRONG = {
         key = "KEY_A"
         via = "telnet"                      #! replica.via: must be "replicad" or "openssh"
         bandwidth = "10B"                   #! replica.bandwidth: must lie between "1KiB"
+        bandwidth_hours = [
+            "08:00-18:00",                  #! replica.bandwidth_hours: are no hours with a limit; write them like
+            "8-18 2MiB",                    #! replica.bandwidth_hours: "8-18" are no hours of a day
+            "22:00-06:00 1B",               #! replica.bandwidth_hours: must lie between "1KiB"
+        ]
         keepalive = "100ms"                 #! replica.keepalive: must lie between "1s" and "1h"
         [[dataset]]
         name = "d"
@@ -320,6 +325,17 @@ def test_values_arrive_in_base_units() -> None:
     assert (dataset.rpo_s, dataset.debounce_s, dataset.block_bytes, dataset.max_change) == (5400.0, 0.0, 131072, 1.0)
     assert (dataset.exclude, dataset.hook_pre) == (("*.tmp", "!keep.tmp"), ("/bin/true", ""))
     assert config.replicas_of(dataset) == (replica,)
+
+
+def test_the_first_of_the_hours_that_holds_sets_the_bandwidth() -> None:
+    """In every minute of the day: those over midnight, those within others, and the plain limit outside of all."""
+    hours = '["12:00-13:00 0", "08:00-18:00 2MiB", "23:30-05:00 64 KiB"]'
+    (replica,) = understood(NODE + REPLICA + f'bandwidth = "1MiB"\nbandwidth_hours = {hours}\n').replicas
+    for minute in range(24 * 60):
+        at_noon, by_day = 12 * 60 <= minute < 13 * 60, 8 * 60 <= minute < 18 * 60
+        by_night = minute >= 23 * 60 + 30 or minute < 5 * 60
+        wanted = 0 if at_noon else 2 * 1024**2 if by_day else 64 * 1024 if by_night else 1024**2
+        assert replica.bandwidth_at(minute * 60.0) == replica.bandwidth_at(minute * 60 + 59.9) == wanted, minute
 
 
 def test_scrub_and_repair_are_set_for_each_side() -> None:

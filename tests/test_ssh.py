@@ -16,8 +16,10 @@ import asyncssh
 import pytest
 from asyncssh.public_key import load_keypairs
 
+from kit_engine import JumpingClock
 from kit_link import WINDOW_BYTES, Node, Relay, open_writing, wait_for
 from replicad.config import ClientConfig, ReplicaConfig
+from replicad.config.values import Hours
 from replicad.link import ssh
 from replicad.link.carrier import UNSENT_BYTES
 from replicad.link.channel import QUEUE_BYTES, Channel
@@ -173,6 +175,24 @@ async def test_channels_share_one_connection(link: Link) -> None:
     await channels[0].close()
     await open_writing(channels[1])
     assert channels[1].error is None
+
+
+async def test_the_hour_of_the_day_says_what_may_be_sent(link: Link) -> None:
+    """Over a connection that stands: what is sent within the hours waits for its share, what comes later does not."""
+    clock = JumpingClock(0)
+    link.replica = replace(link.replica, bandwidth_hours=(Hours(0, 8 * 60, 1024),))
+    dialler = Dialler(link.replica, link.client_key, "replicad test", clock)
+    channel = await open_writing(await dialler.dial())
+    await channel.send(Blocks(bytes(3600 * 1024)))
+    waiting = asyncio.create_task(channel.send(Blocks(b"at night")))
+    await wait_for(lambda: link.node.received != [])
+    assert not waiting.done()
+    clock.ns = 8 * 3600 * 10**9
+    await channel.send(Blocks(b"by day"))
+    await wait_for(lambda: Blocks(b"by day") in link.node.received)
+    assert not waiting.done() and Blocks(b"at night") not in link.node.received
+    waiting.cancel()
+    await dialler.close()
 
 
 async def test_authenticated_encryption_without_compression(link: Link) -> None:

@@ -22,6 +22,7 @@ from replicad.config.values import (
     ClientConfig,
     Coordinates,
     DatasetConfig,
+    Hours,
     LevelConfig,
     ListenConfig,
     NodeConfig,
@@ -40,6 +41,8 @@ Reader = Callable[[object], Any]
 """Turns a TOML value into a field's value; raises ValueError with what is wrong."""
 
 DAY_S = 86400.0
+MIN_RATE_BYTES = 1024
+"""A line that carries less a second carries nothing."""
 MAX_KEPT = 100_000
 """Hours of eleven years: who wants more has a rule for days, weeks or months."""
 MAX_KEPT_S = 36_500 * DAY_S
@@ -283,6 +286,14 @@ def hours(value: object) -> str:
     return text(value)
 
 
+def limited_hours(value: object) -> Hours:
+    """HH:MM-HH:MM and the size that may be sent in each of their seconds."""
+    span, _, rate = text(value).partition(" ")
+    if not rate:
+        raise ValueError(f'"{value}" are no hours with a limit; write them like "08:00-18:00 2MiB"')
+    return Hours(*units.parse_hours(span), size(MIN_RATE_BYTES, zero=True)(rate))
+
+
 def glob(value: object) -> str:
     """A pattern that paths are chosen with, as `restore --path` takes it."""
     compile_globs([text(value).encode()])
@@ -425,7 +436,8 @@ TABLES = (
             Key("key", "key", public_key),
             Key("via", "via", choice("replicad", "openssh")),
             Key("user", "user", name),
-            Key("bandwidth", "bandwidth_bytes", size(1024, zero=True)),
+            Key("bandwidth", "bandwidth_bytes", size(MIN_RATE_BYTES, zero=True)),
+            Key("bandwidth_hours", "bandwidth_hours", limited_hours, each=True),
             Key("window", "window_bytes", size(64 * 1024, MAX_WINDOW_BYTES)),
             Key("keepalive", "keepalive_s", duration(1, 3600)),
             Key("site", "site", optional_name),

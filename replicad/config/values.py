@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from replicad.model.order import RestoreClass
 from replicad.model.place import Place
@@ -125,6 +126,22 @@ class RetentionConfig:
         return Rules(self.within_s, *counts, self.at_least, self.younger_than_s)
 
 
+class Hours(NamedTuple):
+    """A part of every local day in which another limit holds."""
+
+    begin: int
+    """Minutes since midnight."""
+    end: int
+    """The first minute that is not part of it; not after `begin` when it lies in the next day."""
+    rate_bytes: int
+    """Bytes a second at most; 0 = unlimited."""
+
+    def hold_at(self, second_of_day: float) -> bool:
+        """Whether that second of a day is within."""
+        begin, end = self.begin * 60, self.end * 60
+        return begin <= second_of_day < end if begin < end else not end <= second_of_day < begin
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaConfig:
     """`[[replica]]`: a node that keeps copies of this host's datasets."""
@@ -140,6 +157,8 @@ class ReplicaConfig:
     """Login name at an OpenSSH door."""
     bandwidth_bytes: int = 0
     """Bytes a second at most; 0 = unlimited."""
+    bandwidth_hours: tuple[Hours, ...] = ()
+    """The first of them that hold count instead."""
     window_bytes: int = 32 * 1024**2
     """SSH channel window: at least bandwidth x round-trip time."""
     keepalive_s: float = 15.0
@@ -152,6 +171,11 @@ class ReplicaConfig:
     def place(self) -> Place:
         """Where it stands."""
         return Place(self.site, *self.coordinates)
+
+    def bandwidth_at(self, second_of_day: float) -> int:
+        """Bytes a second that may be sent at that second of the local day; 0 = unlimited."""
+        rates = (hours.rate_bytes for hours in self.bandwidth_hours if hours.hold_at(second_of_day))
+        return next(rates, self.bandwidth_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class Channel:
         """Set when the session has ended, for whatever reason; `error` says why."""
         self.error: ReplicadError | None = None
         self._stream, self._session = stream, Session(role)
-        self._bandwidth = bandwidth or Bandwidth(0)
+        self._bandwidth = bandwidth
         self._splitter = Splitter()
         self._queue: deque[Framed] = deque()
         self._queue_bytes = 0
@@ -116,8 +116,8 @@ class Channel:
         the session is over; AssertionError for a message that is illegal now.
         """
         frame = pack(message)
-        if isinstance(message, _METERED):
-            await self._wait_for_share(len(frame))
+        if self._bandwidth and isinstance(message, _METERED):
+            await self._wait_for_share(self._bandwidth.reserve_s(len(frame), self._loop.time()))
         while not self._writable.is_set():
             await self._writable.wait()
         if self.error:
@@ -305,8 +305,7 @@ class Channel:
         self._arrived.set()
         self._writable.set()
 
-    async def _wait_for_share(self, size: int) -> None:
-        wait_s = self._bandwidth.reserve_s(size, self._loop.time())
+    async def _wait_for_share(self, wait_s: float) -> None:
         if not wait_s:
             return
         try:

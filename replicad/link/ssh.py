@@ -26,6 +26,7 @@ from replicad.link.session import Role
 from replicad.link.viewing import MAX_PER_VIEWER, Viewing
 from replicad.model.errors import ConfigError, LinkError, Problem, RefusedError, ReplicadError, UsageError
 from replicad.model.pairing import fingerprint, split_address
+from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 
 SUBSYSTEM = "replicad"
@@ -381,9 +382,10 @@ class _Door(asyncssh.SSHServer):
 class Dialler:
     """The way to one replica: one SSH connection, made when it is needed, for all channels to it."""
 
-    def __init__(self, replica: ReplicaConfig, key: Path, software: str) -> None:
+    def __init__(self, replica: ReplicaConfig, key: Path, software: str, clock: Clock | None = None) -> None:
         self.replica, self._key_path, self._software = replica, key, software
-        self._bandwidth = Bandwidth(replica.bandwidth_bytes)
+        day = clock or Clock()
+        self._bandwidth = Bandwidth(lambda: replica.bandwidth_at(day.second_of_day()))
         self._caller: _Caller | None = None
         self._connecting = asyncio.Lock()
 

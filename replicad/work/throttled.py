@@ -25,7 +25,7 @@ class ThrottledReader:
 
     def __init__(self, reader: HistoryReader, rate_bytes: int, clock: Clock | None = None) -> None:
         self.name = reader.name
-        self._reader, self._bandwidth, self._clock = reader, Bandwidth(rate_bytes), clock or Clock()
+        self._reader, self._bandwidth, self._clock = reader, Bandwidth(lambda: rate_bytes), clock or Clock()
         self._ahead = asyncio.Semaphore(AHEAD)
 
     async def snapshots(self) -> list[SnapshotLine]:
