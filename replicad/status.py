@@ -98,6 +98,8 @@ class StoreStatus(msgspec.Struct):
     size: int = 0
     stored_bytes: int = 0
     received_bytes: int = 0
+    quota_bytes: int = 0
+    """What all stores of the client may take together; 0 = as much as there is."""
     damaged: int = 0
     """Frames found damaged when the store was opened or read."""
 
@@ -422,7 +424,8 @@ def _store_findings(store: StoreStatus) -> list[Finding]:
         found.append(Finding("damaged", where, text, "keep it as it is; what is lost: replicad restore --store …"))
     if store.state == "full":
         text = f"intake has stopped: {store.reason or 'no room beyond the reserve'}"
-        found.append(Finding("full", where, text, FREE_SPACE))
+        next_step = f"raise client.quota, or {FREE_SPACE}" if store.quota_bytes else FREE_SPACE
+        found.append(Finding("full", where, text, next_step))
     return found
 
 

@@ -78,6 +78,7 @@ def a_store(client: str = "ams1", dataset: str = "www", **changes: object) -> St
         entries=1234,
         size=3 * 1024**3,
         stored_bytes=4 * 1024**3,
+        quota_bytes=5 * 1024**3,
         received_bytes=5_000_000,
     )
     return _changed(line, changes)

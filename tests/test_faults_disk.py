@@ -110,6 +110,29 @@ def test_a_full_replica_stops_at_its_reserve_and_goes_on_by_itself(tmp_path: Pat
         assert_quiet(pair.primary, pair.replica)
 
 
+def test_a_client_at_its_quota_is_told_so_and_goes_on_once_it_is_raised(tmp_path: Path, root: Path) -> None:
+    """Both sides say whose quota it is; what is stored comes back, and the copy is completed without a command."""
+    fill_tree(root / "a", 1, 6)
+    pair = make_pair(tmp_path / "pair", root, dataset_options=OPTIONS)
+    configure(pair.replica, "client", quota="16MiB")
+    with running(pair):
+        synced(pair)
+        fill_tree(root / "b", 2, 24)
+        assert "may take 16MiB" in pair.sync(code=1).stdout
+        there = shown(pair.replica, code=1)
+        assert "intake has stopped" in there and "client.quota" in there and "quota 16.0 MiB for all of ams1" in there
+        assert "the replica is full: client ams1 takes" in shown(pair.primary, code=1)
+        assert sum(path.stat().st_size for path in pair.store.rglob("*.seg")) < 16 * MIB + BUFFERED
+        assert [line.number for line in snapshots(archive_of(pair))] == [1]
+        configure(pair.replica, "client", quota="64MiB")
+        pair.replica.hang_up()
+        during(pair, lambda line: line.last_snapshot == 2 and line.pass_ok, "it goes on by itself")
+        assert findings(pair.primary.status()) == [] and findings(pair.replica.status()) == []
+        assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
+        restores(pair, 2, root)
+        assert_quiet(pair.primary, pair.replica)
+
+
 @needs_root
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
 def test_a_disk_that_others_fill_to_the_brim_costs_nothing_acknowledged(tmp_path: Path, root: Path, kind: str) -> None:

@@ -142,6 +142,7 @@ def test_values_follow_the_status() -> None:
         f"replicad_store_entries{kept}": 1234,
         f"replicad_store_dataset_bytes{kept}": 3 * 1024**3,
         f"replicad_store_stored_bytes{kept}": 4 * 1024**3,
+        f"replicad_store_quota_bytes{kept}": 5 * 1024**3,
         f"replicad_store_received_bytes_total{kept}": 5_000_000,
         'replicad_job_running{job="scan"}': 0,
         'replicad_job_failures_total{job="scan"}': 3,

@@ -29,7 +29,7 @@ from replicad.store.format import (
     split_frames,
 )
 from replicad.store.segments import Damage, Found, SegmentFiles, Torn, segment_numbers, segment_path
-from replicad.store.store import Owner, Store, store_path
+from replicad.store.store import Owner, Store, store_path, stored_bytes
 from replicad.system.disk import Disk
 
 UUID = bytes(range(16))
@@ -359,7 +359,7 @@ def test_the_reserve_is_kept(tmp_path: Path) -> None:
     store.append(commit, [split_frames(commit)[0].checksum])
     store.sync()
     assert troubles_in(scan(store)) == []
-    assert store.stored_bytes() == segment_path(tmp_path, 1).stat().st_size
+    assert stored_bytes(tmp_path) == segment_path(tmp_path, 1).stat().st_size
 
 
 def test_no_room_in_the_middle_leaves_a_torn_end(tmp_path: Path) -> None:

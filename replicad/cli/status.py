@@ -194,6 +194,8 @@ def _store(store: StoreStatus, now_ns: int) -> Iterator[str]:
     yield from value_lines("snapshot", _snapshot(store.last_snapshot, store.last_snapshot_ns, now_ns))
     on_disk = f"{output.show_bytes(store.stored_bytes)} on disk with all history"
     yield from value_lines("size", f"{store.entries:,} entries, {output.show_bytes(store.size)}; {on_disk}")
+    if store.quota_bytes:
+        yield from value_lines("quota", f"{output.show_bytes(store.quota_bytes)} for all of {store.client}")
     yield from value_lines("damaged", f"{store.damaged:,} frames" if store.damaged else "none found")
     if store.reason:
         yield from value_lines("why", store.reason)

@@ -43,6 +43,8 @@ Reader = Callable[[object], Any]
 DAY_S = 86400.0
 MIN_RATE_BYTES = 1024
 """A line that carries less a second carries nothing."""
+MIN_QUOTA_BYTES = 1024**2
+"""Less holds no snapshot of anything."""
 MAX_KEPT = 100_000
 """Hours of eleven years: who wants more has a rule for days, weeks or months."""
 MAX_KEPT_S = 36_500 * DAY_S
@@ -399,6 +401,7 @@ TABLES = (
             Key("name", "name", name),
             Key("key", "key", public_key),
             Key("datasets", "datasets", name, each=True),
+            Key("quota", "quota_bytes", size(MIN_QUOTA_BYTES, zero=True)),
         ),
         many=True,
     ),

@@ -88,6 +88,8 @@ class ClientConfig:
     """Public key, "ssh-ed25519 AAAA…"."""
     datasets: tuple[str, ...] = ()
     """Datasets it may write and read; empty = all of its own."""
+    quota_bytes: int = 0
+    """What its stores may take together; 0 = as much as there is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,6 +299,11 @@ FAMILIES: tuple[Family, ...] = (
     _store("entries", "Entries of the last snapshot.", lambda s: float(s.entries)),
     _store("dataset_bytes", "Bytes of the files of the last snapshot.", lambda s: float(s.size)),
     _store("stored_bytes", "Bytes that all snapshots take on the disk.", lambda s: float(s.stored_bytes)),
+    _store(
+        "quota_bytes",
+        "Bytes that all stores of the client may take together; 0 = as many as there are.",
+        lambda s: float(s.quota_bytes),
+    ),
     _store("received_bytes_total", "Bytes received from the client.", lambda s: float(s.received_bytes)),
     _store("damaged_frames", "Frames found damaged.", lambda s: float(s.damaged)),
     _store("full", "1 while intake is stopped for want of room.", lambda s: float(s.state == "full")),

@@ -75,6 +75,17 @@ def check_names(client: str | None, dataset: str | None) -> None:
             raise PeerError(f"{what} name {name[:80]!r} is not allowed", hint=f"names match {NAME_PATTERN}")
 
 
+def stored_bytes(directory: Path) -> int:
+    """Bytes of all segment files of a store, whoever writes to it meanwhile."""
+    size = 0
+    for number in segment_numbers(directory):
+        try:
+            size += segment_path(directory, number).stat().st_size
+        except FileNotFoundError:
+            continue  # compacted away since it was listed
+    return size
+
+
 class Store:
     """The segments of one dataset, to append to. The caller holds the lock; one thread at a time."""
 
@@ -175,10 +186,6 @@ class Store:
         if self._writer:
             self._writer.close()
             self._writer = None
-
-    def stored_bytes(self) -> int:
-        """Bytes in all segment files."""
-        return sum(segment_path(self.directory, number).stat().st_size for number in segment_numbers(self.directory))
 
     def free_bytes(self) -> int:
         """Bytes that intake may still use before it reaches the reserve; negative below it."""

@@ -39,7 +39,7 @@ from replicad.store.format import (
     split_frames,
 )
 from replicad.store.segments import Damage, SegmentFiles, Torn, compacted_path, segment_numbers, segment_path
-from replicad.store.store import Owner, Store, check_names
+from replicad.store.store import Owner, Store, check_names, stored_bytes
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.work.replay import Replay, copy_of
@@ -151,7 +151,7 @@ class Archive:
     @property
     def stored_bytes(self) -> int:
         """Bytes of all segments on the disk."""
-        return self._store.stored_bytes()
+        return stored_bytes(self._store.directory)
 
     @property
     def free_bytes(self) -> int:

@@ -21,6 +21,7 @@ from replicad.status import StoreStatus
 from replicad.store.format import parse_frame, plain_payload
 from replicad.system.clock import Clock
 from replicad.work.archive import Archive
+from replicad.work.quota import Allowance
 
 CREDIT_BYTES = 16 * 1024 * 1024
 """What a primary may have sent and not yet seen stored: more than 1 Gbit/s carries in 100 ms, and less than what it
@@ -33,10 +34,17 @@ class Receiving:
     """One writing session on one archive. At most one at a time per archive."""
 
     def __init__(
-        self, channel: Channel, archive: Archive, executor: Executor, status: StoreStatus, clock: Clock, window: int
+        self,
+        channel: Channel,
+        archive: Archive,
+        executor: Executor,
+        status: StoreStatus,
+        clock: Clock,
+        window: int,
+        allowance: Allowance,
     ) -> None:
         self._channel, self._archive, self._executor = channel, archive, executor
-        self._status, self._clock, self._window = status, clock, window
+        self._status, self._clock, self._window, self._allowance = status, clock, window, allowance
 
     async def run(self) -> None:
         """Serve until the client says Bye or the link ends. Tells the client why when it is our side that ends it."""
@@ -66,7 +74,7 @@ class Receiving:
                 await self._in_thread(lambda: self._add_blocks(run))
                 await self._credit(sum(map(len, run)))
             case Record():
-                await self._in_thread(lambda: self._archive.add_record(message.frame))
+                await self._in_thread(lambda: self._add_record(message.frame))
                 await self._credit(len(message.frame))
             case Seal():
                 head = await self._in_thread(lambda: self._archive.seal(message.frame))
@@ -81,14 +89,19 @@ class Receiving:
     def _add_blocks(self, run: list[bytes]) -> None:
         """Store all that came while the thread was busy: with each hop it would wait for the event loop again."""
         for frames in run:
+            self._allowance.take(len(frames))
             self._archive.add_blocks(frames)
+
+    def _add_record(self, frame: bytes) -> None:
+        self._allowance.take(len(frame))
+        self._archive.add_record(frame)
 
     async def _show(self, commit: Commit) -> None:
         status = self._status
         status.last_snapshot, status.last_snapshot_ns = commit.number, commit.created_ns
         status.entries, status.size = commit.entries, commit.size
         status.received_ns = self._clock.now_ns()
-        status.stored_bytes = await self._in_thread(lambda: self._archive.stored_bytes)
+        status.stored_bytes = await self._in_thread(self._allowance.measure)
 
     async def _credit(self, size: int) -> None:
         self._status.received_bytes += size

@@ -42,6 +42,7 @@ from replicad.work.archive_reader import ArchiveReader
 from replicad.work.book_damage import damaged, findings_of, note_at
 from replicad.work.mended import PLANS, Mended
 from replicad.work.quarantine import Quarantine
+from replicad.work.quota import Allowance, Quotas
 from replicad.work.receive import Receiving
 from replicad.work.rescue_kit import leave_rescue_kit
 from replicad.work.scrub_replica import ReplicaSurface
@@ -116,13 +117,17 @@ class Shelves:
         self._rules_of = rules_of
         self._appeared, self._make_mender, self._scrub_of = appeared, make_mender or self._real_mender, scrub_of
         self._config, self._clients, self._disk, self._clock = config, clients, disk, clock
+        self._quotas = Quotas(clients)
         self._shelves: dict[Key, _Shelf] = {}
         self._opening = asyncio.Lock()
 
     @property
     def statuses(self) -> list[StoreStatus]:
         """One for each store, by name."""
-        return [self._shelves[key].status for key in sorted(self._shelves)]
+        lines = [self._shelves[key].status for key in sorted(self._shelves)]
+        for line in lines:
+            line.quota_bytes = self._quotas.of(line.client)
+        return lines
 
     def adjust(self, config: ListenConfig) -> None:
         """Go by this configuration from now on; nothing that is open needs to be opened anew for it."""
@@ -265,9 +270,17 @@ class Shelves:
         async with shelf.turn:
             assert shelf.archive is not None
             window = self._config.window_bytes
-            receiving = Receiving(channel, shelf.archive, shelf.executor, shelf.status, self._clock, window)
+            allowance = await self._measured(shelf, key)
+            receiving = Receiving(channel, shelf.archive, shelf.executor, shelf.status, self._clock, window, allowance)
             async with self._noting_damage(shelf, key):
                 await receiving.run()
+
+    async def _measured(self, shelf: _Shelf, key: Key) -> Allowance:
+        """What the store may take, with all stores of its client counted anew."""
+        keys = [other for other in self._shelves if other[0] == key[0]]
+        allowances = {other: Allowance(self._quotas, other[0], self._directory(other)) for other in keys}
+        await _in_thread(shelf, lambda: [one.measure() for one in allowances.values()])
+        return allowances[key]
 
     async def _read(self, channel: Channel, key: Key) -> None:
         shelf = await self._shelf(channel, key, create=False)
