@@ -49,7 +49,7 @@ def test_all_is_well(tmp_path: Path, typed: Typed) -> None:
         "  received    59s ago",
         "  snapshot    41 of 2027-01-15T07:59:00Z, 1m 0s ago",
         "  size        1,234 entries, 3.0 GiB; 4.0 GiB on disk with all history",
-        "  quota       5.0 GiB for all of ams1",
+        "  quota       5.0 GiB for all of lon1",
         "  damaged     none found",
         "",
         "  store room  100.0 GiB free; intake stops below 1.0 GiB",
