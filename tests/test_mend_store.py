@@ -678,6 +678,36 @@ def test_damage_older_than_the_catalog_is_settled_when_nothing_is_missing(rig: R
     rig.assert_clean(tmp_path)
 
 
+def test_damage_older_than_the_catalog_is_settled_when_all_that_is_missing_is_told(rig: Rig) -> None:
+    """What snapshots lack has findings of its own, open or acknowledged; the places say nothing beside them. Before all
+    of it is told they stay, and their bytes always do."""
+    rig.scrub()
+    gone = rig.frames(FrameType.BLOCK, 2)[:3:2]
+    for frame in gone:
+        flip(segment(rig.directory, 2), frame.offset + HEADER_BYTES + 3)
+        del rig.has[frame.id]
+    before = rig.bytes_of()
+    rig.close()
+    rebuild_catalog(rig.directory)
+    rig.open()
+    rig.scrub()
+    places = [one for one in rig.open_ones() if one.part is Part.STRUCTURE]
+    lost = {one.blocks[0]: one for one in rig.open_ones() if one.part is Part.BLOCK}
+    assert len(places) == 2 and lost.keys() == {frame.id for frame in gone}
+    rig.findings.update(lost[gone[0].id].with_event(1, "taken note of", state=State.ACKNOWLEDGED))
+    rig.findings.update(lost[gone[1].id].with_event(1, "as if it had not been told yet", state=State.GONE))
+    rig.settle()
+    assert {one.id for one in rig.open_ones()} == {one.id for one in places}
+    rig.clock.slept.append(3600.0)
+    rig.scrub()
+    rig.settle()
+    (left,) = rig.open_ones()
+    assert left.blocks == (gone[1].id,) and left.is_lost
+    assert [rig.findings.get_exactly(one.id).state for one in places] == [State.GONE] * 2  # type: ignore[union-attr]
+    rig.scrub()
+    assert [one.id for one in rig.open_ones()] == [left.id] and rig.bytes_of()[2] == before[2]
+
+
 # crashes
 
 

@@ -407,18 +407,18 @@ class StoreMender:
 
     def _settle_unknown(self, found: Divergence) -> Divergence:
         if not self._is_covered():
-            return self._noted(found, "nobody knows what stood here, and something that snapshots name is missing")
+            return self._noted(found, "nobody knows what stood here, and snapshots lack something that is not told yet")
         note_mended(self._archive, found.number, [(found.offset, found.length)], self._clock.now_ns())
-        text = "nobody knows what stood here, and nothing that a snapshot names is missing"
+        text = "nobody knows what stood here; whatever a snapshot lacks has a finding of its own"
         return self._write(found, text, state=State.GONE)
 
     def _is_covered(self) -> bool:
-        """Whether every block that a snapshot names stands somewhere; that it is not so is believed for a while, since
-        it takes a look at all of them."""
+        """Whether every block that a snapshot names stands somewhere, or somebody was told that it does not; that it is
+        not so is believed for a while, since it takes a look at all of them."""
         began_s = self._clock.monotonic_s()
         if began_s < self._uncovered_until_s:
             return False
-        if is_covered(self._archive.inventory):
+        if is_covered(self._archive.inventory, self._book.told_blocks()):
             return True
         ended_s = self._clock.monotonic_s()
         self._uncovered_until_s = ended_s + WHOLE_REST * (ended_s - began_s)

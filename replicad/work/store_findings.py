@@ -49,6 +49,12 @@ class StoreFindings:
         """All open findings about this store."""
         return self._findings.listed(side=Side.REPLICA)
 
+    def told_blocks(self) -> set[bytes]:
+        """All blocks that stand in a finding which is open, or of which a person has taken note."""
+        states = (State.OPEN, State.ACKNOWLEDGED)
+        found = [one for state in states for one in self._findings.listed(side=Side.REPLICA, state=state)]
+        return {name for one in found for name in one.blocks}
+
     def report(self, places: Sequence[Seen]) -> list[Divergence]:
         """Tell of places in segments; what stands in the book of each now. Acknowledged ones are left out."""
         known = self.open_ones() if places else []

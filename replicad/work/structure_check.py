@@ -9,7 +9,7 @@ connection page by page. That frames stand where the catalog says is for the scr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from replicad.db.inventory import CommitRow, FileName, Inventory
@@ -60,13 +60,9 @@ def check_structure(inventory: Inventory) -> Structure:
     return found
 
 
-def is_covered(inventory: Inventory) -> bool:
-    """Whether nothing that a snapshot names is missing: no block and no piece of the record."""
-    if inventory.lost:
-        return False
-    found = Structure()
-    _check_coverage(inventory, found)
-    return not found.missing_count
+def is_covered(inventory: Inventory, told: Container[bytes]) -> bool:
+    """Whether nothing that a snapshot names is missing, no piece of the record and no block but those `told` of."""
+    return not inventory.lost and all(name in told for page in inventory.unplaced() for name in page)
 
 
 def _check_coverage(inventory: Inventory, found: Structure) -> None:
