@@ -20,7 +20,14 @@ from kit_tree import build_tree
 from replicad.model.entry import Op
 from replicad.source.read import Access
 from replicad.work import account_record
-from replicad.work.account_record import Lacking, Narrowing, Sums, account_of_ledger, differing
+from replicad.work.account_record import (
+    Narrowing,
+    Sums,
+    account_of_ledger,
+    bucket_of_file,
+    bucket_of_path,
+    differing,
+)
 from replicad.work.archive_reader import ArchiveReader
 
 
@@ -206,20 +213,20 @@ async def test_what_only_the_replica_has_is_named(tmp_path: Path, root: Path) ->
         assert len(await named(primary, fra1, limit=1)) == 1
 
 
-async def test_what_the_replica_was_not_told_yet_is_not_compared(tmp_path: Path, root: Path) -> None:
-    """Neither entries above what it has, nor blocks that were read for the next snapshot."""
+async def test_what_the_replica_was_not_told_yet_is_left_out(tmp_path: Path, root: Path) -> None:
+    """Entries above what it has, and those with blocks that were read for the next snapshot; all else is compared."""
     tree(root)
     async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
         await primary.sync(fra1)
-        with pytest.raises(Lacking):
-            await account_of_ledger(primary.dataset, 0)
+        assert (await account_of_ledger(primary.dataset, 0)).lacking
         ledger = primary.dataset.ledger
         known = await primary.dataset.in_ledger(ledger.known, b"d/large")
         assert known
         rows = await primary.dataset.in_ledger(ledger.blocks, known.file, 70, 71)
         await primary.dataset.in_ledger(ledger.record_blocks, [rows[70]._replace(seq=2**62)])
-        with pytest.raises(Lacking):
-            await both(primary, fra1)
+        ours, theirs = await both(primary, fra1)
+        assert ours.lacking == {bucket_of_path(b"d/large"), bucket_of_file(known.file)}
+        assert differing(ours.encoded(), theirs.encoded()) <= ours.lacking
 
 
 async def test_a_file_that_shrank_while_it_was_read_counts_alike(

@@ -17,11 +17,13 @@ from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, s
 from kit_tree import build_tree, is_root
 from replicad.db.database import PAGE_BYTES
 from replicad.link.channel import Channel
+from replicad.model.entry import INLINE_BLOCKS
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
 from replicad.source import read as source_read
 from replicad.work import copy as work_copy
 from replicad.work import known as work_known
 from replicad.work import scout as work_scout
+from replicad.work.account_record import account_of_ledger
 
 MIB = 1024 * 1024
 
@@ -349,6 +351,44 @@ async def test_rot_is_never_sent_by_a_catch_up(tmp_path: Path, root: Path, monke
         status = await primary.sync(par1, "par1")
         assert (status.rotten, status.unread, status.pass_ok) == (0, 0, True)
         assert differences(describe_snapshot(par1.archive), copied(root)) == []
+
+
+async def test_what_could_not_be_sent_once_is_told_once_when_it_can(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renamed meanwhile or not, small or large: nothing of it lacks afterwards, so that both records can be compared,
+    and the next passes have nothing to tell."""
+    source = random.Random(9)
+    (root / "rotten").write_bytes(source.randbytes(3 * 65536))
+    (root / "large").write_bytes(source.randbytes((INLINE_BLOCKS + 5) * 65536))
+    async with (
+        rig(tmp_path, root, ("fra1", "par1")) as primary,
+        replica(tmp_path / "store1") as fra1,
+        replica(tmp_path / "store2") as par1,
+    ):
+        for moved in (False, True):
+            for name in ("rotten", "large"):
+                with (root / name).open("r+b") as file:
+                    file.write(source.randbytes(2 * 65536))
+            await primary.sync(fra1)
+            for name in ("rotten", "large"):
+                read = _rotten_read(source_read.Access.read, root / name)
+                monkeypatch.setattr(source_read.Access, "read", read)
+            status = await primary.sync(par1, "par1")
+            assert [trouble.path for trouble in status.troubles] == ["large", "rotten"]
+            monkeypatch.undo()
+            if moved:
+                (root / "rotten").rename(root / "moved")
+            for there, name in ((par1, "par1"), (fra1, "fra1")):
+                status = await primary.sync(there, name)
+                assert status.pass_ok
+                standing = await primary.dataset.in_ledger(primary.dataset.ledger.standing, name)
+                sums = await account_of_ledger(primary.dataset, standing.covered)
+                assert (sums.entries, sums.lacking) == (3, set())
+                assert differences(describe_snapshot(there.archive), copied(root)) == []
+                before = status.last_snapshot, status.sent_bytes
+                again = await primary.sync(there, name)
+                assert (again.last_snapshot, again.copied_files) == (before[0], status.copied_files)
 
 
 def _rotten_read(read: object, path: Path) -> object:

@@ -529,6 +529,31 @@ async def test_what_was_told_anew_in_vain_is_not_told_again_and_again(tmp_path: 
         assert w.told == before + 1
 
 
+async def test_what_cannot_be_sent_keeps_nothing_else_from_being_compared(tmp_path: Path) -> None:
+    """Differences elsewhere are told; what is known of the part that is left out stays as it is."""
+    async with world(tmp_path) as w:
+        await w.round()
+        change_catalog(w.fra1.archive, CHANGES["time"])
+        await w.scrubbed()
+        await w.round()
+        findings, ledger = w.primary.dataset.findings, w.primary.dataset.ledger
+        (known,) = await w.primary.dataset.in_findings(findings.listed)
+        await w.primary.sync(w.fra1)
+        await w.primary.dataset.in_ledger(ledger.unsettle, b"file", (await known_of(w.primary, b"file")).file, 0)
+        await w.scrubbed()
+        await w.round()
+        assert (await standing(w.primary, known)).state is State.OPEN
+        change_catalog(w.fra1.archive, "UPDATE entry SET mode = mode + 1 WHERE name = x'6f74686572' AND died IS NULL")
+        await w.scrubbed()
+        await w.round()
+        found = await w.primary.dataset.in_findings(findings.listed)
+        assert [one.path for one in found] == [b"file", b"other"]
+        await w.primary.sync(w.fra1)
+        await w.scrubbed()
+        await w.round()
+        assert await w.primary.dataset.in_findings(findings.listed) == []
+
+
 async def test_records_are_not_compared_while_the_replica_lacks_something(tmp_path: Path) -> None:
     """What it was not told yet is no difference."""
     async with world(tmp_path) as w:

@@ -405,6 +405,14 @@ class Ledger:
             self._move_cuts(file, covered, UNSETTLED)
         self.put("unsettled", 1)
 
+    def settle_entry(self, path: bytes, file: int, seq: int) -> None:
+        """This entry, or blocks of it, could not be sent before: what was unsettled of it is in snapshot `seq` now."""
+        directory, name = split(path)
+        number = self._directory(directory, create=False) if path else _ROOT_PARENT
+        of_entry = "directory = ? AND name = ? AND seq = ?"
+        self._db.execute(f"UPDATE entry SET seq = ? WHERE {of_entry}", (seq, number, name, UNSETTLED))
+        self.settle(file, seq)
+
     def drop(self, paths: Sequence[bytes], seq: int) -> None:
         """These entries exist no more. A file that no entry names any longer is set aside."""
         keys = [(self._directory(split(p)[0], create=True), split(p)[1]) for p in paths]

@@ -5,7 +5,7 @@ their order. The record is divided into BUCKETS parts, entries by their path and
 a difference is narrowed down before anything is listed. Blocks count once for each name of their file.
 
 Both books are read in short pieces and bounded memory: the catalog as the listing of its last snapshot, the ledger
-page by page in its own order. **Never** compares what the replica was not told yet: `Lacking` says so instead.
+page by page in its own order. **Never** compares what the replica was not told yet: such parts are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Lacking(Exception):
-    """The replica was not told everything yet: there is nothing to compare."""
+    """The replica was not told of this yet: there is nothing to compare."""
 
 
 @dataclass(slots=True)
@@ -43,6 +43,8 @@ class Sums:
 
     entries: int = 0
     parts: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+    lacking: set[int] = field(default_factory=set)
+    """Parts with something that the other side was not told yet, since it cannot be read: they mean nothing."""
 
     def add(self, ops: Iterable[Op]) -> None:
         """Count the operations of a listing: puts, each followed by its maps."""
@@ -52,6 +54,10 @@ class Sums:
                 self._add(bucket_of_path(op.path), entry_token(op))
             if isinstance(op, Put | Map) and op.ids:
                 self._add(bucket_of_file(op.file), blocks_token(op.file, op.blocks, op.ids))
+
+    def leave_out(self, path: bytes, file: int) -> None:
+        """An entry that the other side was not told of."""
+        self.lacking |= {bucket_of_path(path), bucket_of_file(file)} if file else {bucket_of_path(path)}
 
     def encoded(self) -> list[bytes]:
         """The parts as they travel."""
@@ -93,7 +99,7 @@ def blocks_token(file: int, numbers: Sequence[int], ids: bytes) -> int:
 
 async def account_of_ledger(dataset: Dataset, covered: int) -> Sums:
     """The account of what a replica that has everything up to `covered` was told. Nothing else may write the ledger
-    meanwhile (`Dataset.turn`). Raises Lacking."""
+    meanwhile (`Dataset.turn`)."""
     sums = Sums()
     place: Place | None = FIRST_PLACE
     while place:
@@ -105,9 +111,12 @@ def _add_page(ledger: Ledger, after: Place, covered: int, sums: Sums) -> Place |
     page = entries_from(ledger, after, PIECE_ENTRIES)
     blocks = 0
     for place, path, known in page:
-        for ops in told_of(ledger, path, known, covered):
-            sums.add(ops)
-            blocks += sum(len(op.blocks) for op in ops if isinstance(op, Map))
+        try:
+            for ops in told_of(ledger, path, known, covered):
+                sums.add(ops)
+                blocks += sum(len(op.blocks) for op in ops if isinstance(op, Map))
+        except Lacking:
+            sums.leave_out(path, known.file)
         if blocks > PIECE_BLOCKS:
             return place
     return page[-1][0] if page else None

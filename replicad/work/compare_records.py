@@ -14,6 +14,7 @@ from enum import Enum
 from functools import partial
 
 from replicad.db.ledger import EntryRow
+from replicad.link.messages import BUCKETS
 from replicad.model.divergence import Divergence, Event, Part, Side, State
 from replicad.model.entry import Op, Put, Stamp
 from replicad.model.snapshot import Head
@@ -79,18 +80,20 @@ class ComparingRecords:
     async def _compare(self, talk: Conversation, listing: Listing, forced: bool) -> Agreement:
         dataset, ledger = self._dataset, self._dataset.ledger
         standing = await dataset.in_ledger(ledger.standing, self._replica)
-        if not standing.head.number or await dataset.in_ledger(ledger.lacks_something, standing.covered):
+        if not standing.head.number or await dataset.in_ledger(ledger.stamped) > standing.covered:
             return Agreement.LATER
         theirs, ours = await asyncio.gather(talk.account(), account_of_ledger(dataset, standing.covered))
         if theirs.head != standing.head:
             return Agreement.LATER
-        parts = differing(ours.encoded(), theirs.sums)
-        if not parts and ours.entries == theirs.entries:
-            await dataset.in_findings(self._agree, standing.head)
+        parts = differing(ours.encoded(), theirs.sums) - ours.lacking
+        if not parts and (ours.lacking or ours.entries == theirs.entries):
+            if len(ours.lacking) == BUCKETS:
+                return Agreement.LATER
+            await dataset.in_findings(self._agree, standing.head, bool(ours.lacking))
             return Agreement.AGREE
         narrowing = Narrowing(dataset, standing.covered, parts, MAX_NAMED)
         found = await narrowing.run(await listing(standing.head.number))
-        if await dataset.in_findings(self._differ, found, standing.head, forced):
+        if await dataset.in_findings(self._differ, found, standing.head, forced, bool(ours.lacking)):
             await self._tell_anew(await listing(standing.head.number), standing.head)
             return Agreement.TOLD
         return Agreement.DIFFER
@@ -112,21 +115,22 @@ class ComparingRecords:
 
     # inside `in_findings`
 
-    def _agree(self, head: Head) -> None:
+    def _agree(self, head: Head, in_part: bool) -> None:
+        """`in_part`: some of the record was left out, so that findings may be about that."""
         now_ns = self._clock.now_ns()
-        for found in self._open():
+        for found in () if in_part else self._open():
             text = f"the records of both sides agree, at snapshot {head.number}"
             self._dataset.findings.update(found.with_event(now_ns, text, state=State.REPAIRED))
         self._note(head)
         self._dataset.findings.put(self._key("told_ns"), None)
 
-    def _differ(self, differences: Sequence[Difference], head: Head, forced: bool) -> bool:
+    def _differ(self, differences: Sequence[Difference], head: Head, forced: bool, in_part: bool) -> bool:
         """Write the differences down; whether the record is to be told anew."""
         findings, now_ns = self._dataset.findings, self._clock.now_ns()
         named = differences or [Difference(b"", "the records differ, and no single path accounts for it")]
         keys = {_key_of(one.path) for one in named}
         for found in self._open():
-            if found.key not in keys and len(named) < MAX_NAMED:
+            if found.key not in keys and len(named) < MAX_NAMED and not in_part:
                 findings.update(found.with_event(now_ns, "the records agree about it", state=State.REPAIRED))
         told_ns = int(findings.get(self._key("told_ns")) or 0)
         again = forced or not 0 <= now_ns - told_ns < self._dataset.config.scrub_every_s * 1e9

@@ -8,13 +8,13 @@ a file that was written meanwhile is left to the survey, a rotten block keeps it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from replicad.db.ledger import ZERO, BlockRow, Known, put_of, stamp_of
+from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, Known, put_of, stamp_of
 from replicad.model.block import Buffer, Checksum, block_id, checksum
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Drop, Op
 from replicad.model.errors import ReplicadError
@@ -116,6 +116,7 @@ class KnownEntries:
 
         async def follow(complete: bool) -> AsyncIterator[Sequence[Op]]:
             await self._note(reading.failed, entries)
+            await self._settle(reading.failed, entries)
             yield [
                 op
                 for path, known, rows, cleared in entries
@@ -143,6 +144,8 @@ class KnownEntries:
                 yield [replace(put_of(path, known), zeros=tuple(cleared))]
                 async for ops in self.maps(known.file):
                     yield ops
+                ledger = self._dataset.ledger
+                await self._dataset.in_ledger(ledger.settle_entry, path, known.file, self._recorder.seq)
 
         await self._shipping.ship(Unit(b"", load_nothing, follow, 0))
 
@@ -176,6 +179,13 @@ class KnownEntries:
                 if failure.reason:
                     self._outcome.trouble(path, failure.reason)
                 await self._tell(path, failure.rotten.values())
+
+    async def _settle(self, failed: Collection[bytes], entries: Sequence[Entry]) -> None:
+        """What could not be sent before and is now does not lack any more."""
+        ledger, seq = self._dataset.ledger, self._recorder.seq
+        for path, known, rows, _ in entries:
+            if path not in failed and (known.seq == UNSETTLED or any(row.seq == UNSETTLED for row in rows)):
+                await self._dataset.in_ledger(ledger.settle_entry, path, known.file, seq)
 
     async def _tell(self, path: bytes, rotten: Iterable[Rotten]) -> None:
         """Make findings of rotten blocks, each read once more from the medium before."""
