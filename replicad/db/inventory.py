@@ -20,6 +20,8 @@ from replicad.model.position import Position
 
 PAGE_ROWS = 10_000
 """Rows read with one statement: some milliseconds, so that nobody who writes has to wait."""
+SCAN_CACHE_KIB = 4 * 1024
+"""Page cache of a connection of its own: most questions go through a table once, and several threads ask at a time."""
 
 _LAST = 1 << 62
 
@@ -78,9 +80,9 @@ class Inventory:
         self._db = database
 
     @classmethod
-    def open(cls, catalog: Path) -> Inventory:
+    def open(cls, catalog: Path, cache_kib: int = SCAN_CACHE_KIB) -> Inventory:
         """A connection of its own. Raises BookDamagedError, ReplicadError."""
-        return cls(Database(catalog, MIGRATIONS, readonly=True))
+        return cls(Database(catalog, MIGRATIONS, readonly=True, cache_kib=cache_kib))
 
     def close(self) -> None:
         """Close the connection."""

@@ -10,18 +10,23 @@ import ctypes
 import gc
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Parameters of mallopt(3)."""
 KEPT_BYTES = 64 * 1024 * 1024
 """Free memory kept at the top of the heap: what is under way at once; it stays within the daemon's memory bound."""
 LARGE_BYTES = 32 * 1024 * 1024
 """Only larger buffers are mapped one by one; no message and no slab is that large."""
 
+ARENAS = 4
+"""Heaps that all threads share. By default each thread has its own, and each keeps what it has freed: a dozen threads
+that have each read a catalog once keep a dozen page caches."""
+
 
 def keep_freed_memory() -> bool:
-    """Set both thresholds; False where the C library has no mallopt (musl), which needs nothing of the kind."""
+    """Set thresholds and number of heaps; False where the C library has no mallopt (musl) and needs nothing like it."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES) and mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES))
+    wanted = ((_M_TRIM_THRESHOLD, KEPT_BYTES), (_M_MMAP_THRESHOLD, LARGE_BYTES), (_M_ARENA_MAX, ARENAS))
+    return mallopt is not None and all(mallopt(*one) for one in wanted)
 
 
 YOUNG_OBJECTS = 50_000

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from replicad.db.database import CACHE_KIB
 from replicad.db.findings import Findings
 from replicad.db.inventory import Inventory
 from replicad.model.divergence import Divergence, Part, Side, State
@@ -324,7 +325,7 @@ class ReplicaSurface:
     # all together
 
     def _check_structure(self) -> tuple[Structure, Harm]:
-        inventory = Inventory.open(catalog_path(self._directory))
+        inventory = Inventory.open(catalog_path(self._directory), CACHE_KIB)  # it looks for each block by its id
         try:
             structure = check_structure(inventory)
             return structure, harm_of(inventory, structure.missing)
