@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-
-from replicad.cli.app import main as _main
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    sys.exit(_main())
+    gc.disable()  # what is loaded stays: looking for garbage in it would be a tenth of a short verb
+    from replicad.cli.app import main as run
+
+    gc.enable()
+    sys.exit(run())
 
 
 if __name__ == "__main__":

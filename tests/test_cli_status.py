@@ -418,7 +418,17 @@ def test_a_timeout_longer_than_a_minute_is_kept() -> None:
 
 def test_sync_loads_nothing_heavy() -> None:
     """`replicad sync` imports no event loop, HTTP library, SSH, progress bar or logging."""
-    heavy = ("aiohttp", "asyncio", "http.client", "asyncssh", "rich", "prometheus_client", "structlog", "tomlkit")
+    heavy = (
+        "aiohttp",
+        "asyncio",
+        "http.client",
+        "asyncssh",
+        "rich",
+        "prometheus_client",
+        "structlog",
+        "tomlkit",
+        "statistics",
+    )
     modules = "replicad.cli.app, replicad.cli.sync, replicad.config"
     code = f"import sys, {modules}; print([name for name in {heavy!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from fractions import Fraction
 from itertools import combinations
-from statistics import median
 from typing import NamedTuple
 
 import msgspec
@@ -169,6 +168,8 @@ def trend(points: Sequence[tuple[int, float]]) -> Trend:
     ]
     if len(points) < 3 or not slopes:
         return Trend("unknown")
+    from statistics import median  # slow to import, and most verbs only carry drills
+
     slope = median(slopes)
     change = slope * (points[-1][0] - points[0][0]) / DAY_NS
     if abs(change) < TREND_FLOOR * median(seconds for _, seconds in points):
