@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from kit_scrub import SMALL, Rig, repaired, unsettled_changes, write_at
 from kit_store import FaultyDisk, Primary, block_frame, contents, file_put, flip, record_frame, segment
+from replicad.db.inventory import Inventory
 from replicad.model.block import Buffer, block_id, checksum
 from replicad.model.divergence import Divergence, Part, State
 from replicad.model.errors import ReplicadError
@@ -24,6 +25,7 @@ from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.store import store as store_module
 from replicad.store.format import HEADER_BYTES, Frame, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
+from replicad.work import harm
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.mend_store import BREAKER, SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING, WHOLE_REST
@@ -619,6 +621,30 @@ def test_a_live_block_is_asked_for_by_its_place(rig: Rig) -> None:
     wants = {w.id: w for one in rig.open_ones() for w in asyncio.run(rig.mender.wants(one))}
     live, old = wants[block_id(rig.expected[4][b"changes"])], wants[block_id(rig.expected[1][b"changes"])]
     assert (live.file // 1000, live.number) == (4, 0) and (old.file, old.number) == (0, 0)
+
+
+def test_where_blocks_are_live_is_believed_for_a_while(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that come to be damaged meanwhile are looked up alone; after a rest all of them are."""
+    looks: list[set[bytes]] = []
+
+    def slow(inventory: Inventory, ids: frozenset[bytes]) -> harm.Harm:
+        looks.append(set(ids))
+        rig.clock.slept.append(1.0)
+        return harm_of(inventory, ids)
+
+    harm_of = harm.harm_of
+    monkeypatch.setattr(harm, "harm_of", slow)
+    live = harm.LivePlaces(catalog_path(rig.directory), rig.clock)
+    one, two = block_id(rig.expected[4][b"changes"]), block_id(rig.expected[4][b"file-4-1"])
+    old = block_id(rig.expected[1][b"changes"])
+
+    def of(*ids: bytes) -> set[bytes]:
+        return set(asyncio.run(live.of(frozenset(ids))))
+
+    assert of(one, old) == {one} and of(one) == {one} and of(one, two, old) == {one, two}
+    assert looks == [{one, old}, {two}]
+    rig.clock.slept.append(harm.REST)
+    assert of(two) == {two} and looks[2:] == [{two}]
 
 
 # records, rebuilds and what they lost

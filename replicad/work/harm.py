@@ -7,17 +7,23 @@ together, by SQLite, which leaves the interpreter to others. **Never** looks at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain, islice
+from pathlib import Path
 
 from replicad.db.inventory import FileBlock, FileName, Inventory
 from replicad.model.block import block_count
 from replicad.model.divergence import MAX_AFFECTED, Affected
+from replicad.system.clock import Clock
 
 MAX_PLACES = 20_000
 """Places of damaged blocks in files that are looked at (3 MiB)."""
+
+REST = 20
+"""What was looked up is believed for so many times as long as that took."""
 
 
 @dataclass(slots=True)
@@ -36,6 +42,36 @@ class Harm:
         names = list(dict.fromkeys(ids))
         every = [one for name in names for one in self.affected.get(name, ())]
         return tuple(_joined(every)[:MAX_AFFECTED]), sum(self.counts.get(name, 0) for name in names)
+
+
+class LivePlaces:
+    """Where damaged blocks are live. A look takes all names and blocks of a catalog, and heads change all the time, so
+    one is believed for a while: a place that is so no more costs whoever goes there a look elsewhere."""
+
+    def __init__(self, catalog: Path, clock: Clock) -> None:
+        self._catalog, self._clock = catalog, clock
+        self._known: frozenset[bytes] = frozenset()
+        """Blocks that were looked up."""
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._until_s = float("-inf")
+
+    async def of(self, ids: frozenset[bytes]) -> Mapping[bytes, tuple[int, int]]:
+        """File and number by block, of these and perhaps more; those that are live nowhere are left out."""
+        began_s = self._clock.monotonic_s()
+        if began_s >= self._until_s:
+            self._known, self._places = ids, await asyncio.to_thread(self._look_up, ids)
+            ended_s = self._clock.monotonic_s()
+            self._until_s = ended_s + REST * (ended_s - began_s)
+        elif fresh := ids - self._known:
+            self._known, self._places = self._known | ids, self._places | await asyncio.to_thread(self._look_up, fresh)
+        return self._places
+
+    def _look_up(self, ids: frozenset[bytes]) -> dict[bytes, tuple[int, int]]:
+        inventory = Inventory.open(self._catalog)
+        try:
+            return harm_of(inventory, ids).live
+        finally:
+            inventory.close()
 
 
 def harm_of(inventory: Inventory, ids: Collection[bytes]) -> Harm:

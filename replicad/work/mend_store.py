@@ -33,7 +33,7 @@ from replicad.store.segments import segment_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path
-from replicad.work.harm import Harm, harm_of
+from replicad.work.harm import LivePlaces, harm_of
 from replicad.work.quarantine import Quarantine
 from replicad.work.segment_check import SegmentCheck, Wrong
 from replicad.work.store_case import (
@@ -103,14 +103,12 @@ class StoreMender:
         self._book = StoreFindings(client, dataset, findings, self._quarantine, clock)
         self._sights: dict[str, dict[bytes, Sight]] = {}
         """What the primary said last of each block of a case."""
-        self._live: dict[bytes, tuple[int, int]] = {}
+        self._live = LivePlaces(catalog_path(directory), clock)
         self._rests_until_s: dict[int, float] = {}
         """When a whole segment is looked at again, by number."""
         self._uncovered_until_s = float("-inf")
         self._patient_s = float("-inf")
         """When a pass under way is waited for again."""
-        self._live_for: tuple[bytes, frozenset[bytes]] | None = None
-        """The head and the blocks for which `_live` was looked up."""
 
     # asking
 
@@ -128,8 +126,8 @@ class StoreMender:
         """The blocks to be proven, and where the primary's files may hold each."""
         if found.part is not Part.BLOCK:
             return []
-        await self._look_up()
-        return [Want(name, *self._live.get(name, (0, 0))) for name in found.blocks[:MAX_WANTS]]
+        live = await self._live.of(await self._in_shelf(self._damaged_ids))
+        return [Want(name, *live.get(name, (0, 0))) for name in found.blocks[:MAX_WANTS]]
 
     async def testimony(self, found: Divergence, checksum_by_peer: bytes, sights: Sequence[Sight]) -> Divergence:
         """Complete the evidence with what the primary says of the bad bytes and of the blocks wanted, and judge."""
@@ -167,22 +165,9 @@ class StoreMender:
 
     # evidence
 
-    async def _look_up(self) -> None:
-        """Where the damaged blocks of all open cases are live, looked up once for all of them."""
-        ids, head = await self._in_shelf(lambda: (self._damaged_ids(), self._archive.head.digest))
-        if self._live_for != (head, ids):
-            self._live = (await asyncio.to_thread(self._harm_of, ids)).live
-            self._live_for = (head, ids)
-
     def _damaged_ids(self) -> frozenset[bytes]:
+        """Of all open cases."""
         return frozenset(name for one in self._book.open_ones() if one.part is Part.BLOCK for name in one.blocks)
-
-    def _harm_of(self, ids: frozenset[bytes]) -> Harm:
-        inventory = Inventory.open(catalog_path(self._directory))
-        try:
-            return harm_of(inventory, ids)
-        finally:
-            inventory.close()
 
     def _seen(self, found: Divergence) -> bytes:
         kept = self._quarantine.read(found.quarantine, MAX_SEEN_BYTES)
