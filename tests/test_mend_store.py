@@ -28,8 +28,9 @@ from replicad.store.segments import segment_numbers
 from replicad.work import harm
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
-from replicad.work.mend_store import BREAKER, SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING, WHOLE_REST
+from replicad.work.mend_store import BREAKER, SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING
 from replicad.work.rebuild import rebuild_catalog
+from replicad.work.rest import REST
 from replicad.work.segment_check import SegmentCheck
 
 
@@ -587,7 +588,7 @@ def test_a_segment_of_many_findings_is_looked_at_once(rig: Rig, monkeypatch: pyt
     for _ in range(3):
         asyncio.run(rig.mender.verify_divergences())
     assert looks == [2]
-    rig.clock.slept.append(WHOLE_REST)
+    rig.clock.slept.append(REST)
     asyncio.run(rig.mender.verify_divergences())
     assert looks == [2, 2]
 
@@ -643,7 +644,7 @@ def test_where_blocks_are_live_is_believed_for_a_while(rig: Rig, monkeypatch: py
 
     assert of(one, old) == {one} and of(one) == {one} and of(one, two, old) == {one, two}
     assert looks == [{one, old}, {two}]
-    rig.clock.slept.append(harm.REST)
+    rig.clock.slept.append(REST)
     assert of(two) == {two} and looks[2:] == [{two}]
 
 

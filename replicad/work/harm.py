@@ -18,12 +18,10 @@ from replicad.db.inventory import FileBlock, FileName, Inventory
 from replicad.model.block import block_count
 from replicad.model.divergence import MAX_AFFECTED, Affected
 from replicad.system.clock import Clock
+from replicad.work.rest import Rest
 
 MAX_PLACES = 20_000
 """Places of damaged blocks in files that are looked at (3 MiB)."""
-
-REST = 20
-"""What was looked up is believed for so many times as long as that took."""
 
 
 @dataclass(slots=True)
@@ -49,19 +47,17 @@ class LivePlaces:
     one is believed for a while: a place that is so no more costs whoever goes there a look elsewhere."""
 
     def __init__(self, catalog: Path, clock: Clock) -> None:
-        self._catalog, self._clock = catalog, clock
+        self._catalog, self._clock, self._rest = catalog, clock, Rest(clock)
         self._known: frozenset[bytes] = frozenset()
         """Blocks that were looked up."""
         self._places: dict[bytes, tuple[int, int]] = {}
-        self._until_s = float("-inf")
 
     async def of(self, ids: frozenset[bytes]) -> Mapping[bytes, tuple[int, int]]:
         """File and number by block, of these and perhaps more; those that are live nowhere are left out."""
-        began_s = self._clock.monotonic_s()
-        if began_s >= self._until_s:
+        if self._rest.is_over:
+            began_s = self._clock.monotonic_s()
             self._known, self._places = ids, await asyncio.to_thread(self._look_up, ids)
-            ended_s = self._clock.monotonic_s()
-            self._until_s = ended_s + REST * (ended_s - began_s)
+            self._rest.begin(began_s)
         elif fresh := ids - self._known:
             self._known, self._places = self._known | ids, self._places | await asyncio.to_thread(self._look_up, fresh)
         return self._places

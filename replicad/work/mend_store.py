@@ -35,6 +35,7 @@ from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.harm import LivePlaces, harm_of
 from replicad.work.quarantine import Quarantine
+from replicad.work.rest import Rest
 from replicad.work.segment_check import SegmentCheck, Wrong
 from replicad.work.store_case import (
     as_one,
@@ -68,9 +69,6 @@ AWAITS_WITNESS = "its blocks were stored anew by a pass; what stood there is sti
 WELL_AGAIN = "read well again from the medium"
 SEAL_WAIT_S, SEAL_LOOK_S, SEAL_WAIT_EVERY_S = 5.0, 0.05, 60.0
 """How long a repair waits for the pass under way, how often it looks, and when again after it was in vain."""
-WHOLE_REST = 20
-"""A segment that has to be looked at as a whole rests so many times as long as that takes: findings of which nobody
-knows what should stand there may stay open for months."""
 LOOKS_TO_BE_WELL = 2
 """How often in a row a place must read well, in looks apart, before a finding about it is gone."""
 
@@ -104,9 +102,9 @@ class StoreMender:
         self._sights: dict[str, dict[bytes, Sight]] = {}
         """What the primary said last of each block of a case."""
         self._live = LivePlaces(catalog_path(directory), clock)
-        self._rests_until_s: dict[int, float] = {}
+        self._rests: dict[int, Rest] = {}
         """When a whole segment is looked at again, by number."""
-        self._uncovered_until_s = float("-inf")
+        self._uncovered = Rest(clock)
         self._patient_s = float("-inf")
         """When a pass under way is waited for again."""
 
@@ -400,13 +398,12 @@ class StoreMender:
     def _is_covered(self) -> bool:
         """Whether every block that a snapshot names stands somewhere, or somebody was told that it does not; that it is
         not so is believed for a while, since it takes a look at all of them."""
-        began_s = self._clock.monotonic_s()
-        if began_s < self._uncovered_until_s:
+        if not self._uncovered.is_over:
             return False
+        began_s = self._clock.monotonic_s()
         if is_covered(self._archive.inventory, self._book.told_blocks()):
             return True
-        ended_s = self._clock.monotonic_s()
-        self._uncovered_until_s = ended_s + WHOLE_REST * (ended_s - began_s)
+        self._uncovered.begin(began_s)
         return False
 
     def _rebuild(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
@@ -496,13 +493,13 @@ class StoreMender:
 
     def _look_at_whole(self, inventory: Inventory, number: int) -> list[Wrong] | None:
         """What is wrong in a segment; None when it was looked at not long ago. Raises FileNotFoundError."""
-        began_s = self._clock.monotonic_s()
-        if began_s < self._rests_until_s.get(number, began_s):
+        rest = self._rests.setdefault(number, Rest(self._clock))
+        if not rest.is_over:
             return None
+        began_s = self._clock.monotonic_s()
         path, store = segment_path(self._directory, number), self._archive.store.owner.store
         checked = SegmentCheck(inventory, self._disk, path, number, store, size=0).run()
-        ended_s = self._clock.monotonic_s()
-        self._rests_until_s[number] = ended_s + WHOLE_REST * (ended_s - began_s)
+        rest.begin(began_s)
         return checked.wrongs
 
     def _counted(self, found: Divergence, is_well: bool) -> Divergence:
