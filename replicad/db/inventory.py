@@ -64,6 +64,26 @@ class FileName(NamedTuple):
     block_bytes: int
 
 
+class _Paged(NamedTuple):
+    """A table that is gone through page by page, by its key."""
+
+    name: str
+    key: str
+    before: Row
+    """Before every key."""
+    end: Row
+    """Behind every key."""
+
+    @property
+    def page(self) -> str:
+        """That a row lies in a page; its values say behind which key the page begins, and at which it ends."""
+        return f"({self.key}) > (?, ?, ?) AND ({self.key}) <= (?, ?, ?)"
+
+
+_FILE_BLOCKS = _Paged("file_block", "file, number, born", (-1, -1, -1), (_LAST, 0, 0))
+_ENTRIES = _Paged("entry", "directory, name, born", (0, b"", -1), (_LAST, b"", 0))
+
+
 class CommitRow(NamedTuple):
     """What the catalog says of a snapshot."""
 
@@ -222,24 +242,21 @@ class Inventory:
 
     def uses(self, ids: Collection[bytes]) -> Iterator[list[FileBlock]]:
         """Which files these blocks stand in, in pages of any length. Goes through the whole table, inside SQLite."""
-        key = "file, number, born"
         self._want(ids)
-        for span in self._spans("file_block", key, (-1, -1, -1), (_LAST, 0, 0)):
+        for span in self._spans(_FILE_BLOCKS):
             rows = self._db.all(
-                "SELECT file, number, born, died, id FROM file_block"
-                f" WHERE ({key}) > (?, ?, ?) AND ({key}) <= (?, ?, ?) AND id IN temp.wanted",
+                f"SELECT file, number, born, died, id FROM file_block WHERE {_FILE_BLOCKS.page} AND id IN temp.wanted",
                 span,
             )
             yield [FileBlock._make(row) for row in rows]
 
     def names_of(self, files: Collection[int]) -> Iterator[list[FileName]]:
         """Every name that these files have or had, in pages of any length. Goes through the whole table, as `uses`."""
-        key = "directory, name, born"
         self._want(files)
-        for span in self._spans("entry", key, (0, b"", -1), (_LAST, b"", 0)):
+        for span in self._spans(_ENTRIES):
             rows = self._db.all(
                 "SELECT directory, name, born, died, file, size, block_bytes FROM entry"
-                f" WHERE ({key}) > (?, ?, ?) AND ({key}) <= (?, ?, ?) AND kind = ? AND file IN temp.wanted",
+                f" WHERE {_ENTRIES.page} AND kind = ? AND file IN temp.wanted",
                 (*span, Kind.FILE),
             )
             yield [FileName._make(row) for row in rows]
@@ -257,10 +274,9 @@ class Inventory:
 
     def unplaced(self) -> Iterator[list[bytes]]:
         """Blocks that files name and that are nowhere, in pages; each as often as it is named."""
-        key = "file, number, born"
-        for span in self._spans("file_block", key, (-1, -1, -1), (_LAST, 0, 0)):
+        for span in self._spans(_FILE_BLOCKS):
             rows = self._db.all(
-                f"SELECT id FROM file_block WHERE ({key}) > (?, ?, ?) AND ({key}) <= (?, ?, ?)"
+                f"SELECT id FROM file_block WHERE {_FILE_BLOCKS.page}"
                 " AND NOT EXISTS (SELECT 1 FROM block WHERE block.id = file_block.id)",
                 span,
             )
@@ -268,24 +284,24 @@ class Inventory:
 
     def beyond_end(self) -> Iterator[list[tuple[int, int]]]:
         """(file, number) of the last block of files whose names, those of one page, all end before it."""
-        key = "directory, name, born"
-        for span in self._spans("entry", key, (0, b"", -1), (_LAST, b"", 0)):
+        for span in self._spans(_ENTRIES):
             rows = self._db.all(
                 "SELECT file, number FROM (SELECT file, max((size + block_bytes - 1) / block_bytes) AS count,"
                 " (SELECT number FROM file_block b WHERE b.file = entry.file AND died IS NULL"
                 " ORDER BY number DESC LIMIT 1) AS number"
-                f" FROM entry WHERE ({key}) > (?, ?, ?) AND ({key}) <= (?, ?, ?) AND died IS NULL AND kind = ?"
+                f" FROM entry WHERE {_ENTRIES.page} AND died IS NULL AND kind = ?"
                 " GROUP BY file) WHERE number >= count",
                 (*span, Kind.FILE),
             )
             yield [(file, number) for file, number in rows]
 
-    def _spans(self, table: str, key: str, after: Row, end: Row) -> Iterator[Row]:
-        """A table in pages: the keys behind which each begins and at which it ends. What is asked of whole pages is
-        answered by SQLite alone, which leaves the interpreter to others."""
+    def _spans(self, table: _Paged) -> Iterator[Row]:
+        """A table in pages: the values of `table.page` for each. What is asked of whole pages is answered by SQLite
+        alone, which leaves the interpreter to others."""
+        name, key, after, end = table
         while after != end:
             last = self._db.one(
-                f"SELECT {key} FROM {table} WHERE ({key}) > (?, ?, ?) ORDER BY {key} LIMIT 1 OFFSET {PAGE_ROWS - 1}",
+                f"SELECT {key} FROM {name} WHERE ({key}) > (?, ?, ?) ORDER BY {key} LIMIT 1 OFFSET {PAGE_ROWS - 1}",
                 after,
             )
             yield (*after, *(last or end))
