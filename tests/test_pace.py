@@ -38,7 +38,7 @@ def test_active_and_quiet_time_add_up(quiet: tuple[int, int] | None, second: flo
     step_s = max(1.0, span_s / 500)
     counted, at_s = 0.0, second + step_s / 2
     while at_s < second + span_s:
-        counted += 0 if pace.is_quiet(quiet, at_s % DAY_S) else step_s
+        counted += 0 if pace.is_within(quiet, at_s % DAY_S) else step_s
         at_s += step_s
     assert pace.active_s(quiet, second, span_s) == pytest.approx(counted, abs=6 * step_s)
 
@@ -56,8 +56,8 @@ def test_so_much_work_is_done_when_the_span_says(quiet: tuple[int, int] | None, 
 def test_quiet_hours_end(quiet: tuple[int, int] | None, second: float) -> None:
     """After `until_active_s` it is not quiet; there is nothing to wait for outside of quiet hours."""
     left_s = pace.until_active_s(quiet, second)
-    assert (left_s > 0) == pace.is_quiet(quiet, second)
-    assert not pace.is_quiet(quiet, round(second + left_s, 3) % DAY_S)
+    assert (left_s > 0) == pace.is_within(quiet, second)
+    assert not pace.is_within(quiet, round(second + left_s, 3) % DAY_S)
 
 
 # ------------------------------------------------------------------------------------------------------- demands

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from replicad.model.order import RestoreClass
+from replicad.model.pace import is_within
 from replicad.model.place import Place
 from replicad.model.policy import LEVELS, Objectives
 from replicad.model.retention import Rules
@@ -140,8 +141,7 @@ class Hours(NamedTuple):
 
     def hold_at(self, second_of_day: float) -> bool:
         """Whether that second of a day is within."""
-        begin, end = self.begin * 60, self.end * 60
-        return begin <= second_of_day < end if begin < end else not end <= second_of_day < begin
+        return is_within((self.begin, self.end), second_of_day)
 
 
 @dataclass(frozen=True, slots=True)

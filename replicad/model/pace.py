@@ -155,7 +155,7 @@ class Pace:
 
 def decide(policy: Policy, now: Situation) -> Pace:
     """The pace of now."""
-    quiet = is_quiet(policy.quiet, now.second_of_day) and not now.breaks_quiet
+    quiet = is_within(policy.quiet, now.second_of_day) and not now.breaks_quiet
     needed = needed_bytes_s(policy, now)
     speed = now.speed_bytes_s
     needed_share = min(1.0, needed / speed) if speed else min(policy.duty, 1.0)
@@ -266,9 +266,9 @@ def age_demand(policy: Policy, left_bytes: int, verified_ns: int) -> Demand:
 # --------------------------------------------------------------------------------------------------- quiet hours
 
 
-def is_quiet(quiet: tuple[int, int] | None, second_of_day: float) -> bool:
-    """Whether it is quiet at that second of the local day."""
-    return quiet is not None and any(begin <= second_of_day < end for begin, end in _quiet_spans(quiet))
+def is_within(hours: tuple[int, int] | None, second_of_day: float) -> bool:
+    """Whether that second of the local day is within these hours, given in minutes, perhaps over midnight."""
+    return hours is not None and any(begin <= second_of_day < end for begin, end in _quiet_spans(hours))
 
 
 def until_active_s(quiet: tuple[int, int] | None, second_of_day: float) -> float:
