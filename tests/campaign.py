@@ -17,7 +17,6 @@ import json
 import random
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -392,12 +391,8 @@ def campaign(
         if plan.is_store_mounted:
             (directory / "there").mkdir()
             place = stack.enter_context(real_disk(directory / "there", "ext4", room * 6)).top
-        pair = make_pair(
-            place / "pair",
-            root,
-            replica_port=lasting_port(plan.seed),
-            dataset_options='max_change = 1.0\ndebounce = "200ms"\nrpo = "10s"',
-        )
+        options = 'max_change = 1.0\ndebounce = "200ms"\nrpo = "10s"'
+        pair = make_pair(place / "pair", root, dataset_options=options)
         values = {"scrub_every": f"{SCRUB_EVERY_S}s", "scrub_duty": 1.0, "repair": "auto", "repair_limit": 1_000_000}
         configure(pair.primary, "dataset", **values, tend_every="1s")
         configure(pair.replica, "listen", **values, reserve="16MiB")
@@ -408,17 +403,6 @@ def campaign(
         account = Account(plan.seed, time.time_ns(), SCRUB_EVERY_S, len(tree.files))
         reaper = Reaper(pair, plan.seed, plan.kill_every_s)
         yield Campaign(plan, pair, tree, disk, make_detector(pair), reaper, account)
-
-
-def lasting_port(seed: int) -> int:
-    """A free port that no outgoing connection is given while its daemon is dead for a moment."""
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    choose = random.Random(seed ^ time.time_ns())
-    while True:
-        port = choose.randrange(min(20_000, first - 1_000), first)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def write_page(text: str, page: Path = PAGE) -> None:

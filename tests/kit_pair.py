@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,11 +25,23 @@ LONGEST_LOOK_S = 2.0
 """What one look counts at most: a virtual machine that was stopped for a minute has not waited for one."""
 
 
+_claims: list[socket.socket] = []
+"""What keeps the ports of this process from others that ask for one, until it ends."""
+
+
 def free_port() -> int:
-    """A TCP port of loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free TCP port of loopback for a daemon, also while it is dead for a moment: it lies below those that the kernel
+    gives to outgoing connections, and no other process is given it here while this one lives."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(min(20_000, first - 1_000), first), 1_000):
+        claim = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            claim.bind(f"\0replicad-test-port-{port}")
+            probe.bind(("127.0.0.1", port))
+            _claims.append(claim)
+            return port
+        claim.close()
+    raise AssertionError(f"no free port of loopback below {first}")
 
 
 def replicad(*words: object, code: int | None = 0, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_canary, a_dataset, a_drill, a_job, a_node, a_scrub, a_store
+from kit_pair import free_port
 from replicad.http.metrics import FAMILIES, Exposition
 from replicad.model.drill import DrillRecord, Outcome
 from replicad.status import NodeStatus, RetentionStatus
@@ -258,8 +258,7 @@ def test_a_real_prometheus_scrapes_it(tmp_path: Path) -> None:
 @contextmanager
 def _prometheus(directory: Path, target: str) -> Iterator[Any]:
     """A Prometheus of our own that scrapes `target`; yields a function that asks its HTTP API."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     config = directory / "prometheus.yml"
     config.write_text(
         "global: {scrape_interval: 1s}\n"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kit_link import WINDOW_BYTES, Node, open_writing, wait_for
+from kit_pair import free_port
 from replicad.config import ClientConfig, ReplicaConfig
 from replicad.link.messages import Blocks, Offer, OpenRead
 from replicad.link.ssh import Dialler, generate_key
@@ -69,9 +70,7 @@ class Door:
 
     async def start(self) -> None:
         self.unix: UnixListener = await serve_unix(self.node.socket, self.node.reception)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         (self.directory / "sshd_config").write_text(SSHD_CONFIG.format(port=self.port, directory=self.directory))
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # Debian's sshd insists on it
