@@ -25,7 +25,7 @@ from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.store import store as store_module
 from replicad.store.format import HEADER_BYTES, Frame, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
-from replicad.work import harm
+from replicad.work import harm, mend_store
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.mend_store import BREAKER, SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING
@@ -624,7 +624,7 @@ def test_a_live_block_is_asked_for_by_its_place(rig: Rig) -> None:
     assert (live.file // 1000, live.number) == (4, 0) and (old.file, old.number) == (0, 0)
 
 
-def test_where_blocks_are_live_is_believed_for_a_while(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_damaged_blocks_belong_to_is_believed_for_a_while(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that come to be damaged meanwhile are looked up alone; after a rest all of them are."""
     looks: list[set[bytes]] = []
 
@@ -635,17 +635,46 @@ def test_where_blocks_are_live_is_believed_for_a_while(rig: Rig, monkeypatch: py
 
     harm_of = harm.harm_of
     monkeypatch.setattr(harm, "harm_of", slow)
-    live = harm.LivePlaces(catalog_path(rig.directory), rig.clock)
+    known = harm.KnownHarm(catalog_path(rig.directory), rig.clock)
     one, two = block_id(rig.expected[4][b"changes"]), block_id(rig.expected[4][b"file-4-1"])
     old = block_id(rig.expected[1][b"changes"])
 
-    def of(*ids: bytes) -> set[bytes]:
-        return set(asyncio.run(live.of(frozenset(ids))))
+    def of(*ids: bytes) -> harm.Harm:
+        return known.of(frozenset(ids)) or known.look(frozenset(ids))
 
-    assert of(one, old) == {one} and of(one) == {one} and of(one, two, old) == {one, two}
+    assert set(of(one, old).live) == {one} and of(one) is of(old)
+    assert set(of(one, two, old).live) == {one, two} and set(of(one, two, old).affected) == {one, two, old}
     assert looks == [{one, old}, {two}]
     rig.clock.slept.append(REST)
-    assert of(two) == {two} and looks[2:] == [{two}]
+    assert set(of(two).live) == {two} and looks[2:] == [{two}]
+
+
+def test_runs_of_which_a_part_is_lost_are_looked_up_together(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of each names the files of its blocks alone; for all of them the catalog is gone through once."""
+    rig.scrub()
+    runs = [rig.frames(FrameType.BLOCK, number)[1:4] for number in (1, 2)]
+    for number, frames in enumerate(runs, 1):
+        size = frames[-1].end - frames[0].offset - 80
+        write_at(segment(rig.directory, number), frames[0].offset + 70, bytes(size))
+    assert rig.scrub() == 2
+    lost = {frames[1].id for frames in runs}
+    for name in lost:
+        del rig.has[name]
+    looks: list[frozenset[bytes]] = []
+
+    def slow(inventory: Inventory, ids: frozenset[bytes]) -> harm.Harm:
+        looks.append(ids)
+        rig.clock.slept.append(1.0)
+        return harm_of(inventory, ids)
+
+    harm_of = harm.harm_of
+    monkeypatch.setattr(harm, "harm_of", slow)
+    monkeypatch.setattr(mend_store, "harm_of", slow)
+    left = rig.settle()
+    assert [(one.state, one.is_lost, len(one.blocks), len(one.mended)) for one in left] == [(State.OPEN, True, 1, 2)] * 2
+    assert {name for one in left for name in one.blocks} == lost and looks == [{f.id for run in runs for f in run}]
+    places = harm_of(rig.archive.inventory, lost)
+    assert all(one.affected == places.of(one.blocks)[0] and one.affected_count for one in left)
 
 
 # records, rebuilds and what they lost

@@ -7,8 +7,7 @@ together, by SQLite, which leaves the interpreter to others. **Never** looks at 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain, islice
@@ -34,6 +33,17 @@ class Harm:
     """By block: how many places there are."""
     live: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     """By block: file and number of a place that the newest snapshot shows."""
+    is_cut: bool = False
+    """Whether there were more places than are looked at."""
+
+    def __or__(self, other: Harm) -> Harm:
+        """Of these blocks and of others."""
+        return Harm(
+            self.affected | other.affected,
+            self.counts | other.counts,
+            self.live | other.live,
+            self.is_cut or other.is_cut,
+        )
 
     def of(self, ids: Iterable[bytes]) -> tuple[tuple[Affected, ...], int]:
         """What these blocks touch, adjacent ranges joined, and how many places that is."""
@@ -42,30 +52,37 @@ class Harm:
         return tuple(_joined(every)[:MAX_AFFECTED]), sum(self.counts.get(name, 0) for name in names)
 
 
-class LivePlaces:
-    """Where damaged blocks are live. A look takes all names and blocks of a catalog, and heads change all the time, so
-    one is believed for a while: a place that is so no more costs whoever goes there a look elsewhere."""
+class KnownHarm:
+    """Harm of all damaged blocks, looked up together. A look takes all names and blocks of a catalog, and heads change
+    all the time, so one is believed for a while: a live place that is one no more costs whoever goes there a look
+    elsewhere. May be asked by several threads."""
 
     def __init__(self, catalog: Path, clock: Clock) -> None:
         self._catalog, self._clock, self._rest = catalog, clock, Rest(clock)
-        self._known: frozenset[bytes] = frozenset()
-        """Blocks that were looked up."""
-        self._places: dict[bytes, tuple[int, int]] = {}
+        self._known: tuple[frozenset[bytes], Harm] = frozenset(), Harm()
+        """Blocks that were looked up, and what was found."""
 
-    async def of(self, ids: frozenset[bytes]) -> Mapping[bytes, tuple[int, int]]:
-        """File and number by block, of these and perhaps more; those that are live nowhere are left out."""
+    def of(self, ids: frozenset[bytes]) -> Harm | None:
+        """The harm of these, and perhaps of others; None when `look` has to come first."""
+        known, harm = self._known
+        return harm if ids <= known and not self._rest.is_over else None
+
+    def look(self, ids: frozenset[bytes]) -> Harm:
+        """Look up those that are not known; after a rest all of them."""
+        known, harm = self._known
         if self._rest.is_over:
             began_s = self._clock.monotonic_s()
-            self._known, self._places = ids, await asyncio.to_thread(self._look_up, ids)
+            known, harm = ids, self._look_up(ids)
             self._rest.begin(began_s)
-        elif fresh := ids - self._known:
-            self._known, self._places = self._known | ids, self._places | await asyncio.to_thread(self._look_up, fresh)
-        return self._places
+        elif fresh := ids - known:
+            known, harm = known | ids, harm | self._look_up(fresh)
+        self._known = known, harm
+        return harm
 
-    def _look_up(self, ids: frozenset[bytes]) -> dict[bytes, tuple[int, int]]:
+    def _look_up(self, ids: frozenset[bytes]) -> Harm:
         inventory = Inventory.open(self._catalog)
         try:
-            return harm_of(inventory, ids).live
+            return harm_of(inventory, ids)
         finally:
             inventory.close()
 
@@ -74,6 +91,7 @@ def harm_of(inventory: Inventory, ids: Collection[bytes]) -> Harm:
     """Look up all places of these blocks. Goes through both tables once: two seconds for five million rows."""
     harm = Harm()
     rows = _rows_of(inventory, ids) if ids else {}
+    harm.is_cut = sum(map(len, rows.values())) == MAX_PLACES
     number_at = cache(inventory.number_at)
     for names in inventory.names_of(rows) if rows else ():
         for name in names:

@@ -33,7 +33,7 @@ from replicad.store.segments import segment_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path
-from replicad.work.harm import LivePlaces, harm_of
+from replicad.work.harm import KnownHarm, harm_of
 from replicad.work.quarantine import Quarantine
 from replicad.work.rest import Rest
 from replicad.work.segment_check import SegmentCheck, Wrong
@@ -101,7 +101,7 @@ class StoreMender:
         self._book = StoreFindings(client, dataset, findings, self._quarantine, clock)
         self._sights: dict[str, dict[bytes, Sight]] = {}
         """What the primary said last of each block of a case."""
-        self._live = LivePlaces(catalog_path(directory), clock)
+        self._harm = KnownHarm(catalog_path(directory), clock)
         self._rests: dict[int, Rest] = {}
         """When a whole segment is looked at again, by number."""
         self._uncovered = Rest(clock)
@@ -124,8 +124,11 @@ class StoreMender:
         """The blocks to be proven, and where the primary's files may hold each."""
         if found.part is not Part.BLOCK:
             return []
-        live = await self._live.of(await self._in_shelf(self._damaged_ids))
-        return [Want(name, *live.get(name, (0, 0))) for name in found.blocks[:MAX_WANTS]]
+        harm = self._harm.of(frozenset(found.blocks))
+        if harm is None:
+            ids = await self._in_shelf(self._damaged_ids)
+            harm = await asyncio.to_thread(self._harm.look, ids.union(found.blocks))
+        return [Want(name, *harm.live.get(name, (0, 0))) for name in found.blocks[:MAX_WANTS]]
 
     async def testimony(self, found: Divergence, checksum_by_peer: bytes, sights: Sequence[Sight]) -> Divergence:
         """Complete the evidence with what the primary says of the bad bytes and of the blocks wanted, and judge."""
@@ -164,8 +167,9 @@ class StoreMender:
     # evidence
 
     def _damaged_ids(self) -> frozenset[bytes]:
-        """Of all open cases."""
-        return frozenset(name for one in self._book.open_ones() if one.part is Part.BLOCK for name in one.blocks)
+        """Blocks of all open cases, repaired or not."""
+        cases = (one for one in self._book.open_ones() if one.part is Part.BLOCK)
+        return frozenset(name for one in cases for name in one.blocks + one.mended)
 
     def _seen(self, found: Divergence) -> bytes:
         kept = self._quarantine.read(found.quarantine, MAX_SEEN_BYTES)
@@ -546,8 +550,12 @@ class StoreMender:
         return after
 
     def _touching(self, found: Divergence) -> Divergence:
-        """With the files that its blocks belong to. Looks through the catalog."""
-        affected, count = harm_of(self._archive.inventory, found.blocks).of(found.blocks)
+        """With the files that its blocks belong to."""
+        ids = frozenset(found.blocks)
+        harm = self._harm.of(ids) or self._harm.look(self._damaged_ids() | ids)
+        if harm.is_cut:
+            harm = harm_of(self._archive.inventory, ids)
+        affected, count = harm.of(found.blocks)
         return msgspec.structs.replace(found, affected=affected, affected_count=count)
 
     def _noted(self, found: Divergence, text: str) -> Divergence:
