@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import apsw
@@ -18,6 +18,7 @@ from kit_store import FaultyDisk, Primary, block, flip, segment, trees
 from replicad.config import ListenConfig
 from replicad.db.catalog import MIGRATIONS
 from replicad.db.findings import Findings
+from replicad.db.inventory import Inventory
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Part, State, divergence_id
 from replicad.model.errors import BookDamagedError, ReplicadError
@@ -27,8 +28,10 @@ from replicad.store.format import FrameType
 from replicad.store.segments import segment_numbers
 from replicad.system.clock import Clock
 from replicad.system.disk import AlignedBuffer, Disk, Reader
+from replicad.work import scrub_replica
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
+from replicad.work.harm import Harm, harm_of
 from replicad.work.scrub_replica import RETRY_NS, ReplicaSurface
 from replicad.work.shelves import Shelves
 
@@ -251,6 +254,29 @@ def test_found_again_it_stays_as_it_is(rig: Rig) -> None:
     assert rig.scrub() == 0 and not rig.open_ones()
     flip(segment(rig.directory, 2), 5001)
     assert rig.scrub() == 1 and len(rig.open_ones()) == 1
+
+
+def test_what_is_told_already_is_not_looked_up_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What damage belongs to is a look through the whole catalog: for news only, and what was found then stays."""
+    looks: list[Collection[bytes]] = []
+
+    def counted(inventory: Inventory, ids: Collection[bytes]) -> Harm:
+        looks.append(ids)
+        return harm_of(inventory, ids)
+
+    monkeypatch.setattr(scrub_replica, "harm_of", counted)
+    one, two = rig.frames(FrameType.BLOCK, 2)[:2]
+    flip(segment(rig.directory, 2), one.offset + 90)
+    assert rig.scrub() == 1 and {one.id} in looks
+    (first,) = rig.open_ones()
+    looks.clear()
+    assert rig.scrub() == 1 and not any(looks)
+    assert rig.open_ones() == [first] and first.affected
+    rig.findings.update(first.with_event(2, "seen", state=State.ACKNOWLEDGED))
+    assert rig.scrub() == 0 and not any(looks)
+    flip(segment(rig.directory, 2), two.offset + 90)
+    assert rig.scrub() == 1 and any(looks)
+    assert all(found.affected for found in rig.open_ones())
 
 
 def test_what_a_replay_found_is_told(rig: Rig) -> None:

@@ -364,7 +364,8 @@ class StoreMender:
     def _report(self, wrongs: Sequence[Wrong]) -> list[Divergence]:
         """Make findings of what is wrong in a segment, unless they are known; as they stand."""
         lasting = [wrong for wrong in wrongs if not wrong.is_transient]
-        harm = harm_of(self._archive.inventory, {item.id for wrong in lasting for item in wrong.items})
+        news = self._book.news(lasting)
+        harm = harm_of(self._archive.inventory, {item.id for wrong in news for item in wrong.items})
         self._archive.doubt(item.id for wrong in lasting for item in wrong.items)
         return self._book.report([Seen(wrong, "media", harm) for wrong in lasting])
 

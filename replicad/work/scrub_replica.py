@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -79,14 +79,6 @@ class _Unit:
     def is_due(self) -> bool:
         """Whether some of it was never verified."""
         return not self.at_ns or self.verified < self.size
-
-
-@dataclass(slots=True)
-class _Outcome:
-    """What one segment gave."""
-
-    checked: Checked
-    seen: list[Seen] = field(default_factory=list)
 
 
 class _Began(NamedTuple):
@@ -242,14 +234,16 @@ class ReplicaSurface:
             unit = self._units[number]
             goes_on = unit.end if unit.end and unit.at_ns and unit.is_due and unit.laid == laid else None
             try:
-                outcome = await asyncio.to_thread(self._check, number, goes_on, size)
+                checked = await asyncio.to_thread(self._check, number, goes_on, size)
+                news = await self._in_shelf(partial(self._book.news, checked.wrongs))
+                seen = await asyncio.to_thread(self._explain, checked, news)
             except BookDamagedError as error:
                 await self._in_shelf(partial(self._book.report_book, [error.what], is_unreadable=True))
                 raise
             began = _Began(laid, end, is_last_try=not tries_left)
-            count = await self._in_shelf(partial(self._take, number, outcome, goes_on, began))
+            count = await self._in_shelf(partial(self._take, number, checked, seen, goes_on, began))
             if count is not None:
-                return outcome.checked, count
+                return checked, count
         raise ReplicadError(f"segment {number} is laid anew again and again", where=str(self._directory))
 
     def _now(self) -> tuple[int, int, Position]:
@@ -265,31 +259,42 @@ class ReplicaSurface:
         wrote = number >= began.end.segment and self._archive.checkpoint != began.end
         return wrote and bool(checked.wrongs or checked.unknown) and not began.is_last_try
 
-    def _check(self, number: int, start: Position | None, size: int) -> _Outcome:
-        """In a worker thread: read, compare, and find out what damage means."""
+    def _check(self, number: int, start: Position | None, size: int) -> Checked:
+        """In a worker thread: read and compare."""
         inventory = Inventory.open(catalog_path(self._directory))
         try:
             path, store = segment_path(self._directory, number), self._archive.store.owner.store
-            try:
-                with inventory.at_one_moment():
-                    check = SegmentCheck(inventory, self._disk, path, number, store, start=start, size=size)
-                    checked = check.run(inventory.imprint(number))
-            except FileNotFoundError:
-                is_missed = inventory.last_expected(number) is not None
-                checked = Checked(wrongs=[missing_segment(inventory, number)] if is_missed else [])
-            ids = {item.id for wrong in checked.wrongs for item in wrong.items if item.id and not wrong.is_transient}
-            harm = harm_of(inventory, ids)
-            source = "media" if checked.media else "cache"
-            return _Outcome(checked, [Seen(w, source, harm, _expected(inventory, w)) for w in checked.wrongs])
+            with inventory.at_one_moment():
+                check = SegmentCheck(inventory, self._disk, path, number, store, start=start, size=size)
+                return check.run(inventory.imprint(number))
+        except FileNotFoundError:
+            is_missed = inventory.last_expected(number) is not None
+            return Checked(wrongs=[missing_segment(inventory, number)] if is_missed else [])
         finally:
             inventory.close()
 
-    def _take(self, number: int, outcome: _Outcome, start: Position | None, began: _Began) -> int | None:
+    def _explain(self, checked: Checked, news: Sequence[Wrong]) -> list[Seen]:
+        """In a worker thread: find out what damage means that nobody has told of, a look through the whole catalog."""
+        if not checked.wrongs:
+            return []
+        source = "media" if checked.media else "cache"
+        fresh = {wrong.key for wrong in news}
+        inventory = Inventory.open(catalog_path(self._directory))
+        try:
+            harm = harm_of(inventory, {item.id for wrong in news for item in wrong.items if item.id})
+            return [Seen(w, source, harm if w.key in fresh else None, _expected(inventory, w)) for w in checked.wrongs]
+        finally:
+            inventory.close()
+
+    def _take(
+        self, number: int, checked: Checked, places: Sequence[Seen], start: Position | None, began: _Began
+    ) -> int | None:
         """In the shelf's thread: tell what was found and note the verification; None when it has to be done again."""
-        checked = outcome.checked
         if self._was_in_the_way(number, checked, began):
             return None
-        seen = [one for one in outcome.seen if self._still_counts(one.wrong)]
+        seen = [one for one in places if self._still_counts(one.wrong)]
+        if self._book.news([one.wrong for one in seen if one.harm is None]):
+            return None  # what was told of it is over by now
         told = self._book.report(seen) + self._book.report_book(checked.unknown, is_unreadable=False)
         self._archive.doubt(name for one in told if one.state is State.OPEN for name in one.blocks)
         self._note(number, checked, start)

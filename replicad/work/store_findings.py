@@ -9,7 +9,7 @@ bytes keeps everything that was learned since; what a person has acknowledged is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -33,7 +33,8 @@ class Seen:
     wrong: Wrong
     source: str
     """"media" or "cache"."""
-    harm: Harm = field(default_factory=Harm)
+    harm: Harm | None = None
+    """What it means for files; None where nobody looked it up, as for what is told already."""
     expected: bytes = b""
     """The very bytes that should stand there, when the catalog has a copy."""
 
@@ -54,6 +55,12 @@ class StoreFindings:
         states = (State.OPEN, State.ACKNOWLEDGED)
         found = [one for state in states for one in self._findings.listed(side=Side.REPLICA, state=state)]
         return {name for one in found for name in one.blocks}
+
+    def news(self, places: Sequence[Wrong]) -> list[Wrong]:
+        """Those that nothing is told of yet, or something else: `report` would."""
+        known, noted = self._told() if places else ({}, {})
+        lasting = [w for w in places if not w.is_transient and not any(_is_of(w, one) for one in known.values())]
+        return [w for w in lasting if not _is_told(self._segment_finding(Seen(w, "")), known, noted)]
 
     def report(self, places: Sequence[Seen]) -> list[Divergence]:
         """Tell of places in segments; what stands in the book of each now. Acknowledged ones are left out."""
@@ -113,7 +120,7 @@ class StoreFindings:
     def _segment_finding(self, seen: Seen) -> Divergence:
         wrong = seen.wrong
         blocks = tuple(item.id for item in wrong.items if item.id)
-        affected, count = seen.harm.of(blocks)
+        affected, count = seen.harm.of(blocks) if seen.harm else ((), 0)
         primary = Sight.UNKNOWN if wrong.part is Part.BLOCK else Sight.ABSENT  # the other parts are the replica's own
         books = Books.AGREE if wrong.items else Books.UNKNOWN
         bits, positions = -1, tuple[int, ...]()
@@ -159,19 +166,23 @@ class StoreFindings:
         )
 
     def _remember(self, found: Sequence[tuple[Divergence, Seen | None]]) -> list[Divergence]:
-        known = {one.key: one for one in self.open_ones()}
-        noted = {one.key: one for one in self._findings.listed(side=Side.REPLICA, state=State.ACKNOWLEDGED)}
+        known, noted = self._told()
         stand: list[Divergence] = []
         for one, seen in found:
             if seen and seen.wrong.is_transient:
                 stand.append(self._remember_transient(one, known.get(one.key)))
             elif one.key in known and _same(known[one.key], one):
                 stand.append(known[one.key])
-            elif not (one.key in noted and _same(noted[one.key], one)):
+            elif not _is_told(one, known, noted):
                 event = Event(one.found_ns, f"found: {one.what}")
                 kept = self._kept(one, seen.wrong.seen) if seen and seen.wrong.seen else ""
                 stand.append(self._findings.report(msgspec.structs.replace(one, quarantine=kept, events=(event,))))
         return stand
+
+    def _told(self) -> tuple[dict[str, Divergence], dict[str, Divergence]]:
+        """What is open, and what a person has acknowledged, by key."""
+        noted = self._findings.listed(side=Side.REPLICA, state=State.ACKNOWLEDGED)
+        return {one.key: one for one in self.open_ones()}, {one.key: one for one in noted}
 
     def _remember_transient(self, found: Divergence, known: Divergence | None) -> Divergence:
         """It read badly once and well when it was read again: noted, and settled unless it was open before."""
@@ -209,6 +220,10 @@ def _words(wrong: Wrong) -> str:
 
 def _file(segment: int) -> bytes:
     return b"segments/%08d.seg" % segment
+
+
+def _is_told(found: Divergence, *told: dict[str, Divergence]) -> bool:
+    return any(found.key in ones and _same(ones[found.key], found) for ones in told)
 
 
 def _same(known: Divergence, found: Divergence) -> bool:
