@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit_retention import books, clean, everything_in, history_of, rebuilt_books
+from kit_retention import books, clean, everything_in, history_of, let_go_and_compact, rebuilt_books
 from kit_store import (
     FaultyDisk,
     Primary,
+    contents,
     directory_put,
     file_put,
     flip,
@@ -29,20 +30,27 @@ from kit_store import (
     segment,
     verify_segment,
 )
+from replicad.db.catalog import BlockPlace, Catalog
 from replicad.db.database import Database
 from replicad.db.inventory import Inventory
+from replicad.link.messages import Lost
 from replicad.model.block import Buffer, block_id
 from replicad.model.entry import Drop
-from replicad.model.errors import DiskFullError, PeerError, ReplicadError
+from replicad.model.errors import BookDamagedError, DiskFullError, PeerError, ReplicadError
 from replicad.model.marks import MIN_BYTES, Marks
 from replicad.store import store as store_module
+from replicad.store.format import FrameType, split_frames
 from replicad.store.segments import segment_numbers
 from replicad.system.disk import Disk
+from replicad.work import archive as archive_module
+from replicad.work import archive_reader as archive_reader_module
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.compact import Compacted, compact_segment
 from replicad.work.expire import drop, purge_step
+from replicad.work.rebuild import rebuild_catalog
 from replicad.work.segment_check import SegmentCheck
+from replicad.work.upkeep import rebuild_book
 
 SMALL = 96 * 1024
 
@@ -125,6 +133,94 @@ def test_few_others_count_as_marked() -> None:
         assert len(wrong[-1]) < len(others) / 8
     assert len(wrong[0] & wrong[1]) < len(others) / 50
     assert MIN_BYTES * 8 > 16
+
+
+# ----------------------------------------------------------------------------------------------- what nobody is sure of
+
+
+DIED = 9
+
+
+def died_in_a_rebuild(store: Path, snapshots: int, last_deed: str = "SELECT 1") -> None:
+    """Have a process rebuild the catalog, and die at once when it has committed so many snapshots."""
+    child = os.fork()
+    if child:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == DIED
+        return
+    real, count = Catalog.commit, itertools.count(1)
+
+    def commit(self: Catalog, *args: Any, **kwargs: Any) -> None:
+        real(self, *args, **kwargs)
+        if next(count) == snapshots:
+            self.database.execute(last_deed)
+            os._exit(DIED)
+
+    try:
+        Catalog.commit = commit  # type: ignore[method-assign]
+        rebuild_catalog(store)
+    finally:
+        os._exit(0)
+
+
+def test_what_a_killed_rebuild_left_is_not_taken_for_the_truth_later(store: Path) -> None:
+    """Compaction has gone on since: when the catalog is lost after that, nothing may say that it has the blocks."""
+    archive = open_archive(store)
+    primary = Primary(archive)
+    files = {b"f%02d" % i: os.urandom(8000) for i in range(40)}
+    put_files(primary, 1, files)
+    primary.record(directory_put(b""), *(Drop(path) for path in files))
+    primary.seal(2)
+    for number in range(3, 8):
+        put_files(primary, number, {b"g%d-%d" % (number, i): os.urandom(8000) for i in range(12)})
+    archive.close()
+    died_in_a_rebuild(store, 5, "PRAGMA wal_checkpoint(TRUNCATE)")
+    archive = open_archive(store)
+    let_go_and_compact(archive, [1])
+    archive.close()
+    for path in store.glob("catalog.db*"):
+        path.unlink()
+    with pytest.raises(BookDamagedError, match="no catalog"):
+        open_archive(store)
+    rebuild_catalog(store)
+    archive = open_archive(store)
+    bits = archive.needed(b"".join(map(block_id, files.values())))
+    assert sum(byte.bit_count() for byte in bits) == len(files)
+    archive.close()
+
+
+def test_a_rebuild_that_failed_leaves_nothing_to_be_taken_later(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a running archive made, and that came to an error: the old catalog stays, and is the only one."""
+    archive = filled(store)
+
+    def full(self: Catalog, *args: Any, **kwargs: Any) -> None:
+        raise DiskFullError("no room left for the book")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "commit", full)
+        with pytest.raises(DiskFullError):
+            rebuild_book(archive, Disk())
+    archive.abort()
+    assert [path.name for path in store.glob("catalog.new*")] == []
+    put_files(Primary(archive), 31, {b"on": b"and on"})
+    archive.close()
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_a_rebuild_that_was_killed_is_finished_by_the_next_opening(store: Path, is_stale: bool) -> None:
+    """With what its log holds, and without the log of a catalog that is gone, everything comes back."""
+    archive = filled(store)
+    good = everything_in(store)
+    log = (store / "catalog.db-wal").read_bytes()
+    archive.close()
+    catalog_path(store).unlink()
+    died_in_a_rebuild(store, 12)
+    assert (store / "catalog.new-wal").stat().st_size
+    if is_stale:
+        (store / "catalog.db-wal").write_bytes(log)
+    open_archive(store).close()
+    assert everything_in(store) == good
+    assert [path.name for path in store.glob("catalog.new*")] == []
+    is_well(store)
 
 
 # ------------------------------------------------------------------------------------------------------------- whole

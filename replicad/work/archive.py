@@ -42,6 +42,7 @@ from replicad.store.segments import Damage, SegmentFiles, Torn, compacted_path, 
 from replicad.store.store import Owner, Store, check_names, stored_bytes
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
+from replicad.work.exchange import exchange, remove
 from replicad.work.replay import Replay, copy_of
 from replicad.work.untrusted import INT64, check_numbers, single_frame, split_ids, whole_frames
 
@@ -325,14 +326,15 @@ class Archive:
         """No more marks."""
         self._marks = None
 
-    def exchange_catalog(self, exchange: Callable[[], None]) -> None:
+    def exchange_catalog(self, put_in_place: Callable[[], None]) -> None:
         """Have another catalog put in place of this one, within `upkeep_of_files`."""
         path = self._catalog.path
         self._catalog.close()
         try:
-            exchange()
+            put_in_place()
         finally:
             if path.exists():  # else only a new start, which finishes the exchange, makes the archive usable again
+                remove(fresh_catalog_path(path.parent))
                 self._catalog = Catalog(path)
         self._recent.clear()
 
@@ -488,8 +490,11 @@ def _open_catalog(directory: Path, client: str | None, dataset: str | None, make
 
     A new one is durable at once: after a power cut an old state of it is enough to replay from, none is not."""
     path, fresh = catalog_path(directory), fresh_catalog_path(directory)
-    if not path.exists() and fresh.exists() and segment_numbers(directory):
-        Disk().rename_durable(fresh, path)  # a rebuild was cut short; what it had not read yet is replayed
+    if path.exists():
+        remove(fresh)  # a rebuild was cut short, and the old one goes on: of what comes now the new one knows nothing
+    elif fresh.exists() and segment_numbers(directory):
+        Catalog(fresh).close()  # takes in its log; what it had not read yet is replayed
+        exchange(fresh, path, directory, Disk())
     if not path.exists() and (not maker or segment_numbers(directory)):
         raise no_catalog(directory)
     catalog = Catalog(path)

@@ -244,6 +244,7 @@ class Replay:
                 end = after_pad
             received_ns = received_ns or commit.created_ns
             digest, lost = self._sealed.digest, self._sealed.lost
+            self._index()  # the pad's copy: whoever goes on behind it after a crash does not meet it again
             self.catalog.commit(commit, digest, received_ns=received_ns, checkpoint=end, lost=lost)
             self._sealed = None
 
