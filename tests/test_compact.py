@@ -138,6 +138,69 @@ def test_few_others_count_as_marked() -> None:
 # ----------------------------------------------------------------------------------------------- what nobody is sure of
 
 
+def rewritten(store: Path) -> tuple[Archive, dict[bytes, bytes]]:
+    """A store of several segments, in which snapshot 2 has the first names of some files, and the archive on it."""
+    archive = open_archive(store)
+    primary = Primary(archive)
+    put_files(primary, 1, {b"old": os.urandom(9000)})
+    files = {b"f%02d" % i: os.urandom(8000) for i in range(40)}
+    put_files(primary, 2, files)
+    for number in range(3, 8):
+        put_files(primary, number, {b"g%d-%d" % (number, i): os.urandom(8000) for i in range(12)})
+    return archive, files
+
+
+def without_a_record(store: Path) -> tuple[Path, bytes]:
+    """Make the catalog anew while the record of snapshot 2 cannot be read; its segment, and the bytes to put back."""
+    frames = [
+        (number, frame)
+        for number in segment_numbers(store)
+        for frame in split_frames(segment(store, number).read_bytes())
+    ]
+    number, frame = [found for found in frames if found[1].type == FrameType.RECORD][1]
+    good = segment(store, number).read_bytes()
+    flip(segment(store, number), frame.offset + 70)
+    catalog_path(store).unlink()
+    rebuild_catalog(store)
+    return segment(store, number), good
+
+
+def test_after_a_loss_of_records_nothing_is_compacted(store: Path) -> None:
+    """What looks unused may be what a lost record named: once that is put back, every file has its bytes."""
+    archive, files = rewritten(store)
+    archive.close()
+    damaged, good = without_a_record(store)
+    archive = open_archive(store)
+    let_go(archive, [1])
+    assert all("records of snapshots are missing" in one.skipped for one in compact_all(archive))
+    archive.close()
+    damaged.write_bytes(good)
+    rebuild_catalog(store, knowing=catalog_path(store))
+    found = contents(store, 2)
+    assert {path: found.get(path) for path in files} == files
+    archive = open_archive(store)
+    assert not any("records" in one.skipped for one in compact_all(archive))  # it ends when they are back
+    archive.close()
+
+
+def test_marks_from_before_a_rebuild_count_for_nothing(store: Path) -> None:
+    """A rebuild between two compactions brings a record back, of whose blocks the marks know nothing."""
+    archive, files = rewritten(store)
+    archive.close()
+    damaged, good = without_a_record(store)
+    archive = open_archive(store)
+    let_go(archive, [1])
+    marks = marked(archive)
+    damaged.write_bytes(good)
+    rebuild_book(archive, Disk())
+    assert not archive.inventory.lost
+    assert all(compact_segment(archive, Disk(), number, marks, ()).skipped for number in segment_numbers(store))
+    compact_all(archive)
+    archive.close()
+    found = contents(store, 2)
+    assert {path: found.get(path) for path in files} == files
+
+
 DIED = 9
 
 

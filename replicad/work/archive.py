@@ -337,6 +337,7 @@ class Archive:
                 remove(fresh_catalog_path(path.parent))
                 self._catalog = Catalog(path)
         self._recent.clear()
+        self._marks = None  # a record may have been taken in of which they know nothing
 
     def read_segment(self, number: int, offset: int, size: int) -> memoryview:
         """Bytes of a segment; valid until the next call. Raises FileNotFoundError, ReplicadError."""
