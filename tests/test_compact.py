@@ -418,7 +418,7 @@ def test_a_block_that_a_client_is_told_of_stays(store: Path) -> None:
     archive = filled(store)
     let_go(archive, list(range(1, 30)))
     marks = marked(archive)
-    unused = _unused(archive, marks)
+    (unused,) = _unused(archive, marks)
     assert archive.needed(unused) == b"\0"
     number = archive.inventory.places([unused])[unused].segment
     compact_segment(archive, Disk(), number, marks, ())
@@ -432,12 +432,52 @@ def test_a_block_that_a_client_is_told_of_stays(store: Path) -> None:
     archive.close()
 
 
+@pytest.mark.parametrize("most", [1, 1000])
+def test_what_was_promised_before_a_partial_seal_stays(store: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """A pass is sealed in the middle of a large file, whose record comes at its end and names what it was told of; of
+    more than is kept in mind nothing is compacted until the whole pass has ended."""
+    monkeypatch.setattr(archive_module, "MAX_PROMISED", most)
+    archive = filled(store)
+    let_go(archive, list(range(1, 30)))
+    unused = _unused(archive, marked(archive), 3)
+    archive.end_marking()
+    primary = Primary(archive)
+    assert archive.needed(unused[0]) == b"\0"
+    primary.record(directory_put(b"small"))
+    primary.seal(31, complete=False)
+    assert (archive.begin_marking(1, 0) is None) == (most == 1)
+    if most > 1:
+        assert sum(one.dropped for one in compact_all(archive))
+    primary.record(directory_put(b""), file_put(b"large", 9999, {0: unused[0]}))
+    primary.seal(32, complete=False)
+    assert (archive.begin_marking(1, 0) is None) == (most == 1)
+    primary.seal(33)
+    assert compact_all(archive)
+    is_well(store)
+    archive.close()
+
+
+def test_a_promise_ends_with_the_session(store: Path) -> None:
+    """What a client was told and never came back to is unused again."""
+    archive = filled(store)
+    let_go(archive, list(range(1, 30)))
+    unused = _unused(archive, marked(archive))[0]
+    archive.end_marking()
+    primary = Primary(archive)
+    assert archive.needed(unused) == b"\0"
+    primary.record(directory_put(b"small"))
+    primary.seal(31, complete=False)
+    primary.abort()
+    assert unused not in marked(archive)
+    archive.close()
+
+
 def test_a_block_that_is_gone_is_asked_for_again(store: Path) -> None:
     """A record that names a block which a compaction took is refused, and with the next offer it is sent."""
     archive = filled(store)
     let_go(archive, list(range(1, 30)))
     marks = marked(archive)
-    unused = _unused(archive, marks)
+    (unused,) = _unused(archive, marks)
     archive._recent.add(unused)  # as if it had been looked up long ago
     number = archive.inventory.places([unused])[unused].segment
     assert compact_segment(archive, Disk(), number, marks, ()).dropped
@@ -463,9 +503,9 @@ def test_what_a_session_names_meanwhile_stays(store: Path) -> None:
     archive.close()
 
 
-def _unused(archive: Archive, marks: Marks) -> bytes:
+def _unused(archive: Archive, marks: Marks, count: int = 1) -> list[bytes]:
     items = (item for number in (1, 2) for item in archive.inventory.expected(number, 0, 1 << 40))
-    return next(item.id for item in items if item.id and item.id not in marks)
+    return list(itertools.islice((item.id for item in items if item.id and item.id not in marks), count))
 
 
 # ------------------------------------------------------------------------------------------------------ beside readers

@@ -49,6 +49,9 @@ from replicad.work.untrusted import INT64, check_numbers, single_frame, split_id
 MAX_UNDER_WAY = 262_144
 """Blocks asked for and not yet received. A primary with 20 MiB under way has this many only if they are 80 bytes
 each; a peer that offers without end and never sends is cut off here (25 MiB of memory)."""
+MAX_PROMISED = 262_144
+"""Blocks that a client was told of and has not named yet which are kept in mind, as many as may be under way; beyond
+that nothing is compacted until its pass, or its session, has ended."""
 MAX_DOUBTED = 262_144
 """Damaged blocks that are kept in mind (8 MiB of ids); those beyond wait for a repair."""
 RECENT_BLOCKS = 65_536
@@ -73,6 +76,7 @@ class Archive:
         self._disk, self._files = disk, SegmentFiles(store.directory, disk)
         self._torn: Torn | None = None
         self._under_way: set[bytes] = set()
+        self._promised: set[bytes] = set()
         self._recent: set[bytes] = set()
         self._doubted: set[bytes] = set()
         self._records: list[bytes] = []
@@ -238,7 +242,10 @@ class Archive:
             self._catalog.commit(commit, found.id, received_ns=received_ns, checkpoint=self._store.position)
         self._records.clear()
         self._current = None
-        self._touched = self._has_promised = False  # a primary seals when all that it offered is recorded
+        self._touched = False
+        if commit.complete:
+            self._promised.clear()  # a pass that has ended offers again what it left out
+        self._has_promised = self._forgets_promises
         return self.head
 
     def abort(self) -> None:
@@ -249,6 +256,7 @@ class Archive:
         self._under_way.clear()
         self._records.clear()
         self._current = None
+        self._promised.clear()
         self._has_promised = False
         if not (self._touched or self._broken):
             return
@@ -312,10 +320,15 @@ class Archive:
         self._touched = False
 
     def begin_marking(self, blocks: int, place: int) -> Marks | None:
-        """Marks of the blocks that are in use, `blocks` in all: from here on every one that a client is told of, or
-        names, is marked; those that the committed catalog names are the caller's to add. None while a session has
-        unsealed work, or was told of blocks that it has not named yet."""
-        self._marks = None if self._has_promised or not self.is_settled else Marks(blocks, place)
+        """Marks of the blocks that are in use, `blocks` in all: every one that a client was told of and has not named
+        yet, and from here on every one that it is told of, or names, is marked; those that the committed catalog names
+        are the caller's to add. None while a session has unsealed work, was told of blocks since its last seal, or of
+        more of them than are known here."""
+        if self._has_promised or not self.is_settled:
+            self._marks = None
+        else:
+            self._marks = Marks(blocks, place)
+            self._marks.add(self._promised)
         return self._marks
 
     def is_marking(self, marks: Marks) -> bool:
@@ -383,9 +396,15 @@ class Archive:
     def _promise(self, names: set[bytes]) -> None:
         """A client is told that these are here."""
         self._has_promised = self._has_promised or bool(names)
+        self._promised.update(islice(names, max(0, MAX_PROMISED - len(self._promised))))
         if self._marks:
             self._marks.add(names)
         self._remember(names)
+
+    @property
+    def _forgets_promises(self) -> bool:
+        """Whether there may be more promises than are kept in mind; it stays so until all of them have ended."""
+        return len(self._promised) >= MAX_PROMISED
 
     def _check_usable(self) -> None:
         if self._broken and self._was_full:
@@ -435,6 +454,8 @@ class Archive:
             raise PeerError(f"sent a record of file {min(gone)}, which was dropped and is known no more")
         if self._marks:
             self._marks.add(named)
+        if not self._forgets_promises:
+            self._promised -= named
         named -= self._recent
         missing = named - self._catalog.known(list(named)) if named else named
         if missing:
