@@ -532,6 +532,39 @@ def test_a_reader_under_way_reads_on(store: Path) -> None:
     archive.close()
 
 
+def test_a_reader_between_commit_and_rename(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that knows the old place looks into the segment just before the rename, and into the compacted file just
+    after it: no block that is kept is called lost."""
+    archive = filled(store)
+    let_go(archive, [n for n in range(1, 30) if n % 7])
+    marks = marked(archive)
+    kept = [item.id for item in archive.inventory.expected(2, 0, 1 << 40) if item.id and item.id in marks]
+    reader, real = ArchiveReader(store), archive_reader_module._proven
+    answers: list[bytes | Lost] = []
+
+    class Late(Disk):
+        """Renames once the reader, which looks just now, has looked into the segment."""
+
+        def rename_durable(self, source: Path, target: Path) -> None:
+            def proven(disk: Disk, path: Path, place: BlockPlace) -> bytes:
+                found = real(disk, path, place)
+                if source.exists():
+                    Disk.rename_durable(self, source, target)
+                return found
+
+            with monkeypatch.context() as patch:
+                patch.setattr(archive_reader_module, "_proven", proven)
+                for place in reader._listing.places(kept).values():
+                    answers.extend(found for _, found in reader._read([place]))
+            assert not source.exists()
+
+    archive._disk = Late()
+    assert not compact_segment(archive, Disk(), 2, marks, ()).skipped
+    assert len(answers) == len(kept) and not any(isinstance(found, Lost) for found in answers)
+    reader.close()
+    archive.close()
+
+
 # ------------------------------------------------------------------------------------------------------- kill points
 
 
