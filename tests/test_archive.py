@@ -945,6 +945,32 @@ def test_a_rebuild_equals_the_original(store: Path) -> None:
     assert names == {"catalog.db", "catalog.db.old", "leases", "lock", "segments"}
 
 
+def test_a_commit_that_fills_its_segment_keeps_its_moment(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it was received is read from the pad behind it, which stands there also when the segment ends with it."""
+    archive = open_archive(store)
+    primary = Primary(archive)
+    put_files(primary, 1, {b"a": b"1"})
+    (name,) = primary.send(block("b", 5000))
+    primary.record(file_put(b"b", 3, {0: name}))
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", archive.store.position.offset + 10)
+    primary.seal(2)
+    assert archive.checkpoint.offset > store_module.SEGMENT_BYTES
+    put_files(primary, 3, {b"c": b"3"})
+    archive.close()
+    assert segment_numbers(store) == [1, 2]
+    before = _received(store)
+    assert not rebuild_catalog(store).damage
+    assert _received(store) == before
+
+
+def _received(store: Path) -> list[tuple[int, int]]:
+    reader = ArchiveReader(store)
+    try:
+        return [(line.number, line.received_ns) for line in reader.snapshots()]
+    finally:
+        reader.close()
+
+
 def test_a_rebuild_elsewhere_leaves_the_store_alone(store: Path, tmp_path: Path) -> None:
     """With a target elsewhere nothing in the store changes, and a reader can use that catalog."""
     expected = three_snapshots(store)
