@@ -30,7 +30,7 @@ from replicad.model.errors import (
 )
 from replicad.model.marks import Marks
 from replicad.model.position import Position
-from replicad.model.snapshot import Commit, Head, decode_commit, records_digest
+from replicad.model.snapshot import MAX_RECORDS, Commit, Head, decode_commit, records_digest
 from replicad.store.format import (
     Frame,
     FrameError,
@@ -214,6 +214,8 @@ class Archive:
         Raises PeerError (also when it names a block that is not in the store), with nothing stored, or DiskFullError.
         """
         self._check_usable()
+        if len(self._records) >= MAX_RECORDS:
+            raise PeerError(f"sent {MAX_RECORDS} records and did not seal them")
         found = single_frame(frame, FrameType.RECORD)
         try:
             ops = decode_ops(bytes(plain_payload(found)))

@@ -160,6 +160,11 @@ class Shipping:
         await self._guarded(self._units.put(unit))
 
     @property
+    def records(self) -> int:
+        """Records that were sent since the last seal; what is in the pipeline comes on top."""
+        return len(self._records)
+
+    @property
     def recorded(self) -> bool:
         """Whether any operation was shipped since the last seal (known only once the pipeline is `flushed`)."""
         return bool(self._records or self._pending)
