@@ -39,6 +39,7 @@ from kit_store import (
     segment,
     trees,
 )
+from replicad.db.inventory import Inventory
 from replicad.link.messages import Lost
 from replicad.model.block import ZSTD, block_id
 from replicad.model.entry import Drop, Kind, Map, Meta, Op, Put
@@ -57,9 +58,11 @@ from replicad.store import store as store_module
 from replicad.store.format import FrameType, encode_frame, encode_plain, split_frames
 from replicad.store.segments import Damage, Torn, segment_numbers
 from replicad.work import archive as module
+from replicad.work import replay as replay_module
 from replicad.work.archive import Archive
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.rebuild import rebuild_catalog
+from replicad.work.structure_check import check_structure
 
 Files = dict[bytes, bytes]
 
@@ -225,6 +228,51 @@ def test_offers_without_end(store: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(PeerError):
             archive.needed(bad)
     archive.close()
+
+
+def test_records_without_end(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that sends records and never seals is cut off; what it sent stands in the way of nothing."""
+    monkeypatch.setattr(module, "MAX_RECORDS", 10)
+    archive = open_archive(store)
+    primary = Primary(archive)
+    for i in range(10):
+        primary.record(directory_put(b"%d" % i))
+    with pytest.raises(PeerError, match="10 records"):
+        primary.record(directory_put(b"more"))
+    primary.abort()
+    for i in range(10):
+        primary.record(directory_put(b"%d" % i))
+    primary.seal(1)
+    put_files(primary, 2, {b"a": b"1"})
+    archive.close()
+    assert not rebuild_catalog(store).damage
+    check(store, {1: {}, 2: {b"a": b"1"}})
+
+
+def test_records_that_wait_are_bounded_in_a_replay_too(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of any number of sessions that broke off are passed over; of the ones before a commit the last ones count,
+    and where it claims more than are kept in mind, it says that some are lost."""
+    archive = open_archive(store)
+    primary = Primary(archive)
+    for i in range(60):
+        primary.record(directory_put(b"%d" % i))
+        if i % 6 == 5:
+            primary.abort()
+    for i in range(8):
+        primary.record(directory_put(b"d%d" % i))
+    primary.seal(1)
+    archive.close()
+    good = trees(store)
+    for most, lost in ((8, 0), (7, 1)):
+        monkeypatch.setattr(replay_module, "MAX_WAITING", most)
+        rebuild_catalog(store)
+        reader = ArchiveReader(store)
+        assert [line.lost for line in reader.snapshots()] == [lost]
+        assert (trees(store) == good) == (lost == 0)
+        inventory = Inventory.open(store / "catalog.db")
+        assert not check_structure(inventory).false
+        inventory.close()
+        reader.close()
 
 
 def test_blocks_are_stored_once(store: Path) -> None:
@@ -943,6 +991,32 @@ def test_a_rebuild_equals_the_original(store: Path) -> None:
     rebuild_catalog(store)
     names = {path.name for path in store.iterdir()} - {"catalog.db.old-wal"}
     assert names == {"catalog.db", "catalog.db.old", "leases", "lock", "segments"}
+
+
+def test_a_commit_that_fills_its_segment_keeps_its_moment(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it was received is read from the pad behind it, which stands there also when the segment ends with it."""
+    archive = open_archive(store)
+    primary = Primary(archive)
+    put_files(primary, 1, {b"a": b"1"})
+    (name,) = primary.send(block("b", 5000))
+    primary.record(file_put(b"b", 3, {0: name}))
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", archive.store.position.offset + 10)
+    primary.seal(2)
+    assert archive.checkpoint.offset > store_module.SEGMENT_BYTES
+    put_files(primary, 3, {b"c": b"3"})
+    archive.close()
+    assert segment_numbers(store) == [1, 2]
+    before = _received(store)
+    assert not rebuild_catalog(store).damage
+    assert _received(store) == before
+
+
+def _received(store: Path) -> list[tuple[int, int]]:
+    reader = ArchiveReader(store)
+    try:
+        return [(line.number, line.received_ns) for line in reader.snapshots()]
+    finally:
+        reader.close()
 
 
 def test_a_rebuild_elsewhere_leaves_the_store_alone(store: Path, tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit_retention import books, clean, everything_in, history_of, rebuilt_books
+from kit_retention import books, clean, everything_in, history_of, let_go_and_compact, rebuilt_books
 from kit_store import (
     FaultyDisk,
     Primary,
+    contents,
     directory_put,
     file_put,
     flip,
@@ -29,20 +30,27 @@ from kit_store import (
     segment,
     verify_segment,
 )
+from replicad.db.catalog import BlockPlace, Catalog
 from replicad.db.database import Database
 from replicad.db.inventory import Inventory
+from replicad.link.messages import Lost
 from replicad.model.block import Buffer, block_id
 from replicad.model.entry import Drop
-from replicad.model.errors import DiskFullError, PeerError, ReplicadError
+from replicad.model.errors import BookDamagedError, DiskFullError, PeerError, ReplicadError
 from replicad.model.marks import MIN_BYTES, Marks
 from replicad.store import store as store_module
+from replicad.store.format import FrameType, split_frames
 from replicad.store.segments import segment_numbers
 from replicad.system.disk import Disk
+from replicad.work import archive as archive_module
+from replicad.work import archive_reader as archive_reader_module
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.compact import Compacted, compact_segment
 from replicad.work.expire import drop, purge_step
+from replicad.work.rebuild import rebuild_catalog
 from replicad.work.segment_check import SegmentCheck
+from replicad.work.upkeep import rebuild_book
 
 SMALL = 96 * 1024
 
@@ -125,6 +133,157 @@ def test_few_others_count_as_marked() -> None:
         assert len(wrong[-1]) < len(others) / 8
     assert len(wrong[0] & wrong[1]) < len(others) / 50
     assert MIN_BYTES * 8 > 16
+
+
+# ----------------------------------------------------------------------------------------------- what nobody is sure of
+
+
+def rewritten(store: Path) -> tuple[Archive, dict[bytes, bytes]]:
+    """A store of several segments, in which snapshot 2 has the first names of some files, and the archive on it."""
+    archive = open_archive(store)
+    primary = Primary(archive)
+    put_files(primary, 1, {b"old": os.urandom(9000)})
+    files = {b"f%02d" % i: os.urandom(8000) for i in range(40)}
+    put_files(primary, 2, files)
+    for number in range(3, 8):
+        put_files(primary, number, {b"g%d-%d" % (number, i): os.urandom(8000) for i in range(12)})
+    return archive, files
+
+
+def without_a_record(store: Path) -> tuple[Path, bytes]:
+    """Make the catalog anew while the record of snapshot 2 cannot be read; its segment, and the bytes to put back."""
+    frames = [
+        (number, frame)
+        for number in segment_numbers(store)
+        for frame in split_frames(segment(store, number).read_bytes())
+    ]
+    number, frame = [found for found in frames if found[1].type == FrameType.RECORD][1]
+    good = segment(store, number).read_bytes()
+    flip(segment(store, number), frame.offset + 70)
+    catalog_path(store).unlink()
+    rebuild_catalog(store)
+    return segment(store, number), good
+
+
+def test_after_a_loss_of_records_nothing_is_compacted(store: Path) -> None:
+    """What looks unused may be what a lost record named: once that is put back, every file has its bytes."""
+    archive, files = rewritten(store)
+    archive.close()
+    damaged, good = without_a_record(store)
+    archive = open_archive(store)
+    let_go(archive, [1])
+    assert all("records of snapshots are missing" in one.skipped for one in compact_all(archive))
+    archive.close()
+    damaged.write_bytes(good)
+    rebuild_catalog(store, knowing=catalog_path(store))
+    found = contents(store, 2)
+    assert {path: found.get(path) for path in files} == files
+    archive = open_archive(store)
+    assert not any("records" in one.skipped for one in compact_all(archive))  # it ends when they are back
+    archive.close()
+
+
+def test_marks_from_before_a_rebuild_count_for_nothing(store: Path) -> None:
+    """A rebuild between two compactions brings a record back, of whose blocks the marks know nothing."""
+    archive, files = rewritten(store)
+    archive.close()
+    damaged, good = without_a_record(store)
+    archive = open_archive(store)
+    let_go(archive, [1])
+    marks = marked(archive)
+    damaged.write_bytes(good)
+    rebuild_book(archive, Disk())
+    assert not archive.inventory.lost
+    assert all(compact_segment(archive, Disk(), number, marks, ()).skipped for number in segment_numbers(store))
+    compact_all(archive)
+    archive.close()
+    found = contents(store, 2)
+    assert {path: found.get(path) for path in files} == files
+
+
+DIED = 9
+
+
+def died_in_a_rebuild(store: Path, snapshots: int, last_deed: str = "SELECT 1") -> None:
+    """Have a process rebuild the catalog, and die at once when it has committed so many snapshots."""
+    child = os.fork()
+    if child:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == DIED
+        return
+    real, count = Catalog.commit, itertools.count(1)
+
+    def commit(self: Catalog, *args: Any, **kwargs: Any) -> None:
+        real(self, *args, **kwargs)
+        if next(count) == snapshots:
+            self.database.execute(last_deed)
+            os._exit(DIED)
+
+    try:
+        Catalog.commit = commit  # type: ignore[method-assign]
+        rebuild_catalog(store)
+    finally:
+        os._exit(0)
+
+
+def test_what_a_killed_rebuild_left_is_not_taken_for_the_truth_later(store: Path) -> None:
+    """Compaction has gone on since: when the catalog is lost after that, nothing may say that it has the blocks."""
+    archive = open_archive(store)
+    primary = Primary(archive)
+    files = {b"f%02d" % i: os.urandom(8000) for i in range(40)}
+    put_files(primary, 1, files)
+    primary.record(directory_put(b""), *(Drop(path) for path in files))
+    primary.seal(2)
+    for number in range(3, 8):
+        put_files(primary, number, {b"g%d-%d" % (number, i): os.urandom(8000) for i in range(12)})
+    archive.close()
+    died_in_a_rebuild(store, 5, "PRAGMA wal_checkpoint(TRUNCATE)")
+    archive = open_archive(store)
+    let_go_and_compact(archive, [1])
+    archive.close()
+    for path in store.glob("catalog.db*"):
+        path.unlink()
+    with pytest.raises(BookDamagedError, match="no catalog"):
+        open_archive(store)
+    rebuild_catalog(store)
+    archive = open_archive(store)
+    bits = archive.needed(b"".join(map(block_id, files.values())))
+    assert sum(byte.bit_count() for byte in bits) == len(files)
+    archive.close()
+
+
+def test_a_rebuild_that_failed_leaves_nothing_to_be_taken_later(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a running archive made, and that came to an error: the old catalog stays, and is the only one."""
+    archive = filled(store)
+
+    def full(self: Catalog, *args: Any, **kwargs: Any) -> None:
+        raise DiskFullError("no room left for the book")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "commit", full)
+        with pytest.raises(DiskFullError):
+            rebuild_book(archive, Disk())
+    archive.abort()
+    assert [path.name for path in store.glob("catalog.new*")] == []
+    put_files(Primary(archive), 31, {b"on": b"and on"})
+    archive.close()
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_a_rebuild_that_was_killed_is_finished_by_the_next_opening(store: Path, is_stale: bool) -> None:
+    """With what its log holds, and without the log of a catalog that is gone, everything comes back."""
+    archive = filled(store)
+    good = everything_in(store)
+    log = (store / "catalog.db-wal").read_bytes()
+    archive.close()
+    catalog_path(store).unlink()
+    died_in_a_rebuild(store, 12)
+    assert (store / "catalog.new-wal").stat().st_size
+    if is_stale:
+        (store / "catalog.db-wal").write_bytes(log)
+    open_archive(store).close()
+    assert everything_in(store) == good
+    assert [path.name for path in store.glob("catalog.new*")] == []
+    is_well(store)
 
 
 # ------------------------------------------------------------------------------------------------------------- whole
@@ -259,7 +418,7 @@ def test_a_block_that_a_client_is_told_of_stays(store: Path) -> None:
     archive = filled(store)
     let_go(archive, list(range(1, 30)))
     marks = marked(archive)
-    unused = _unused(archive, marks)
+    (unused,) = _unused(archive, marks)
     assert archive.needed(unused) == b"\0"
     number = archive.inventory.places([unused])[unused].segment
     compact_segment(archive, Disk(), number, marks, ())
@@ -273,12 +432,52 @@ def test_a_block_that_a_client_is_told_of_stays(store: Path) -> None:
     archive.close()
 
 
+@pytest.mark.parametrize("most", [1, 1000])
+def test_what_was_promised_before_a_partial_seal_stays(store: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """A pass is sealed in the middle of a large file, whose record comes at its end and names what it was told of; of
+    more than is kept in mind nothing is compacted until the whole pass has ended."""
+    monkeypatch.setattr(archive_module, "MAX_PROMISED", most)
+    archive = filled(store)
+    let_go(archive, list(range(1, 30)))
+    unused = _unused(archive, marked(archive), 3)
+    archive.end_marking()
+    primary = Primary(archive)
+    assert archive.needed(unused[0]) == b"\0"
+    primary.record(directory_put(b"small"))
+    primary.seal(31, complete=False)
+    assert (archive.begin_marking(1, 0) is None) == (most == 1)
+    if most > 1:
+        assert sum(one.dropped for one in compact_all(archive))
+    primary.record(directory_put(b""), file_put(b"large", 9999, {0: unused[0]}))
+    primary.seal(32, complete=False)
+    assert (archive.begin_marking(1, 0) is None) == (most == 1)
+    primary.seal(33)
+    assert compact_all(archive)
+    is_well(store)
+    archive.close()
+
+
+def test_a_promise_ends_with_the_session(store: Path) -> None:
+    """What a client was told and never came back to is unused again."""
+    archive = filled(store)
+    let_go(archive, list(range(1, 30)))
+    unused = _unused(archive, marked(archive))[0]
+    archive.end_marking()
+    primary = Primary(archive)
+    assert archive.needed(unused) == b"\0"
+    primary.record(directory_put(b"small"))
+    primary.seal(31, complete=False)
+    primary.abort()
+    assert unused not in marked(archive)
+    archive.close()
+
+
 def test_a_block_that_is_gone_is_asked_for_again(store: Path) -> None:
     """A record that names a block which a compaction took is refused, and with the next offer it is sent."""
     archive = filled(store)
     let_go(archive, list(range(1, 30)))
     marks = marked(archive)
-    unused = _unused(archive, marks)
+    (unused,) = _unused(archive, marks)
     archive._recent.add(unused)  # as if it had been looked up long ago
     number = archive.inventory.places([unused])[unused].segment
     assert compact_segment(archive, Disk(), number, marks, ()).dropped
@@ -304,9 +503,9 @@ def test_what_a_session_names_meanwhile_stays(store: Path) -> None:
     archive.close()
 
 
-def _unused(archive: Archive, marks: Marks) -> bytes:
+def _unused(archive: Archive, marks: Marks, count: int = 1) -> list[bytes]:
     items = (item for number in (1, 2) for item in archive.inventory.expected(number, 0, 1 << 40))
-    return next(item.id for item in items if item.id and item.id not in marks)
+    return list(itertools.islice((item.id for item in items if item.id and item.id not in marks), count))
 
 
 # ------------------------------------------------------------------------------------------------------ beside readers
@@ -330,6 +529,39 @@ def test_a_reader_under_way_reads_on(store: Path) -> None:
         assert reader.look(name)[0].name == "MATCHES"
     reader.close()
     assert everything_in(store) == kept
+    archive.close()
+
+
+def test_a_reader_between_commit_and_rename(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that knows the old place looks into the segment just before the rename, and into the compacted file just
+    after it: no block that is kept is called lost."""
+    archive = filled(store)
+    let_go(archive, [n for n in range(1, 30) if n % 7])
+    marks = marked(archive)
+    kept = [item.id for item in archive.inventory.expected(2, 0, 1 << 40) if item.id and item.id in marks]
+    reader, real = ArchiveReader(store), archive_reader_module._proven
+    answers: list[bytes | Lost] = []
+
+    class Late(Disk):
+        """Renames once the reader, which looks just now, has looked into the segment."""
+
+        def rename_durable(self, source: Path, target: Path) -> None:
+            def proven(disk: Disk, path: Path, place: BlockPlace) -> bytes:
+                found = real(disk, path, place)
+                if source.exists():
+                    Disk.rename_durable(self, source, target)
+                return found
+
+            with monkeypatch.context() as patch:
+                patch.setattr(archive_reader_module, "_proven", proven)
+                for place in reader._listing.places(kept).values():
+                    answers.extend(found for _, found in reader._read([place]))
+            assert not source.exists()
+
+    archive._disk = Late()
+    assert not compact_segment(archive, Disk(), 2, marks, ()).skipped
+    assert len(answers) == len(kept) and not any(isinstance(found, Lost) for found in answers)
+    reader.close()
     archive.close()
 
 

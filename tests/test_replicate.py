@@ -20,9 +20,11 @@ from replicad.link.channel import Channel
 from replicad.model.entry import INLINE_BLOCKS
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
 from replicad.source import read as source_read
+from replicad.work import archive as work_archive
 from replicad.work import copy as work_copy
 from replicad.work import known as work_known
 from replicad.work import scout as work_scout
+from replicad.work import shipping as work_shipping
 from replicad.work.account_record import account_of_ledger
 
 MIB = 1024 * 1024
@@ -793,6 +795,38 @@ async def test_a_long_catch_up_is_restorable_as_it_progresses_and_starts_over_wi
         assert differences(describe_snapshot(par1.archive), copied(root)) == []
         stored = sum(p.stat().st_size for p in (par1.archive / "segments").iterdir())
         assert stored < 1.1 * 30 * MIB
+
+
+async def test_names_alone_are_sealed_before_there_are_more_records_than_a_replica_takes(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first copy, a catch-up, and the drops of one: each is cut into partial snapshots, also between files of many
+    blocks."""
+    for number in range(600):
+        (root / f"{number:03d}").touch()
+    for number in range(70):
+        (root / f"many{number:02d}").write_bytes(random.Random(number).randbytes((INLINE_BLOCKS + 6) * 4096))
+    monkeypatch.setattr(work_shipping, "RECORD_BYTES", 1024)
+    monkeypatch.setattr(work_shipping, "MAX_UNITS", 1)
+    monkeypatch.setattr(work_known, "LIST_ENTRIES", 100)
+    monkeypatch.setattr(work_copy, "BATCH_FILES", 5)
+    monkeypatch.setattr(work_copy, "CHECKPOINT_RECORDS", 10)
+    monkeypatch.setattr(work_archive, "MAX_RECORDS", 60)
+    async with (
+        rig(tmp_path, root, ("fra1", "par1"), max_change=1.0, block_bytes=4096) as primary,
+        replica(tmp_path / "store1") as fra1,
+        replica(tmp_path / "store2") as par1,
+    ):
+        for there, name in ((fra1, "fra1"), (par1, "par1")):
+            assert (await primary.sync(there, name)).pass_ok
+            assert len(snapshots(there.archive)) > 4
+        for path in root.iterdir():
+            path.unlink()
+        for there, name in ((fra1, "fra1"), (par1, "par1")):
+            before = len(snapshots(there.archive))
+            assert (await primary.sync(there, name)).pass_ok
+            assert len(snapshots(there.archive)) > before + 1
+            assert differences(describe_snapshot(there.archive), copied(root)) == []
 
 
 async def test_a_pass_without_changes_seals_only_when_the_last_snapshot_is_old(tmp_path: Path, root: Path) -> None:

@@ -249,6 +249,25 @@ def test_an_open_finding_keeps_its_segment_as_it_is(rig: Rig) -> None:
     assert before[3] != segment_path(rig.directory, 3).read_bytes()
 
 
+def test_after_a_loss_of_records_snapshots_go_and_their_room_stays(rig: Rig) -> None:
+    """A run says why; the first one after the records have come back gives the room back without being asked."""
+    rig.live(20)
+    lose = "UPDATE snapshot SET lost = ? WHERE number = 3"
+    before = size_of(rig.directory)
+
+    def set_lost(count: int) -> None:
+        with rig.archive.upkeep() as (_, catalog):
+            catalog.database.execute(lose, (count,))
+
+    rig.do(lambda: set_lost(1))
+    done = rig.run()
+    assert done.dropped and not done.compacted and "records of snapshots are missing" in done.left[0]
+    assert size_of(rig.directory) >= before
+    rig.do(lambda: set_lost(0))
+    rig.step()
+    assert rig.status.reclaimed_bytes > 0 and size_of(rig.directory) < before
+
+
 def test_it_waits_for_a_session(rig: Rig) -> None:
     """While a session has unsealed work nothing is written beside it; the run goes on once it has sealed."""
     rig.live(40)

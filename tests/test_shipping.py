@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from replicad.link.messages import Message, Need, Offer, Opened, Refuse
-from replicad.model.entry import Drop, Op
+from replicad.model.entry import Drop, Op, encode_ops
 from replicad.model.errors import DiskFullError, LinkError
 from replicad.model.snapshot import Head
-from replicad.work.record import given
-from replicad.work.shipping import Shipping, Unit, load_nothing
+from replicad.work.record import Listed, given, maps
+from replicad.work.shipping import RECORD_BYTES, Shipping, Unit, load_nothing
+from replicad.work.shipping import _length as op_length
 
 
 class EndedChannel:
@@ -49,6 +50,22 @@ async def test_a_refusal_is_told_even_when_sending_failed_first() -> None:
         with pytest.raises(DiskFullError, match="no room"):
             await shipping.ship(Unit(b"\1" * 32, load_nothing, given([]), 0))
         await shipping.close()
+
+
+def test_no_record_is_longer_than_its_format_allows() -> None:
+    """What operations are reckoned at is about what they take: also those that say of a million blocks that they are
+    zeros now."""
+    for listed in (
+        Listed(zeros=[(number, 1) for number in range(1_000_000)]),
+        Listed(list(range(100_000)), [bytes(32)] * 100_000),
+    ):
+        pending: list[Op] = []
+        for op in maps(5, listed):
+            pending.append(op)
+            if sum(map(op_length, pending)) >= RECORD_BYTES:
+                assert len(encode_ops(pending)) < 2 * RECORD_BYTES
+                pending.clear()
+        assert len(encode_ops(pending)) < 2 * RECORD_BYTES
 
 
 class WillingChannel(EndedChannel):

@@ -15,6 +15,10 @@ from replicad.model.block import BlockId, block_id
 from replicad.model.head import NO_PARENT as NO_PARENT
 from replicad.model.head import Head as Head
 
+MAX_RECORDS = 65_536
+"""Record frames between two commits. Each is about half a megabyte, so this is more than the names of a hundred million
+entries; a peer that sends records without end is cut off here. A primary makes a commit long before."""
+
 
 class Commit(msgspec.Struct, frozen=True, array_like=True):
     """Payload of a commit frame. Its BLAKE3 id is the snapshot's digest."""
@@ -27,7 +31,7 @@ class Commit(msgspec.Struct, frozen=True, array_like=True):
     """False for a state in the middle of a pass, or one whose pass could not copy everything."""
     parent: bytes
     records: int
-    """Number of record frames that belong to this commit."""
+    """Number of record frames that belong to this commit, MAX_RECORDS at most."""
     records_digest: bytes
     """BLAKE3 over the ids of those frames, in order."""
     entries: int

@@ -172,7 +172,8 @@ class Store:
     def sync(self) -> int:
         """Make everything appended durable; the time in ns that the pad behind it bears."""
         now = self._clock_ns()
-        self._writer_with_room().sync(now)
+        writer = self._writer or self._writer_with_room()  # a full one gets its pad too; the next append rolls over
+        writer.sync(now)
         return now
 
     def flush(self) -> None:

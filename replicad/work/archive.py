@@ -30,7 +30,7 @@ from replicad.model.errors import (
 )
 from replicad.model.marks import Marks
 from replicad.model.position import Position
-from replicad.model.snapshot import Commit, Head, decode_commit, records_digest
+from replicad.model.snapshot import MAX_RECORDS, Commit, Head, decode_commit, records_digest
 from replicad.store.format import (
     Frame,
     FrameError,
@@ -42,12 +42,16 @@ from replicad.store.segments import Damage, SegmentFiles, Torn, compacted_path, 
 from replicad.store.store import Owner, Store, check_names, stored_bytes
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
+from replicad.work.exchange import exchange, remove
 from replicad.work.replay import Replay, copy_of
 from replicad.work.untrusted import INT64, check_numbers, single_frame, split_ids, whole_frames
 
 MAX_UNDER_WAY = 262_144
 """Blocks asked for and not yet received. A primary with 20 MiB under way has this many only if they are 80 bytes
 each; a peer that offers without end and never sends is cut off here (25 MiB of memory)."""
+MAX_PROMISED = 262_144
+"""Blocks that a client was told of and has not named yet which are kept in mind, as many as may be under way; beyond
+that nothing is compacted until its pass, or its session, has ended."""
 MAX_DOUBTED = 262_144
 """Damaged blocks that are kept in mind (8 MiB of ids); those beyond wait for a repair."""
 RECENT_BLOCKS = 65_536
@@ -72,6 +76,7 @@ class Archive:
         self._disk, self._files = disk, SegmentFiles(store.directory, disk)
         self._torn: Torn | None = None
         self._under_way: set[bytes] = set()
+        self._promised: set[bytes] = set()
         self._recent: set[bytes] = set()
         self._doubted: set[bytes] = set()
         self._records: list[bytes] = []
@@ -209,6 +214,8 @@ class Archive:
         Raises PeerError (also when it names a block that is not in the store), with nothing stored, or DiskFullError.
         """
         self._check_usable()
+        if len(self._records) >= MAX_RECORDS:
+            raise PeerError(f"sent {MAX_RECORDS} records and did not seal them")
         found = single_frame(frame, FrameType.RECORD)
         try:
             ops = decode_ops(bytes(plain_payload(found)))
@@ -237,7 +244,10 @@ class Archive:
             self._catalog.commit(commit, found.id, received_ns=received_ns, checkpoint=self._store.position)
         self._records.clear()
         self._current = None
-        self._touched = self._has_promised = False  # a primary seals when all that it offered is recorded
+        self._touched = False
+        if commit.complete:
+            self._promised.clear()  # a pass that has ended offers again what it left out
+        self._has_promised = self._forgets_promises
         return self.head
 
     def abort(self) -> None:
@@ -248,6 +258,7 @@ class Archive:
         self._under_way.clear()
         self._records.clear()
         self._current = None
+        self._promised.clear()
         self._has_promised = False
         if not (self._touched or self._broken):
             return
@@ -311,10 +322,15 @@ class Archive:
         self._touched = False
 
     def begin_marking(self, blocks: int, place: int) -> Marks | None:
-        """Marks of the blocks that are in use, `blocks` in all: from here on every one that a client is told of, or
-        names, is marked; those that the committed catalog names are the caller's to add. None while a session has
-        unsealed work, or was told of blocks that it has not named yet."""
-        self._marks = None if self._has_promised or not self.is_settled else Marks(blocks, place)
+        """Marks of the blocks that are in use, `blocks` in all: every one that a client was told of and has not named
+        yet, and from here on every one that it is told of, or names, is marked; those that the committed catalog names
+        are the caller's to add. None while a session has unsealed work, was told of blocks since its last seal, or of
+        more of them than are known here."""
+        if self._has_promised or not self.is_settled:
+            self._marks = None
+        else:
+            self._marks = Marks(blocks, place)
+            self._marks.add(self._promised)
         return self._marks
 
     def is_marking(self, marks: Marks) -> bool:
@@ -325,16 +341,18 @@ class Archive:
         """No more marks."""
         self._marks = None
 
-    def exchange_catalog(self, exchange: Callable[[], None]) -> None:
+    def exchange_catalog(self, put_in_place: Callable[[], None]) -> None:
         """Have another catalog put in place of this one, within `upkeep_of_files`."""
         path = self._catalog.path
         self._catalog.close()
         try:
-            exchange()
+            put_in_place()
         finally:
             if path.exists():  # else only a new start, which finishes the exchange, makes the archive usable again
+                remove(fresh_catalog_path(path.parent))
                 self._catalog = Catalog(path)
         self._recent.clear()
+        self._marks = None  # a record may have been taken in of which they know nothing
 
     def read_segment(self, number: int, offset: int, size: int) -> memoryview:
         """Bytes of a segment; valid until the next call. Raises FileNotFoundError, ReplicadError."""
@@ -380,9 +398,15 @@ class Archive:
     def _promise(self, names: set[bytes]) -> None:
         """A client is told that these are here."""
         self._has_promised = self._has_promised or bool(names)
+        self._promised.update(islice(names, max(0, MAX_PROMISED - len(self._promised))))
         if self._marks:
             self._marks.add(names)
         self._remember(names)
+
+    @property
+    def _forgets_promises(self) -> bool:
+        """Whether there may be more promises than are kept in mind; it stays so until all of them have ended."""
+        return len(self._promised) >= MAX_PROMISED
 
     def _check_usable(self) -> None:
         if self._broken and self._was_full:
@@ -432,6 +456,8 @@ class Archive:
             raise PeerError(f"sent a record of file {min(gone)}, which was dropped and is known no more")
         if self._marks:
             self._marks.add(named)
+        if not self._forgets_promises:
+            self._promised -= named
         named -= self._recent
         missing = named - self._catalog.known(list(named)) if named else named
         if missing:
@@ -488,8 +514,11 @@ def _open_catalog(directory: Path, client: str | None, dataset: str | None, make
 
     A new one is durable at once: after a power cut an old state of it is enough to replay from, none is not."""
     path, fresh = catalog_path(directory), fresh_catalog_path(directory)
-    if not path.exists() and fresh.exists() and segment_numbers(directory):
-        Disk().rename_durable(fresh, path)  # a rebuild was cut short; what it had not read yet is replayed
+    if path.exists():
+        remove(fresh)  # a rebuild was cut short, and the old one goes on: of what comes now the new one knows nothing
+    elif fresh.exists() and segment_numbers(directory):
+        Catalog(fresh).close()  # takes in its log; what it had not read yet is replayed
+        exchange(fresh, path, directory, Disk())
     if not path.exists() and (not maker or segment_numbers(directory)):
         raise no_catalog(directory)
     catalog = Catalog(path)

@@ -269,7 +269,8 @@ class ArchiveReader:
         now = self._listing.places([place.id]).get(place.id)
         if now is None:
             return b""
-        for path in (segment_path(self._directory, now.segment), compacted_path(self._directory, now.segment)):
+        segment, compacted = segment_path(self._directory, now.segment), compacted_path(self._directory, now.segment)
+        for path in (segment, compacted, segment):  # the one may become the other between two looks
             if frame := _proven(self._disk, path, now):
                 return frame
         return b""

@@ -6,7 +6,8 @@ the new file counts; then it takes the old one's name. A crash before the commit
 finished at the next start. Records, commits and decisions of retention stay, in their order, so the chain does.
 
 **Never** touches the segment that is written to, one that is not exactly as the catalog says, or one that a finding is
-open about. **Never** takes a block for unused because of a moment's look: marks are made first and only grow.
+open about. **Never** takes a block for unused because of a moment's look: marks are made first and only grow; nor while
+the store has lost a piece of its record, which may have named it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from replicad.work.archive import Archive
 from replicad.work.replay import copy_of
 from replicad.work.segment_check import SegmentCheck
 
+RECORDS_MISSING = "records of snapshots are missing: they may have named what is unused"
 BATCH_FRAMES = 1000
 """Frames whose rows are written with one call."""
 _END = 1 << 62
@@ -96,6 +98,8 @@ def _unfit(archive: Archive, number: int, marks: Marks, barred: Collection[int])
     """Why a segment may not be compacted now, or ""."""
     if not archive.is_settled or not archive.is_marking(marks):
         return "a session has unsealed work"
+    if archive.inventory.lost:
+        return RECORDS_MISSING
     if not is_purged(archive.inventory.database):
         return "dropped snapshots are still being taken out of the catalog"
     if number >= archive.checkpoint.segment:

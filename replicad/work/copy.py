@@ -26,7 +26,7 @@ from replicad.model.block import block_size_for
 from replicad.model.entry import FUZZY, Drop, Kind, Op, Put
 from replicad.model.errors import ReplicadError
 from replicad.model.order import encode_order
-from replicad.model.snapshot import Commit, Head
+from replicad.model.snapshot import MAX_RECORDS, Commit, Head
 from replicad.source.large import LargeRead, Slab, open_large
 from replicad.source.meta import Described, describe
 from replicad.source.read import SMALL_BYTES, Candidate, FileRead, Outgrown
@@ -59,6 +59,9 @@ PLAN_STEPS = 2048
 CHECKPOINT_BYTES = 4 * 1024**3
 """A long pass is sealed as a partial snapshot after this many shipped bytes: restorable as it progresses, and what the
 replica has to replay after a crash stays short."""
+CHECKPOINT_RECORDS = MAX_RECORDS // 4
+"""The same after so many records, of names that bring few bytes: what is in the pipeline, and the list of one file's
+blocks, which is never divided, come on top before the seal."""
 MOVED = "kept changing while it was read; it will be tried again"
 
 Work = Callable[[], Awaitable[None]]
@@ -134,13 +137,14 @@ class Pass:
         self._outcome.head = standing.head
         self._recorder = Recorder(ledger, standing.covered, seq, root.look)
         self._known = KnownEntries(
-            self._dataset, self._recorder, self._shipping, root, self._outcome, self._pool, self._clock
-        )
+            self._dataset, self._recorder, self._shipping, root, self._outcome, self._pool, self._clock,
+            lambda: self._checkpoint(self._recorder.covered),
+        )  # fmt: skip
 
     async def _catch_up(self) -> None:
         if await self._dataset.in_ledger(self._dataset.ledger.lacks_something, self._recorder.covered):
             self._status.state = "catching-up"
-            await self._known.catch_up(partial(self._checkpoint, self._recorder.covered))
+            await self._known.catch_up()
 
     # survey and guard
 
@@ -450,12 +454,13 @@ class Pass:
     # sealing
 
     async def _checkpoint(self, covered: int) -> None:
-        """Seal a partial snapshot when the pass has run, or sent, for long enough.
+        """Seal a partial snapshot when the pass has run for long, or sent much.
 
         `covered` is the number up to which the replica then has everything: in a catch-up nothing more than before.
         """
-        due = self._clock.monotonic_s() - self._sealed_s >= self._dataset.config.rpo_s
-        if not due and self._shipping.shipped_bytes - self._sealed_bytes < CHECKPOINT_BYTES:
+        shipping, passed_s = self._shipping, self._clock.monotonic_s() - self._sealed_s
+        much = shipping.shipped_bytes - self._sealed_bytes >= CHECKPOINT_BYTES or shipping.records >= CHECKPOINT_RECORDS
+        if not much and passed_s < self._dataset.config.rpo_s:
             return
         await self._shipping.flushed()
         if self._shipping.recorded:

@@ -60,12 +60,15 @@ class KnownEntries:
         outcome: Outcome,
         pool: Executor,
         clock: Clock,
+        checkpoint: Callable[[], Awaitable[None]],
     ) -> None:
+        """`checkpoint` is awaited now and then; what is covered is the same behind it as before."""
         self._dataset, self._recorder, self._shipping = dataset, recorder, shipping
         self._root, self._outcome, self._pool, self._clock = root, outcome, pool, clock
+        self._checkpoint = checkpoint
 
-    async def catch_up(self, checkpoint: Callable[[], Awaitable[None]]) -> None:
-        """Ship everything that the ledger has recorded and the replica lacks; `checkpoint` is awaited now and then."""
+    async def catch_up(self) -> None:
+        """Ship everything that the ledger has recorded and the replica lacks."""
         ledger, covered = self._dataset.ledger, self._recorder.covered
         await self._dataset.in_ledger(ledger.put, "unsettled", None)
         await self._dataset.in_ledger(ledger.list_lacking, covered)
@@ -73,11 +76,12 @@ class KnownEntries:
         while batch := await self._dataset.in_ledger(ledger.listed, after, LIST_ENTRIES):
             after = batch[-1][0]
             await self.ship([(path, known) for _, path, known in batch])
-            await checkpoint()
+            await self._checkpoint()
         before = b"\xff" * (MAX_SORT_BYTES)
         while paths := await self._dataset.in_ledger(ledger.lacking_drops, covered, before, LIST_ENTRIES):
             before = paths[-1]
             await self._shipping.ship(Unit(b"", load_nothing, given([Drop(path) for path in paths]), 0))
+            await self._checkpoint()
 
     async def ship(self, entries: Sequence[tuple[bytes, Known]]) -> None:
         """Ship these."""
@@ -87,6 +91,7 @@ class KnownEntries:
             path, known, rows, _ = entry
             if len(rows) > INLINE_BLOCKS:
                 await self._ship_large(path, known)
+                await self._checkpoint()
                 continue
             held = len(rows) * known.block_bytes
             if few and (blocks + len(rows) > UNIT_BLOCKS or size + held > UNIT_BYTES):

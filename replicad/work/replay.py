@@ -8,6 +8,7 @@ Damage is noted and passed over; what else a damaged region took with it is said
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from replicad.db.expiry import drop_snapshots, purge
 from replicad.model.block import Buffer
 from replicad.model.entry import Map, Op, Put, decode_ops
 from replicad.model.position import Position
-from replicad.model.snapshot import Commit, decode_commit, records_digest
+from replicad.model.snapshot import MAX_RECORDS, Commit, decode_commit, records_digest
 from replicad.store.format import (
     HEADER_BYTES,
     Frame,
@@ -43,6 +44,9 @@ PURGED_ROWS = 10_000
 """Rows that one transaction takes away."""
 BATCH_COPIES_BYTES = 4 * 1024 * 1024
 """Copies of other frames written with one call; one frame may be as long."""
+MAX_WAITING = 4 * MAX_RECORDS
+"""Records that wait for their commit, at most (60 MB of memory): the last ones, for those are what it claims. More than
+it may cover, for stores that are older than this limit, and for two commits of which the first is lost."""
 Spare = Callable[[int, int, int], Sequence[FrameCopy]]
 """Asked for copies of the frames that begin within (segment, offset, length), where the segment itself is damaged."""
 
@@ -82,7 +86,7 @@ class Replay:
     spare: Spare | None = None
     torn: Torn | None = None
     """What was cut off the end of the last segment."""
-    _records: list[_RecordPlace] = field(default_factory=list)
+    _records: deque[_RecordPlace] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
     _blocks: list[BlockPlace] = field(default_factory=list)
     _copies: list[FrameCopy] = field(default_factory=list)
     _copied_bytes: int = 0
@@ -244,6 +248,7 @@ class Replay:
                 end = after_pad
             received_ns = received_ns or commit.created_ns
             digest, lost = self._sealed.digest, self._sealed.lost
+            self._index()  # the pad's copy: whoever goes on behind it after a crash does not meet it again
             self.catalog.commit(commit, digest, received_ns=received_ns, checkpoint=end, lost=lost)
             self._sealed = None
 
@@ -252,7 +257,7 @@ class Replay:
 
         The digest goes over cryptographic ids: what it matches is what the primary sent, however it was found."""
         last: list[_RecordPlace] = []
-        for known in (self._records, [place for place in self._records if place.certain]):
+        for known in (list(self._records), [place for place in self._records if place.certain]):
             last = known[-commit.records :] if commit.records else []
             if records_digest(place.id for place in last) == commit.records_digest and len(last) == commit.records:
                 return last, 0

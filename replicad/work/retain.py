@@ -29,7 +29,7 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
 from replicad.work.archive import Archive
-from replicad.work.compact import Compacted, compact_segment
+from replicad.work.compact import RECORDS_MISSING, Compacted, compact_segment
 from replicad.work.expire import NUMBERS_PER_FRAME, drop, purge_step
 from replicad.work.lease import letting_go
 from replicad.work.outlook import Outlook, count_blocks, look, mark_used, worthwhile
@@ -84,6 +84,11 @@ class Place(NamedTuple):
     client: str
     dataset: str
     directory: Path
+
+    @property
+    def store(self) -> str:
+        """As it is called in logs."""
+        return f"{self.client}/{self.dataset}"
 
 
 class _UnsealedError(ReplicadError):
@@ -158,9 +163,7 @@ class Retaining:
         self.status.last_run_ns = self._clock.now_ns()
         saved = sum(one.before_bytes - one.after_bytes for one in compacted)
         if dropped or compacted:
-            log.info(
-                "retention", store=f"{self._place.client}/{self._place.dataset}", dropped=len(dropped), saved=saved
-            )
+            log.info("retention", store=self._place.store, dropped=len(dropped), saved=saved)
         return Retained(
             self._place.client, self._place.dataset, found.hold, self.status.kept, dropped, len(compacted), saved, left
         )
@@ -179,6 +182,9 @@ class Retaining:
         dropped_ns, is_due = await self._in_store(partial(_due, now_ns))
         if not (is_due or (asked and dropped_ns)):
             return [], []
+        if await self._in_store(lambda archive, _: archive.inventory.lost):
+            log.warning("nothing is compacted", store=self._place.store, reason=RECORDS_MISSING)
+            return [], [f"all segments: {RECORDS_MISSING}"]
         blocks = await self._in_pool(partial(count_blocks, self._place.directory))
         marks = await self._when_settled(partial(_begin_marking, blocks))
         try:

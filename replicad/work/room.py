@@ -43,9 +43,11 @@ def room(directory: Path, going: Collection[int], before_ns: int) -> Room:
     Raises BookDamagedError, ReplicadError."""
     with closing(Listing(catalog_path(directory))) as listing:
         rows = list(listing.snapshots())
-    blocks = count_blocks(directory)
+    if any(row.lost for row in rows):
+        return Room(0, 0, 0)  # pieces of the record that are missing may have named anything, and nothing is compacted
     present = [row for row in rows if not row.dropped_ns]
     kept = [row for row in present if row.number not in going]
+    blocks = count_blocks(directory)
     with closing(Inventory.open(catalog_path(directory))) as inventory, inventory.at_one_moment():
         now = _Need(rows, [row.ordinal for row in present], blocks)
         then = _Need(rows, [row.ordinal for row in kept], blocks)
@@ -61,7 +63,6 @@ class _Need:
         self._ordinals = ordinals
         self._judged = max((row.ordinal for row in rows if row.complete), default=0)
         """Names that ended later may be about to come back: a rename that a partial snapshot parted."""
-        self._is_sure = not any(row.lost for row in rows)
         self._files, self.blocks = Marks(blocks, 0), Marks(blocks, 1)
 
     def mark(self, inventory: Inventory) -> None:
@@ -84,8 +85,7 @@ class _Need:
         self._files.add(map(_key, files))
 
     def _has_name(self, file: int) -> bool:
-        """After a loss of records nothing is sure: they may have named it."""
-        return not self._is_sure or _key(file) in self._files
+        return _key(file) in self._files
 
 
 def _key(file: int) -> bytes:

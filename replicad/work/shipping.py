@@ -53,7 +53,9 @@ MAX_UNITS = 4096
 """Units under way; most are bounded by HELD_BYTES, this bounds those that hold nothing."""
 
 _OP_BYTES = 96
-"""About what an operation takes beside path, ids and attributes."""
+"""About what an operation takes beside path, ids, runs of zeros and attributes."""
+_RUN_BYTES = 8
+"""About what a run of zeros takes."""
 
 Result = TypeVar("Result")
 
@@ -158,6 +160,11 @@ class Shipping:
             assert len(unit.ids) <= MAX_OFFER * ID_BYTES
             await self._send(Offer(unit.ids), len(unit.ids))
         await self._guarded(self._units.put(unit))
+
+    @property
+    def records(self) -> int:
+        """Records that were sent since the last seal; what is in the pipeline comes on top."""
+        return len(self._records)
 
     @property
     def recorded(self) -> bool:
@@ -382,10 +389,12 @@ def _wanted(bits: bytes, ids: list[bytes], undelivered: set[bytes]) -> list[int]
 def _length(op: Op) -> int:
     """About how long the operation is when encoded."""
     if isinstance(op, Put):
-        length = _OP_BYTES + len(op.path) + len(op.ids) * 5 // 4
+        length = _OP_BYTES + len(op.path) + len(op.ids) * 5 // 4 + len(op.zeros) * _RUN_BYTES
         xattrs = op.meta.xattrs
         return length + sum(len(name) + len(value) for name, value in xattrs) if xattrs else length
-    return _OP_BYTES + (len(op.ids) * 5 // 4 if isinstance(op, Map) else len(op.path))
+    if isinstance(op, Map):
+        return _OP_BYTES + len(op.ids) * 5 // 4 + len(op.zeros) * _RUN_BYTES
+    return _OP_BYTES + len(op.path)
 
 
 def _refusal(message: Refuse, peer: str) -> ReplicadError:

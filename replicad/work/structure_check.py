@@ -9,6 +9,7 @@ connection page by page. That frames stand where the catalog says is for the scr
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ from replicad.store.format import (
     parse_frame,
     plain_payload,
 )
+from replicad.work.replay import MAX_WAITING
 
 MAX_MISSING = 1000
 """Missing blocks that are named one by one; those beyond are found when these are mended."""
@@ -119,7 +121,7 @@ class _Chain:
         self._before = b""
         self._seal: tuple[int, bytes] = (0, NO_DIGEST)
         self._is_whole = inventory.uncopied == (0, 0) and not inventory.damage() and not inventory.lost
-        self.records: list[bytes] = []
+        self.records = deque[bytes](maxlen=MAX_WAITING)
 
     def take(self, segment: int, offset: int, kind: FrameType) -> None:
         copy = self._inventory.copy(segment, offset)
@@ -158,7 +160,7 @@ class _Chain:
             return
         if self._before and commit.parent != self._before:
             self._found.contradiction(f"snapshot {commit.number} does not follow the one before it")
-        claimed = self.records[-commit.records :] if commit.records else []
+        claimed = list(self.records)[-commit.records :] if commit.records else []
         if self._is_whole and records_digest(claimed) != commit.records_digest:
             self._found.contradiction(f"snapshot {commit.number} does not cover the records before it")
         self.records.clear()
