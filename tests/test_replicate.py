@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import pytest
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_tree import build_tree, is_root
 from replicad.db.database import PAGE_BYTES
+from replicad.db.ledger import EntryRow, Ledger
 from replicad.link.channel import Channel
 from replicad.model.entry import INLINE_BLOCKS
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
@@ -176,6 +178,31 @@ async def test_hard_links_stay_links_however_they_come_and_go(tmp_path: Path, ro
         await keep()
         for number, tree in enumerate(trees, 1):
             assert differences(describe_snapshot(fra1.archive, number), tree) == []
+
+
+async def test_a_file_with_many_names_is_told_once_for_each(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a first copy and when it changed: every name is recorded when it is met, and once beside the first of them."""
+    names, recorded = 600, 0
+    record_entries = Ledger.record_entries
+
+    def counting(self: Ledger, rows: Sequence[EntryRow]) -> None:
+        nonlocal recorded
+        recorded += len(rows)
+        record_entries(self, rows)
+
+    monkeypatch.setattr(Ledger, "record_entries", counting)
+    (root / "0").write_bytes(b"shared")
+    for number in range(1, names):
+        os.link(root / "0", root / f"{number}")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        for change in (lambda: None, lambda: (root / "7").chmod(0o600)):
+            change()
+            recorded = 0
+            await primary.sync(fra1)
+            assert names < recorded < 3 * names
+            assert differences(describe_snapshot(fra1.archive), copied(root)) == []
 
 
 async def test_kinds_may_change_places(tmp_path: Path, root: Path) -> None:
