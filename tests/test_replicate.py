@@ -16,8 +16,10 @@ import pytest
 
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_tree import build_tree, is_root
+from replicad.db.audit import audit
 from replicad.db.database import PAGE_BYTES
 from replicad.db.ledger import EntryRow, Ledger
+from replicad.db.unnamed import KEPT_WALKS
 from replicad.link.channel import Channel
 from replicad.model.entry import INLINE_BLOCKS
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
@@ -203,6 +205,23 @@ async def test_a_file_with_many_names_is_told_once_for_each(
             await primary.sync(fra1)
             assert names < recorded < 3 * names
             assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_a_file_that_gives_way_to_a_hard_link_leaves_nothing_behind(tmp_path: Path, root: Path) -> None:
+    """What was recorded of it is set aside as that of any file that lost its last name, and the ledger stays sound."""
+    source = random.Random(22)
+    for pair in range(8):
+        for name in ("x", "y"):
+            (root / f"{pair}{name}").write_bytes(source.randbytes(1000))
+    async with rig(tmp_path, root, max_change=1.0) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        for pair in range(8):
+            os.link(root / f"{pair}x", root / "new")
+            (root / "new").rename(root / f"{pair}y")
+        for _ in range(KEPT_WALKS + 2):
+            await primary.sync(fra1)
+            assert await asyncio.to_thread(audit, primary.dataset.ledger.path, lambda: False) == []
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
 
 
 async def test_kinds_may_change_places(tmp_path: Path, root: Path) -> None:

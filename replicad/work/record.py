@@ -82,7 +82,7 @@ class Recorder:
             else:
                 put = self._new_small(read, number, rows, lacking, ops)
                 entry = EntryRow(put, recorded(put, read.stamp), self.seq)
-            if before and not twin and before.file not in (0, entry.put.file):
+            if before and before.file not in (0, entry.put.file):
                 replaced.append(before)
             entries.append(entry)
         self.ledger.record_entries(entries)
