@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from replicad.link.channel import Channel
 from replicad.model.entry import INLINE_BLOCKS
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
 from replicad.source import read as source_read
+from replicad.system.clock import Clock
 from replicad.work import copy as work_copy
 from replicad.work import known as work_known
 from replicad.work import scout as work_scout
@@ -180,6 +182,28 @@ async def test_hard_links_stay_links_however_they_come_and_go(tmp_path: Path, ro
         await keep()
         for number, tree in enumerate(trees, 1):
             assert differences(describe_snapshot(fra1.archive, number), tree) == []
+
+
+async def test_a_file_that_is_written_between_two_of_its_names_is_read_again(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second name is recorded as what was read under the first one, and not as what it has become meanwhile."""
+    settled_status, looks = source_read.settled_status, count(1)
+    (root / "a").write_bytes(b"one")
+    os.link(root / "a", root / "b")
+
+    def written_before_the_second(fd: int, clock: Clock) -> os.stat_result:
+        if next(looks) == 2:
+            (root / "a").write_bytes(b"two")
+        return settled_status(fd, clock)
+
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        with monkeypatch.context() as patched:
+            patched.setattr(source_read, "settled_status", written_before_the_second)
+            await primary.sync(fra1)
+            assert next(looks) == 3
+        await primary.sync(fra1)
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
 
 
 async def test_a_file_with_many_names_is_told_once_for_each(

@@ -68,8 +68,7 @@ class Recorder:
         for number, (step, read) in enumerate(reads, fresh):
             before = self.ledger.known(read.path) if step.known else None
             if twin := self._twin(read, linked):
-                put = replace(twin.put, path=read.path)
-                entry = EntryRow(put, recorded(put, read.stamp), self.seq)
+                entry = twin._replace(put=replace(twin.put, path=read.path))
                 ops.append(entry.put)
             elif step.known or step.moved or read.links > 1:
                 put, listed = self._one_small(before, read, number, rows)
@@ -112,8 +111,8 @@ class Recorder:
         return put
 
     def _twin(self, read: FileRead, linked: Mapping[Inode, EntryRow]) -> EntryRow | None:
-        """What is recorded of this file under another name, in this batch or in an earlier one. Whoever recorded it has
-        told of its other names: all of them at each would be too many."""
+        """What is recorded of this file under another name, in this batch or in an earlier one. It stays recorded as it
+        was read there, and whoever recorded it has told of its other names: all of them at each would be too many."""
         if read.links <= 1:
             return None
         if row := linked.get(_inode(read)):
