@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import shutil
@@ -421,6 +422,35 @@ async def test_rot_is_never_sent_by_a_catch_up(tmp_path: Path, root: Path, monke
         status = await primary.sync(par1, "par1")
         assert (status.rotten, status.unread, status.pass_ok) == (0, 0, True)
         assert differences(describe_snapshot(par1.archive), copied(root)) == []
+
+
+async def test_a_catch_up_that_is_cut_forgets_nothing_that_is_lacking(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that could not be sent lacks until it was: also when the next try ends before it has come to that file."""
+    (root / "a").write_bytes(random.Random(23).randbytes(3 * 65536))
+    async with (
+        rig(tmp_path, root, ("fra1", "par1")) as primary,
+        replica(tmp_path / "store1") as fra1,
+        replica(tmp_path / "store2") as par1,
+    ):
+        await primary.sync(fra1)
+        monkeypatch.setattr(source_read.Access, "read", _unreadable)
+        assert not (await primary.sync(par1, "par1")).pass_ok
+        with monkeypatch.context() as patched:
+            patched.setattr(work_known.KnownEntries, "ship", _raise_link_error)
+            with pytest.raises(LinkError):
+                await primary.sync(par1, "par1")
+        await primary.reopen()
+        assert not (await primary.sync(par1, "par1")).pass_ok
+        monkeypatch.undo()
+        assert (await primary.sync(par1, "par1")).pass_ok
+        assert differences(describe_snapshot(par1.archive), copied(root)) == []
+        assert not await primary.dataset.in_ledger(primary.dataset.ledger.lacks_something, 2**61)
+
+
+def _unreadable(*_: object) -> bytes:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 async def test_what_could_not_be_sent_once_is_told_once_when_it_can(

@@ -67,7 +67,6 @@ class KnownEntries:
     async def catch_up(self, checkpoint: Callable[[], Awaitable[None]]) -> None:
         """Ship everything that the ledger has recorded and the replica lacks; `checkpoint` is awaited now and then."""
         ledger, covered = self._dataset.ledger, self._recorder.covered
-        await self._dataset.in_ledger(ledger.put, "unsettled", None)
         await self._dataset.in_ledger(ledger.list_lacking, covered)
         after = 0
         while batch := await self._dataset.in_ledger(ledger.listed, after, LIST_ENTRIES):
@@ -78,6 +77,8 @@ class KnownEntries:
         while paths := await self._dataset.in_ledger(ledger.lacking_drops, covered, before, LIST_ENTRIES):
             before = paths[-1]
             await self._shipping.ship(Unit(b"", load_nothing, given([Drop(path) for path in paths]), 0))
+        await self._shipping.flushed()
+        await self._dataset.in_ledger(ledger.note_settled)
 
     async def ship(self, entries: Sequence[tuple[bytes, Known]]) -> None:
         """Ship these."""
