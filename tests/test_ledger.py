@@ -27,6 +27,11 @@ def file_row(path: bytes, file: int, seq: int, *, inode: int = 7, size: int = 10
     return EntryRow(Put(path, Kind.FILE, META, size, file, 65536), stamp, seq)
 
 
+def half_read(path: bytes, file: int) -> EntryRow:
+    row = file_row(path, file, UNSETTLED)
+    return row._replace(stamp=row.stamp._replace(size=-1))
+
+
 def block(file: int, number: int, seq: int, name: bytes = b"i") -> BlockRow:
     return BlockRow(file, number, name * 32, b"c" * 16, seq)
 
@@ -81,6 +86,38 @@ def test_something_is_lacking_until_everything_stamped_is_covered(ledger: Ledger
     assert not ledger.lacks_something(4)
     ledger.unsettle(b"a", 1, 3)
     assert ledger.lacks_something(10**9)
+
+
+def test_what_could_not_be_sent_lacks_until_the_last_of_it_is_settled(ledger: Ledger) -> None:
+    """Whatever else was tried meanwhile; a file that was never read to its end is for the survey and keeps nothing."""
+    ledger.record_entries([file_row(b"a", 1, 4), file_row(b"b", 2, 4), half_read(b"half", 3)])
+    for path, file in ((b"a", 1), (b"b", 2)):
+        ledger.unsettle(path, file, 3)
+    ledger.note_settled()
+    assert ledger.lacks_something(10**9)
+    ledger.settle_entry(b"a", 1, 5)
+    ledger.note_settled()
+    assert ledger.lacks_something(10**9)
+    ledger.drop([b"b"], 6)
+    ledger.note_settled()
+    assert not ledger.lacks_something(6)
+
+
+@pytest.mark.parametrize("was_read", [True, False])
+def test_a_ledger_of_version_3_is_put_right_when_it_is_opened(tmp_path: Path, was_read: bool) -> None:
+    """Blocks that neither an entry nor a file set aside can claim are gone. That something is unsettled is known again,
+    unless it was never read to its end: such a file is for the survey."""
+    old = Ledger(tmp_path / "www.db")
+    unsettled = file_row(b"b", 2, UNSETTLED) if was_read else half_read(b"b", 2)
+    old.record_entries([file_row(b"a", 1, 1), unsettled, file_row(b"gone", 3, 1)])
+    old.record_blocks([block(file, number, 1) for file in (1, 2, 3, 4) for number in (0, 1)])
+    old.drop([b"gone"], 2)
+    old.database.execute("PRAGMA user_version = 3")
+    assert not old.lacks_something(2)
+    old.close()
+    ledger = Ledger(tmp_path / "www.db")
+    assert ledger.lacks_something(2) == was_read
+    assert [file for file in (1, 2, 3, 4) if ledger.blocks(file, 0, 9)] == [1, 2, 3]
 
 
 def test_unsettling_keeps_blocks_that_the_replica_has(ledger: Ledger) -> None:

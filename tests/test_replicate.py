@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import shutil
 import subprocess
 import threading
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +18,16 @@ import pytest
 
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_tree import build_tree, is_root
+from replicad.db.audit import audit
 from replicad.db.database import PAGE_BYTES
+from replicad.db.ledger import EntryRow, Ledger
+from replicad.db.unnamed import KEPT_WALKS
 from replicad.link.channel import Channel
 from replicad.model.entry import INLINE_BLOCKS
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
 from replicad.source import read as source_read
 from replicad.work import archive as work_archive
+from replicad.system.clock import Clock
 from replicad.work import copy as work_copy
 from replicad.work import known as work_known
 from replicad.work import scout as work_scout
@@ -178,6 +185,70 @@ async def test_hard_links_stay_links_however_they_come_and_go(tmp_path: Path, ro
         await keep()
         for number, tree in enumerate(trees, 1):
             assert differences(describe_snapshot(fra1.archive, number), tree) == []
+
+
+async def test_a_file_that_is_written_between_two_of_its_names_is_read_again(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second name is recorded as what was read under the first one, and not as what it has become meanwhile."""
+    settled_status, looks = source_read.settled_status, count(1)
+    (root / "a").write_bytes(b"one")
+    os.link(root / "a", root / "b")
+
+    def written_before_the_second(fd: int, clock: Clock) -> os.stat_result:
+        if next(looks) == 2:
+            (root / "a").write_bytes(b"two")
+        return settled_status(fd, clock)
+
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        with monkeypatch.context() as patched:
+            patched.setattr(source_read, "settled_status", written_before_the_second)
+            await primary.sync(fra1)
+            assert next(looks) == 3
+        await primary.sync(fra1)
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_a_file_with_many_names_is_told_once_for_each(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a first copy and when it changed: every name is recorded when it is met, and once beside the first of them."""
+    names, recorded = 600, 0
+    record_entries = Ledger.record_entries
+
+    def counting(self: Ledger, rows: Sequence[EntryRow]) -> None:
+        nonlocal recorded
+        recorded += len(rows)
+        record_entries(self, rows)
+
+    monkeypatch.setattr(Ledger, "record_entries", counting)
+    (root / "0").write_bytes(b"shared")
+    for number in range(1, names):
+        os.link(root / "0", root / f"{number}")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        for change in (lambda: None, lambda: (root / "7").chmod(0o600)):
+            change()
+            recorded = 0
+            await primary.sync(fra1)
+            assert names < recorded < 3 * names
+            assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+async def test_a_file_that_gives_way_to_a_hard_link_leaves_nothing_behind(tmp_path: Path, root: Path) -> None:
+    """What was recorded of it is set aside as that of any file that lost its last name, and the ledger stays sound."""
+    source = random.Random(22)
+    for pair in range(8):
+        for name in ("x", "y"):
+            (root / f"{pair}{name}").write_bytes(source.randbytes(1000))
+    async with rig(tmp_path, root, max_change=1.0) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        for pair in range(8):
+            os.link(root / f"{pair}x", root / "new")
+            (root / "new").rename(root / f"{pair}y")
+        for _ in range(KEPT_WALKS + 2):
+            await primary.sync(fra1)
+            assert await asyncio.to_thread(audit, primary.dataset.ledger.path, lambda: False) == []
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
 
 
 async def test_kinds_may_change_places(tmp_path: Path, root: Path) -> None:
@@ -353,6 +424,35 @@ async def test_rot_is_never_sent_by_a_catch_up(tmp_path: Path, root: Path, monke
         status = await primary.sync(par1, "par1")
         assert (status.rotten, status.unread, status.pass_ok) == (0, 0, True)
         assert differences(describe_snapshot(par1.archive), copied(root)) == []
+
+
+async def test_a_catch_up_that_is_cut_forgets_nothing_that_is_lacking(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that could not be sent lacks until it was: also when the next try ends before it has come to that file."""
+    (root / "a").write_bytes(random.Random(23).randbytes(3 * 65536))
+    async with (
+        rig(tmp_path, root, ("fra1", "par1")) as primary,
+        replica(tmp_path / "store1") as fra1,
+        replica(tmp_path / "store2") as par1,
+    ):
+        await primary.sync(fra1)
+        monkeypatch.setattr(source_read.Access, "read", _unreadable)
+        assert not (await primary.sync(par1, "par1")).pass_ok
+        with monkeypatch.context() as patched:
+            patched.setattr(work_known.KnownEntries, "ship", _raise_link_error)
+            with pytest.raises(LinkError):
+                await primary.sync(par1, "par1")
+        await primary.reopen()
+        assert not (await primary.sync(par1, "par1")).pass_ok
+        monkeypatch.undo()
+        assert (await primary.sync(par1, "par1")).pass_ok
+        assert differences(describe_snapshot(par1.archive), copied(root)) == []
+        assert not await primary.dataset.in_ledger(primary.dataset.ledger.lacks_something, 2**61)
+
+
+def _unreadable(*_: object) -> bytes:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 async def test_what_could_not_be_sent_once_is_told_once_when_it_can(

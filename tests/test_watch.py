@@ -20,6 +20,7 @@ from kit_tree import as_nobody, is_root
 from replicad.source import watch as watching
 from replicad.source.exclude import NOTHING, Excluded
 from replicad.source.watch import MAX_HINTS, Changes, Watch
+from replicad.work.dataset import Hints
 
 LONG_S = 10.0
 """Longer than anything here takes on a busy machine."""
@@ -264,6 +265,22 @@ async def test_too_many_hints_become_a_whole_walk(tmp_path: Path) -> None:
         await settled(watch)
         assert await next_hints(watch) is None
         assert not watch._news.is_set()
+
+
+def test_too_many_hints_that_no_pass_takes_become_a_whole_walk() -> None:
+    """While a replica is away or a dataset is held they wait in bounded memory; what comes after a pass counts anew."""
+    hints = Hints()
+    assert hints.take() == frozenset()
+    for number in range(MAX_HINTS):
+        hints.add(frozenset({b"%d" % number, b"again"}))
+        if number == MAX_HINTS // 2:
+            taken = hints.take()
+            assert taken is not None and len(taken) == number + 2
+    for number in range(MAX_HINTS):
+        hints.add(frozenset({b"more %d" % number}))
+    assert hints.changed.is_set() and hints.take() is None
+    hints.add(frozenset({b"after"}))
+    assert hints.take() == {b"after"}
 
 
 @pytest.mark.parametrize(("name", "hints"), [("ok/file\ufffd", {b"ok"}), ("odd\ufffd/file", None)])

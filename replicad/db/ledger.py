@@ -413,6 +413,11 @@ class Ledger:
         self._db.execute(f"UPDATE entry SET seq = ? WHERE {of_entry}", (seq, number, name, UNSETTLED))
         self.settle(file, seq)
 
+    def note_settled(self) -> None:
+        """All that a replica lacked was tried: if nothing is unsettled by that, nothing lacks above its number."""
+        if self._db.value("SELECT 1 FROM entry WHERE seq = ? AND size >= 0 LIMIT 1", (UNSETTLED,)) is None:
+            self.put("unsettled", None)
+
     def drop(self, paths: Sequence[bytes], seq: int) -> None:
         """These entries exist no more. A file that no entry names any longer is set aside."""
         keys = [(self._directory(split(p)[0], create=True), split(p)[1]) for p in paths]

@@ -38,5 +38,15 @@ MIGRATIONS = (
         extra BLOB, seq INTEGER NOT NULL, walk INTEGER NOT NULL);
     CREATE INDEX unnamed_inode ON unnamed(inode);
     """,
+    """
+    INSERT OR REPLACE INTO meta
+        SELECT 'unsettled', 1 FROM entry WHERE seq = 4611686018427387904 AND size >= 0 LIMIT 1;
+    DELETE FROM block WHERE file IN (
+        SELECT b.file FROM block b GROUP BY b.file
+        HAVING NOT EXISTS(SELECT 1 FROM entry e WHERE e.file = b.file)
+        AND NOT EXISTS(SELECT 1 FROM unnamed u WHERE u.file = b.file));
+    """,
 )
-"""Version history: 1 = first; 2 = when each part was verified (db/due.py); 3 = files that lost their last name."""
+"""Version history: 1 = first; 2 = when each part was verified (db/due.py); 3 = files that lost their last name; 4 = 3
+without what older versions did wrong: they forgot that something was unsettled, and left the blocks of files that gave
+way to a hard link, against which nothing can be held since no entry says whose they are."""

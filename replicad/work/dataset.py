@@ -23,7 +23,7 @@ from replicad.model.divergence import Side
 from replicad.model.errors import BookDamagedError, HeldError
 from replicad.source.exclude import Excluded
 from replicad.source.root import RootIdentity
-from replicad.source.watch import Watch
+from replicad.source.watch import MAX_HINTS, Watch
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work import book_damage
@@ -34,7 +34,8 @@ Result = TypeVar("Result")
 
 
 class Hints:
-    """Changed directories that one replica's job has not looked at yet; None inside means "walk everything"."""
+    """Changed directories that one replica's job has not looked at yet, at most MAX_HINTS; None inside means "walk
+    everything"."""
 
     def __init__(self) -> None:
         self._directories: set[bytes] | None = None
@@ -43,12 +44,15 @@ class Hints:
 
     def add(self, directories: frozenset[bytes] | None) -> None:
         """Remember these, or everything."""
-        fresh = not self.changed.is_set()
-        if directories is None or (self._directories is None and not fresh):
+        if not self.changed.is_set():
+            self._directories = set()
+            self.changed.set()
+        if directories is None:
             self._directories = None
-        else:
-            self._directories = (set() if fresh else self._directories or set()) | directories
-        self.changed.set()
+        elif self._directories is not None:
+            self._directories |= directories
+            if len(self._directories) > MAX_HINTS:
+                self._directories = None
 
     def take(self) -> frozenset[bytes] | None:
         """All hints since the last time (an empty set when there were none), None for "everything"."""

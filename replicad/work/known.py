@@ -70,7 +70,6 @@ class KnownEntries:
     async def catch_up(self) -> None:
         """Ship everything that the ledger has recorded and the replica lacks."""
         ledger, covered = self._dataset.ledger, self._recorder.covered
-        await self._dataset.in_ledger(ledger.put, "unsettled", None)
         await self._dataset.in_ledger(ledger.list_lacking, covered)
         after = 0
         while batch := await self._dataset.in_ledger(ledger.listed, after, LIST_ENTRIES):
@@ -82,6 +81,8 @@ class KnownEntries:
             before = paths[-1]
             await self._shipping.ship(Unit(b"", load_nothing, given([Drop(path) for path in paths]), 0))
             await self._checkpoint()
+        await self._shipping.flushed()
+        await self._dataset.in_ledger(ledger.note_settled)
 
     async def ship(self, entries: Sequence[tuple[bytes, Known]]) -> None:
         """Ship these."""

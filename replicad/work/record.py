@@ -27,6 +27,9 @@ NO_CHECKSUM = bytes(CHECKSUM_BYTES)
 UNREAD_SIZE = -1
 """Size in the stamp of an entry whose file number is taken but whose bytes were never read to the end."""
 
+Inode = tuple[int, int]
+"""Device and inode: which file it is, rewritten or not."""
+
 
 @dataclass(slots=True)
 class Listed:
@@ -59,21 +62,28 @@ class Recorder:
         rows: list[BlockRow] = []
         ops: list[Op] = []
         lacking: dict[bytes, None] = {}
-        linked: dict[tuple[int, int], Put] = {}
+        linked: dict[Inode, EntryRow] = {}
         replaced: list[Known] = []
         fresh = self.ledger.next_file(len(reads))
         for number, (step, read) in enumerate(reads, fresh):
-            if step.known or step.moved or read.links > 1:
-                put, listed = self._one_small(step, read, number, linked, rows, replaced)
-                ops.extend(operations(put, listed))
-                is_old = not fresh <= put.file < fresh + len(reads)
-                others = self._other_names(put, read.stamp) if step.known or is_old else []
-                entries.extend(EntryRow(other, recorded(other, read.stamp), self.seq) for other in others)
-                ops.extend(others)
+            before = self.ledger.known(read.path) if step.known else None
+            if twin := self._twin(read, linked):
+                entry = twin._replace(put=replace(twin.put, path=read.path))
+                ops.append(entry.put)
+            elif step.known or step.moved or read.links > 1:
+                put, listed = self._one_small(before, read, number, rows)
+                entry = EntryRow(put, recorded(put, read.stamp), self.seq)
+                others = self._other_names(put, read.stamp) if put.file != number else []
+                entries.extend(entry._replace(put=other) for other in others)
+                ops.extend([*operations(put, listed), *others])
                 lacking.update(dict.fromkeys(listed.ids))
+                linked[_inode(read)] = entry
             else:
                 put = self._new_small(read, number, rows, lacking, ops)
-            entries.append(EntryRow(put, recorded(put, read.stamp), self.seq))
+                entry = EntryRow(put, recorded(put, read.stamp), self.seq)
+            if before and before.file not in (0, entry.put.file):
+                replaced.append(before)
+            entries.append(entry)
         self.ledger.record_entries(entries)
         self.ledger.record_blocks(rows)
         self.ledger.set_aside(replaced)
@@ -100,27 +110,23 @@ class Recorder:
         ops.extend(operations(put, Listed([block.index for block in blocks], [block.id for block in blocks])))
         return put
 
-    def _one_small(
-        self,
-        step: Step,
-        read: FileRead,
-        fresh: int,
-        linked: dict[tuple[int, int], Put],
-        rows: list[BlockRow],
-        replaced: list[Known],
-    ) -> tuple[Put, Listed]:
-        key = (read.stamp.device, read.stamp.inode)
-        if read.links > 1 and (twin := linked.get(key) or self._twin(read.path, read.stamp)):
-            return replace(twin, path=read.path), Listed()
-        before = self.ledger.known(read.path) if step.known else None
+    def _twin(self, read: FileRead, linked: Mapping[Inode, EntryRow]) -> EntryRow | None:
+        """What is recorded of this file under another name, in this batch or in an earlier one. It stays recorded as it
+        was read there, and whoever recorded it has told of its other names: all of them at each would be too many."""
+        if read.links <= 1:
+            return None
+        if row := linked.get(_inode(read)):
+            return row
+        known = self.ledger.same_content(read.stamp)
+        return EntryRow(put_of(read.path, known), stamp_of(known), self.seq) if known else None
+
+    def _one_small(self, before: Known | None, read: FileRead, fresh: int, rows: list[BlockRow]) -> tuple[Put, Listed]:
         known = self._in_place(before, read.stamp, read.links, read.block_bytes)
         file, existing, cleared = fresh, {}, []
         if known:
             file = known.file
             existing = self.ledger.blocks(file, 0, block_count(max(known.size, read.size), read.block_bytes))
             cleared = self.cleared(file, read.size, read.block_bytes)
-        if before and before.file and before.file != file:
-            replaced.append(before)
         flags = read.description.flags | (FUZZY if read.moved else 0)
         put = Put(read.path, Kind.FILE, read.description.meta, read.size, file, read.block_bytes, flags)
         listed = self._compare(file, existing, read.blocks, read.zeros, self.seq, rows)
@@ -129,8 +135,6 @@ class Recorder:
             self.ledger.cut(file, block_count(read.size, read.block_bytes), self.seq)
         if cleared or any(row.seq == UNSETTLED for row in existing.values()):
             self.ledger.settle(file, self.seq)
-        if read.links > 1:
-            linked[key] = put
         return put, listed
 
     def _in_place(self, before: Known | None, stamp: Stamp, links: int, block_bytes: int) -> Known | None:
@@ -151,10 +155,6 @@ class Recorder:
         to none, is left to the walk of its own directory."""
         names = [path for path in self.ledger.names(put.file, stamp.inode) if path != put.path]
         return [replace(put, path=path) for path in names if (now := self.look(path)) and same_file(now, stamp)]
-
-    def _twin(self, path: bytes, stamp: Stamp) -> Put | None:
-        known = self.ledger.same_content(stamp)
-        return put_of(path, known) if known else None
 
     def _compare(
         self,
@@ -285,6 +285,10 @@ class Recorder:
     def lacking(self, file: int, after: int, limit: int) -> list[BlockRow]:
         """The next blocks of a file that the replica lacks, with numbers above `after`."""
         return self.ledger.lacking_blocks(file, self.covered, after, limit)
+
+
+def _inode(read: FileRead) -> Inode:
+    return read.stamp.device, read.stamp.inode
 
 
 def recorded(put: Put, stamp: Stamp) -> Stamp:
