@@ -13,7 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from kit_restore import restore
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
+from kit_scrub_primary import scrubbed
 from kit_tree import build_tree, is_root
 from replicad.db.database import PAGE_BYTES
 from replicad.link.channel import Channel
@@ -512,6 +514,33 @@ async def test_what_cannot_be_read_is_counted_named_and_kept(
         monkeypatch.undo()
         assert (await primary.sync(fra1)).pass_ok
         assert snapshots(fra1.archive)[-1].complete
+
+
+async def test_a_time_beyond_what_the_books_hold_costs_nobody_else(tmp_path: Path, root: Path) -> None:
+    """A file of the year 2300 is copied like any other, with the last time that 64 bits hold; neither a scrub nor a
+    second restore finds anything to do about it, and one over the live file leaves the year as it is."""
+    late_ns, last_ns = 10_413_792_000 * 10**9, 2**63 - 1
+    (root / "bad").write_text("from the year 2300")
+    (root / "late").mkdir()
+    for name in ("bad", "late"):
+        os.utime(root / name, ns=(late_ns, late_ns))
+    (root / "other").write_text("old")
+    async with scrubbed(tmp_path, root) as made:
+        (root / "other").write_text("new")
+        before = (await made.primary.sync(made.fra1)).sent_bytes
+        assert made.primary.status["fra1"].pass_ok
+        there = describe_snapshot(made.fra1.archive)
+        assert (there[b"bad"]["content"], there[b"other"]["content"]) == (b"from the year 2300", b"new")
+        assert there[b"bad"]["mtime_ns"] == there[b"late"]["mtime_ns"] == last_ns
+        await made.sync()
+        assert sent_during(made.primary, before) == 0
+        assert [call.found or call.doubts for call in await made.scrub()] == [()]
+        assert (await restore(made.fra1.archive, tmp_path / "back")).exit_code == 0
+        again = await restore(made.fra1.archive, tmp_path / "back")
+        in_place = await restore(made.fra1.archive, root)
+    for account in (again, in_place):
+        assert (account.exit_code, sum(account.restored.values()), sum(account.unchanged.values())) == (0, 0, 4)
+    assert os.stat(root / "bad").st_mtime_ns == late_ns
 
 
 async def test_a_lost_store_is_held_and_copied_anew_after_a_release(tmp_path: Path, root: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,6 +246,45 @@ def test_an_entry_whose_status_cannot_be_read_is_no_deletion(
     diffs = survey(os.fsencode(tree), known)
     assert [(t.path, t.vanished) for d in diffs for t in d.troubles] == [(b"a/one", number == errno.ENOENT)]
     assert not gone_paths(diffs)
+
+
+class FarListing(BrokenListing):
+    """os.scandir's result on a file system whose numbers need all their bits."""
+
+    def __init__(self, real: Any) -> None:
+        with real:
+            self._entries = [FarEntry(entry) for entry in real]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._entries)
+
+
+class FarEntry:
+    """An entry of such a listing."""
+
+    def __init__(self, entry: os.DirEntry[str]) -> None:
+        self.name, self._entry = entry.name, entry
+
+    def stat(self, *, follow_symlinks: bool) -> SimpleNamespace:
+        status = self._entry.stat(follow_symlinks=follow_symlinks)
+        fields = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+        far = {"st_ino": 2**64 - status.st_ino, "st_mtime_ns": 2**80, "st_ctime_ns": -(2**80)}
+        return SimpleNamespace(**fields | far)
+
+
+def test_numbers_that_no_book_holds_change_nothing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large inode numbers, times before 1677 and after 2262: they are recorded as what fits, and nothing counts as
+    changed, or as a new directory to descend into, because of them."""
+    real, paths = os.scandir, set(describe_tree(tree))
+    monkeypatch.setattr(os, "scandir", lambda fd: FarListing(real(fd)))
+    known = known_after(tree)
+    assert set(known.stamps) == paths
+    for path in known.stamps.keys() - {b""}:
+        inode = os.lstat(os.fsencode(tree) + b"/" + path).st_ino
+        assert known.stamps[path][5:] == (-inode, known.stamps[path].size, 2**63 - 1, 1 - 2**63)
+    assert not changed_paths(survey(os.fsencode(tree), known))
+    known.asked.clear()
+    assert not changed_paths(survey(os.fsencode(tree), known, only=[b""])) and known.asked == [b""]
 
 
 class PartialListing:

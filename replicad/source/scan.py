@@ -33,6 +33,8 @@ from replicad.source.root import (
     Trail,
     Trouble,
     lstat_at,
+    recordable,
+    signed,
     split,
     trouble,
 )
@@ -369,16 +371,16 @@ class _Walk:
                 if excluded and excluded(prefix + name, kind == _DIRECTORY):
                     self._add_gone(diff, prefix + name, pop(name, None))
                     continue
-                stamp = (
+                seen = (
                     kind, mode & 0o7777, status.st_uid, status.st_gid,
                     label if status.st_dev == device else self._label(place, name, status),
                     status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
                 )  # fmt: skip
                 before = pop(name, None)
-                if before == stamp:
+                if before == seen or before == (stamp := recordable(Stamp._make(seen))):
                     unchanged += 1
                     if kind == _FILE:
-                        unchanged_bytes += stamp[6]
+                        unchanged_bytes += seen[6]
                     elif kind == _DIRECTORY:
                         self._descend(prefix + name, status, before)
                 else:
@@ -414,11 +416,11 @@ class _Walk:
             diff.gone.append(Gone(path, Stamp._make(before)))
 
     def _differs(
-        self, diff: DirectoryDiff, path: bytes, stamp: Sequence[int], status: os.stat_result,
+        self, diff: DirectoryDiff, path: bytes, stamp: Stamp, status: os.stat_result,
         before: tuple[int, ...] | None,
     ) -> None:  # fmt: skip
         if before and has_drifted(before, stamp):
-            diff.drifted.append(Drifted(path, Stamp._make(stamp), Stamp._make(before)))
+            diff.drifted.append(Drifted(path, stamp, Stamp._make(before)))
             if stamp[0] == before[0] == _DIRECTORY:
                 self._descend(path, status, before)
             return
@@ -427,7 +429,7 @@ class _Walk:
             diff.troubles.append(Trouble(path, reason))
             return
         known = Stamp._make(before) if before else None
-        diff.changed.append(Found(path, Stamp._make(stamp), status.st_nlink, known))
+        diff.changed.append(Found(path, stamp, status.st_nlink, known))
         if known and known.kind == _DIRECTORY != stamp[0]:
             diff.gone.append(Gone(path, known))
         if stamp[0] == _DIRECTORY:
@@ -436,7 +438,7 @@ class _Walk:
     def _descend(self, path: bytes, status: os.stat_result, before: tuple[int, ...] | None) -> None:
         if self.one_filesystem and status.st_dev != self.root.device:
             self.mounts.append(path)
-        elif not self.new_only or before is None or before[0] != _DIRECTORY or before[5] != status.st_ino:
+        elif not self.new_only or before is None or before[0] != _DIRECTORY or before[5] != signed(status.st_ino):
             self.stack.append(path)
 
     def _hidden(self, path: bytes) -> Iterator[DirectoryDiff]:

@@ -242,9 +242,9 @@ class _Look:
                 self._access.before_second_look(name.path)
                 after = os.fstat(fd)
                 if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
-                    stamp.size,
-                    stamp.mtime_ns,
-                    stamp.ctime_ns,
+                    status.st_size,
+                    status.st_mtime_ns,
+                    status.st_ctime_ns,
                 ):
                     return Moved(name.path, self._root.stamp(after, fd))
             finally:
