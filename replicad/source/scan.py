@@ -42,7 +42,7 @@ from replicad.source.root import (
 PAGE_ENTRIES = 50_000
 """Known entries of one directory compared at a time: about 25 MiB. A bigger directory is listed once for each page."""
 DIFF_ENTRIES = 4096
-"""Changed entries in one diff at most, so that a huge new directory comes in pieces."""
+"""Changed entries and troubles in one diff at most, so that a huge new directory comes in pieces."""
 
 AHEAD_DIRECTORIES = 128
 """Directories that a walk says it will come to: enough to keep a disk busy, few enough not to load what is thrown out
@@ -108,6 +108,11 @@ class DirectoryDiff(msgspec.Struct, array_like=True):
     unchanged_bytes: int = 0
     """Sizes of the unchanged regular files."""
     troubles: list[Trouble] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next entry that differs belongs into another one."""
+        return len(self.changed) + len(self.drifted) + len(self.troubles) >= DIFF_ENTRIES
 
 
 class Compared(msgspec.Struct, frozen=True, array_like=True):
@@ -354,7 +359,6 @@ class _Walk:
         prefix, device, label, excluded = place.prefix, place.device, place.label, self.excluded
         pop, paged = place.left.pop, bool(place.after) or place.last is not None
         unchanged = unchanged_bytes = 0
-        full = False
         try:
             for entry in listing:
                 name = entry.name.encode(NAME_ENCODING, NAME_ERRORS)
@@ -365,6 +369,8 @@ class _Walk:
                 except OSError as error:
                     pop(name, None)  # not seen is not gone
                     diff.troubles.append(trouble(prefix + name, "status cannot be read", error))
+                    if diff.is_full:
+                        break
                     continue
                 mode = status.st_mode
                 kind = KIND_OF[mode >> 12]
@@ -385,13 +391,12 @@ class _Walk:
                         self._descend(prefix + name, status, before)
                 else:
                     self._differs(diff, prefix + name, stamp, status, before)
-                    full = len(diff.changed) + len(diff.drifted) >= DIFF_ENTRIES
-                    if full:
+                    if diff.is_full:
                         break
         except OSError as error:
             self._not_listed(place, diff, error)
         diff.unchanged, diff.unchanged_bytes = unchanged, unchanged_bytes
-        return full
+        return diff.is_full and place.sound
 
     def _not_met(self, place: _Place, diff: DirectoryDiff) -> None:
         """What is known and was not listed is gone, unless a look at it and a second listing say otherwise: a listing
