@@ -171,7 +171,7 @@ def _compared(name: Name, stamp: Stamp, description: Description) -> Outcome:
 
 def _metadata(fd: int, name: Name, stamp: Stamp) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Of an open file: where it drifted, and what could not be read."""
-    xattrs, unseen = read_xattrs(fd)
+    xattrs, unseen, _ = read_xattrs(fd)
     if stamp == name.stamp and xattrs == name.xattrs:
         return (), unseen
     described = Description(Meta(stamp.mode, stamp.uid, stamp.gid, stamp.mtime_ns, xattrs), troubles=unseen)
