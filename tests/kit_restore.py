@@ -139,7 +139,7 @@ class Writer:
         self, path: bytes, status: os.stat_result, here: int, name: bytes, inodes: dict[tuple[int, int], Put]
     ) -> None:
         kind = KINDS[stat.S_IFMT(status.st_mode)]
-        xattrs, _ = read_xattrs(b"/proc/self/fd/%d/%s" % (here, name))
+        xattrs, _, _ = read_xattrs(b"/proc/self/fd/%d/%s" % (here, name))
         described = Meta(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, xattrs)
         try:
             if kind is not Kind.FILE:

@@ -11,7 +11,7 @@ from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, EntryRow, Ledger, put_
 from replicad.db.plan import Action, Step
 from replicad.db.unnamed import KEPT_WALKS, end_walk, same_unnamed, take_back
 from replicad.model.entry import Kind, Meta, Put, Stamp
-from replicad.model.errors import BookDamagedError
+from replicad.model.errors import BookDamagedError, ReplicadError
 from replicad.model.snapshot import Head
 
 META = Meta(0o644, 1, 2, 3_000_000_001)
@@ -48,6 +48,22 @@ def test_an_entry_comes_back_as_it_was_recorded(ledger: Ledger) -> None:
     known = ledger.known(b"d/\xff\n")
     assert known is not None
     assert put_of(b"d/\xff\n", known) == put
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_a_number_that_no_book_holds_is_an_error_that_names_the_book(ledger: Ledger, number: int) -> None:
+    """When it is to be recorded, and when it is looked for."""
+    row = file_row(b"f", 1, 1, inode=number)
+    for ask in (
+        lambda: ledger.record_entries([row]),
+        lambda: ledger.same_content(row.stamp),
+        lambda: ledger.same_inode(row.stamp),
+        lambda: ledger.put("key", number),
+        lambda: list(ledger.database.rows("SELECT ?", (number,))),
+    ):
+        with pytest.raises(ReplicadError, match="int too big") as caught:
+            ask()
+        assert caught.value.where == str(ledger.path)
 
 
 def test_a_page_lists_a_directory_by_name_and_goes_on_behind_a_name(ledger: Ledger) -> None:

@@ -8,10 +8,12 @@ import os
 import random
 import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kit_rig import Replica, Rig, describe_snapshot, replica, rig
@@ -26,7 +28,7 @@ from replicad.model.verdict import Verdict
 from replicad.system.disk import Disk
 from replicad.work import mend_primary
 from replicad.work import patch as work_patch
-from replicad.work.interrupted import MENDING
+from replicad.work.interrupted import MENDING, Intent
 
 DATA = random.Random(7).randbytes(5 * BLOCK + 1000)
 MTIME_NS, ATIME_NS = 1_500_000_000_123_456_789, 1_400_000_000_987_654_321
@@ -360,6 +362,140 @@ async def test_metadata_that_drifted_is_set_again(tmp_path: Path, kind: str) -> 
         await job.close()
 
 
+class BusyDisk(Disk):
+    """While it syncs, somebody does something; as soon as a lease lets him, where there is one."""
+
+    def __init__(self, deed: Callable[[], object], opens: Path) -> None:
+        self._deed, self._opens = deed, opens
+        self._somebody: threading.Thread | None = None
+
+    def sync_file_system(self, fd: int, path: Path) -> None:
+        self._meanwhile()
+        super().sync_file_system(fd, path)
+
+    def sync_with_times(self, fd: int) -> None:
+        self._meanwhile()
+        super().sync_with_times(fd)
+
+    def _meanwhile(self) -> None:
+        if self._somebody:
+            return
+        self._somebody = threading.Thread(target=self._deed)
+        try:
+            os.close(os.open(self._opens, os.O_RDONLY | os.O_NONBLOCK))
+        except BlockingIOError:
+            self._somebody.start()  # he waits until the file is let go
+        else:
+            self._somebody.start()
+            self._somebody.join()
+
+    def join(self) -> None:
+        """Wait until he has done it."""
+        assert self._somebody
+        self._somebody.join()
+
+
+async def test_a_write_during_a_repair_of_metadata_is_replicated(tmp_path: Path) -> None:
+    """What somebody writes while mode and owner are set counts as written, however long that takes."""
+    async with world(tmp_path) as (primary, fra1):
+        await drift(primary, b"file")
+        found = await metadata_finding(primary, b"file")
+
+        def write() -> None:
+            with (primary.root / "file").open("r+b") as file:
+                file.write(b"NEW!")
+
+        disk = BusyDisk(write, primary.root / "file")
+        await repaired(primary, fra1, found, disk)
+        disk.join()
+        await primary.sync(fra1)
+        here = (primary.root / "file").read_bytes()
+        assert here[:4] == b"NEW!" and describe_snapshot(fra1.archive)[b"file"]["content"] == here
+        assert await is_unchanged(primary) and await is_unchanged(primary, b"link")
+
+
+@pytest.mark.parametrize("kind", ["directory", "symlink", "root"])
+async def test_a_change_during_a_repair_of_metadata_counts_as_one(tmp_path: Path, kind: str) -> None:
+    """Nobody can be kept out of what is no file: what was changed meanwhile is told, and recorded by the next pass."""
+    async with world(tmp_path) as (primary, fra1):
+        if kind == "symlink" and not is_root():
+            pytest.skip("only root may give a symlink away")
+        (primary.root / "directory").mkdir()
+        (primary.root / "symlink").symlink_to("file")
+        await primary.sync(fra1)
+        path = b"" if kind == "root" else kind.encode()
+        await drift(primary, path)
+        found, place = await metadata_finding(primary, path), primary.root / os.fsdecode(path)
+        later_ns = MTIME_NS + 1
+        disk = BusyDisk(lambda: os.utime(place, ns=(later_ns, later_ns), follow_symlinks=False), primary.root)
+        done = await repaired(primary, fra1, found, disk)
+        assert (done.result, "somebody changed it" in done.text) == ("refused", True), done
+        assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is None
+        assert not await is_unchanged(primary, path)
+        await primary.sync(fra1)
+        assert await is_unchanged(primary, path)
+        assert describe_snapshot(fra1.archive)[path]["mtime_ns"] == later_ns
+
+
+@pytest.mark.parametrize("part", ["block", "metadata"])
+async def test_a_repair_leaves_a_time_that_no_book_holds_as_it_is(tmp_path: Path, part: str) -> None:
+    """A file of the year 2300 is recorded with a nearer time, and is of the year 2300 behind its repair."""
+    late_ns = 10_413_792_000 * 10**9
+    async with world(tmp_path) as (primary, fra1):
+        os.utime(primary.root / "file", ns=(late_ns, late_ns))
+        await primary.sync(fra1)
+        if part == "block":
+            await rot(primary, b"file", 0)
+            found = await report(primary, b"file", 0)
+        else:
+            await drift(primary, b"file")
+            found = await metadata_finding(primary, b"file")
+        assert (await repaired(primary, fra1, found)).result == "repaired"
+        assert os.stat(primary.root / "file").st_mtime_ns == late_ns
+        assert await is_unchanged(primary)
+
+
+@pytest.mark.parametrize("part", ["block", "metadata"])
+async def test_who_is_let_in_by_force_is_not_taken_for_the_repair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """A lease holds for some seconds only: behind them the file may be somebody's, and is read as if it were."""
+    monkeypatch.setattr(work_patch, "_patience_s", lambda: 0.0)
+
+    class ForcedDisk(Disk):
+        """Takes so long that the kernel lets somebody write who waited."""
+
+        def sync(self, fd: int) -> None:
+            super().sync(fd)
+            self._let_in(fd)
+
+        def sync_with_times(self, fd: int) -> None:
+            super().sync_with_times(fd)
+            self._let_in(fd)
+
+        def _let_in(self, fd: int) -> None:
+            if os.readlink(f"/proc/self/fd/{fd}") == str(primary.root / "file"):
+                with pytest.raises(BlockingIOError):
+                    os.open(primary.root / "file", os.O_RDWR | os.O_NONBLOCK)
+                os.pwrite(fd, b"NEW!", 3 * BLOCK)
+
+    async with world(tmp_path) as (primary, fra1):
+        if part == "block":
+            await rot(primary, b"file", 0)
+            found = await report(primary, b"file", 0)
+        else:
+            await drift(primary, b"file")
+            found = await metadata_finding(primary, b"file")
+        done = await repaired(primary, fra1, found, ForcedDisk())
+        assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is None
+        if part == "block":
+            assert (done.result, "let in" in done.text) == ("refused", True), done
+        await primary.sync(fra1)
+        here = (primary.root / "file").read_bytes()
+        assert here[3 * BLOCK : 3 * BLOCK + 4] == b"NEW!"
+        assert describe_snapshot(fra1.archive)[b"file"]["content"] == here
+
+
 async def drift(primary: Rig, path: bytes) -> None:
     """Change metadata under an unchanged identity."""
     place, known = os.path.join(os.fsencode(primary.root), path), await known_of(primary, path)
@@ -529,6 +665,21 @@ async def test_what_somebody_wrote_after_a_crash_is_not_taken_for_ours(tmp_path:
         await primary.sync(fra1)
         assert describe_snapshot(fra1.archive)[b"file"]["content"] == b"somebody's"
         assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is None
+
+
+async def test_a_directory_written_after_a_crash_holds_nothing_up(tmp_path: Path) -> None:
+    """A repair of its metadata that was cut short leaves its times alone: new ones are somebody's, however soon."""
+    async with world(tmp_path) as (primary, fra1):
+        (primary.root / "directory").mkdir()
+        await primary.sync(fra1)
+        ledger, stamp = primary.dataset.ledger, stamp_of(await known_of(primary, b"directory"))
+        now_ns = primary.clock.now_ns()
+        intent = msgspec.msgpack.encode(Intent(b"directory", tuple(stamp), 0, now_ns))
+        await primary.dataset.durably(ledger.put, MENDING, intent)
+        os.utime(primary.root / "directory", ns=(now_ns, now_ns))
+        assert (await primary.sync(fra1)).pass_ok
+        assert await is_unchanged(primary, b"directory")
+        assert await primary.dataset.in_ledger(ledger.get, MENDING) is None
 
 
 async def test_a_repair_waits_for_the_pass_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from kit_restore import restore
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
+from kit_scrub_primary import ALL, scrubbed
+from kit_tend import stamp_now
 from kit_tree import build_tree, is_root
 from replicad.db.audit import audit
 from replicad.db.database import PAGE_BYTES
 from replicad.db.ledger import EntryRow, Ledger
 from replicad.db.unnamed import KEPT_WALKS
+from replicad.db.touched import restamp
 from replicad.link.channel import Channel
 from replicad.model.entry import INLINE_BLOCKS
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
@@ -33,6 +37,7 @@ from replicad.work import known as work_known
 from replicad.work import scout as work_scout
 from replicad.work import shipping as work_shipping
 from replicad.work.account_record import account_of_ledger
+from replicad.work.half_read import half_read
 
 MIB = 1024 * 1024
 
@@ -46,6 +51,15 @@ def root(tmp_path: Path) -> Path:
 
 def sent_during(made: Rig, before: int) -> int:
     return made.status["fra1"].sent_bytes - before
+
+
+def refuse_attributes(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have the system list extended attributes and give none."""
+
+    def getxattr(of: object, name: str, **options: bool) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "getxattr", getxattr)
 
 
 async def test_every_entry_type_and_all_metadata_arrive(tmp_path: Path, root: Path) -> None:
@@ -614,6 +628,107 @@ async def test_what_cannot_be_read_is_counted_named_and_kept(
         monkeypatch.undo()
         assert (await primary.sync(fra1)).pass_ok
         assert snapshots(fra1.archive)[-1].complete
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "linked", "directory"])
+async def test_an_attribute_that_could_not_be_read_stays_unread_until_it_is(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The pass says so each time, at the cost of one look; content is read once and goes to every replica; and nobody
+    takes the attribute for one that came without a write, to be removed by a repair."""
+    size = 2 * MIB if kind == "large" else 1000
+    (root / "entry").mkdir() if kind == "directory" else (root / "entry").write_bytes(random.Random(3).randbytes(size))
+    if kind == "linked":
+        os.link(root / "entry", root / "link")
+    os.setxattr(root / "entry", "user.key", b"precious")
+    here = copied(root)
+    refuse_attributes(monkeypatch, errno.EIO)
+    async with scrubbed(tmp_path, root, names=("fra1", "fra2")) as made, replica(tmp_path / "other") as fra2:
+        status = made.primary.status["fra1"]
+        assert (status.pass_ok, "user.key" in status.troubles[0].reason) == (False, True)
+        before = status.sent_bytes, status.read_bytes
+        await made.sync()
+        assert (status.pass_ok, "user.key" in status.troubles[0].reason) == (False, True)
+        assert (status.sent_bytes, status.read_bytes) == before
+        assert not (await made.primary.sync(fra2, "fra2")).pass_ok
+        await made.sync()
+        assert not status.pass_ok and status.sent_bytes == before[0]
+        assert describe_snapshot(fra2.archive)[b"entry"].get("content") == here[b"entry"].get("content")
+        await made.surface.verify(ALL, made.clock.now_ns())
+        monkeypatch.undo()
+        await made.surface.verify(ALL, made.clock.now_ns())
+        assert await made.found(None) == []
+        read = [each.read_bytes for each in made.primary.status.values()]
+        for name, there in (("fra1", made.fra1), ("fra2", fra2)):
+            assert (await made.primary.sync(there, name)).pass_ok
+            assert differences(describe_snapshot(there.archive), here) == []
+            assert snapshots(there.archive)[-1].complete
+        assert [each.read_bytes for each in made.primary.status.values()] == read
+        assert [call.found or call.doubts for call in await made.scrub()] == [()]
+
+
+async def test_rot_is_not_believed_for_the_sake_of_an_attribute_that_can_be_read_again(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is recorded with its attribute, and with the content that it had; the scrub finds what differs."""
+    (root / "file").write_bytes(b"good" * 100)
+    os.setxattr(root / "file", "user.key", b"precious")
+    refuse_attributes(monkeypatch, errno.EIO)
+    async with scrubbed(tmp_path, root) as made:
+        before = stamp_now(root, b"file")
+        (root / "file").write_bytes(b"rots" * 100)
+        os.utime(root / "file", ns=(before.mtime_ns, before.mtime_ns))
+        marks = half_read(before), half_read(stamp_now(root, b"file"))
+        await made.primary.dataset.in_ledger(restamp, made.primary.dataset.ledger, b"file", *marks)
+        monkeypatch.undo()
+        await made.sync()
+        assert made.primary.status["fra1"].pass_ok
+        there = describe_snapshot(made.fra1.archive)[b"file"]
+        assert (there["content"], there["xattrs"]) == (b"good" * 100, {b"user.key": b"precious"})
+        assert sum(call.found for call in await made.scrub()) == 1
+        assert (root / "file").read_bytes() == b"rots" * 100
+
+
+@pytest.mark.parametrize("number", [errno.E2BIG, errno.ENOTSUP])
+async def test_an_attribute_that_the_system_never_gives_is_told_and_left_out(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The pass that reads the entry says so; what no look can give keeps no later snapshot from being complete."""
+    (root / "file").write_text("x")
+    os.setxattr(root / "file", "user.key", b"large")
+    refuse_attributes(monkeypatch, number)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        status = await primary.sync(fra1)
+        assert (status.pass_ok, "user.key" in status.troubles[0].reason) == (False, True)
+        assert (await primary.sync(fra1)).pass_ok
+        assert snapshots(fra1.archive)[-1].complete
+
+
+async def test_a_time_beyond_what_the_books_hold_costs_nobody_else(tmp_path: Path, root: Path) -> None:
+    """A file of the year 2300 is copied like any other, with the last time that 64 bits hold; neither a scrub nor a
+    second restore finds anything to do about it, and one over the live file leaves the year as it is."""
+    late_ns, last_ns = 10_413_792_000 * 10**9, 2**63 - 1
+    (root / "bad").write_text("from the year 2300")
+    (root / "late").mkdir()
+    for name in ("bad", "late"):
+        os.utime(root / name, ns=(late_ns, late_ns))
+    (root / "other").write_text("old")
+    async with scrubbed(tmp_path, root) as made:
+        (root / "other").write_text("new")
+        before = (await made.primary.sync(made.fra1)).sent_bytes
+        assert made.primary.status["fra1"].pass_ok
+        there = describe_snapshot(made.fra1.archive)
+        assert (there[b"bad"]["content"], there[b"other"]["content"]) == (b"from the year 2300", b"new")
+        assert there[b"bad"]["mtime_ns"] == there[b"late"]["mtime_ns"] == last_ns
+        await made.sync()
+        assert sent_during(made.primary, before) == 0
+        assert [call.found or call.doubts for call in await made.scrub()] == [()]
+        assert (await restore(made.fra1.archive, tmp_path / "back")).exit_code == 0
+        again = await restore(made.fra1.archive, tmp_path / "back")
+        in_place = await restore(made.fra1.archive, root)
+    for account in (again, in_place):
+        assert (account.exit_code, sum(account.restored.values()), sum(account.unchanged.values())) == (0, 0, 4)
+    assert os.stat(root / "bad").st_mtime_ns == late_ns
 
 
 async def test_a_lost_store_is_held_and_copied_anew_after_a_release(tmp_path: Path, root: Path) -> None:

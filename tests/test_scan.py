@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,6 +203,22 @@ class BrokenListing:
         raise self._error
 
 
+class WholeListing:
+    """os.scandir's result with entries of a test's own."""
+
+    def __init__(self, entries: list[Any]) -> None:
+        self._entries = iter(entries)
+
+    def __enter__(self) -> WholeListing:
+        return self
+
+    def __exit__(self, *of: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._entries
+
+
 class BrokenEntry:
     """A directory entry whose status cannot be read."""
 
@@ -235,16 +252,40 @@ def test_an_entry_whose_status_cannot_be_read_is_no_deletion(
     known = known_after(tree)
     error = OSError(number, os.strerror(number))
 
-    class Listing(BrokenListing):
-        def __iter__(self) -> Iterator[Any]:
-            return iter(self._entries)
-
     with os.scandir(tree / "a") as real:
         entries = [e if e.name != "one" else BrokenEntry("one", error) for e in real]
-    _break_listing_of(monkeypatch, (tree / "a").stat().st_ino, Listing(entries, error))
+    _break_listing_of(monkeypatch, (tree / "a").stat().st_ino, WholeListing(entries))
     diffs = survey(os.fsencode(tree), known)
     assert [(t.path, t.vanished) for d in diffs for t in d.troubles] == [(b"a/one", number == errno.ENOENT)]
     assert not gone_paths(diffs)
+
+
+class FarEntry:
+    """An entry of a file system whose numbers need all their bits."""
+
+    def __init__(self, entry: os.DirEntry[str]) -> None:
+        self.name, self._entry = entry.name, entry
+
+    def stat(self, *, follow_symlinks: bool) -> SimpleNamespace:
+        status = self._entry.stat(follow_symlinks=follow_symlinks)
+        fields = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+        far = {"st_ino": 2**64 - status.st_ino, "st_mtime_ns": 2**80, "st_ctime_ns": -(2**80)}
+        return SimpleNamespace(**fields | far)
+
+
+def test_numbers_that_no_book_holds_change_nothing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large inode numbers, times before 1677 and after 2262: they are recorded as what fits, and nothing counts as
+    changed, or as a new directory to descend into, because of them."""
+    real, paths = os.scandir, set(describe_tree(tree))
+    monkeypatch.setattr(os, "scandir", lambda fd: WholeListing(list(map(FarEntry, real(fd)))))
+    known = known_after(tree)
+    assert set(known.stamps) == paths
+    for path in known.stamps.keys() - {b""}:
+        inode = os.lstat(os.fsencode(tree) + b"/" + path).st_ino
+        assert known.stamps[path][5:] == (-inode, known.stamps[path].size, 2**63 - 1, 1 - 2**63)
+    assert not changed_paths(survey(os.fsencode(tree), known))
+    known.asked.clear()
+    assert not changed_paths(survey(os.fsencode(tree), known, only=[b""])) and known.asked == [b""]
 
 
 class PartialListing:
@@ -462,6 +503,28 @@ def test_a_huge_directory_is_compared_page_by_page(
     assert gone_paths(diffs) == {name.encode() for name in before - after}
     assert changed_paths(diffs) - {b""} == {name.encode() for name in after - before}
     assert sum(d.unchanged for d in diffs) == len(before & after) + (b"" not in changed_paths(diffs))
+
+
+@pytest.mark.parametrize("cause", ["status", "path"])
+def test_a_directory_full_of_troubles_comes_in_pieces(tree: Path, monkeypatch: pytest.MonkeyPatch, cause: str) -> None:
+    """Entries that fit no message, or cannot be looked at, take no more memory at a time than changed ones; each is
+    named, and nothing is gone."""
+    for number in range(9):
+        (tree / "a" / f"{number}").touch()
+    known = known_after(tree)
+    monkeypatch.setattr(scan, "DIFF_ENTRIES", 2)
+    if cause == "status":
+        error = OSError(errno.EIO, os.strerror(errno.EIO))
+        broken = WholeListing([BrokenEntry(name, error) for name in os.listdir(tree / "a")])
+        _break_listing_of(monkeypatch, (tree / "a").stat().st_ino, broken)
+    else:
+        monkeypatch.setattr(scan, "MAX_PATH_BYTES", 2)
+        for path in (tree / "a").iterdir():
+            path.chmod(0o700)
+    diffs = survey(os.fsencode(tree), known)
+    assert {len(diff.troubles) for diff in diffs if diff.path == b"a"} <= {0, 1, 2}
+    assert sum(len(diff.troubles) for diff in diffs if diff.path == b"a") == 12
+    assert not gone_paths(diffs)
 
 
 STEPS = st.lists(

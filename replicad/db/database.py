@@ -38,6 +38,8 @@ _RESERVED_BYTES = 8
 """What cksumvfs needs at the end of each page; it verifies databases with exactly this reservation."""
 
 REBUILD = "rebuild it: replicad rebuild"
+_ERRORS = (apsw.Error, OverflowError)
+"""What apsw raises; the second for a number that SQLite's 64 bits do not hold."""
 
 _loading = threading.Lock()
 _loaded = False
@@ -171,14 +173,14 @@ class Database:
         """Run one statement for its effect."""
         try:
             self._connection.execute(sql, values)
-        except apsw.Error as error:
+        except _ERRORS as error:
             raise self._mapped(error) from error
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
         """Run one statement for each row of values."""
         try:
             self._connection.executemany(sql, rows)
-        except apsw.Error as error:
+        except _ERRORS as error:
             raise self._mapped(error) from error
 
     def insert(self, into: str, marks: str, rows: Sequence[Sequence[Value]]) -> int:
@@ -209,21 +211,21 @@ class Database:
         """The result rows, one by one."""
         try:
             yield from self._connection.execute(sql, values)
-        except apsw.Error as error:
+        except _ERRORS as error:
             raise self._mapped(error) from error
 
     def all(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
         """All result rows; for results known to be small."""
         try:
             return self._connection.execute(sql, values).fetchall()
-        except apsw.Error as error:
+        except _ERRORS as error:
             raise self._mapped(error) from error
 
     def one(self, sql: str, values: Sequence[Value] = ()) -> Row | None:
         """The first result row, or None."""
         try:
             row: Row | None = self._connection.execute(sql, values).fetchone()
-        except apsw.Error as error:
+        except _ERRORS as error:
             raise self._mapped(error) from error
         return row
 
@@ -247,7 +249,7 @@ class Database:
             raise mapped from error
         return [] if found == ["ok"] else [_named(text) for text in found]
 
-    def _mapped(self, error: apsw.Error) -> ReplicadError:
+    def _mapped(self, error: apsw.Error | OverflowError) -> ReplicadError:
         """apsw's errors as ours: the one table."""
         where, code = str(self.path), getattr(error, "extendedresult", 0)
         if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):

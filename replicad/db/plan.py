@@ -24,6 +24,8 @@ class Action(IntEnum):
     """Anything that has no blocks."""
     DROP = 4
     """A path that exists no more."""
+    AGAIN = 5
+    """A regular file that is recorded without an attribute that could not be read: that is looked for again."""
 
 
 _ACTIONS = {int(action): action for action in Action}

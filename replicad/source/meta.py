@@ -31,6 +31,8 @@ from replicad.system.clock import Clock
 TRIES = 3
 """How often an entry is described anew when it changes meanwhile; after that its old stamp makes the next walk find
 it changed again."""
+_NEVER_GIVEN = (errno.ENOTSUP, errno.E2BIG, errno.ERANGE)
+"""What the system says of attributes that its file system lists and does not know, or that are larger than it gives."""
 _STATUS_BLOCK_BYTES = 512
 """Unit of st_blocks, whatever the file system's own block size."""
 
@@ -51,6 +53,8 @@ class Description(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """st_rdev of a device."""
     troubles: tuple[str, ...] = ()
     """Attributes that could not be read, and why."""
+    again: bool = False
+    """Whether a later look may give them though nothing changes: they are to be looked for again."""
 
 
 class Described(msgspec.Struct, frozen=True):
@@ -92,7 +96,7 @@ def _describe(root: Root, trail: Trail, path: bytes, clock: Clock) -> Described 
 
 def _description(directory: int, name: bytes, stamp: Stamp, status: os.stat_result) -> Description:
     # There is no getxattr relative to a directory; its descriptor's own path serves, and needs no long path.
-    xattrs, troubles = read_xattrs(b"/proc/self/fd/%d/%s" % (directory, name) if name else directory)
+    xattrs, troubles, again = read_xattrs(b"/proc/self/fd/%d/%s" % (directory, name) if name else directory)
     is_device = stamp.kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE)
     return Description(
         Meta(stamp.mode, stamp.uid, stamp.gid, stamp.mtime_ns, xattrs),
@@ -100,14 +104,15 @@ def _description(directory: int, name: bytes, stamp: Stamp, status: os.stat_resu
         target=os.readlink(name, dir_fd=directory) if stamp.kind == Kind.SYMLINK else b"",
         device=status.st_rdev if is_device else 0,
         troubles=troubles,
+        again=again,
     )
 
 
 def describe_open_file(fd: int, stamp: Stamp, status: os.stat_result) -> Description:
     """Describe a regular file that is open."""
-    xattrs, troubles = read_xattrs(fd)
+    xattrs, troubles, again = read_xattrs(fd)
     meta = Meta(stamp.mode, stamp.uid, stamp.gid, stamp.mtime_ns, xattrs)
-    return Description(meta, _flags(stamp, status), troubles=troubles)
+    return Description(meta, _flags(stamp, status), troubles=troubles, again=again)
 
 
 def _flags(stamp: Stamp, status: os.stat_result) -> int:
@@ -115,19 +120,21 @@ def _flags(stamp: Stamp, status: os.stat_result) -> int:
     return SPARSE if is_sparse else 0
 
 
-def read_xattrs(of: int | bytes) -> tuple[Xattrs, tuple[str, ...]]:
+def read_xattrs(of: int | bytes) -> tuple[Xattrs, tuple[str, ...], bool]:
     """Extended attributes sorted by name, of an open file or of what is at a path (a symlink itself, not its target);
-    and the reasons why some could not be read."""
+    the reasons why some could not be read, and whether a later look may give them."""
     try:
         names = os.listxattr(of) if isinstance(of, int) else os.listxattr(of, follow_symlinks=False)
     except OSError as error:
         if error.errno == errno.ENOTSUP:
-            return (), ()
-        return (), (f"extended attributes cannot be listed: {error.strerror}",)
+            return (), (), False
+        reason = f"extended attributes cannot be listed: {error.strerror}"
+        return (), (reason,), error.errno not in _NEVER_GIVEN
     if not names:
-        return (), ()
+        return (), (), False
     found: list[tuple[bytes, bytes]] = []
     troubles: list[str] = []
+    again = False
     for name in names:
         try:
             value = os.getxattr(of, name) if isinstance(of, int) else os.getxattr(of, name, follow_symlinks=False)
@@ -135,5 +142,6 @@ def read_xattrs(of: int | bytes) -> tuple[Xattrs, tuple[str, ...]]:
         except OSError as error:
             if error.errno != errno.ENODATA:  # removed since it was listed, which moved ctime
                 troubles.append(f"extended attribute {name} cannot be read: {error.strerror}")
+                again = again or error.errno not in _NEVER_GIVEN
     found.sort()
-    return tuple(found), tuple(troubles)
+    return tuple(found), tuple(troubles), again

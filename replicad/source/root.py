@@ -32,8 +32,8 @@ SETTLE_NS = 20_000_000
 """Two ticks of the slowest kernel clock (100 Hz) that stamps files: a change within the same tick as the last one
 leaves all times as they are."""
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_LOW_63_BITS = 2**63 - 1
-"""The ledger's integers are signed; half of a file system's id tells it from the others as well."""
+_LOW_63_BITS = LAST_NS = 2**63 - 1
+"""The books' integers are signed: times end in 2262, and half of a file system's id tells it from others as well."""
 
 KIND_OF = (
     0, Kind.FIFO.value, Kind.CHARACTER_DEVICE.value, 0, Kind.DIRECTORY.value, 0, Kind.BLOCK_DEVICE.value, 0,
@@ -117,10 +117,10 @@ class Root:
         """The stamp of an entry with this status; `fd` is open on it or on its directory."""
         mode, device = status.st_mode, status.st_dev
         label = 0 if device == self.device else self.label(device, fd)
-        return Stamp(
+        return recordable(Stamp(
             KIND_OF[mode >> 12], mode & 0o7777, status.st_uid, status.st_gid,
             label, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def look(self, path: bytes) -> Stamp | None:
         """The stamp of the entry at `path` now; None when nothing is there, or nothing that can be seen."""
@@ -196,6 +196,25 @@ class Trail:
         if self._deep >= 0:
             os.close(self._deep)
             self._deep = -1
+
+
+def recordable(seen: Stamp) -> Stamp:
+    """What the file system says, in numbers that the books can hold; nearly always it is that already."""
+    inode, mtime_ns, ctime_ns = seen.inode, seen.mtime_ns, seen.ctime_ns
+    if inode <= LAST_NS and -LAST_NS <= mtime_ns <= LAST_NS and -LAST_NS <= ctime_ns <= LAST_NS:
+        return seen
+    return seen._replace(inode=signed(inode), mtime_ns=within_reach(mtime_ns), ctime_ns=within_reach(ctime_ns))
+
+
+def signed(inode: int) -> int:
+    """An inode number (64 bits, unsigned) as SQLite stores integers."""
+    return inode - 2**64 if inode > LAST_NS else inode
+
+
+def within_reach(time_ns: int) -> int:
+    """A time of a file system, or the one nearest to it that the books can hold: some file systems know the year 2446,
+    some every year."""
+    return max(-LAST_NS, min(time_ns, LAST_NS))
 
 
 def split(path: bytes) -> tuple[bytes, bytes]:

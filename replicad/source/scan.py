@@ -33,6 +33,8 @@ from replicad.source.root import (
     Trail,
     Trouble,
     lstat_at,
+    recordable,
+    signed,
     split,
     trouble,
 )
@@ -40,7 +42,7 @@ from replicad.source.root import (
 PAGE_ENTRIES = 50_000
 """Known entries of one directory compared at a time: about 25 MiB. A bigger directory is listed once for each page."""
 DIFF_ENTRIES = 4096
-"""Changed entries in one diff at most, so that a huge new directory comes in pieces."""
+"""Changed entries and troubles in one diff at most, so that a huge new directory comes in pieces."""
 
 AHEAD_DIRECTORIES = 128
 """Directories that a walk says it will come to: enough to keep a disk busy, few enough not to load what is thrown out
@@ -106,6 +108,11 @@ class DirectoryDiff(msgspec.Struct, array_like=True):
     unchanged_bytes: int = 0
     """Sizes of the unchanged regular files."""
     troubles: list[Trouble] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next entry that differs belongs into another one."""
+        return len(self.changed) + len(self.drifted) + len(self.troubles) >= DIFF_ENTRIES
 
 
 class Compared(msgspec.Struct, frozen=True, array_like=True):
@@ -352,7 +359,6 @@ class _Walk:
         prefix, device, label, excluded = place.prefix, place.device, place.label, self.excluded
         pop, paged = place.left.pop, bool(place.after) or place.last is not None
         unchanged = unchanged_bytes = 0
-        full = False
         try:
             for entry in listing:
                 name = entry.name.encode(NAME_ENCODING, NAME_ERRORS)
@@ -363,33 +369,34 @@ class _Walk:
                 except OSError as error:
                     pop(name, None)  # not seen is not gone
                     diff.troubles.append(trouble(prefix + name, "status cannot be read", error))
+                    if diff.is_full:
+                        break
                     continue
                 mode = status.st_mode
                 kind = KIND_OF[mode >> 12]
                 if excluded and excluded(prefix + name, kind == _DIRECTORY):
                     self._add_gone(diff, prefix + name, pop(name, None))
                     continue
-                stamp = (
+                seen = (
                     kind, mode & 0o7777, status.st_uid, status.st_gid,
                     label if status.st_dev == device else self._label(place, name, status),
                     status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
                 )  # fmt: skip
                 before = pop(name, None)
-                if before == stamp:
+                if before == seen or before == (stamp := recordable(Stamp._make(seen))):
                     unchanged += 1
                     if kind == _FILE:
-                        unchanged_bytes += stamp[6]
+                        unchanged_bytes += seen[6]
                     elif kind == _DIRECTORY:
                         self._descend(prefix + name, status, before)
                 else:
                     self._differs(diff, prefix + name, stamp, status, before)
-                    full = len(diff.changed) + len(diff.drifted) >= DIFF_ENTRIES
-                    if full:
+                    if diff.is_full:
                         break
         except OSError as error:
             self._not_listed(place, diff, error)
         diff.unchanged, diff.unchanged_bytes = unchanged, unchanged_bytes
-        return full
+        return diff.is_full and place.sound
 
     def _not_met(self, place: _Place, diff: DirectoryDiff) -> None:
         """What is known and was not listed is gone, unless a look at it and a second listing say otherwise: a listing
@@ -414,11 +421,11 @@ class _Walk:
             diff.gone.append(Gone(path, Stamp._make(before)))
 
     def _differs(
-        self, diff: DirectoryDiff, path: bytes, stamp: Sequence[int], status: os.stat_result,
+        self, diff: DirectoryDiff, path: bytes, stamp: Stamp, status: os.stat_result,
         before: tuple[int, ...] | None,
     ) -> None:  # fmt: skip
         if before and has_drifted(before, stamp):
-            diff.drifted.append(Drifted(path, Stamp._make(stamp), Stamp._make(before)))
+            diff.drifted.append(Drifted(path, stamp, Stamp._make(before)))
             if stamp[0] == before[0] == _DIRECTORY:
                 self._descend(path, status, before)
             return
@@ -427,7 +434,7 @@ class _Walk:
             diff.troubles.append(Trouble(path, reason))
             return
         known = Stamp._make(before) if before else None
-        diff.changed.append(Found(path, Stamp._make(stamp), status.st_nlink, known))
+        diff.changed.append(Found(path, stamp, status.st_nlink, known))
         if known and known.kind == _DIRECTORY != stamp[0]:
             diff.gone.append(Gone(path, known))
         if stamp[0] == _DIRECTORY:
@@ -436,7 +443,7 @@ class _Walk:
     def _descend(self, path: bytes, status: os.stat_result, before: tuple[int, ...] | None) -> None:
         if self.one_filesystem and status.st_dev != self.root.device:
             self.mounts.append(path)
-        elif not self.new_only or before is None or before[0] != _DIRECTORY or before[5] != status.st_ino:
+        elif not self.new_only or before is None or before[0] != _DIRECTORY or before[5] != signed(status.st_ino):
             self.stack.append(path)
 
     def _hidden(self, path: bytes) -> Iterator[DirectoryDiff]:

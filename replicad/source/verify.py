@@ -171,7 +171,7 @@ def _compared(name: Name, stamp: Stamp, description: Description) -> Outcome:
 
 def _metadata(fd: int, name: Name, stamp: Stamp) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Of an open file: where it drifted, and what could not be read."""
-    xattrs, unseen = read_xattrs(fd)
+    xattrs, unseen, _ = read_xattrs(fd)
     if stamp == name.stamp and xattrs == name.xattrs:
         return (), unseen
     described = Description(Meta(stamp.mode, stamp.uid, stamp.gid, stamp.mtime_ns, xattrs), troubles=unseen)
@@ -242,9 +242,9 @@ class _Look:
                 self._access.before_second_look(name.path)
                 after = os.fstat(fd)
                 if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
-                    stamp.size,
-                    stamp.mtime_ns,
-                    stamp.ctime_ns,
+                    status.st_size,
+                    status.st_mtime_ns,
+                    status.st_ctime_ns,
                 ):
                     return Moved(name.path, self._root.stamp(after, fd))
             finally:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from replicad.model.entry import Kind, Meta, Put, show_path
+from replicad.source.root import within_reach
 
 MANAGED = (b"user.", b"trusted.", b"system.posix_acl_", b"security.capability")
 """Extended attributes that are removed when the record does not have them. Others (SELinux labels, integrity
@@ -59,7 +60,7 @@ def attributes_differ(put: Put, status: os.stat_result, ref: Ref) -> bool:
     """Whether the entry behind `ref`, whose lstat is `status`, has other metadata than `put` says. Raises OSError."""
     meta = put.meta
     return (
-        status.st_mtime_ns != meta.mtime_ns
+        within_reach(status.st_mtime_ns) != meta.mtime_ns
         or (status.st_uid, status.st_gid) != (meta.uid, meta.gid)
         or (put.kind is not Kind.SYMLINK and stat.S_IMODE(status.st_mode) != meta.mode)
         or _xattrs(ref, meta) != dict(meta.xattrs)

@@ -35,6 +35,7 @@ from replicad.source.scan import Soon, still_drifted
 from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
 from replicad.work.dataset import Dataset
+from replicad.work.half_read import half_read, read_whole
 from replicad.work.known import KnownEntries
 from replicad.work.met import drift, report
 from replicad.work.outcome import Outcome
@@ -47,6 +48,7 @@ from replicad.work.survey import PHASES, Survey, survey
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
+Entry = TypeVar("Entry", FileRead, Described)
 
 BATCH_FILES = 256
 """Small files read in one call of a worker thread: a hop costs more than a file."""
@@ -241,8 +243,9 @@ class Pass:
             if steps[0].size > SMALL_BYTES:
                 return partial(self._large, steps[0])
             return partial(self._small, await self._read_small(steps))
-        if action is Action.DESCRIBE:
-            return partial(self._described, steps, await self._describe(steps))
+        if action in (Action.DESCRIBE, Action.AGAIN):
+            described = self._described if action is Action.DESCRIBE else self._again
+            return partial(described, steps, await self._describe(steps))
         return partial(self._same if action is Action.SAME else self._dropped, steps)
 
     async def _planned(self, phase: int) -> AsyncIterator[tuple[Action, list[Step]]]:
@@ -286,7 +289,7 @@ class Pass:
                 continue
             done.append(step)
             if isinstance(read, FileRead) and self._is_good(read):
-                good.append((step, read))
+                good.append((step, _under_its_stamp(read)))
             elif isinstance(read, Trouble):
                 self._outcome.unreadable(read)
         self._all_done(done)
@@ -367,7 +370,8 @@ class Pass:
             self._outcome.attributes(step.path, description.troubles)
             flags = description.flags | (FUZZY if after != large.stamp else 0)
             put = Put(step.path, Kind.FILE, description.meta, large.size, file, block_bytes, flags)
-            puts = await in_ledger(recorder.end_large, put, large.stamp)
+            stamp = half_read(large.stamp) if description.again else large.stamp
+            puts = await in_ledger(recorder.end_large, put, stamp)
             self._status.copied_files += 1
             await self._ship_after(puts)
 
@@ -400,10 +404,14 @@ class Pass:
         found = await self._dataset.in_ledger(self._same_or_none, steps, described)
         await self._known.ship([(step.path, known) for step, known in found if known])
         for step, known in found:
-            if known is None and step.size > SMALL_BYTES:
-                await self._large(step)
-            elif known is None:
-                await self._small(await self._read_small([step]))
+            if known is None:
+                await self._read(step)
+
+    async def _read(self, step: Step) -> None:
+        if step.size > SMALL_BYTES:
+            await self._large(step)
+        else:
+            await self._small(await self._read_small([step]))
 
     def _same_or_none(
         self, steps: Sequence[Step], described: Sequence[Described | Trouble]
@@ -426,9 +434,32 @@ class Pass:
                 self._leave_out(step)
             else:
                 self._outcome.attributes(item.path, item.description.troubles)
-                good.append(item)
+                if not await self._is_half_read(item):
+                    good.append(_under_its_stamp(item))
         if good:
             await self._ship_ops(await self._dataset.in_ledger(self._recorder.described, good))
+
+    async def _again(self, steps: Sequence[Step], items: Sequence[Described | Trouble]) -> None:
+        """Files that lack nothing but an attribute that could not be read: it is recorded once it can be. One that
+        somebody has written since the survey is read like any other."""
+        for step, item in zip(steps, items, strict=True):
+            if self._is_adrift(step.path):
+                continue
+            if isinstance(item, Trouble):
+                self._outcome.unreadable(item)
+            elif await self._is_half_read(item):
+                self._outcome.attributes(item.path, item.description.troubles)
+            elif known := await self._dataset.in_ledger(read_whole, self._dataset.ledger, item, self._recorder.seq):
+                self._outcome.attributes(item.path, item.description.troubles)
+                await self._known.ship([(item.path, known)])
+            else:
+                await self._read(step)
+
+    async def _is_half_read(self, item: Described) -> bool:
+        """Whether an attribute still cannot be read of an entry that is recorded without it."""
+        if not item.description.again:
+            return False
+        return await self._dataset.in_ledger(self._dataset.ledger.entry, item.path) == half_read(item.stamp)
 
     def _leave_out(self, step: Step) -> None:
         if not step.known:
@@ -521,6 +552,11 @@ class Pass:
 
     async def _in_pool(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args, **kwargs))
+
+
+def _under_its_stamp(one: Entry) -> Entry:
+    """What was read, as it is to be recorded."""
+    return replace(one, stamp=half_read(one.stamp)) if one.description.again else one
 
 
 async def _unharmed(task: asyncio.Task[Result]) -> Result:

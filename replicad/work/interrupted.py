@@ -17,7 +17,7 @@ import msgspec
 
 from replicad.db.ledger import Ledger
 from replicad.db.touched import restamp
-from replicad.model.entry import Stamp, show_path
+from replicad.model.entry import Kind, Stamp, show_path
 from replicad.model.errors import SourceError
 from replicad.source.root import Root
 from replicad.system.disk import Disk
@@ -94,7 +94,8 @@ def _is_ours(intent: Intent, now: Stamp) -> bool:
     if (before.kind, before.device, before.inode, before.size) != (now.kind, now.device, now.inode, now.size):
         return False
     after_s = (now.mtime_ns - intent.at_ns) / 1e9
-    return now.mtime_ns == before.mtime_ns or -TICK_S <= after_s <= WRITES_WITHIN_S + TICK_S
+    is_written = before.kind == Kind.FILE and -TICK_S <= after_s <= WRITES_WITHIN_S + TICK_S
+    return is_written or now.mtime_ns == before.mtime_ns
 
 
 def _settle_intent(ledger: Ledger, intent: Intent, now: Stamp | None) -> None:

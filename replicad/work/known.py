@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, Known, put_of, stamp_of
+from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, Known, put_of
 from replicad.model.block import Buffer, Checksum, block_id, checksum
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Drop, Op
 from replicad.model.errors import ReplicadError
@@ -22,6 +22,7 @@ from replicad.source.reread import Ask, Judgement, Moved, Reread, judge_reread, 
 from replicad.source.root import Root, Trouble
 from replicad.system.clock import Clock
 from replicad.work.dataset import Dataset
+from replicad.work.half_read import content_identity
 from replicad.work.met import Rotten, look_again, report
 from replicad.work.outcome import Outcome
 from replicad.work.record import UNREAD_SIZE, Recorder, given, listed_of, maps, operations
@@ -274,7 +275,7 @@ class _Rereading:
 
     def _judged(self, place: Place, data: bytes) -> bytes | None:
         path, known, row = place
-        identity = stamp_of(known).identity
+        identity = content_identity(known)
         verdict = judge_reread(Checksum(row.checksum), identity, checksum(data), identity)
         if verdict is Judgement.SAME and block_id(data) == row.id:
             return data
@@ -291,7 +292,7 @@ def _failure(answer: Moved | Trouble) -> Failure:
 
 def _ask(place: Place, numbers: Sequence[int]) -> Ask:
     path, known, _ = place
-    return Ask(path, tuple(numbers), known.block_bytes, stamp_of(known).identity)
+    return Ask(path, tuple(numbers), known.block_bytes, content_identity(known))
 
 
 async def _nothing(complete: bool) -> AsyncIterator[Sequence[Op]]:

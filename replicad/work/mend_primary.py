@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,20 +27,20 @@ from replicad.db.ledger import BlockRow, Known, Ledger, put_of, stamp_of
 from replicad.db.touched import restamp
 from replicad.model.block import LARGEST_BLOCK_BYTES, block_id, checksum
 from replicad.model.divergence import Divergence, Part, Receipt, State
-from replicad.model.entry import Put, Stamp, show_path
+from replicad.model.entry import Kind, Put, Stamp, show_path
 from replicad.model.errors import ReplicadError
 from replicad.model.remedy import WRITES_PRIMARY, Remedy, remedy_of
 from replicad.source.meta import describe
-from replicad.source.root import Root, Trail, Trouble, lstat_at, split
+from replicad.source.root import Root, Trail, Trouble, lstat_at, split, within_reach
 from replicad.system.clock import Clock
-from replicad.system.disk import Disk
+from replicad.system.disk import Disk, errors_at
 from replicad.system.logs import logger
 from replicad.work.attributes import opened_path, set_attributes
 from replicad.work.confirm import length_of, recorded_block
 from replicad.work.dataset import Dataset
 from replicad.work.interrupted import MENDING, WRITES_WITHIN_S, Intent, finish_interrupted
 from replicad.work.mended import PLANS, Mended
-from replicad.work.patch import Moved, Patch, Refusal
+from replicad.work.patch import Moved, Overtaken, Patch, Refusal
 from replicad.work.quarantine import NOT_KEPT
 
 log = logger("work.mend_primary")
@@ -148,6 +149,8 @@ class PrimaryMender:
         try:
             await finish_interrupted(self._dataset, self._pool, self._disk)
             return await work()
+        except Overtaken as error:
+            return Mended(remedy, "refused", f"{where}: {error}; what is there now counts as written, and is read anew")
         except Moved as error:
             return Mended(remedy, "refused", f"{where}: {error}; nothing was written, the next pass looks at it")
         except Refusal as error:
@@ -207,18 +210,20 @@ class PrimaryMender:
 
     async def _written(self, patch: Patch, target: _Target, data: bytes) -> Stamp:
         """Write, and put the times back; the stamp that the file has then."""
-        intent = await self._intend(target.path, target.stamp, patch.atime_ns)
-        try:
+        async with self._intended(target.path, target.stamp, patch.times[0]) as intent:
             await self._in_pool(self._check_in_time, patch, intent)
+            return await self._in_pool(_write_at, patch, intent, target.offset, data)
+
+    @asynccontextmanager
+    async def _intended(self, path: bytes, stamp: Stamp, atime_ns: int) -> AsyncIterator[Intent]:
+        """What is about to be written stands in the ledger; not any more when it is refused, or counts as another's."""
+        intent = Intent(path, tuple(stamp), within_reach(atime_ns), self._clock.now_ns())
+        await self._dataset.durably(self._dataset.ledger.put, MENDING, _encode(intent))
+        try:
+            yield intent
         except Refusal:
             await self._dataset.durably(self._dataset.ledger.put, MENDING, None)
             raise
-        return await self._in_pool(_write_at, patch, intent, target.offset, data)
-
-    async def _intend(self, path: bytes, stamp: Stamp, atime_ns: int) -> Intent:
-        intent = Intent(path, tuple(stamp), atime_ns, self._clock.now_ns())
-        await self._dataset.durably(self._dataset.ledger.put, MENDING, _encode(intent))
-        return intent
 
     def _check_in_time(self, patch: Patch, intent: Intent) -> None:
         """The last look before the first byte."""
@@ -307,14 +312,32 @@ class PrimaryMender:
             if entry.stamp.identity != stamp_of(known).identity or entry.stamp.kind != wanted.kind:
                 raise Moved("somebody changed it since it was recorded")
             had = msgspec.structs.replace(wanted, meta=entry.description.meta)
-            await self._intend(path, stamp_of(known), 0)
-            now, unset = await self._in_pool(_set_attributes, root, path, wanted, self._disk)
-            await self._dataset.durably(self._take_stamp, path, stamp_of(known), now)
+            set_on = self._set_on_file if wanted.kind is Kind.FILE else self._set_on_other
+            unset = await set_on(root, path, stamp_of(known), wanted)
             if unset:
                 raise Refusal(f"the system refuses to set {'; '.join(unset)}")
             return had
         finally:
             await self._in_pool(root.close)
+
+    async def _set_on_file(self, root: Root, path: bytes, before: Stamp, wanted: Put) -> list[str]:
+        """With nobody else in it; what the system refused."""
+        patch = await self._in_pool(Patch, root, path, before, self._disk)
+        try:
+            async with self._intended(path, before, patch.times[0]) as intent:
+                await self._in_pool(self._check_in_time, patch, intent)
+                now, unset = await self._in_pool(_set_on_open, patch, path, wanted)
+            await self._dataset.durably(self._take_stamp, path, before, now)
+        finally:
+            await self._in_pool(patch.close)
+        return unset
+
+    async def _set_on_other(self, root: Root, path: bytes, before: Stamp, wanted: Put) -> list[str]:
+        """Nobody can be kept out of it; what the system refused."""
+        async with self._intended(path, before, 0):
+            now, unset = await self._in_pool(_set_attributes, root, path, before, wanted, self._disk)
+        await self._dataset.durably(self._take_stamp, path, before, now)
+        return unset
 
     # undo
 
@@ -385,7 +408,7 @@ def _write_at(patch: Patch, intent: Intent, offset: int, data: bytes) -> Stamp:
     except OSError as error:
         log.warning("the medium does not take a repair", path=show_path(intent.path), reason=error.strerror)
     try:
-        return patch.set_times(intent.atime_ns, intent.recorded.mtime_ns)
+        return patch.set_times(*patch.times)
     except OSError as error:
         raise ReplicadError(
             f"was written, and its times cannot be put back: {error.strerror}",
@@ -394,19 +417,29 @@ def _write_at(patch: Patch, intent: Intent, offset: int, data: bytes) -> Stamp:
         ) from error
 
 
-def _set_attributes(root: Root, path: bytes, put: Put, disk: Disk) -> tuple[Stamp, list[str]]:
-    """The stamp that the entry has then, and what the system refused."""
+def _set_on_open(patch: Patch, path: bytes, put: Put) -> tuple[Stamp, list[str]]:
+    with errors_at(Path(os.fsdecode(path)), "setting metadata"):
+        return patch.set_metadata(put)
+
+
+def _set_attributes(root: Root, path: bytes, before: Stamp, put: Put, disk: Disk) -> tuple[Stamp, list[str]]:
+    """The stamp that the entry has then, and what the system refused. It is taken before anything is waited for: a
+    change from then on is somebody's."""
     above, name = split(path)
-    with Trail(root) as trail:
-        directory = trail.enter(above)
-        atime_ns = lstat_at(directory, name).st_atime_ns
-        if name:
-            with opened_path(name, directory) as ref:
-                unset = set_attributes(put, ref, atime_ns=atime_ns)
-        else:
-            unset = set_attributes(put, directory, atime_ns=atime_ns)
-        disk.sync_file_system(directory, Path(os.fsdecode(root.path)))
-        now = root.stamp(lstat_at(directory, name), directory)
+    try:
+        with Trail(root) as trail:
+            directory = trail.enter(above)
+            status = lstat_at(directory, name)
+            if root.stamp(status, directory).identity != before.identity:
+                raise Moved("somebody changed it since it was recorded")
+            with opened_path(name, directory) if name else nullcontext(directory) as ref:
+                unset = set_attributes(put, ref, atime_ns=status.st_atime_ns, mtime_ns=status.st_mtime_ns)
+            now = root.stamp(lstat_at(directory, name), directory)
+            disk.sync_file_system(directory, Path(os.fsdecode(root.path)))
+    except OSError as error:
+        raise Refusal(f"it cannot be looked at any more: {error.strerror}") from error
+    if root.look(path) != now:
+        raise Overtaken("somebody changed it while it was repaired")
     return now, unset
 
 

@@ -1,8 +1,8 @@
 """Patch: one file of the dataset, open to have one block written, or its metadata set, and nothing else.
 
 The only place that writes into the primary's data. The way down goes through open directories and follows no symlink;
-nobody else has the file open (a lease of the kernel, which makes whoever opens it wait until we are done); the identity
-is looked at before and after; the size never changes; times are put back. All of it runs in a thread.
+nobody else has the file open (a lease of the kernel, which makes whoever opens it wait, though not for ever); the
+identity is looked at before and after; the size never changes; times are put back. All of it runs in a thread.
 
 **Never** decides whether to write: `mend_primary.py` does, and writes its intent down first.
 """
@@ -13,11 +13,14 @@ import fcntl
 import os
 import signal
 import stat
+import time
+from pathlib import Path
 from types import TracebackType
 
-from replicad.model.entry import Stamp
+from replicad.model.entry import Put, Stamp
 from replicad.source.root import Root, Trail, is_regular, split
 from replicad.system.disk import AlignedBuffer, Disk, read_at, set_direct
+from replicad.work.attributes import set_attributes
 
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _HARMLESS = signal.SIGURG
@@ -25,6 +28,8 @@ _HARMLESS = signal.SIGURG
 _CAPABILITY = "security.capability"
 _BUFFER_BYTES = 2 * 1024 * 1024
 """Any block, and what aligning it takes."""
+_PATIENCE = Path("/proc/sys/fs/lease-break-time")
+"""Seconds after which the kernel lets in whoever waits for a lease, whether it was given up or not."""
 
 
 class Refusal(Exception):
@@ -33,6 +38,10 @@ class Refusal(Exception):
 
 class Moved(Refusal):
     """Nothing was written: the file is not the recorded one any more."""
+
+
+class Overtaken(Moved):
+    """Something was written, and by somebody else as well, perhaps: all of it counts as his."""
 
 
 class Patch:
@@ -47,7 +56,9 @@ class Patch:
                 raise Moved("it is no regular file any more")
             _take_lease(self._fd)
             self.check()
-            self.atime_ns = os.fstat(self._fd).st_atime_ns
+            status = os.fstat(self._fd)
+            self.times = status.st_atime_ns, status.st_mtime_ns
+            """What is put back after a write."""
         except BaseException:
             self.close()
             raise
@@ -70,9 +81,10 @@ class Patch:
 
     def check(self) -> None:
         """The file is as recorded, and nobody waits for it."""
+        self._checked_s = time.monotonic()
         if self.stamp().identity != self._expected.identity:
             raise Moved("somebody wrote it since it was recorded")
-        if fcntl.fcntl(self._fd, fcntl.F_GETLEASE) != fcntl.F_WRLCK:
+        if not self._is_ours():
             raise Refusal("another program opens it just now; try again")
 
     def read(self, offset: int, size: int) -> tuple[bytes, bool]:
@@ -96,10 +108,29 @@ class Patch:
             _give_back(self._fd, privileges)
 
     def set_times(self, atime_ns: int, mtime_ns: int) -> Stamp:
-        """Give the file these times, durably; the stamp that it has then."""
+        """Give the file these times, durably; the stamp that it has then. Raises Overtaken, OSError."""
         os.utime(self._fd, ns=(atime_ns, mtime_ns))
+        return self._settled()
+
+    def set_metadata(self, put: Put) -> tuple[Stamp, list[str]]:
+        """Give the file the metadata of `put`, but for its time, durably; the stamp that it has then, and in words what
+        the system refused. Raises Overtaken, OSError."""
+        atime_ns, mtime_ns = self.times
+        unset = set_attributes(put, self._fd, atime_ns=atime_ns, mtime_ns=mtime_ns)
+        return self._settled(), unset
+
+    def _settled(self) -> Stamp:
+        """The stamp of what was done since `check`, which is made durable. It is taken first, however long that takes:
+        what somebody does from here on shows in the times."""
+        now = self.stamp()
+        if not self._is_ours() and time.monotonic() - self._checked_s >= _patience_s():
+            raise Overtaken("another program may have been let in while it was repaired")
         self._disk.sync_with_times(self._fd)
-        return self.stamp()
+        return now
+
+    def _is_ours(self) -> bool:
+        """Whether the lease holds and nobody waits for its end."""
+        return fcntl.fcntl(self._fd, fcntl.F_GETLEASE) == fcntl.F_WRLCK
 
 
 def _open(root: Root, path: bytes) -> int:
@@ -128,6 +159,10 @@ def _give_back(fd: int, before: tuple[int, bytes | None]) -> None:
         os.fchmod(fd, mode)
     if capability is not None and _privileges(fd)[1] != capability:
         os.setxattr(fd, _CAPABILITY, capability)
+
+
+def _patience_s() -> float:
+    return float(_PATIENCE.read_text())
 
 
 def _take_lease(fd: int) -> None:

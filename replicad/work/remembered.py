@@ -13,6 +13,7 @@ from pathlib import Path
 
 from replicad.db.database import Database, Row
 from replicad.model.entry import Op, Put, decode_ops, encode_ops
+from replicad.source.root import signed
 from replicad.work.account import Fate
 
 PAGE_ROWS = 1000
@@ -97,7 +98,7 @@ class Remembered:
 
     def claim(self, device: int, inode: int, file: int) -> bool:
         """Let an existing inode with several names stand for `file`; False when it stands for another file already."""
-        key = (device, _signed(inode))
+        key = (device, signed(inode))
         holder = self._book.value("SELECT file FROM inode WHERE device = ? AND inode = ?", key)
         if holder is None:
             self._book.execute("INSERT INTO inode VALUES (?, ?, ?)", (*key, file))
@@ -171,8 +172,3 @@ class Remembered:
         if self._belongs:
             self._book.executemany("INSERT OR IGNORE INTO belongs VALUES (?)", self._belongs)
             self._belongs.clear()
-
-
-def _signed(number: int) -> int:
-    """An inode number (64 bits, unsigned) as SQLite stores integers."""
-    return number - 2**64 if number >= 2**63 else number

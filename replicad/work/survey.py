@@ -21,6 +21,7 @@ from replicad.model.entry import Kind, Stamp
 from replicad.source.exclude import Excluded
 from replicad.source.root import Root, Trouble
 from replicad.source.scan import Companion, DirectoryDiff, Drifted, Found, Gone, Soon, walk
+from replicad.work.half_read import half_read
 
 REPLACED, FIRST, PUTS, DROPS = 0, 1, 2, 3
 PHASES = (REPLACED, FIRST, PUTS, DROPS)
@@ -152,6 +153,9 @@ class _Planner:
             is_new = found.known is None or found.known.kind != stamp.kind
             first = stamp.kind == Kind.DIRECTORY and is_new
             self._add(FIRST if first else PUTS, Action.DESCRIBE, found.path, found=found)
+            return
+        if found.known == half_read(stamp):
+            self._add(PUTS, Action.AGAIN, found.path, found=found)
             return
         rewritten = found.known is not None and _written(found.known, stamp)
         in_place = found.known is not None and found.known.inode == stamp.inode
