@@ -277,6 +277,9 @@ def bad_records() -> dict[str, bytes]:
     def with_meta(*, uid: int = 0, gid: int = 0, mtime_ns: int = 0) -> bytes:
         return record_frame([Put(b"m", Kind.FIFO, Meta(0o600, uid, gid, mtime_ns))])
 
+    def with_xattrs(*xattrs: tuple[bytes, bytes]) -> bytes:
+        return record_frame([Put(b"m", Kind.FIFO, Meta(0o600, 0, 0, 0, xattrs))])
+
     return {
         "absent block": record_frame([put, file_put(b"f", 1, {0: here, 1: absent})]),
         "absent block in a map": record_frame([file_put(b"f", 1, {0: here}), Map(1, (1,), absent)]),
@@ -290,6 +293,11 @@ def bad_records() -> dict[str, bytes]:
         "negative numbers": with_meta(gid=-1),
         "time beyond 64 bits": with_meta(mtime_ns=2**64 - 1),
         "negative device": record_frame([Put(b"m", Kind.BLOCK_DEVICE, META, device=-1)]),
+        "target longer than a path": record_frame([Put(b"l", Kind.SYMLINK, META, target=b"x" * 4096)]),
+        "long attribute": with_xattrs((b"user.a", bytes(64 * 1024 + 1))),
+        "attribute with a long name": with_xattrs((b"user." + b"a" * 251, b"")),
+        "more attributes than fit": with_xattrs(*((b"user.%02d" % n, bytes(64 * 1024)) for n in range(16))),
+        "many empty attributes": with_xattrs(*[(b"", b"")] * 200_000),
         "no operations": encode_plain(FrameType.RECORD, b"\xc1"),
         "a block": block_frame(b"x"),
         "two records": record_frame([put]) + record_frame([put]),

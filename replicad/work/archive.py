@@ -43,7 +43,7 @@ from replicad.store.store import Owner, Store, check_names, stored_bytes
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.work.replay import Replay, copy_of
-from replicad.work.untrusted import INT64, check_numbers, single_frame, split_ids, whole_frames
+from replicad.work.untrusted import INT64, check_put, single_frame, split_ids, whole_frames
 
 MAX_UNDER_WAY = 262_144
 """Blocks asked for and not yet received. A primary with 20 MiB under way has this many only if they are 80 bytes
@@ -419,7 +419,7 @@ class Archive:
                     raise PeerError("sent a record with block numbers of a file that it does not name before")
             elif isinstance(op, Put):
                 current = op
-                check_numbers(op)
+                check_put(op)
             else:
                 current = None
             if isinstance(op, Drop):
