@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit_store import META, Model, Tree, bare, blocks_of, directory_put, file_put, flip, groups
-from replicad.db.catalog import CACHED_DIRECTORIES, LOOKUP_ROWS, BlockPlace, Catalog
+from replicad.db.catalog import CACHED_DIRECTORIES, LOOKUP_ROWS, MIGRATIONS, BlockPlace, Catalog
+from replicad.db.database import LOG_BYTES, Database
 from replicad.db.entries import BATCH_BYTES, BATCH_OPS
 from replicad.db.listing import Listing
 from replicad.db.paths import DEEP, PAGE_ROWS
@@ -381,6 +382,34 @@ def test_more_directories_than_the_cache_holds(catalog: Catalog, path: Path) -> 
         catalog.apply([Put(b"%05d/%d" % (n, file), Kind.FIFO, META) for n in range(count)])
     commit(catalog, 1)
     assert len(tree_of(path, 1)) == 2 * count
+
+
+def test_the_log_of_a_large_snapshot_is_given_back(catalog: Catalog, path: Path) -> None:
+    """Beside the catalog stays a log of some MiB, whatever was committed in one piece, or rolled back."""
+
+    def log_bytes() -> int:
+        return path.with_name("catalog.db-wal").stat().st_size
+
+    for number in (1, 2):
+        for n in range(24):
+            catalog.apply([fat_put(b"%d-%d" % (number, n), n)])
+        assert log_bytes() > LOG_BYTES
+        commit(catalog, number)
+    catalog.apply([directory_put(b"a")])
+    commit(catalog, 3)
+    assert log_bytes() <= LOG_BYTES
+    for n in range(24):
+        catalog.apply([fat_put(b"3-%d" % n, n)])
+    assert log_bytes() > LOG_BYTES
+    reading = Database(path, MIGRATIONS, readonly=True)
+    reading.begin_reading()
+    assert reading.value("SELECT count(*) FROM entry") == 49
+    catalog.rollback()  # somebody reads what the log holds: it stays
+    reading.rollback()
+    catalog.apply([directory_put(b"b")])
+    catalog.rollback()
+    assert log_bytes() == 0 and reading.value("SELECT count(*) FROM entry") == 49
+    reading.close()
 
 
 def test_damage_is_remembered(catalog: Catalog, path: Path) -> None:
