@@ -621,6 +621,43 @@ def test_the_reserve_stops_intake_only(store: Path) -> None:
     check(store, {1: {b"a": b"1"}})
 
 
+def test_a_snapshot_of_nothing_new_needs_room_like_any_addition(store: Path) -> None:
+    """At the reserve a commit that covers no record is refused before a byte is written, or a client could send them
+    for ever. Once there is room it is taken."""
+    disk = FaultyDisk()
+    archive = open_archive(store, disk, reserve_bytes=10_000_000)
+    primary = Primary(archive)
+    primary.seal(1)
+    disk.free = 10_004_000
+    before = archive._store.position
+    with pytest.raises(DiskFullError, match="reserve"):
+        primary.seal(2)
+    assert archive.head.number == 1 and archive._store.position == before
+    disk.free = None
+    primary.seal(2)
+    archive.close()
+    assert numbers(store) == [1, 2]
+
+
+def test_a_record_needs_the_room_that_it_takes_in_the_catalog(store: Path) -> None:
+    """Some hundred bytes that expand to half a MiB are refused where that, and as much for the log, is not free."""
+    disk = FaultyDisk()
+    archive = open_archive(store, disk, reserve_bytes=10_000_000)
+    primary = Primary(archive)
+    many = [Put(b"%d" % n, Kind.FIFO, Meta(0, 0, 0, 0, ((b"user.zeros", bytes(50_000)),))) for n in range(10)]
+    frame = record_frame(many, level=3)
+    assert len(frame) < 2000
+    disk.free = 10_900_000
+    with pytest.raises(DiskFullError, match="reserve"):
+        archive.add_record(frame)
+    disk.free = 11_100_000
+    archive.add_record(frame)
+    primary.records.append(split_frames(frame)[0].id)
+    primary.seal(1)
+    archive.close()
+    assert len(trees(store)[1]) == 10
+
+
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """kill -9 after any number of steps: sealed snapshots are there, and the session can be done again."""
     for steps in range(9):

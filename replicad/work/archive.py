@@ -32,6 +32,7 @@ from replicad.model.marks import Marks
 from replicad.model.position import Position
 from replicad.model.snapshot import Commit, Head, decode_commit, records_digest
 from replicad.store.format import (
+    SYNC_BYTES,
     Frame,
     FrameError,
     FrameType,
@@ -150,7 +151,7 @@ class Archive:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all segments on the disk."""
+        """Bytes of segments and books on the disk."""
         return stored_bytes(self._store.directory)
 
     @property
@@ -215,7 +216,7 @@ class Archive:
         except ValueError as error:
             raise PeerError(f"sent a record that is none: {error}") from None
         self._check_ops(ops)
-        self._store.check_room(len(frame))
+        self._store.check_room(len(frame) + catalog_bytes(found))
         with _Breaking(self):
             self._append_copied(frame, found)
             self._current = self._catalog.apply(ops, self._current)
@@ -225,11 +226,13 @@ class Archive:
         """Make what was recorded since the last seal a snapshot. When this returns it is durable.
 
         Raises DivergedError (its parent is not the head), PeerError (it does not fit what was sent); then the
-        session must be aborted. DiskFullError, ReplicadError.
+        session must be aborted. DiskFullError (at the reserve only when it covers no record), ReplicadError.
         """
         self._check_usable()
         found = single_frame(frame, FrameType.COMMIT)
         commit = self._checked_commit(found)
+        if not self.has_recorded:
+            self._store.check_room(sealed_bytes(frame))
         with _Breaking(self):
             self._append_copied(frame, found)
             received_ns = self._store.sync()
@@ -239,6 +242,11 @@ class Archive:
         self._current = None
         self._touched = self._has_promised = False  # a primary seals when all that it offered is recorded
         return self.head
+
+    @property
+    def has_recorded(self) -> bool:
+        """Whether the next commit covers any record."""
+        return bool(self._records)
 
     def abort(self) -> None:
         """Forget what was recorded since the last seal, keep the blocks, and get ready for another session.
@@ -466,6 +474,16 @@ class _Breaking:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:
             self._archive._broken, self._archive._was_full = True, issubclass(kind, DiskFullError)
+
+
+def catalog_bytes(record: Frame) -> int:
+    """What a record takes in the catalog: its rows, and as much in the log until they are moved from there."""
+    return 2 * record.plain
+
+
+def sealed_bytes(commit: bytes) -> int:
+    """What a commit takes: its frame, which fills a sector, and the frame's copy in the catalog and its log."""
+    return SYNC_BYTES + 3 * len(commit)
 
 
 def catalog_path(directory: Path) -> Path:
