@@ -52,6 +52,7 @@ from replicad.model.errors import (
     StoreDamagedError,
     UsageError,
 )
+from replicad.model.order import MAX_ORDER_BYTES
 from replicad.model.snapshot import NO_PARENT, Commit, Head, encode_commit, records_digest
 from replicad.store import store as store_module
 from replicad.store.format import FrameType, encode_frame, encode_plain, split_frames
@@ -360,6 +361,7 @@ def commits(primary: Primary) -> dict[str, tuple[type[ReplicadError], bytes]]:
         "fewer records": (PeerError, commit(records=0, records_digest=records_digest([]))),
         "size beyond 64 bits": (PeerError, commit(size=2**64 - 1)),
         "unread beyond 64 bits": (PeerError, commit(unread=2**63)),
+        "a long order": (PeerError, commit(order=bytes(MAX_ORDER_BYTES + 1))),
         "no commit": (PeerError, encode_plain(FrameType.COMMIT, b"\x90")),
         "a record": (PeerError, record_frame([])),
         "two": (PeerError, commit() * 2),

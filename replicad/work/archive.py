@@ -29,6 +29,7 @@ from replicad.model.errors import (
     UsageError,
 )
 from replicad.model.marks import Marks
+from replicad.model.order import MAX_ORDER_BYTES
 from replicad.model.position import Position
 from replicad.model.snapshot import Commit, Head, decode_commit, records_digest
 from replicad.store.format import (
@@ -459,6 +460,8 @@ class Archive:
             raise PeerError(f"sent snapshot {commit.number} after snapshot {head.number}")
         if commit.records != len(self._records) or commit.records_digest != records_digest(self._records):
             raise PeerError("sent a commit that does not cover the records sent before it")
+        if len(commit.order) > MAX_ORDER_BYTES:
+            raise PeerError(f"sent a commit with a restore order of more than {MAX_ORDER_BYTES} bytes")
         return commit
 
 
