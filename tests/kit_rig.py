@@ -24,7 +24,7 @@ from replicad.link.messages import SnapshotLine
 from replicad.model.entry import Kind, Put
 from replicad.model.errors import ReplicadError
 from replicad.model.retention import Rules
-from replicad.status import DatasetStatus, RetentionStatus
+from replicad.status import DatasetStatus, RetentionStatus, StoreStatus
 from replicad.store.format import plain_payload, split_frames
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
@@ -60,13 +60,14 @@ class Replica:
         reserve_bytes: int = 0,
         make_mender: MakeMender | None = None,
         scrub_of: ScrubOf | None = None,
+        quota_bytes: int = 0,
     ) -> None:
         self.store = store
         store.mkdir(exist_ok=True)
-        clients = [ClientConfig("ams1", "key")]
+        self.allow(quota_bytes)
         self._shelves = Shelves(
             ListenConfig(store, reserve_bytes=reserve_bytes),
-            lambda: clients,
+            lambda: self._clients,
             disk or Disk(),
             Clock(),
             make_mender=make_mender,
@@ -75,6 +76,16 @@ class Replica:
         self._sessions: set[asyncio.Task[None]] = set()
         self.pairs: list[Pair] = []
         self.errors: list[ReplicadError] = []
+
+    def allow(self, quota_bytes: int) -> None:
+        """Give the primary another quota; 0 = none."""
+        self._clients = [ClientConfig("ams1", "key", quota_bytes=quota_bytes)]
+
+    @property
+    def status(self) -> StoreStatus:
+        """The store's line."""
+        (line,) = self._shelves.statuses
+        return line
 
     async def dial(self) -> Channel:
         """A greeted channel to this replica."""

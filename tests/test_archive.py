@@ -53,6 +53,7 @@ from replicad.model.errors import (
     StoreDamagedError,
     UsageError,
 )
+from replicad.model.order import MAX_ORDER_BYTES
 from replicad.model.snapshot import NO_PARENT, Commit, Head, encode_commit, records_digest
 from replicad.store import store as store_module
 from replicad.store.format import FrameType, encode_frame, encode_plain, split_frames
@@ -325,6 +326,9 @@ def bad_records() -> dict[str, bytes]:
     def with_meta(*, uid: int = 0, gid: int = 0, mtime_ns: int = 0) -> bytes:
         return record_frame([Put(b"m", Kind.FIFO, Meta(0o600, uid, gid, mtime_ns))])
 
+    def with_xattrs(*xattrs: tuple[bytes, bytes]) -> bytes:
+        return record_frame([Put(b"m", Kind.FIFO, Meta(0o600, 0, 0, 0, xattrs))])
+
     return {
         "absent block": record_frame([put, file_put(b"f", 1, {0: here, 1: absent})]),
         "absent block in a map": record_frame([file_put(b"f", 1, {0: here}), Map(1, (1,), absent)]),
@@ -338,6 +342,11 @@ def bad_records() -> dict[str, bytes]:
         "negative numbers": with_meta(gid=-1),
         "time beyond 64 bits": with_meta(mtime_ns=2**64 - 1),
         "negative device": record_frame([Put(b"m", Kind.BLOCK_DEVICE, META, device=-1)]),
+        "target longer than a path": record_frame([Put(b"l", Kind.SYMLINK, META, target=b"x" * 4096)]),
+        "long attribute": with_xattrs((b"user.a", bytes(64 * 1024 + 1))),
+        "attribute with a long name": with_xattrs((b"user." + b"a" * 251, b"")),
+        "more attributes than fit": with_xattrs(*((b"user.%02d" % n, bytes(64 * 1024)) for n in range(16))),
+        "many empty attributes": with_xattrs(*[(b"", b"")] * 200_000),
         "no operations": encode_plain(FrameType.RECORD, b"\xc1"),
         "a block": block_frame(b"x"),
         "two records": record_frame([put]) + record_frame([put]),
@@ -400,6 +409,7 @@ def commits(primary: Primary) -> dict[str, tuple[type[ReplicadError], bytes]]:
         "fewer records": (PeerError, commit(records=0, records_digest=records_digest([]))),
         "size beyond 64 bits": (PeerError, commit(size=2**64 - 1)),
         "unread beyond 64 bits": (PeerError, commit(unread=2**63)),
+        "a long order": (PeerError, commit(order=bytes(MAX_ORDER_BYTES + 1))),
         "no commit": (PeerError, encode_plain(FrameType.COMMIT, b"\x90")),
         "a record": (PeerError, record_frame([])),
         "two": (PeerError, commit() * 2),
@@ -659,6 +669,43 @@ def test_the_reserve_stops_intake_only(store: Path) -> None:
     primary.seal(1)
     archive.close()
     check(store, {1: {b"a": b"1"}})
+
+
+def test_a_snapshot_of_nothing_new_needs_room_like_any_addition(store: Path) -> None:
+    """At the reserve a commit that covers no record is refused before a byte is written, or a client could send them
+    for ever. Once there is room it is taken."""
+    disk = FaultyDisk()
+    archive = open_archive(store, disk, reserve_bytes=10_000_000)
+    primary = Primary(archive)
+    primary.seal(1)
+    disk.free = 10_004_000
+    before = archive._store.position
+    with pytest.raises(DiskFullError, match="reserve"):
+        primary.seal(2)
+    assert archive.head.number == 1 and archive._store.position == before
+    disk.free = None
+    primary.seal(2)
+    archive.close()
+    assert numbers(store) == [1, 2]
+
+
+def test_a_record_needs_the_room_that_it_takes_in_the_catalog(store: Path) -> None:
+    """Some hundred bytes that expand to half a MiB are refused where that, and as much for the log, is not free."""
+    disk = FaultyDisk()
+    archive = open_archive(store, disk, reserve_bytes=10_000_000)
+    primary = Primary(archive)
+    many = [Put(b"%d" % n, Kind.FIFO, Meta(0, 0, 0, 0, ((b"user.zeros", bytes(50_000)),))) for n in range(10)]
+    frame = record_frame(many, level=3)
+    assert len(frame) < 2000
+    disk.free = 10_900_000
+    with pytest.raises(DiskFullError, match="reserve"):
+        archive.add_record(frame)
+    disk.free = 11_100_000
+    archive.add_record(frame)
+    primary.records.append(split_frames(frame)[0].id)
+    primary.seal(1)
+    archive.close()
+    assert len(trees(store)[1]) == 10
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit_store import META, Model, Tree, bare, blocks_of, directory_put, file_put, flip, groups
-from replicad.db.catalog import CACHED_DIRECTORIES, LOOKUP_ROWS, BlockPlace, Catalog
+from replicad.db.catalog import CACHED_DIRECTORIES, LOOKUP_ROWS, MIGRATIONS, BlockPlace, Catalog
+from replicad.db.database import LOG_BYTES, Database
 from replicad.db.entries import BATCH_BYTES, BATCH_OPS
-from replicad.db.listing import PAGE_ROWS, Listing
+from replicad.db.listing import Listing
+from replicad.db.paths import DEEP, PAGE_ROWS
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Drop, Kind, Map, Meta, Op, Put, encode_ops
 from replicad.model.errors import BookDamagedError, ReplicadError
 from replicad.model.glob import compile_globs
@@ -218,6 +221,135 @@ def test_long_lists_come_in_pieces(catalog: Catalog, path: Path) -> None:
     assert all(len(op.blocks) <= INLINE_BLOCKS for op in inline)
 
 
+MIB = 1024 * 1024
+FAT = tuple((b"user.%02d" % n, bytes(MIB // 16 - 100)) for n in range(16))
+"""Attributes of one entry, about as many as it may have."""
+
+
+def fat_put(path: bytes, number: int, kind: Kind = Kind.FIFO) -> Put:
+    """An entry with all of them, and one that tells it from others."""
+    return Put(path, kind, Meta(0, 0, 0, 0, (*FAT, (b"user.own", b"%d" % number))))
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes that Python's objects took at most while this was done."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _flat(catalog: Catalog) -> list[bytes]:
+    """40 entries with long attributes side by side, then every one of them with another value."""
+    paths = [b"dir/%02d" % n for n in range(40)]
+    for snapshot in (1, 2):
+        for number, path in enumerate(paths):
+            catalog.apply([fat_put(path, snapshot * 100 + number)])
+        commit(catalog, snapshot)
+    return paths
+
+
+def _deep(catalog: Catalog) -> list[bytes]:
+    """20 directories with long attributes one within the other, each beside an entry that has them too."""
+    paths = [b"/".join([b"d"] * depth) for depth in range(1, 21)]
+    paths += [path + b"e" for path in paths]
+    for snapshot in (1, 2):
+        for number, path in enumerate(paths):
+            kind = Kind.FIFO if path.endswith(b"e") else Kind.DIRECTORY
+            catalog.apply([fat_put(path, snapshot * 100 + number, kind)])
+        commit(catalog, snapshot)
+    return sorted(paths, key=lambda path: path.split(b"/"))
+
+
+@pytest.mark.parametrize("shape", [_flat, _deep])
+def test_long_attributes_are_held_of_few_entries_at_once(
+    catalog: Catalog, path: Path, shape: Callable[[Catalog], list[bytes]]
+) -> None:
+    """Whoever lists, visits, compares or browses many entries of 1 MiB each is told all of them, and holds some MiB."""
+    paths = shape(catalog)
+    listing = Listing(path)
+    every = len(FAT) + 1
+
+    def told(lists: Iterator[list[Op]]) -> list[bytes]:
+        puts = (op for ops in lists for op in ops if isinstance(op, Put))
+        return [put.path for put in puts if len(put.meta.xattrs) == every]
+
+    def list_some() -> None:
+        assert told(listing.operations(1, compile_globs([b"absent", paths[-1]]))) == [
+            path for path in paths if path == paths[-1] or paths[-1].startswith(path + b"/")
+        ]
+
+    def compare() -> None:
+        found = itertools.chain.from_iterable(listing.differences(1, 2, EVERYTHING))
+        both = ((one.path, [len(put.meta.xattrs) for put in (one.before, one.after) if put]) for one in found)
+        assert [path for path, counts in both if counts == [every, every]] == paths
+
+    def browse() -> None:
+        directory, _, last = paths[-1].rpartition(b"/")
+        names = list[bytes]()
+        while page := listing.browse().page(2, directory, names[-1] if names else b"", 256):
+            names += [name for name, put in page if len(put.meta.xattrs) == every]
+            del page
+        assert names[-1] == last and set(names) <= {path.rpartition(b"/")[2] for path in paths}
+
+    def list_all() -> None:
+        assert told(listing.operations(1, EVERYTHING)) == paths
+
+    def visit() -> None:
+        assert told(listing.visit(2, b"", 99, blocks=False)) == paths
+
+    peaks = {work.__name__: peak_of(work) for work in (list_all, list_some, visit, compare, browse)}
+    listing.close()
+    assert max(peaks.values()) < 8 * MIB, peaks
+
+
+def test_the_history_of_long_attributes_is_held_piece_by_piece(catalog: Catalog, path: Path) -> None:
+    """A path that had 1 MiB of other attributes in each of 40 snapshots: each version comes whole, few are held."""
+    for snapshot in range(1, 41):
+        catalog.apply([fat_put(b"a", snapshot)])
+        commit(catalog, snapshot)
+    listing = Listing(path)
+    seen: list[tuple[bytes, bytes]] = []
+
+    def trace() -> None:
+        for versions in listing.versions().of(b"a"):
+            seen.extend(version.put.meta.xattrs[-1] for version in versions if version.put.meta.xattrs[:-1] == FAT)
+            before = [version.before for version in versions if version.before]
+            assert all(len(put.meta.xattrs) == len(FAT) + 1 for put in before)
+
+    peak = peak_of(trace)
+    listing.close()
+    assert seen == [(b"user.own", b"%d" % snapshot) for snapshot in range(40, 0, -1)]
+    assert peak < 8 * MIB
+
+
+def test_symlinks_with_long_targets_fill_a_list_as_what_they_are(catalog: Catalog, path: Path) -> None:
+    """Targets count in the length of a list: a thousand of 4 KiB each come in lists that fit into a message."""
+    links = [Put(b"%04d" % n, Kind.SYMLINK, META, target=b"%04d" % n + b"x" * 4000) for n in range(1000)]
+    catalog.apply(links)
+    commit(catalog, 1)
+    listing = Listing(path)
+    lists = list(listing.operations(1, EVERYTHING))
+    listing.close()
+    assert [op for ops in lists for op in ops] == links
+    assert max(len(encode_ops(ops)) for ops in lists) < 2 * BATCH_BYTES
+
+
+def test_deep_directories_are_listed_in_smaller_pages(catalog: Catalog, path: Path) -> None:
+    """Far down a walk reads few rows at once, and all of them in order, before and after a change of every one."""
+    paths = [b"/".join([*[b"d"] * depth, b"%03d" % n]) for depth in (DEEP + 3, DEEP) for n in range(30)]
+    paths.sort(key=lambda path: path.split(b"/"))
+    for snapshot in (1, 2):
+        catalog.apply([Put(name, Kind.FIFO, Meta(snapshot, 0, 0, 0)) for name in paths])
+        commit(catalog, snapshot)
+    listing = Listing(path)
+    assert [op.path for ops in listing.operations(1, EVERYTHING) for op in ops if isinstance(op, Put)] == paths
+    assert [found.path for lines in listing.differences(1, 2, EVERYTHING) for found in lines] == paths
+    listing.close()
+
+
 def test_globs_prune_and_keep_parents(catalog: Catalog, path: Path) -> None:
     """A pattern brings what matches, what is below, and the directories above; directories without a match stay out."""
     every = [b"", b"etc", b"etc/nginx", b"etc/nginx/a.conf", b"etc/ssl", b"home", b"home/etc", b"home/x.conf"]
@@ -250,6 +382,34 @@ def test_more_directories_than_the_cache_holds(catalog: Catalog, path: Path) -> 
         catalog.apply([Put(b"%05d/%d" % (n, file), Kind.FIFO, META) for n in range(count)])
     commit(catalog, 1)
     assert len(tree_of(path, 1)) == 2 * count
+
+
+def test_the_log_of_a_large_snapshot_is_given_back(catalog: Catalog, path: Path) -> None:
+    """Beside the catalog stays a log of some MiB, whatever was committed in one piece, or rolled back."""
+
+    def log_bytes() -> int:
+        return path.with_name("catalog.db-wal").stat().st_size
+
+    for number in (1, 2):
+        for n in range(24):
+            catalog.apply([fat_put(b"%d-%d" % (number, n), n)])
+        assert log_bytes() > LOG_BYTES
+        commit(catalog, number)
+    catalog.apply([directory_put(b"a")])
+    commit(catalog, 3)
+    assert log_bytes() <= LOG_BYTES
+    for n in range(24):
+        catalog.apply([fat_put(b"3-%d" % n, n)])
+    assert log_bytes() > LOG_BYTES
+    reading = Database(path, MIGRATIONS, readonly=True)
+    reading.begin_reading()
+    assert reading.value("SELECT count(*) FROM entry") == 49
+    catalog.rollback()  # somebody reads what the log holds: it stays
+    reading.rollback()
+    catalog.apply([directory_put(b"b")])
+    catalog.rollback()
+    assert log_bytes() == 0 and reading.value("SELECT count(*) FROM entry") == 49
+    reading.close()
 
 
 def test_damage_is_remembered(catalog: Catalog, path: Path) -> None:

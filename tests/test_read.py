@@ -7,6 +7,7 @@ import itertools
 import os
 import stat
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,17 @@ from hypothesis import strategies as st
 from kit_source import BadDisk, KnownTree, LaterClock, Meddler, survey
 from kit_tree import as_nobody, build_tree, describe_tree, is_root, make_deep, set_acl
 from replicad.model.block import block_id, checksum
-from replicad.model.entry import MAP_BLOCKS, SPARSE, Identity, Kind, Stamp
+from replicad.model.entry import (
+    MAP_BLOCKS,
+    MAX_XATTR_BYTES,
+    MAX_XATTRS_BYTES,
+    SPARSE,
+    Identity,
+    Kind,
+    Put,
+    Stamp,
+    op_problem,
+)
 from replicad.source import read as reading
 from replicad.source.large import SLAB_BYTES, SPAN_BLOCKS, LargeRead, Slab, open_large
 from replicad.source.meta import Described, describe
@@ -38,6 +49,7 @@ from replicad.source.read import (
 from replicad.source.reread import Ask, Judgement, Moved, Reread, judge_reread, reread
 from replicad.source.root import SETTLE_NS, Root, Trouble
 from replicad.system.clock import Clock
+from replicad.work.untrusted import check_put
 
 KIB = 1024
 BLOCK = 64 * KIB
@@ -143,6 +155,37 @@ def test_an_attribute_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch:
     assert isinstance(result, FileRead)
     assert result.description.meta.xattrs == ((b"user.open", b"1"),)
     assert result.description.troubles == ("extended attribute user.secret cannot be read: Operation not permitted",)
+
+
+def test_attributes_beyond_what_a_record_holds_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than an entry may have those are recorded that fit, by name, and never more is held; what a replica would
+    refuse is left out as well. The number of the others is told."""
+    (tmp_path / "file").write_bytes(b"x")
+    names = ["user.long", *(f"user.{n:03d}" for n in range(100, 0, -1)), "user.short"]
+    sizes = {"user.long": MAX_XATTR_BYTES + 1, "user.short": 10}
+    monkeypatch.setattr(os, "listxattr", lambda of: names)
+    monkeypatch.setattr(os, "getxattr", lambda of, name: bytes(sizes.get(name, 50_000)))
+    tracemalloc.start()
+    result = read_one(tmp_path, "file")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(result, FileRead)
+    kept = result.description.meta.xattrs
+    assert [name for name, _ in kept] == [*(b"user.%03d" % n for n in range(1, 21)), b"user.short"]
+    (told,) = result.description.troubles
+    assert told.startswith("extended attribute user.021 and 80 more are left out") and peak < 2 * MAX_XATTRS_BYTES
+    put = Put(b"file", Kind.FILE, result.description.meta, 1, 1, 4096)
+    check_put(put)
+    assert op_problem(put) == ""
+
+
+def test_a_symlink_whose_target_no_record_holds_is_a_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system may hand out a target that no other one takes: the link is left out and named."""
+    (tmp_path / "link").symlink_to("there")
+    monkeypatch.setattr(os, "readlink", lambda name, dir_fd: b"x" * 4096)
+    with Root(os.fsencode(tmp_path)) as root:
+        (found,) = describe(root, [b"link"], clock=CLOCK)
+    assert isinstance(found, Trouble) and "longer than 4095 bytes" in found.reason
 
 
 def test_access_control_lists_are_extended_attributes(tmp_path: Path) -> None:

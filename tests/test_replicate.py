@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kit_faults import needs_root, small_disk
 from kit_restore import restore
 from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_scrub_primary import ALL, scrubbed
@@ -23,15 +24,15 @@ from kit_tend import stamp_now
 from kit_tree import build_tree, is_root
 from replicad.db.audit import audit
 from replicad.db.database import PAGE_BYTES
-from replicad.db.ledger import EntryRow, Ledger
-from replicad.db.unnamed import KEPT_WALKS
+from replicad.db.ledger import EntryRow, Ledger, stamp_of
 from replicad.db.touched import restamp
+from replicad.db.unnamed import KEPT_WALKS
 from replicad.link.channel import Channel
-from replicad.model.entry import INLINE_BLOCKS
+from replicad.model.entry import INLINE_BLOCKS, MAX_XATTRS_BYTES, Kind, Meta, Put, xattrs_length
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
 from replicad.source import read as source_read
-from replicad.work import archive as work_archive
 from replicad.system.clock import Clock
+from replicad.work import archive as work_archive
 from replicad.work import copy as work_copy
 from replicad.work import known as work_known
 from replicad.work import scout as work_scout
@@ -69,6 +70,65 @@ async def test_every_entry_type_and_all_metadata_arrive(tmp_path: Path, root: Pa
         status = await primary.sync(fra1)
         assert (status.unread, [t.path for t in status.troubles]) == (0, [])
         assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
+@needs_root
+async def test_as_many_attributes_as_a_record_holds_come_back_and_more_are_told(tmp_path: Path) -> None:
+    """Every entry at the limit is restored to the byte. Of one beyond it the rest is told in the pass that leaves it
+    out; neither a second replica nor a restore over the live file, which keeps it, is held up."""
+    with small_disk(tmp_path / "disk", 64) as disk:
+        root = disk / "www"
+        (root / "directory").mkdir(parents=True)
+        (root / "link").symlink_to("x" * 4095)
+        (root / "full").write_text("full")
+        (root / "over").write_text("over")
+        last = MAX_XATTRS_BYTES - xattrs_length([(b"user.%02d" % n, bytes(60_000)) for n in range(17)])
+        for entry in ("directory", "full", "over"):
+            for n in range(17):
+                os.setxattr(root / entry, f"user.{n:02d}", bytes([n]) * 60_000)
+            os.setxattr(root / entry, "user.17", bytes(last - xattrs_length([(b"user.17", b"")])))
+        os.setxattr(root / "over", "user.18", b"one more")
+        async with (
+            rig(tmp_path, root, ("fra1", "par1")) as primary,
+            replica(tmp_path / "store1") as fra1,
+            replica(tmp_path / "store2") as par1,
+        ):
+            line = await primary.sync(fra1)
+            assert line.unread == 1 and "extended attribute user.18 is left out" in line.troubles[0].reason
+            assert (await primary.sync(fra1)).unread == 0
+            await primary.sync(par1, "par1")
+            assert describe_snapshot(par1.archive) == describe_snapshot(fra1.archive)
+            here = copied(root)
+            here[b"over"]["xattrs"].pop(b"user.18")
+            await restore(fra1.archive, disk / "back")
+            assert differences(copied(disk / "back"), here) == []
+            os.utime(root / "full")
+            (root / "over").chmod(0o600)
+            await restore(fra1.archive, root)
+            assert (root / "over").stat().st_mode & 0o777 == 0o644
+            assert os.getxattr(root / "over", "user.18") == b"one more"
+
+
+async def test_what_a_ledger_has_beyond_the_limit_is_left_out_and_told(tmp_path: Path, root: Path) -> None:
+    """An entry that was recorded with more attributes than a replica takes in now does not hold up a new replica."""
+    (root / "a").mkdir()
+    async with rig(tmp_path, root, ("fra1", "par1")) as primary, replica(tmp_path / "store1") as fra1:
+        await primary.sync(fra1)
+        ledger = primary.dataset.ledger
+
+        def record_more() -> None:
+            known = ledger.known(b"a")
+            assert known
+            xattrs = tuple((b"user.%02d" % n, bytes(60_000)) for n in range(20))
+            meta = Meta(known.mode, known.uid, known.gid, known.mtime_ns, xattrs)
+            ledger.record_entries([EntryRow(Put(b"a", Kind.DIRECTORY, meta), stamp_of(known), known.seq)])
+
+        await primary.dataset.in_ledger(record_more)
+        async with replica(tmp_path / "store2") as par1:
+            line = await primary.sync(par1, "par1")
+            assert line.unread == 1 and "user.17 and 2 more are left out" in line.troubles[0].reason
+            assert (await primary.sync(par1, "par1")).pass_ok
+            assert len(describe_snapshot(par1.archive)[b"a"]["xattrs"]) == 17
 
 
 async def test_an_unchanged_tree_sends_nothing(tmp_path: Path, root: Path) -> None:

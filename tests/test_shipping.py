@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from replicad.link.messages import Message, Need, Offer, Opened, Refuse
-from replicad.model.entry import Drop, Op, encode_ops
+from kit_store import META
+from replicad.link.messages import Acked, Credit, Message, Need, Offer, Opened, Record, Refuse, Seal
+from replicad.model.entry import Drop, Kind, Op, Put, decode_ops, encode_ops
 from replicad.model.errors import DiskFullError, LinkError
-from replicad.model.snapshot import Head
+from replicad.model.snapshot import NO_PARENT, Commit, Head
+from replicad.store.format import Frame, plain_payload, split_frames
 from replicad.work.record import Listed, given, maps
 from replicad.work.shipping import RECORD_BYTES, Shipping, Unit, load_nothing
 from replicad.work.shipping import _length as op_length
@@ -99,3 +101,38 @@ async def test_a_defect_ends_the_session_instead_of_letting_a_pass_wait() -> Non
             await asyncio.wait_for(shipping.flushed(), 10)
         assert isinstance(shipping.failure, ZeroDivisionError)
         await shipping.close()
+
+
+class StoringChannel(WillingChannel):
+    """A channel whose peer stores every record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[Frame] = []
+
+    async def send(self, message: Message) -> None:
+        if isinstance(message, Record):
+            self.records += split_frames(message.frame)
+            self._answers.put_nowait(Credit(len(message.frame)))
+        elif isinstance(message, Seal):
+            self._answers.put_nowait(Acked(Head(1, split_frames(message.frame)[0].id)))
+
+
+async def test_symlinks_with_long_targets_come_in_records_that_a_replica_takes() -> None:
+    """However many stand one behind the other: a record frame is closed by what it holds."""
+    links: list[Op] = [Put(b"%04d" % n, Kind.SYMLINK, META, target=b"x" * 4095) for n in range(2000)]
+    channel = StoringChannel()
+
+    async def before(head: Head) -> None:
+        pass
+
+    def build(records: int, digest: bytes) -> Commit:
+        return Commit(1, 1, True, NO_PARENT, records, digest, len(links), 0)
+
+    with ThreadPoolExecutor(1) as pool:
+        shipping = Shipping(channel, pool, 0, lambda size: None)  # type: ignore[arg-type]
+        await shipping.open("www")
+        await shipping.ship(Unit(b"", load_nothing, given(links), 0))
+        await shipping.seal(build, before)
+        await shipping.close()
+    assert [op for frame in channel.records for op in decode_ops(bytes(plain_payload(frame)))] == links

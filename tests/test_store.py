@@ -29,7 +29,7 @@ from replicad.store.format import (
     split_frames,
 )
 from replicad.store.segments import Damage, Found, SegmentFiles, Torn, segment_numbers, segment_path
-from replicad.store.store import Owner, Store, store_path, stored_bytes
+from replicad.store.store import Owner, Store, book_bytes, store_path, stored_bytes
 from replicad.system.disk import Disk
 
 UUID = bytes(range(16))
@@ -360,6 +360,18 @@ def test_the_reserve_is_kept(tmp_path: Path) -> None:
     store.sync()
     assert troubles_in(scan(store)) == []
     assert stored_bytes(tmp_path) == segment_path(tmp_path, 1).stat().st_size
+
+
+def test_a_store_takes_what_its_books_take_too(tmp_path: Path) -> None:
+    """Catalog, findings and their logs count beside the segments; what else lies there, and what is gone, does not."""
+    assert (stored_bytes(tmp_path), book_bytes(tmp_path)) == (0, 0)
+    store = make(tmp_path, FaultyDisk())
+    add(store, block_frame(b"block"))
+    store.sync()
+    segment = segment_path(tmp_path, 1).stat().st_size
+    for size, name in enumerate(("catalog.db", "catalog.db-wal", "findings.db", "findings.db-wal", "README"), 1):
+        (tmp_path / name).write_bytes(bytes(10**size))
+    assert stored_bytes(tmp_path) == segment + 11_110 and book_bytes(tmp_path) == 11_110
 
 
 def test_no_room_in_the_middle_leaves_a_torn_end(tmp_path: Path) -> None:

@@ -776,6 +776,23 @@ async def test_an_answer_waits_for_credit(question: Message, tmp_path: Path) -> 
         assert parts > 3
 
 
+async def test_a_comparison_and_a_history_may_be_long(tmp_path: Path) -> None:
+    """A thousand long paths that differ, and versions with as many attributes as an entry may have, come over the
+    link."""
+    xattrs = tuple((b"user.%02d" % n, bytes(50_000)) for n in range(20))
+    with Writer(tmp_path / "store") as writer:
+        for snapshot in (1, 2):
+            writer.put(b"fat", b"", meta=msgspec.structs.replace(META, mode=snapshot, xattrs=xattrs))
+            for number in range(1000):
+                writer.put(b"%04d" % number + b"x" * 200, b"", meta=msgspec.structs.replace(META, mode=snapshot))
+            writer.seal(snapshot)
+    async with asyncio.timeout(15), reading_pair(tmp_path / "store") as (remote, *_):
+        found = [one async for lines in remote.compare(1, 2) for one in lines]
+        assert len(found) == 1001 and all(one.before and one.after for one in found)
+        versions = [one async for lines in remote.trace(b"fat") for one in lines]
+        assert [one.put.meta.mode for one in versions] == [2, 1] and versions[0].put.meta.xattrs == xattrs
+
+
 @pytest.mark.parametrize("second", [Visit(3, b"", 1, False, 1), Trace(b"x", 1), Compare(3, 5, [], 1)])
 async def test_a_second_question_while_one_is_answered_breaks_the_protocol(store: Path, second: Message) -> None:
     """A client cannot make the server hold several answers."""

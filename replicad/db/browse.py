@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from replicad.db.database import Database
-from replicad.db.entries import ENTRY_COLUMNS, put_of
+from replicad.db.entries import ENTRY_COLUMNS, in_batches, length_of, put_of
 from replicad.db.paths import directory_of, place_of
 from replicad.model.entry import Put
 
@@ -31,18 +31,21 @@ class Browse:
         return put_of(path, row) if row else None
 
     def page(self, ordinal: int, path: bytes, after: bytes, limit: int) -> list[tuple[bytes, Put]]:
-        """The next names in a directory behind `after`, sorted by their bytes, with what stood there."""
+        """The next names in a directory behind `after`, sorted by their bytes, with what stood there: `limit` at most,
+        fewer where they are long; none at the end."""
         directory = directory_of(self._db, path)
         if directory is None:
             return []
-        rows = self._db.all(
+        prefix = path + b"/" if path else b""
+        rows = self._db.rows(
             f"SELECT {ENTRY_COLUMNS}, name FROM entry WHERE directory = ? AND name > ? AND {_SHOWN}"
             " ORDER BY name LIMIT ?",
             (directory, after, ordinal, ordinal, limit),
         )
+        found = ((row[-1], put_of(prefix + row[-1], row)) for row in rows)
+        page = next(in_batches(found, lambda one: length_of(one[1])), [])
         self._check_kept(ordinal)
-        prefix = path + b"/" if path else b""
-        return [(row[-1], put_of(prefix + row[-1], row)) for row in rows]
+        return page
 
     def blocks(self, ordinal: int, file: int, first: int, count: int) -> dict[int, bytes]:
         """Ids of those of `count` blocks of a file that are not zero, by their number."""

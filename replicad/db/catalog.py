@@ -295,8 +295,9 @@ class Catalog:
         self._settled_directory = self._top_directory()
 
     def rollback(self) -> None:
-        """Forget everything since the last commit."""
+        """Forget everything since the last commit, and give back the room that it took in the log."""
         self._db.rollback()
+        self._db.empty_log()
         self._directories.clear()
         self._load()
 

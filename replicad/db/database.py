@@ -29,6 +29,9 @@ Row = tuple[Any, ...]
 PAGE_BYTES = 8192
 CACHE_KIB = 16 * 1024
 """SQLite page cache of one connection; with one writer and a few readers a daemon stays within its memory bound."""
+LOG_BYTES = 1000 * PAGE_BYTES
+"""What is left of a write-ahead log that was longer, once all of it stands in the database: SQLite moves it at 1000
+pages."""
 BUSY_MS = 30_000
 INSERT_ROWS = 64
 """Rows that one statement inserts; beyond it statements become too long to be kept prepared."""
@@ -94,6 +97,7 @@ class Database:
             connection = apsw.Connection(str(path), flags=flags)
             connection.set_busy_timeout(BUSY_MS)
         connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         connection.execute("PRAGMA synchronous = normal")
         connection.execute("PRAGMA temp_store = file")
         if str(connection.execute("PRAGMA checksum_verification").get) != "1":
@@ -163,6 +167,16 @@ class Database:
         """Undo the transaction, if one is open."""
         if self.in_transaction:
             self.execute("ROLLBACK")
+
+    def empty_log(self) -> None:
+        """Give back what the write-ahead log takes, where that can be done at once."""
+        self._connection.set_busy_timeout(0)
+        try:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.Error:
+            pass  # somebody reads from it, or there is no room to move it: it stays as long as it is, and works
+        finally:
+            self._connection.set_busy_timeout(BUSY_MS)
 
     @property
     def in_transaction(self) -> bool:

@@ -25,7 +25,7 @@ from replicad.db.database import CACHE_KIB, Database
 from replicad.db.due import DueParts
 from replicad.db.ledger_schema import MIGRATIONS
 from replicad.db.plan import Plan
-from replicad.model.entry import Kind, Meta, Put, Stamp
+from replicad.model.entry import Kind, Meta, Put, Stamp, fitting
 from replicad.model.snapshot import Head
 
 UNSETTLED = 2**62
@@ -564,12 +564,12 @@ _DIRECTORY_CACHE = 20_000
 
 
 def put_of(path: bytes, known: Known) -> Put:
-    """The `Put` that the ledger's entry amounts to, without blocks."""
+    """The `Put` that the ledger's entry amounts to, without blocks and what is `left_out`."""
     extra = _extra_decoder.decode(known.extra) if known.extra else Extra()
     return Put(
         path=path,
         kind=Kind(known.kind),
-        meta=Meta(known.mode, known.uid, known.gid, known.mtime_ns, extra.xattrs),
+        meta=Meta(known.mode, known.uid, known.gid, known.mtime_ns, fitting(extra.xattrs)[0]),
         size=known.size if known.file else 0,
         file=known.file,
         block_bytes=known.block_bytes,
@@ -577,6 +577,11 @@ def put_of(path: bytes, known: Known) -> Put:
         target=extra.target,
         device=extra.device,
     )
+
+
+def left_out(known: Known) -> str:
+    """What no record has room for of an entry that was recorded before there was a limit, in words; "" for nothing."""
+    return fitting(_extra_decoder.decode(known.extra).xattrs)[1] if known.extra else ""
 
 
 def stamp_of(known: Known) -> Stamp:

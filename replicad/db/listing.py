@@ -21,8 +21,8 @@ from replicad.db.browse import Browse
 from replicad.db.catalog import LOOKUP_MARKS, MIGRATIONS, ROOT, BlockPlace, FrameCopy, lookup_groups
 from replicad.db.database import CACHE_KIB, Database, Row
 from replicad.db.differences import differences
-from replicad.db.entries import ENTRY_COLUMNS, in_batches, length_of, put_of
-from replicad.db.paths import directory_of, place_of, subdirectories
+from replicad.db.entries import CUT_COLUMNS, ENTRY_COLUMNS, Place, in_batches, is_cut, length_of, put_of, whole
+from replicad.db.paths import directory_of, page_rows, place_of, subdirectories
 from replicad.db.versions import Versions
 from replicad.model.block import block_count
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Kind, Map, Op, Put
@@ -37,8 +37,6 @@ OLDEST_LISTED = 1
 nobody can bring up to date, is listed as it is."""
 MAX_BEHIND_COMMIT = 10_000
 """Frames that are no blocks and stand behind the last commit, at most: of a pass over a hundred million entries."""
-PAGE_ROWS = 256
-"""Entries of one directory read at once, each with INLINE_BLOCKS blocks at most."""
 
 
 class SnapshotRow(NamedTuple):
@@ -158,7 +156,7 @@ class Listing:
                 stack.pop()
             elif node.path != path:  # the root stands in itself
                 if node.put:
-                    yield node.put
+                    yield self._told(node)
                     if blocks and block_count_of(node.put) > INLINE_BLOCKS:
                         yield from self._maps(node.put, ordinal)
                 if node.directory is not None and len(stack) < depth:
@@ -182,7 +180,7 @@ class Listing:
 
     def _walk(self, ordinal: int, globs: Globs) -> Iterator[Op]:
         """Depth first, with a stack of open directories."""
-        waiting: list[Put] = []  # directories on the way down, told once something in them matches
+        waiting: list[_Node] = []  # directories on the way down, told once something in them matches
         stack = [self._directory(ordinal, ROOT, b"", globs)]
         while stack:
             node = next(stack[-1], None)
@@ -192,13 +190,12 @@ class Listing:
             while waiting and not _holds(waiting[-1].path, node.path):
                 waiting.pop()
             if node.put and node.matches:
-                yield from waiting
+                yield from map(self._told, (*waiting, node))
                 waiting.clear()
-                yield node.put
                 if block_count_of(node.put) > INLINE_BLOCKS:
                     yield from self._maps(node.put, ordinal)
             elif node.put and node.put.kind is Kind.DIRECTORY:
-                waiting.append(node.put)
+                waiting.append(node)
             if node.directory is not None and globs.below(node.path):
                 stack.append(self._directory(ordinal, node.directory, node.path, globs))
 
@@ -220,25 +217,31 @@ class Listing:
             yield node._replace(directory=others[0].directory) if others else node
 
     def _entries(self, ordinal: int, directory: int, prefix: bytes, globs: Globs, with_blocks: bool) -> Iterator[_Node]:
-        after, first = b"", directory == ROOT
+        after, first, limit = b"", directory == ROOT, page_rows(prefix)
         while True:
             rows = self._db.all(
-                f"SELECT {ENTRY_COLUMNS}, name FROM entry"
+                f"SELECT {CUT_COLUMNS}, born, name FROM entry"
                 f" WHERE directory = ? AND name {'>=' if first else '>'} ?"
                 " AND born <= ? AND (died IS NULL OR died > ?) ORDER BY name LIMIT ?",
-                (directory, after, ordinal, ordinal, PAGE_ROWS),
+                (directory, after, ordinal, ordinal, limit),
             )
             puts = [(put_of(prefix + row[-1], row), globs(prefix + row[-1])) for row in rows]
             wanted = [put for put, matches in puts if matches] if with_blocks else []
             blocks = self._inline(wanted, ordinal)
-            for put, matches in puts:
-                yield _Node(put.path, _with_blocks(put, blocks) if matches else put, matches, None)
-            if len(rows) < PAGE_ROWS:
+            for row, (put, matches) in zip(rows, puts, strict=True):
+                rest = (directory, row[-1], row[-2]) if is_cut(row) else None
+                yield _Node(put.path, _with_blocks(put, blocks) if matches else put, matches, None, rest)
+            if len(rows) < limit:
                 return
             after, first = rows[-1][-1], False
 
     def _subdirectories(self, directory: int, prefix: bytes) -> Iterator[_Node]:
-        return (_Node(prefix + name, None, False, number) for name, number in subdirectories(self._db, directory))
+        found = subdirectories(self._db, directory, page_rows(prefix))
+        return (_Node(prefix + name, None, False, number) for name, number in found)
+
+    def _told(self, node: _Node) -> Put:
+        assert node.put
+        return whole(self._db, node.put, node.rest) if node.rest else node.put
 
     def _inline(self, puts: list[Put], ordinal: int) -> dict[int, list[Row]]:
         """(file, number, id) of the blocks of those files that list them in their `Put`, by file."""
@@ -282,6 +285,8 @@ class _Node(NamedTuple):
     matches: bool
     directory: int | None
     """Where to look for what is in it."""
+    rest: Place | None = None
+    """Where to look for what is long in the entry."""
 
 
 _path = attrgetter("path")

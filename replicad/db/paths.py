@@ -8,7 +8,11 @@ from replicad.db.catalog import ROOT
 from replicad.db.database import Database
 
 PAGE_ROWS = 256
-"""Directories asked for at once."""
+"""Rows of one directory asked for at once."""
+DEEP = 32
+"""Directories above that may all have a page of their own."""
+DEEP_ROWS = 8
+"""Rows asked for at once below them: a walk holds a page of each directory on the way, which may be thousands."""
 
 
 def directory_of(database: Database, path: bytes) -> int | None:
@@ -30,16 +34,21 @@ def place_of(database: Database, path: bytes) -> tuple[int, bytes] | None:
     return None if directory is None else (directory, name)
 
 
-def subdirectories(database: Database, directory: int) -> Iterator[tuple[bytes, int]]:
-    """(name, id) of every directory that ever stood in one, by name."""
+def page_rows(prefix: bytes) -> int:
+    """How many rows of a directory to ask for at once; `prefix` is what stands before a name in it."""
+    return PAGE_ROWS if prefix.count(b"/") <= DEEP else DEEP_ROWS
+
+
+def subdirectories(database: Database, directory: int, limit: int) -> Iterator[tuple[bytes, int]]:
+    """(name, id) of every directory that ever stood in one, by name, `limit` asked for at once."""
     after = b""
     while True:
         rows = database.all(
             "SELECT name, id FROM directory WHERE parent = ? AND name > ? ORDER BY name LIMIT ?",
-            (directory, after, PAGE_ROWS),
+            (directory, after, limit),
         )
         yield from rows
-        if len(rows) < PAGE_ROWS:
+        if len(rows) < limit:
             return
         after = rows[-1][0]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from replicad.db.contents import NOT_KNOWN, NOTHING, Changed, changed, sized, written
 from replicad.db.database import Database, Row
-from replicad.db.entries import ENTRY_COLUMNS, in_batches, length_of, put_of
+from replicad.db.entries import CUT_COLUMNS, in_batches, is_cut, length_of, put_of, whole
 from replicad.db.paths import path_of, place_of
 from replicad.model.entry import Kind, Put
 from replicad.model.travel import Moment, Version
@@ -26,7 +26,7 @@ NEVER = 2**62
 """An ordinal beyond all."""
 WITNESSES = 4
 """Entries of a directory that are asked where it was before."""
-_COLUMNS = f"{ENTRY_COLUMNS}, directory, name, born, died"
+_COLUMNS = f"{CUT_COLUMNS}, directory, name, born, died"
 _ENDED = "died > ?1 AND died <= ?2 AND born <= ?1"
 """What the last snapshot before a window shows and the one at its end does not."""
 
@@ -39,6 +39,7 @@ class _State(NamedTuple):
     born: int
     died: int | None
     put: Put
+    is_cut: bool
 
 
 class Versions:
@@ -72,7 +73,11 @@ class Versions:
     def _version(self, state: _State, before: _State | None) -> Version:
         counts = self._changed(before, state) if before else NOTHING
         returned = before is not None and not self._follows(before, state)
-        return Version(state.put, *self._moments(state), before.put if before else None, returned, *counts)
+        put, earlier = self._told(state), self._told(before) if before else None
+        return Version(put, *self._moments(state), earlier, returned, *counts)
+
+    def _told(self, state: _State) -> Put:
+        return whole(self._db, state.put, state[:3]) if state.is_cut else state.put
 
     def _window(self, state: _State) -> tuple[int, int] | None:
         """The ordinals of the last snapshot before it and of the first that shows it, between which it came; None when
@@ -177,7 +182,8 @@ class Versions:
         if directory not in self._paths:
             self._paths[directory] = path_of(self._db, directory, b"")
         above = self._paths[directory]
-        return _State(directory, name, born, died, put_of(above + b"/" + name if above else name, row))
+        put = put_of(above + b"/" + name if above else name, row)
+        return _State(directory, name, born, died, put, is_cut(row))
 
 
 def _end(state: _State) -> int:

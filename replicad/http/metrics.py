@@ -298,7 +298,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _store("entries", "Entries of the last snapshot.", lambda s: float(s.entries)),
     _store("dataset_bytes", "Bytes of the files of the last snapshot.", lambda s: float(s.size)),
-    _store("stored_bytes", "Bytes that all snapshots take on the disk.", lambda s: float(s.stored_bytes)),
+    _store("stored_bytes", "Bytes that the store takes on the disk, books included.", lambda s: float(s.stored_bytes)),
     _store(
         "quota_bytes",
         "Bytes that all stores of the client may take together; 0 = as many as there are.",

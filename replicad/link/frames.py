@@ -27,12 +27,13 @@ SMALL_BYTES = 256 * 1024
 """Longest message that carries no stored frames (an Offer of 4096 ids takes half): decoded into objects, a longer
 one could take many times its length in memory."""
 _LONGER = {
-    **dict.fromkeys((9, 10, 11, 17), MAX_MESSAGE_BYTES),
+    **dict.fromkeys((9, 10, 11, 17, 37), MAX_MESSAGE_BYTES),
     24: MAX_SEEN_BYTES + 1024,
     **dict.fromkeys((27, 29), MAX_CASES_BYTES),
 }
-"""By tag: Blocks, Record, Seal, Listing and Examine are each one run of bytes, so memory stays close to the length.
-Cases and Settled tell findings: a hostile one takes up to fifteen times its length (measured) until it is refused."""
+"""By tag: Blocks, Record, Seal, Listing, Told and Examine are each one run of bytes, so memory stays close to the
+length. Cases and Settled tell findings: a hostile one takes up to fifteen times its length (measured) until it is
+refused."""
 _TAG_AT = LENGTH_BYTES + 1
 _HEAD_BYTES = LENGTH_BYTES + MIN_MESSAGE_BYTES
 """What must be there before a frame is judged."""

@@ -14,6 +14,7 @@ first, then `zeros`, then the listed blocks: a run of zeros may cover blocks tha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple, NewType
 
@@ -34,8 +35,19 @@ MAP_BLOCKS = 4096
 """Blocks in one `Map` at most: 128 KiB of ids."""
 MAX_BLOCKS = 2**40
 """Blocks in one file at most, far beyond any file system's largest file."""
+MAX_XATTR_NAME_BYTES = 255
 MAX_XATTR_BYTES = 64 * 1024
 """Largest single extended attribute value (the kernel's XATTR_SIZE_MAX)."""
+MAX_XATTRS_BYTES = 1024 * 1024
+"""All extended attributes of one entry in a new record: some of them fit into a message. Some file systems take more of
+them; what a store has from before there was this limit is still read."""
+
+
+_XATTR_BYTES = 6
+"""What an extended attribute takes beside its name and its value."""
+
+
+Xattrs = tuple[tuple[bytes, bytes], ...]
 
 
 class Kind(IntEnum):
@@ -67,7 +79,7 @@ class Meta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     uid: int
     gid: int
     mtime_ns: int
-    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    xattrs: Xattrs = ()
     """Extended attributes, ACLs (system.posix_acl_*) included, sorted by name."""
 
 
@@ -147,6 +159,30 @@ class Stamp(NamedTuple):
         return Identity(*self[4:])
 
 
+def xattrs_length(xattrs: Iterable[tuple[bytes, bytes]]) -> int:
+    """About how long extended attributes are when encoded."""
+    return sum([len(name) + len(value) + _XATTR_BYTES for name, value in xattrs])
+
+
+def fitting(xattrs: Iterable[tuple[bytes, bytes]]) -> tuple[Xattrs, str]:
+    """Extended attributes that a new record has room for, one after the other, and in words which are left out, "" for
+    none. Holds no others meanwhile."""
+    kept: list[tuple[bytes, bytes]] = []
+    left_out: list[bytes] = []
+    room = MAX_XATTRS_BYTES
+    for one in xattrs:
+        if (length := xattrs_length([one])) > room or _xattr_problem(*one):
+            left_out.append(one[0])
+        else:
+            kept.append(one)
+            room -= length
+    if not left_out:
+        return tuple(kept), ""
+    more = f" and {len(left_out) - 1:,} more are" if left_out[1:] else " is"
+    text = f"extended attribute {show_path(left_out[0])}{more} left out"
+    return tuple(kept), f"{text}: those of one entry may have {MAX_XATTRS_BYTES:,} bytes together"
+
+
 def path_problem(path: bytes) -> str:
     """Why `path` may not name an entry, or "" when it may. The root is b""; all others are relative, without dots."""
     if not path:
@@ -196,6 +232,11 @@ def op_problem(op: Op) -> str:
         return f"path {show_path(op.path[:80])} {reason}"
     if isinstance(op, Drop):
         return "" if op.path else "the root cannot be dropped"
+    if len(op.target) > MAX_PATH_BYTES:
+        return f"target of {show_path(op.path[:80])} is longer than {MAX_PATH_BYTES} bytes"
+    for xattr in op.meta.xattrs:
+        if reason := _xattr_problem(*xattr):
+            return f"extended attribute of {show_path(op.path[:80])} {reason}"
     if op.kind is Kind.FILE:
         if not op.path or op.file <= 0 or op.size < 0 or not 0 < op.block_bytes <= LARGEST_BLOCK_BYTES:
             return f"file {show_path(op.path[:80])} has an invalid number, size or block size"
@@ -204,6 +245,12 @@ def op_problem(op: Op) -> str:
         return f"{show_path(op.path[:80])} has blocks but is no file"
     if not op.path and op.kind is not Kind.DIRECTORY:
         return "the root is no directory"
+    return ""
+
+
+def _xattr_problem(name: bytes, value: bytes) -> str:
+    if len(name) > MAX_XATTR_NAME_BYTES or len(value) > MAX_XATTR_BYTES:
+        return f"is longer than {MAX_XATTR_NAME_BYTES} bytes (name) or {MAX_XATTR_BYTES} bytes (value)"
     return ""
 
 

@@ -3,21 +3,20 @@
 **Owns** how extended attributes are read: all namespaces that this process may see, ACLs among them
 (system.posix_acl_*), names and values as bytes. **Never** follows the entry itself when it is a symlink.
 
-An attribute that may not be read is named, not passed over in silence: the entry is described without it.
+An attribute that may not be read, or that a record has no room for, is named, not passed over in silence: the entry is
+described without it.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from replicad.model.entry import SPARSE, Kind, Meta, Stamp
+from replicad.model.entry import MAX_PATH_BYTES, SPARSE, Kind, Meta, Stamp, Xattrs, fitting
 from replicad.source.root import (
-    NAME_ENCODING,
-    NAME_ERRORS,
     Root,
     Trail,
     Trouble,
@@ -38,8 +37,6 @@ _STATUS_BLOCK_BYTES = 512
 
 _REAL_CLOCK = Clock()
 
-Xattrs = tuple[tuple[bytes, bytes], ...]
-
 
 class Description(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a `Put` needs beside path, kind and content."""
@@ -52,7 +49,7 @@ class Description(msgspec.Struct, frozen=True, array_like=True, gc=False):
     device: int = 0
     """st_rdev of a device."""
     troubles: tuple[str, ...] = ()
-    """Attributes that could not be read, and why."""
+    """Attributes that could not be read, or recorded, and why."""
     again: bool = False
     """Whether a later look may give them though nothing changes: they are to be looked for again."""
 
@@ -86,6 +83,8 @@ def _describe(root: Root, trail: Trail, path: bytes, clock: Clock) -> Described 
             if not stamp.kind:
                 return Trouble(path, "is of a kind that cannot be replicated")
             described = Described(path, stamp, status.st_nlink, _description(directory, name, stamp, status))
+            if len(described.description.target) > MAX_PATH_BYTES:
+                return Trouble(path, f"leads to a target longer than {MAX_PATH_BYTES} bytes")
             status = lstat_at(directory, name)
             if root.stamp(status, directory) == stamp:
                 break
@@ -122,7 +121,7 @@ def _flags(stamp: Stamp, status: os.stat_result) -> int:
 
 def read_xattrs(of: int | bytes) -> tuple[Xattrs, tuple[str, ...], bool]:
     """Extended attributes sorted by name, of an open file or of what is at a path (a symlink itself, not its target);
-    the reasons why some could not be read, and whether a later look may give them."""
+    the reasons why some could not be read or are left out, and whether a later look may give them."""
     try:
         names = os.listxattr(of) if isinstance(of, int) else os.listxattr(of, follow_symlinks=False)
     except OSError as error:
@@ -132,16 +131,24 @@ def read_xattrs(of: int | bytes) -> tuple[Xattrs, tuple[str, ...], bool]:
         return (), (reason,), error.errno not in _NEVER_GIVEN
     if not names:
         return (), (), False
-    found: list[tuple[bytes, bytes]] = []
     troubles: list[str] = []
-    again = False
+    errors: list[int | None] = []
+    found, left_out = fitting(_values(of, sorted(names, key=os.fsencode), troubles, errors))
+    if left_out:
+        troubles.append(left_out)
+    return found, tuple(troubles), any(error not in _NEVER_GIVEN for error in errors)
+
+
+def _values(
+    of: int | bytes, names: Sequence[str], troubles: list[str], errors: list[int | None]
+) -> Iterator[tuple[bytes, bytes]]:
+    """Names and values, each read when it is asked for; adds the reasons why some could not be read."""
     for name in names:
         try:
             value = os.getxattr(of, name) if isinstance(of, int) else os.getxattr(of, name, follow_symlinks=False)
-            found.append((name.encode(NAME_ENCODING, NAME_ERRORS), value))
         except OSError as error:
             if error.errno != errno.ENODATA:  # removed since it was listed, which moved ctime
                 troubles.append(f"extended attribute {name} cannot be read: {error.strerror}")
-                again = again or error.errno not in _NEVER_GIVEN
-    found.sort()
-    return tuple(found), tuple(troubles), again
+                errors.append(error.errno)
+            continue
+        yield os.fsencode(name), value

@@ -21,9 +21,9 @@ import msgspec
 from msgspec.structs import replace
 
 from replicad.model.block import block_id, checksum
-from replicad.model.entry import Kind, Meta, Stamp
+from replicad.model.entry import Kind, Meta, Stamp, Xattrs
 from replicad.model.verdict import Sight
-from replicad.source.meta import Description, Xattrs, describe, read_xattrs
+from replicad.source.meta import Description, describe, read_xattrs
 from replicad.source.read import REAL, Access, misreported, open_file
 from replicad.source.reread import Moved, block_length
 from replicad.source.root import Root, Trail, Trouble, trouble

@@ -2,7 +2,7 @@
 
     STORE/<client>/<dataset>/lock
                             /segments/00000001.seg …
-                            /catalog.db                (db/catalog.py)
+                            /catalog.db, /findings.db  (db/catalog.py, db/findings.py)
 
 Owns the lock, the order of segments, rolling over and the free-space reserve. Acknowledged means durable: `sync`
 returns after fdatasync of all that was appended, and a new segment's name is synced before anything is in it.
@@ -34,6 +34,7 @@ from replicad.system.disk import Disk
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """Names of clients and datasets become directory names: no separators, no dots in front, no surprises."""
 _NAME = re.compile(NAME_PATTERN)
+BOOKS = ("catalog.db", "findings.db")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +77,25 @@ def check_names(client: str | None, dataset: str | None) -> None:
 
 
 def stored_bytes(directory: Path) -> int:
-    """Bytes of all segment files of a store, whoever writes to it meanwhile."""
-    size = 0
-    for number in segment_numbers(directory):
-        try:
-            size += segment_path(directory, number).stat().st_size
-        except FileNotFoundError:
-            continue  # compacted away since it was listed
-    return size
+    """Bytes of a store on the disk, segments and books, whoever writes to it meanwhile."""
+    return segment_bytes(directory) + book_bytes(directory)
+
+
+def segment_bytes(directory: Path) -> int:
+    """Bytes of all segment files."""
+    return sum(_size(segment_path(directory, number)) for number in segment_numbers(directory))
+
+
+def book_bytes(directory: Path) -> int:
+    """Bytes of the books beside them, and of their logs."""
+    return sum(_size(directory / name) for book in BOOKS for name in (book, f"{book}-wal"))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # compacted away since it was listed, or not there yet
+        return 0
 
 
 class Store:
@@ -140,8 +152,8 @@ class Store:
         self._end = end
 
     def check_room(self, size: int) -> None:
-        """Raises DiskFullError when appending `size` bytes would touch the reserve. A commit need not ask: refusing
-        it would free nothing."""
+        """Raises DiskFullError when `size` bytes would touch the reserve. The commit of what was recorded need not ask:
+        refusing it would free nothing."""
         left = self.free_bytes() - size
         if left < 0:
             text = f"only {left + size + self._reserve_bytes} bytes are free and {self._reserve_bytes} are the reserve"

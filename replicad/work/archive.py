@@ -29,9 +29,11 @@ from replicad.model.errors import (
     UsageError,
 )
 from replicad.model.marks import Marks
+from replicad.model.order import MAX_ORDER_BYTES
 from replicad.model.position import Position
 from replicad.model.snapshot import MAX_RECORDS, Commit, Head, decode_commit, records_digest
 from replicad.store.format import (
+    SYNC_BYTES,
     Frame,
     FrameError,
     FrameType,
@@ -44,7 +46,7 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.work.exchange import exchange, remove
 from replicad.work.replay import Replay, copy_of
-from replicad.work.untrusted import INT64, check_numbers, single_frame, split_ids, whole_frames
+from replicad.work.untrusted import INT64, check_put, single_frame, split_ids, whole_frames
 
 MAX_UNDER_WAY = 262_144
 """Blocks asked for and not yet received. A primary with 20 MiB under way has this many only if they are 80 bytes
@@ -155,7 +157,7 @@ class Archive:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all segments on the disk."""
+        """Bytes of segments and books on the disk."""
         return stored_bytes(self._store.directory)
 
     @property
@@ -222,7 +224,7 @@ class Archive:
         except ValueError as error:
             raise PeerError(f"sent a record that is none: {error}") from None
         self._check_ops(ops)
-        self._store.check_room(len(frame))
+        self._store.check_room(len(frame) + catalog_bytes(found))
         with _Breaking(self):
             self._append_copied(frame, found)
             self._current = self._catalog.apply(ops, self._current)
@@ -232,11 +234,13 @@ class Archive:
         """Make what was recorded since the last seal a snapshot. When this returns it is durable.
 
         Raises DivergedError (its parent is not the head), PeerError (it does not fit what was sent); then the
-        session must be aborted. DiskFullError, ReplicadError.
+        session must be aborted. DiskFullError (at the reserve only when it covers no record), ReplicadError.
         """
         self._check_usable()
         found = single_frame(frame, FrameType.COMMIT)
         commit = self._checked_commit(found)
+        if not self.has_recorded:
+            self._store.check_room(sealed_bytes(frame))
         with _Breaking(self):
             self._append_copied(frame, found)
             received_ns = self._store.sync()
@@ -249,6 +253,11 @@ class Archive:
             self._promised.clear()  # a pass that has ended offers again what it left out
         self._has_promised = self._forgets_promises
         return self.head
+
+    @property
+    def has_recorded(self) -> bool:
+        """Whether the next commit covers any record."""
+        return bool(self._records)
 
     def abort(self) -> None:
         """Forget what was recorded since the last seal, keep the blocks, and get ready for another session.
@@ -443,7 +452,7 @@ class Archive:
                     raise PeerError("sent a record with block numbers of a file that it does not name before")
             elif isinstance(op, Put):
                 current = op
-                check_numbers(op)
+                check_put(op)
             else:
                 current = None
             if isinstance(op, Drop):
@@ -477,6 +486,8 @@ class Archive:
             raise PeerError(f"sent snapshot {commit.number} after snapshot {head.number}")
         if commit.records != len(self._records) or commit.records_digest != records_digest(self._records):
             raise PeerError("sent a commit that does not cover the records sent before it")
+        if len(commit.order) > MAX_ORDER_BYTES:
+            raise PeerError(f"sent a commit with a restore order of more than {MAX_ORDER_BYTES} bytes")
         return commit
 
 
@@ -492,6 +503,16 @@ class _Breaking:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:
             self._archive._broken, self._archive._was_full = True, issubclass(kind, DiskFullError)
+
+
+def catalog_bytes(record: Frame) -> int:
+    """What a record takes in the catalog: its rows, and as much in the log until they are moved from there."""
+    return 2 * record.plain
+
+
+def sealed_bytes(commit: bytes) -> int:
+    """What a commit takes: its frame, which fills a sector, and the frame's copy in the catalog and its log."""
+    return SYNC_BYTES + 3 * len(commit)
 
 
 def catalog_path(directory: Path) -> Path:

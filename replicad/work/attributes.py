@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from replicad.model.entry import Kind, Meta, Put, show_path
+from replicad.model.entry import Kind, Meta, Put, fitting, show_path
 from replicad.source.root import within_reach
 
 MANAGED = (b"user.", b"trusted.", b"system.posix_acl_", b"security.capability")
@@ -125,7 +125,8 @@ def _set_xattrs(meta: Meta, ref: Ref, unset: list[str]) -> None:
 
 
 def _xattrs(ref: Ref, meta: Meta) -> dict[bytes, bytes]:
-    """Managed and recorded extended attributes that the entry has; {} where its file system has none."""
+    """Managed and recorded extended attributes that the entry has, as far as a record could have them: what it has no
+    room for is no stray one; {} where its file system has none."""
     try:
         names = [os.fsencode(name) for name in os.listxattr(ref)]
     except OSError as error:
@@ -135,4 +136,5 @@ def _xattrs(ref: Ref, meta: Meta) -> dict[bytes, bytes]:
     if not names:
         return {}
     recorded = {name for name, _ in meta.xattrs}
-    return {name: os.getxattr(ref, name) for name in names if name in recorded or name.startswith(MANAGED)}
+    wanted = sorted(name for name in names if name in recorded or name.startswith(MANAGED))
+    return dict(fitting((name, os.getxattr(ref, name)) for name in wanted)[0])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, Known, put_of
+from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, Known, left_out, put_of
 from replicad.model.block import Buffer, Checksum, block_id, checksum
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Drop, Op
 from replicad.model.errors import ReplicadError
@@ -91,6 +91,8 @@ class KnownEntries:
         blocks = size = 0
         for entry in await self._dataset.in_ledger(self._with_rows, entries):
             path, known, rows, _ = entry
+            if reason := left_out(known):
+                self._outcome.attributes(path, [reason])
             if len(rows) > INLINE_BLOCKS:
                 await self._ship_large(path, known)
                 await self._checkpoint()

@@ -1,8 +1,8 @@
 """Quota: what all stores of one client may take together, so that no client can fill the disk that others share.
 
-**Owns** the count of what each store takes: measured when a session begins and at each snapshot, added up in between.
-Only what a client sends is refused: a repair takes the place of what is damaged, and retention gives back. **Never**
-opens a store.
+**Owns** the count of what each store takes, segments and books: measured when a session begins and at each snapshot,
+added up in between. Only what a client sends is refused: a repair takes the place of what is damaged, and retention
+gives back. **Never** opens a store.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from replicad.config import ClientConfig
 from replicad.config.units import format_size
 from replicad.model.errors import DiskFullError
-from replicad.store.store import stored_bytes
+from replicad.store.store import book_bytes, segment_bytes
 
 
 class Allowance:
@@ -21,20 +21,26 @@ class Allowance:
 
     def __init__(self, quotas: Quotas, client: str, directory: Path) -> None:
         self._quotas, self._client, self._directory = quotas, client, directory
+        self._segments = self._books = 0
 
     def measure(self) -> int:
         """Count anew what the store takes, in bytes."""
-        size = stored_bytes(self._directory)
-        self._quotas.taken(self._client)[self._directory] = size
-        return size
+        self._count(segment_bytes(self._directory), book_bytes(self._directory))
+        return self._segments + self._books
 
-    def take(self, size: int) -> None:
-        """Count `size` bytes more. Raises DiskFullError when that is more than the client may take."""
-        taken, quota = self._quotas.taken(self._client), self._quotas.of(self._client)
-        if quota and (together := sum(list(taken.values()))) + size > quota:
+    def take(self, size: int, *, books: int = 0) -> None:
+        """Count `size` bytes more in segments, and in the books what is expected of them; books that have grown beyond
+        that count as what they are. Raises DiskFullError when it is more than the client may take."""
+        self._count(self._segments, max(self._books, book_bytes(self._directory)))
+        together, quota = sum(list(self._quotas.taken(self._client).values())), self._quotas.of(self._client)
+        if quota and together + size + books > quota:
             text = f"client {self._client} takes {together:,} bytes here and may take {format_size(quota)}"
             raise DiskFullError(text, hint="raise client.quota, or let retention drop snapshots")
-        taken[self._directory] = taken.get(self._directory, 0) + size
+        self._count(self._segments + size, self._books + books)
+
+    def _count(self, segments: int, books: int) -> None:
+        self._segments, self._books = segments, books
+        self._quotas.taken(self._client)[self._directory] = segments + books
 
 
 class Quotas:

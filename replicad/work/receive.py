@@ -16,12 +16,13 @@ from typing import TypeVar
 from replicad.link.channel import Channel
 from replicad.link.messages import Acked, Blocks, Bye, Credit, Message, Need, Offer, Opened, Record, Refuse, Seal
 from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, ReplicadError
-from replicad.model.snapshot import Commit, decode_commit
+from replicad.model.snapshot import Commit, Head, decode_commit
 from replicad.status import StoreStatus
-from replicad.store.format import parse_frame, plain_payload
+from replicad.store.format import FrameType, parse_frame, plain_payload
 from replicad.system.clock import Clock
-from replicad.work.archive import Archive
+from replicad.work.archive import Archive, catalog_bytes, sealed_bytes
 from replicad.work.quota import Allowance
+from replicad.work.untrusted import single_frame
 
 CREDIT_BYTES = 16 * 1024 * 1024
 """What a primary may have sent and not yet seen stored: more than 1 Gbit/s carries in 100 ms, and less than what it
@@ -77,7 +78,7 @@ class Receiving:
                 await self._in_thread(lambda: self._add_record(message.frame))
                 await self._credit(len(message.frame))
             case Seal():
-                head = await self._in_thread(lambda: self._archive.seal(message.frame))
+                head = await self._in_thread(lambda: self._seal(message.frame))
                 await self._channel.send(Acked(head))
                 await self._show(decode_commit(bytes(plain_payload(parse_frame(message.frame, 0)))))
             case Bye():
@@ -93,8 +94,14 @@ class Receiving:
             self._archive.add_blocks(frames)
 
     def _add_record(self, frame: bytes) -> None:
-        self._allowance.take(len(frame))
+        self._allowance.take(len(frame), books=catalog_bytes(single_frame(frame, FrameType.RECORD)))
         self._archive.add_record(frame)
+
+    def _seal(self, frame: bytes) -> Head:
+        """What was recorded was taken when it came; a snapshot of nothing new is an addition like any other."""
+        if not self._archive.has_recorded:
+            self._allowance.take(sealed_bytes(frame))
+        return self._archive.seal(frame)
 
     async def _show(self, commit: Commit) -> None:
         status = self._status

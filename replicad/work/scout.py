@@ -16,11 +16,10 @@ from pathlib import Path
 import msgspec
 
 from replicad.db.ledger import Ledger
-from replicad.model.entry import Stamp, show_path
+from replicad.model.entry import Stamp, Xattrs, show_path
 from replicad.model.errors import ReplicadError, SourceError
 from replicad.source.ahead import Ahead
 from replicad.source.exclude import Excluded
-from replicad.source.meta import Xattrs
 from replicad.source.read import REAL, Access, Block, Candidate, FileRead, Outgrown, read_small
 from replicad.source.root import Root, RootIdentity, Trouble
 from replicad.source.scan import Compared, Comparer

@@ -34,7 +34,7 @@ from replicad.link.messages import (
     Seal,
 )
 from replicad.model.block import ID_BYTES, Buffer, block_id
-from replicad.model.entry import Map, Op, Put, encode_ops
+from replicad.model.entry import Map, Op, Put, encode_ops, xattrs_length
 from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, RefusedError, ReplicadError
 from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
 from replicad.store.format import FrameType, encode_frame, encode_header, encode_plain
@@ -53,7 +53,7 @@ MAX_UNITS = 4096
 """Units under way; most are bounded by HELD_BYTES, this bounds those that hold nothing."""
 
 _OP_BYTES = 96
-"""About what an operation takes beside path, ids, runs of zeros and attributes."""
+"""About what an operation takes beside path, target, ids, runs of zeros and attributes."""
 _RUN_BYTES = 8
 """About what a run of zeros takes."""
 
@@ -389,9 +389,8 @@ def _wanted(bits: bytes, ids: list[bytes], undelivered: set[bytes]) -> list[int]
 def _length(op: Op) -> int:
     """About how long the operation is when encoded."""
     if isinstance(op, Put):
-        length = _OP_BYTES + len(op.path) + len(op.ids) * 5 // 4 + len(op.zeros) * _RUN_BYTES
-        xattrs = op.meta.xattrs
-        return length + sum(len(name) + len(value) for name, value in xattrs) if xattrs else length
+        length = _OP_BYTES + len(op.path) + len(op.target) + len(op.ids) * 5 // 4 + len(op.zeros) * _RUN_BYTES
+        return length + xattrs_length(op.meta.xattrs) if op.meta.xattrs else length
     if isinstance(op, Map):
         return _OP_BYTES + len(op.ids) * 5 // 4 + len(op.zeros) * _RUN_BYTES
     return _OP_BYTES + len(op.path)

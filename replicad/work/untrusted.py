@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from replicad.link.messages import MAX_OFFER
 from replicad.model.block import ID_BYTES
-from replicad.model.entry import Put
+from replicad.model.entry import MAX_XATTRS_BYTES, Put, show_path, xattrs_length
 from replicad.model.errors import PeerError
 from replicad.store.format import Frame, FrameError, FrameType, split_frames
 
@@ -39,9 +39,13 @@ def split_ids(ids: bytes) -> list[bytes]:
     return [ids[i : i + ID_BYTES] for i in range(0, len(ids), ID_BYTES)]
 
 
-def check_numbers(put: Put) -> None:
-    """Raises PeerError when a number of an entry would not fit into the catalog."""
+def check_put(put: Put) -> None:
+    """Raises PeerError when a number of an entry would not fit into the catalog, or it has more attributes than may be
+    taken in."""
     meta = put.meta
     every = meta.mode | meta.uid | meta.gid | put.size | put.file | put.block_bytes | put.flags
     if not 0 <= every <= INT64 or put.device < 0 or abs(meta.mtime_ns) > INT64:  # `|` keeps any sign and any bit
         raise PeerError("sent an entry with a number that is out of range")
+    if meta.xattrs and xattrs_length(meta.xattrs) > MAX_XATTRS_BYTES:
+        text = f"sent {show_path(put.path[:80])} with more than {MAX_XATTRS_BYTES} bytes of extended attributes"
+        raise PeerError(text)
