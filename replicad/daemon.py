@@ -217,6 +217,9 @@ class Daemon:
                 return self._refused([str(problem) for problem in error.problems])
             except ReplicadError as error:
                 return self._refused([str(error)])
+            except Exception as error:  # a defect of ours: whoever waits for the end of the reload hears of it as well
+                log.error("reload failed", exc_info=error)
+                return self._refused([f"defect: {type(error).__name__}: {error}"])
             self._status.config_error = ""
             log.info("configuration reloaded", file=config.file)
             return []
@@ -232,7 +235,7 @@ class Daemon:
         old = self._config
         try:
             await self._apply(config)
-        except ReplicadError:
+        except Exception:
             await self._apply(old)
             raise
         configure(config.node.log_level, config.node.log_format)

@@ -6,6 +6,8 @@ ns since 1970 written by whoever knows them, 0 meaning "never". `encode` gives t
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from replicad.model.attestation import Attestation
@@ -17,6 +19,12 @@ from replicad.model.policy import Objectives
 
 LAST_STATUS = "last-status.json"
 """File in the state directory with what the daemon said last: shown when it cannot be asked."""
+MOST = 2**63 - 1
+"""What a metric and a book can hold."""
+Number = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+"""One that a peer may say: what lies outside is refused where it is decoded."""
+Quantity = Annotated[float, msgspec.Meta(ge=0, le=MOST)]
+"""The same of seconds and rates."""
 MAX_NAMED = 100
 """Paths that are named one by one in a list of what could not be copied; the counters count all."""
 
@@ -117,44 +125,44 @@ class ScrubStatus(msgspec.Struct):
     state: str = "starting"
     """starting, idle (nothing is due), running, paused, quiet (hours), waiting (something is not there yet), failed."""
     reason: str = ""
-    scrub_every_s: float = 0.0
+    scrub_every_s: Quantity = 0.0
     """Every byte is to be read again within this."""
-    paused_until_ns: int = 0
-    requested: int = 0
+    paused_until_ns: Number = 0
+    requested: Number = 0
     """Raised by each `scrub start`; `served` follows when everything has been verified since."""
-    served: int = 0
-    total_bytes: int = 0
-    never_bytes: int = 0
+    served: Number = 0
+    total_bytes: Number = 0
+    never_bytes: Number = 0
     """Bytes that were never verified since they were recorded."""
-    overdue_bytes: int = 0
+    overdue_bytes: Number = 0
     """Bytes that were verified, but longer than `scrub_every` ago; looked at every quarter of an hour."""
-    oldest_verified_ns: int = 0
+    oldest_verified_ns: Number = 0
     """Everything was verified after this, but for new data (`never_bytes`), which came after it; 0 until the first data
     had been verified once."""
-    left_bytes: int = 0
+    left_bytes: Number = 0
     """Bytes that the request under way, or the deadline, still wants."""
-    forecast_ns: int = 0
+    forecast_ns: Number = 0
     """When everything will have been verified once more, at the present rate; 0 = unknown."""
     on_track: bool = True
     """Whether every byte will be verified within `scrub_every`; `reason` says why not."""
-    rate_bytes_s: float = 0.0
-    media_bytes: int = 0
+    rate_bytes_s: Quantity = 0.0
+    media_bytes: Number = 0
     """Verified bytes since the daemon started that came from the medium."""
-    cache_bytes: int = 0
+    cache_bytes: Number = 0
     """Those that may have come from a cache, where the file system gives no direct reads."""
-    structure_ns: int = 0
+    structure_ns: Number = 0
     """When the structure (coverage, books, both sides' records) was checked last."""
-    divergent: dict[str, int] = {}
+    divergent: dict[str, Number] = {}
     """Open divergences by verdict."""
-    divergences: dict[str, int] = {}
+    divergences: dict[str, Number] = {}
     """All divergences ever found, by verdict."""
-    oldest_open_ns: int = 0
-    oldest_inconclusive_ns: int = 0
-    lost: int = 0
+    oldest_open_ns: Number = 0
+    oldest_inconclusive_ns: Number = 0
+    lost: Number = 0
     """Open divergences of which no side has the bytes."""
-    suspects: int = 0
+    suspects: Number = 0
     """Suspect changes that nobody has released."""
-    repairs: dict[str, int] = {}
+    repairs: dict[str, Number] = {}
     """Repairs by result."""
     breaker_open: bool = False
     """Repairs by themselves have stopped: too many within an hour."""

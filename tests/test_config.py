@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from replicad.config import Config, RetentionConfig, examine, examine_text, load, units
 from replicad.config.lines import Place, find_lines
-from replicad.config.schema import TABLES
+from replicad.config.schema import TABLES, Key, Table
 from replicad.config.values import MAX_WINDOW_BYTES
 from replicad.link.messages import MAX_CREDIT_BYTES
 from replicad.model.errors import ConfigError
@@ -186,6 +186,27 @@ WRONG = {
         repair_limit = 1000001              #! dataset.repair_limit: must lie between 0 and 1000000
         exclude = ["ok", "!"]               #! dataset.exclude: no pattern in gitignore syntax
         """,
+    "what a library of ours takes for no pattern, and no number": """
+        [node]
+        name = "n"
+        state = "/s"
+        threads = 1LONG                     #! node.threads: must lie between 1 and 64
+        http = LONG_TEXT                    #! node.http: is longer than 4096 characters
+        [listen]
+        store = "/r"
+        repair_limit = -1_LONG              #! listen.repair_limit: must lie between 0 and 1000000
+        scrub_duty = 1LONG.5                #! listen.scrub_duty: must lie above 0
+        reserve = 0xLONG                    #! listen.reserve: must be a text with a unit
+        max_views = 0bLONG                  #! listen.max_views: must lie between
+        [[dataset]]                         #! dataset: is not protected
+        name = "d"
+        path = "/d"
+        exclude = [
+            "[z-a]",                        #! dataset.exclude: "[z-a]" is no pattern in gitignore syntax
+            "[a-\\\\d]",                    #! dataset.exclude: is no pattern in gitignore syntax
+            1LONG,                          #! dataset.exclude: must be a text in quotes
+        ]
+        """.replace("LONG_TEXT", f'"{"1" * 5000}"').replace("LONG", "1" * 5000),
     "names, addresses, paths and keys": """
         [node]
         name = "../n"                       #! node.name: is no name
@@ -362,6 +383,9 @@ def test_scrub_and_repair_are_set_for_each_side() -> None:
         ('[node]\nname = "a"\nname = "b"\n', 3, "Cannot overwrite a value"),
         ('[node]\nname = """a\nb', 3, "Unterminated string at the end of the file"),
         ("a = " + "[" * 100_000, 1, "nested too deeply"),
+        (NODE + "x = " + "[" * 496 + "]" * 496, 5, "nested too deeply"),
+        (NODE + "x = [" + "\n{x = [" * 200 + "]}" * 200 + "]", 55, "nested too deeply"),
+        (NODE + "x." * 1000 + "x = 1", 5, "nested too deeply"),
         ("", 1, "the table [node] is missing"),
     ],
 )
@@ -460,6 +484,16 @@ def test_a_missing_store_is_a_problem_and_a_missing_root_a_warning(house: Path) 
     report = examine(house / "c.toml")
     assert [problem.key for problem in report.problems] == ["listen.store"]
     assert [warning.key for warning in report.warnings] == ["dataset.path"]
+
+
+def test_a_path_that_no_file_system_takes_is_none(house: Path) -> None:
+    """A name that is too long is a file that is not there, for each thing that is looked for."""
+    path, long = house / "c.toml", "x" * 300
+    text = path.read_text().replace(f"{house}/store", f"/{long}").replace(f"{house}/www", f"/{long}y")
+    path.write_text(text.replace("[listen]", f'key = "/{long}"\n[listen]') + f'drill_scratch = "/{long}z"\n')
+    report = examine(path)
+    assert [problem.key for problem in report.problems] == ["node.key", "listen.store"]
+    assert [warning.key for warning in report.warnings] == ["dataset.path", "dataset.drill_scratch"]
 
 
 def test_a_hook_that_is_not_there_is_a_problem(house: Path) -> None:
@@ -629,6 +663,16 @@ def test_any_document_is_judged(document: dict[str, Any]) -> None:
     examine_text("\n".join(_toml(document)), Path("c.toml"), check_files=False, follow_links=False)
 
 
+@settings(deadline=None)
+@given(st.binary() | st.binary().map(lambda junk: EXAMPLE.read_bytes()[: 20 * len(junk)] + junk))
+def test_any_file_is_judged(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    """No bytes at all make the loader do anything but judge, with the file's name in each problem."""
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(content)
+    report = examine(path)
+    assert all(problem.file == str(path) for problem in report.problems) and (report.config or report.problems)
+
+
 def _toml(document: dict[str, Any]) -> Iterator[str]:
     for name, value in document.items():
         yield f"{name} = {_inline(value)}"
@@ -642,6 +686,54 @@ def _inline(value: Any) -> str:
     if isinstance(value, str):
         return '"' + "".join(f"\\U{ord(c):08x}" for c in value if not 0xD800 <= ord(c) < 0xE000) + '"'
     return "1979-05-27T07:32:00Z" if value is None else repr(value).lower()
+
+
+def _least_with(table: Table, key: Key, value: str) -> str:
+    """A configuration of each table with what has to be given, and `key` of one of them as this TOML."""
+    lines = list[str]()
+    for one in TABLES:
+        given = _SHOWN[one.name][0] if one.many else _SHOWN[one.name]
+        written = {k.name: _inline(given[k.name]) for k in one.required()} | ({key.name: value} if one is table else {})
+        lines.append(f"[[{one.name}]]" if one.many else f"[{one.name}]")
+        lines += (f"{name} = {toml}" for name, toml in written.items())
+    return "\n".join(lines)
+
+
+_SHOWN = tomllib.loads(EXAMPLE.read_text())
+_KEYS_OF_TABLES = [(table, key) for table in TABLES for key in table.keys]
+HOSTILE = {
+    **{text[:8]: _inline(text) for text in ("[z-a]", r"[a-\d]", "[[:alpha:]--[a]", "!", "\\", "*" * 4000, "1" * 5000)},
+    **{f"{name[0]} {len(name)} long": _inline(f"/{name}") for name in ("x" * 300, "x/" * 2040, "é" * 200)},
+    **{f"{depth} brackets": "[" * depth + "]" * depth for depth in (2, 101, 490, 2000)},
+    **{f"{base}{count} digits": base + "1" * count for base in ("", "-", "0x", "1.") for count in (30, 4300, 5000)},
+    "tables": "{a = " * 300 + "1" + "}" * 300,
+    "no number": "nan",
+    "no end": "-inf",
+    "a moment": "9999-12-31T23:59:59.999999999999+23:59",
+}
+
+
+@pytest.mark.filterwarnings("ignore:Possible:FutureWarning")  # of re, about sets that a later Python may understand
+@pytest.mark.parametrize("value", HOSTILE)
+def test_what_no_key_expects_is_judged_behind_each(value: str) -> None:
+    """Alone and in an array: the loader judges, and looks at the files that are named; nothing else happens."""
+    for table, key in _KEYS_OF_TABLES:
+        for toml in (HOSTILE[value], f"[{HOSTILE[value]}]"):
+            examine_text(_least_with(table, key, toml), Path("c.toml"), check_files=True)
+
+
+@pytest.mark.filterwarnings("ignore:Possible:FutureWarning")
+@settings(deadline=None)
+@given(
+    st.sampled_from(_KEYS_OF_TABLES),
+    st.text("[]!^*?/\\-&|~.:az09 {}()", max_size=12)
+    | st.text(max_size=9).map("/{}".format)
+    | st.lists(_scalars)
+    | _scalars,
+)
+def test_any_value_of_any_key_is_judged(which: tuple[Table, Key], value: Any) -> None:
+    """Whatever stands behind a key of a file that is right otherwise."""
+    examine_text(_least_with(*which, _inline(value)), Path("c.toml"), check_files=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- lines

@@ -55,7 +55,7 @@ def test_a_directory_covers_what_is_below_it() -> None:
     assert not excluded.covers(b"a") and not excluded.covers(b"") and not excluded.covers(b"x/a/b")
 
 
-@pytest.mark.parametrize("pattern", ["!", "a\0b", "a\nb"])
+@pytest.mark.parametrize("pattern", ["!", "a\0b", "a\nb", "[z-a]", r"[a-\d]"])
 def test_an_invalid_pattern_is_named(pattern: str) -> None:
     """A pattern that means nothing ends in one error that shows it."""
     with pytest.raises(ValueError, match="pattern") as raised:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import signal
 import socket
 import subprocess
 import time
@@ -12,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from kit_faults import MIB, archive_of, ask, assert_quiet, configure, during, served, synced, tree_at, tree_now
-from kit_pair import COMMAND, Pair, make_pair, replicad, running, wait_until
+from kit_pair import COMMAND, PATIENCE_S, Pair, free_port, make_pair, replicad, running, wait_until
 from kit_rig import differences
+from replicad.config import Config, load
+from replicad.daemon import Daemon
+from replicad.system.notify import Notifier
 
 STOP_S = 20.0
 """What a daemon may take to end, whatever it does."""
@@ -61,7 +66,13 @@ def test_a_dataset_is_added_and_taken_out_by_a_reload(pair: Pair, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "broken", ["not toml at all [", "\n[nonsense]\nx = 1\n", '\n[[dataset]]\nname = "www"\npath = "/nowhere"\n']
+    "broken",
+    [
+        "not toml at all [",
+        "\n[nonsense]\nx = 1\n",
+        '\n[[dataset]]\nname = "www"\npath = "/nowhere"\n',
+        '\n[[dataset]]\nname = "more"\npath = "/nowhere"\nexclude = ["[z-a]"]\n',
+    ],
 )
 def test_an_invalid_configuration_leaves_the_old_one_in_force(pair: Pair, root: Path, broken: str) -> None:
     """Status and log say what is wrong with the file, replication goes on, and a mended file clears it."""
@@ -71,6 +82,7 @@ def test_an_invalid_configuration_leaves_the_old_one_in_force(pair: Pair, root: 
     pair.primary.hang_up()
     wait_until(lambda: pair.primary.status().config_error, "it is refused")
     assert "configuration refused" in pair.primary.log.read_text()
+    assert replicad("check-config", "--config", pair.primary.config, code=2).stderr
     shown = replicad("status", "--json", "--config", _valid(pair, text), code=1).stdout
     assert '"kind": "config"' in shown or '"kind":"config"' in shown
     (root / "new").write_text("new")
@@ -79,6 +91,57 @@ def test_an_invalid_configuration_leaves_the_old_one_in_force(pair: Pair, root: 
     pair.primary.hang_up()
     wait_until(lambda: not pair.primary.status().config_error, "it is in force")
     assert_quiet(pair.primary, pair.replica)
+
+
+def _unloadable(*_: object) -> Config:
+    raise RuntimeError("no loader raises this")
+
+
+async def _unmovable(*_: object) -> None:
+    raise OSError("no server raises this")
+
+
+@pytest.mark.parametrize(
+    ("defect", "said"),
+    [
+        ((), "configuration reloaded"),
+        (("replicad.daemon.load", _unloadable), "configuration refused"),
+        (("replicad.http.server.HttpServer.move", _unmovable), "configuration refused"),
+    ],
+    ids=["none", "load", "apply"],
+)
+async def test_systemd_hears_the_end_of_a_reload_whatever_it_comes_to(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, defect: tuple[str, object], said: str
+) -> None:
+    """READY follows RELOADING also when a defect of ours ends it; then the status says so, and the old configuration is
+    in force."""
+    node = make_pair(tmp_path / "pair", root).primary
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        daemon = Daemon(load(node.config))
+        running_daemon = asyncio.create_task(daemon.run(Notifier()))
+        assert (await _heard(manager)).startswith("READY=1")
+        before = daemon.status().http
+        configure(node, "node", http=f"127.0.0.1:{free_port()}")
+        if defect:
+            monkeypatch.setattr(*defect)
+        signal.raise_signal(signal.SIGHUP)
+        assert (await _heard(manager)).startswith("RELOADING=1")
+        assert await _heard(manager) == f"READY=1\nSTATUS={said}"
+        assert daemon.status().config_error.startswith("defect: ") == bool(defect)
+        assert (daemon.status().http == before) == bool(defect)
+        daemon.stop()
+        await running_daemon
+
+
+async def _heard(manager: socket.socket) -> str:
+    """What the service manager hears next, signs of life aside."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (said := (await asyncio.get_running_loop().sock_recv(manager, 4096)).decode()) == "WATCHDOG=1":
+            pass
+    return said
 
 
 def _valid(pair: Pair, text: str) -> Path:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kit_engine import BEGIN_NS, DAY_S, FakeSurface, JumpingClock, Rig, S
@@ -14,7 +15,7 @@ from replicad.model.divergence import Divergence, Part, Receipt, Side, State, Su
 from replicad.model.errors import LinkError, ReplicadError
 from replicad.model.pace import Policy
 from replicad.model.verdict import Evidence, Sight, Verdict, Witness, Writing
-from replicad.status import JobStatus, ScrubStatus
+from replicad.status import MOST, JobStatus, ScrubStatus
 from replicad.system import load
 from replicad.work import scrub as engine
 from replicad.work.job import Runner
@@ -119,6 +120,17 @@ async def test_a_disk_that_is_too_slow_is_said_so(tmp_path: Path, calm: None) ->
     assert not rig.status.on_track
     assert "the disk gives 100 kB/s" in rig.status.reason and "are needed" in rig.status.reason
     rig.findings.close()
+
+
+async def test_a_forecast_beyond_all_times_is_the_last_moment_that_a_peer_takes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scrub that hardly goes on is described in numbers that the other side does not refuse."""
+    monkeypatch.setattr(engine.pace, "finish_ns", lambda *_: 2**70)
+    rig.surface.add(GB)
+    await rig.live(60)
+    assert rig.status.forecast_ns == MOST
+    assert msgspec.json.decode(msgspec.json.encode(rig.status), type=ScrubStatus) == rig.status
 
 
 async def test_turns_are_short(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import get_type_hints
 
+import msgspec
 import pytest
 
 from kit_engine import JumpingClock
@@ -28,16 +30,20 @@ from kit_tend import (
     standing,
     tending,
 )
+from replicad.cli.scrub import describe
+from replicad.cli.status import render
 from replicad.db.ledger import stamp_of
 from replicad.db.touched import restamp
 from replicad.db.unnamed import KEPT_WALKS
+from replicad.http.metrics import Exposition
 from replicad.link.messages import Want
 from replicad.model.block import block_id
 from replicad.model.divergence import Divergence, Part, Side, State
-from replicad.model.errors import LinkError
+from replicad.model.errors import LinkError, PeerError
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Books, Sight, Verdict, Witness
-from replicad.work import account_record, compare_records, holdings
+from replicad.status import DatasetStatus, NodeStatus, ScrubStatus, decode, encode, findings
+from replicad.work import account_record, compare_records, holdings, tended
 from replicad.work.account_record import Sums
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.confirm import Opinions
@@ -444,6 +450,75 @@ async def test_the_replicas_scrub_is_mirrored_and_can_be_started(tmp_path: Path)
         assert (status.peer, status.side, status.state, status.reason) == ("fra1", "replica", "running", "so?it is")
         assert status.divergent == {"both_rot": 2} and status.requested == 0
         assert await w.job.start_scrub() == status.requested == 1
+
+
+LIES = {
+    "400 digits": b'"never_bytes": 1' + 400 * b"0",
+    "more than 63 bits": b'"requested": 9223372036854775808',
+    "a negative number": b'"lost": -1',
+    "a negative time": b'"scrub_every_s": -0.5',
+    "a time that no clock counts": b'"scrub_every_s": 1e300',
+    "a rate without end": b'"rate_bytes_s": 1e400',
+    "a count of 400 digits": b'"divergent": {"both_rot": 1' + 400 * b"0" + b"}",
+    "a negative count": b'"repairs": {"repaired": -1}',
+    "no number": b'"forecast_ns": NaN',
+    "no end of brackets": b'"x": ' + 60_000 * b"[",
+    "no text": b'"reason": "\xff"',
+}
+
+
+@pytest.mark.parametrize("lie", sorted(LIES))
+async def test_a_replicas_status_that_cannot_be_true_is_refused(tmp_path: Path, lie: str) -> None:
+    """Nothing of it reaches the line that is shown here, whatever its JSON holds."""
+    async with world(tmp_path) as w:
+        w.scrub.status = msgspec.Raw(msgspec.json.encode(w.scrub.status)[:-1] + b", " + LIES[lie] + b"}")
+        before = msgspec.json.encode(w.job._status)
+        with pytest.raises(PeerError, match="sent an invalid ScrubStatus"):
+            await w.round()
+        assert msgspec.json.encode(w.job._status) == before
+
+
+async def test_a_map_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However deep its JSON goes."""
+    monkeypatch.setattr(tended, "map_of_store", lambda *_: msgspec.Raw(b'{"x": ' + 60_000 * b"["))
+    async with world(tmp_path) as w:
+        with pytest.raises(PeerError, match="sent an invalid AgeMap"):
+            await w.round()
+
+
+async def test_a_replica_chooses_no_label_and_no_word_of_the_status(tmp_path: Path) -> None:
+    """Of what it counts, only verdicts and results of repairs are taken over; its texts are cut and printable."""
+    async with world(tmp_path) as w:
+        status = w.scrub.status
+        status.state, status.reason = "s" * 1000, "r\n" * 500
+        status.divergent = {"both_rot": 2, 'x",job="y': 3} | {f"invented-{number}": 1 for number in range(1000)}
+        status.divergences, status.repairs = {"ok": 1, "invented": 2}, {"undone": 4, "invented": 5}
+        await w.round()
+        line = w.job._status
+        assert (line.divergent, line.divergences, line.repairs) == ({"both_rot": 2}, {"ok": 1}, {"undone": 4})
+        assert (line.state, line.reason) == ("s" * 300, "r?" * 150)
+        assert 'replicad_divergent_blocks{client="",dataset="www",kind="both_rot"' in shown(line)
+        assert "invented" not in shown(line)
+
+
+async def test_a_replicas_status_may_hold_the_greatest_numbers(tmp_path: Path) -> None:
+    """Metrics and status are made of it all the same, and the status is read again as it was written."""
+    async with world(tmp_path) as w:
+        for name, kind in get_type_hints(ScrubStatus).items():
+            greatest = {int: 2**63 - 1, float: 2.0**63, dict[str, int]: {"both_rot": 2**63 - 1}}.get(kind)
+            setattr(w.scrub.status, name, greatest or getattr(w.scrub.status, name))
+        await w.round()
+        line = w.job._status
+        assert (line.never_bytes, line.rate_bytes_s, line.divergent) == (2**63 - 1, 2.0**63, {"both_rot": 2**63 - 1})
+        assert 'replicad_lost_blocks{client="",dataset="www",replica="fra1",side="replica"} 9.2233' in shown(line)
+
+
+def shown(line: ScrubStatus) -> str:
+    """What metrics, `status` and `scrub status` make of a replica's scrub."""
+    node = NodeStatus("ams1", "1", now_ns=1, datasets=[DatasetStatus("www", "fra1")], scrubs=[line])
+    assert decode(encode(node)) == node
+    texts = (*render(node, findings(node)), *describe(line, node))
+    return "\n".join((Exposition(lambda: node).render().decode(), *texts))
 
 
 async def test_a_hundred_findings_come_in_pages(tmp_path: Path) -> None:

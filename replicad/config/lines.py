@@ -15,6 +15,9 @@ from bisect import bisect_right
 Place = tuple[str | int, ...]
 """Keys from the top, with the index behind the name of an array: ("dataset", 0, "exclude", 2)."""
 
+MAX_DEPTH = 100
+"""Names and indices of one place: no key of a configuration needs ten, and the scanner has a stack."""
+
 _BLANK = re.compile(r"(?:[ \t\n]|#[^\n]*)*")
 _SPACE = re.compile(r"[ \t]*")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -28,8 +31,17 @@ _STRING = re.compile(
 )
 
 
+class TooDeepError(ValueError):
+    """A value stands deeper than MAX_DEPTH."""
+
+    def __init__(self, place: Place, line: int) -> None:
+        self.place, self.line = place, line
+        super().__init__("is nested too deeply")
+
+
 def find_lines(text: str) -> dict[Place, int]:
-    """Line number, from 1, of every table, key and array element of the valid TOML document `text`."""
+    """Line number, from 1, of every table, key and array element of the valid TOML document `text`. Raises
+    TooDeepError at the first place that is nested so deeply, whatever comes behind it."""
     return _Scanner(text.replace("\r\n", "\n")).scan()
 
 
@@ -95,6 +107,8 @@ class _Scanner:
         return str(tomllib.loads(f"key = {raw}")["key"]) if raw[0] in "\"'" else raw
 
     def _value(self, place: Place) -> None:
+        if len(place) > MAX_DEPTH:
+            raise TooDeepError(place, self._line(self._at))
         match self._text[self._at]:
             case "[":
                 self._array(place)

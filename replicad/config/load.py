@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from replicad.config import rules
-from replicad.config.lines import Place, find_lines
-from replicad.config.schema import TABLES, Key, Table
+from replicad.config.lines import Place, TooDeepError, find_lines
+from replicad.config.schema import MAX_TEXT_CHARACTERS, TABLES, Key, Table
 from replicad.config.values import Config
 from replicad.model.errors import ConfigError, Problem
 
@@ -24,6 +24,8 @@ MAX_FILE_BYTES = 1024 * 1024
 """A configuration is a few KiB; anything this large is some other file, given by mistake."""
 MAX_ELEMENTS = 1000
 """In one array: patterns are matched against every path, and nobody reads a longer list."""
+_LONG_NUMBER = re.compile(rf"(?<!\w)(\d(?:_?\d){{{MAX_TEXT_CHARACTERS}}})[\d_]+", re.ASCII)
+"""More digits than int() takes. What is left of them is as wrong for every key, be it a number or a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,10 @@ def examine(path: Path, *, check_files: bool = True) -> Report:
 def examine_text(text: str, path: Path, *, check_files: bool, follow_links: bool = True) -> Report:
     """Judge `text` as if it stood in the file `path`. `follow_links`: find overlaps through symbolic links too."""
     try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        document, lines = _parsed(_LONG_NUMBER.sub(r"\1", text))
+    except ValueError as error:
         return Report(None, [_syntax_problem(text, path, error)], [])
-    findings = _Findings(path, find_lines(text))
+    findings = _Findings(path, lines)
     sections = _sections(document, findings)
     rules.across(sections, findings.wrong, resolve=follow_links)
     if check_files:
@@ -86,9 +88,18 @@ def _read(path: Path) -> str:
         raise ValueError(f"is not UTF-8 (line {line})") from error
 
 
-def _syntax_problem(text: str, path: Path, error: Exception) -> Problem:
-    if isinstance(error, RecursionError):
-        return Problem(str(path), 1, "", "is nested too deeply")
+def _parsed(text: str) -> tuple[dict[str, Any], dict[Place, int]]:
+    """The document, and where its keys stand. Raises ValueError."""
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        document = {}  # it went far deeper than `find_lines` does, which says where
+    return document, find_lines(text)
+
+
+def _syntax_problem(text: str, path: Path, error: ValueError) -> Problem:
+    if isinstance(error, TooDeepError):
+        return Problem(str(path), error.line, _name_of(error.place), str(error))
     reason, _, position = str(error).rpartition(" (at ")
     match = re.match(r"line (\d+), column (\d+)", position)
     if match:
@@ -119,8 +130,11 @@ class _Findings:
         known = place
         while known and known not in self.lines:
             known = known[:-1]
-        key = ".".join(part for part in place if isinstance(part, str))
-        return Problem(str(self.path), self.lines.get(known, 1), key, text)
+        return Problem(str(self.path), self.lines.get(known, 1), _name_of(place), text)
+
+
+def _name_of(place: Place) -> str:
+    return ".".join(part for part in place if isinstance(part, str))
 
 
 def _sections(document: dict[str, Any], findings: _Findings) -> list[rules.Section]:

@@ -241,7 +241,7 @@ def _private_key(path: Path, place: Place, wrong: Finding) -> None:
 
 
 def _store(path: Path, place: Place, wrong: Finding) -> None:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         wrong(place, f"{path} is no directory; is its file system mounted?")
     elif not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         wrong(place, f"{path} is not writable for this user (under systemd it also has to stand in ReadWritePaths=)")
@@ -249,10 +249,10 @@ def _store(path: Path, place: Place, wrong: Finding) -> None:
 
 def _dataset(section: Section, wrong: Finding, doubt: Finding) -> None:
     path = section.values.get("path")
-    if path is not None and not path.is_dir():
+    if path is not None and not os.path.isdir(path):
         doubt((*section.place, "path"), f"{path} is no directory now; the dataset is held until it is")
     scratch = section.values.get("drill_scratch")
-    if scratch is not None and not scratch.is_dir():
+    if scratch is not None and not os.path.isdir(scratch):
         doubt((*section.place, "drill_scratch"), f"{scratch} is no directory now; there are no drills until it is")
     for index, validator in enumerate(section.values.get("validators", ())):
         if validator.command and not shutil.which(validator.command[0]):

@@ -7,6 +7,7 @@ Keys carry no unit in their name: the unit is part of the value ("5m", "64KiB").
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -274,11 +275,12 @@ def pattern(value: object) -> str:
     """A pattern in gitignore syntax."""
     from pathspec import GitIgnoreSpec  # slow to import, and most files have no patterns
 
+    written = text(value)
     try:
-        GitIgnoreSpec.from_lines([text(value)])
-    except ValueError as error:
-        raise ValueError(f'"{value}" is no pattern in gitignore syntax') from error
-    return text(value)
+        GitIgnoreSpec.from_lines([written])
+    except (ValueError, re.error) as error:  # a range that runs backwards is left to `re`
+        raise ValueError(f'"{written}" is no pattern in gitignore syntax') from error
+    return written
 
 
 def hours(value: object) -> str:

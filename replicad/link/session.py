@@ -85,6 +85,8 @@ MAX_EVENTS = 1000
 """Lines of history and looks of one finding."""
 MAX_KINDS = 50
 """Verdicts that an attestation counts: more than there are."""
+MAX_TIME_S = 1e10
+"""Three centuries: what 63 bits of nanoseconds hold, about."""
 MAX_STATUS_BYTES = 64 * 1024
 """JSON of one ScrubStatus."""
 _FINDING_ID = re.compile(rf"[0-9a-f]{{{ID_CHARACTERS}}}")
@@ -307,7 +309,7 @@ def _attestation(said: Attestation) -> str:
     texts = (said.store_state, said.scrub_state, said.scrub_reason, *said.open)
     checks = (*map(_head, (said.head, said.complete)), *map(_number, numbers), *map(_text, texts))
     notes = (_note(said.drills.last), _note(said.drills.proven))
-    floor = "" if 0 <= said.keep_younger_than_s < float("inf") else "length of time"
+    floor = "" if 0 <= said.keep_younger_than_s <= MAX_TIME_S else "length of time"
     return next(filter(None, (_number(len(said.open), MAX_KINDS), floor, *checks, *notes)), "")
 
 
@@ -344,7 +346,12 @@ _RULES: dict[MessageType, Callable[[Any], str]] = {
     Bye: lambda m: _text(m.reason),
     OpenTend: lambda m: _text(m.dataset, MAX_NAME_TEXT_BYTES),
     Examine: lambda m: _hash(m.id, ID_BYTES) or _seen(len(m.data)),
-    Examined: lambda m: _hash(m.checksum, 0, CHECKSUM_BYTES) or _hash(m.id, 0, ID_BYTES) or _text(m.reason),
+    Examined: lambda m: (
+        _hash(m.checksum, 0, CHECKSUM_BYTES)
+        or _hash(m.id, 0, ID_BYTES)
+        or _text(m.reason)
+        or ("" if m.source in ("", "media", "cache") else "source")
+    ),
     Inquire: lambda m: _text(m.after, MAX_NAME_TEXT_BYTES),
     Cases: lambda m: _cases(m.cases),
     Testify: lambda m: (

@@ -26,6 +26,7 @@ MAX_EVENTS = 200
 MAX_BLOCKS_NAMED = 4096
 """Blocks that one divergence names: more than a segment of 64 KiB blocks holds; small ones come in several."""
 ID_CHARACTERS = 8
+REPAIR_RESULTS = ("repaired", "failed", "undone")
 
 
 class Side(StrEnum):
@@ -207,7 +208,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     """Where the proven bytes came from."""
     result: str
-    """"repaired", "failed", "undone"."""
+    """One of REPAIR_RESULTS."""
     detail: str = ""
 
 

@@ -8,6 +8,7 @@ Names are bytes; a name that is no UTF-8 is matched with its odd bytes as lone s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pathspec import GitIgnoreSpec
@@ -55,7 +56,7 @@ def _check(pattern: str) -> None:
         raise ValueError(f"pattern {pattern!r} holds a NUL or a line break")
     try:
         GitIgnoreSpec.from_lines([pattern])
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise ValueError(f"pattern {pattern!r} is invalid: {error}") from None
 
 

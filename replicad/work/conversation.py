@@ -50,6 +50,7 @@ ANSWER_S = 600.0
 """How long an answer may take: summing up the record of ten million blocks, or reading a medium that is dying."""
 
 Kind = TypeVar("Kind", Opened, Examined, Cases, Settled, Accounted, Directed, Attested, Kept)
+Description = TypeVar("Description", ScrubStatus, AgeMap)
 
 
 class Conversation:
@@ -117,23 +118,20 @@ class Conversation:
 
     async def direct(self, action: str) -> ScrubStatus | None:
         """How its scrub of this dataset stands, after telling it to start one or just "status"; None without one."""
+        return await self._described(action, ScrubStatus)
+
+    async def age_map(self) -> AgeMap | None:
+        """When each part of its side was verified last; None when it runs no scrub of this dataset."""
+        return await self._described("map", AgeMap)
+
+    async def _described(self, action: str, kind: type[Description]) -> Description | None:
         answer = await self._ask([Direct(action)], Directed)
         if not answer.status:
             return None
         try:
-            return msgspec.json.decode(answer.status, type=ScrubStatus)
-        except msgspec.MsgspecError as error:
-            raise self._broke(f"described its scrub in other words: {error}") from None
-
-    async def age_map(self) -> AgeMap | None:
-        """When each part of its side was verified last; None when it runs no scrub of this dataset."""
-        answer = await self._ask([Direct("map")], Directed)
-        if not answer.status:
-            return None
-        try:
-            return msgspec.json.decode(answer.status, type=AgeMap)
-        except msgspec.MsgspecError as error:
-            raise self._broke(f"gave what is no map: {error}") from None
+            return msgspec.json.decode(answer.status, type=kind)
+        except (ValueError, RecursionError) as error:
+            raise self._broke(f"sent an invalid {kind.__name__}: {error}") from None
 
     async def attest(self, notes: Sequence[DrillNote] = ()) -> Attestation:
         """What its copy amounts to by its own books, after telling it of these drills."""

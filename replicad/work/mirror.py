@@ -14,8 +14,9 @@ import msgspec
 
 from replicad.db.findings import Findings
 from replicad.model.attestation import Attestation, DrillNote
-from replicad.model.divergence import ID_CHARACTERS, Divergence, Side, State
+from replicad.model.divergence import ID_CHARACTERS, REPAIR_RESULTS, Divergence, Side, State
 from replicad.model.errors import PeerError
+from replicad.model.verdict import Verdict
 from replicad.status import ScrubStatus, printable
 from replicad.work.told import told
 
@@ -23,8 +24,9 @@ MAX_MIRRORED = 5000
 """Open findings of one replica that are kept here; the replica's own book has all of them."""
 _ID = re.compile(f"[0-9a-f]{{{ID_CHARACTERS}}}")
 _TEXT = 300
-_KINDS = 50
-"""Verdicts and results that a status counts: more than there are."""
+_VERDICTS = tuple(verdict.value for verdict in Verdict)
+_COUNTED = {"divergent": _VERDICTS, "divergences": _VERDICTS, "repairs": REPAIR_RESULTS}
+"""The words that a status counts by; they become labels of metrics, which a replica does not choose."""
 
 
 class Mirror:
@@ -76,7 +78,7 @@ def mirror_status(into: ScrubStatus, said: ScrubStatus) -> None:
             if isinstance(value, str):
                 value = printable(value[:_TEXT])
             elif isinstance(value, dict):
-                value = {printable(key[:_TEXT]): count for key, count in list(value.items())[:_KINDS]}
+                value = {word: value[word] for word in _COUNTED[name] if word in value}
             setattr(into, name, value)
 
 

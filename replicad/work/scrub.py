@@ -19,7 +19,7 @@ from replicad.model import pace
 from replicad.model.divergence import Side
 from replicad.model.errors import ReplicadError
 from replicad.model.pace import Interruption, Pace, Policy, Situation, Speed
-from replicad.status import ScrubStatus
+from replicad.status import MOST, ScrubStatus
 from replicad.system.clock import Clock, format_ns
 from replicad.system.load import io_strain
 from replicad.system.logs import logger
@@ -426,7 +426,8 @@ class Scrubbing:
         is_asked = bool(memory.requested_ns)
         status.left_bytes = self._requested_bytes if is_asked else self._outstanding.left_bytes
         rate = now.rate_bytes_s or min(1.0, policy.duty) * situation.lasting_bytes_s
-        status.forecast_ns = pace.finish_ns(policy, situation, status.left_bytes or extent.total_bytes, rate)
+        ends_ns = pace.finish_ns(policy, situation, status.left_bytes or extent.total_bytes, rate)
+        status.forecast_ns = min(ends_ns, MOST)
 
     def _remark(self, now: Pace) -> str:
         if now.reason or self._memory is None:
