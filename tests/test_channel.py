@@ -13,7 +13,7 @@ from kit_link import PAIR_BUFFER_BYTES, Node, Pair, open_writing, wait_for
 from replicad.config import ClientConfig
 from replicad.link import channel as channel_module
 from replicad.link.bandwidth import Bandwidth
-from replicad.link.channel import QUEUE_BYTES, Channel, admit, greet
+from replicad.link.channel import QUEUE_BYTES, Channel, admit, asked, greet, refuse
 from replicad.link.frames import pack
 from replicad.link.messages import (
     PROTOCOL,
@@ -339,6 +339,25 @@ async def test_a_silent_peer_does_not_hold_the_handshake(
         await side(channel, "replicad test")
     assert channel.over.is_set()
     await pair.close()
+
+
+async def test_a_greeted_client_that_asks_for_nothing_holds_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it wants has to follow the greeting within a bounded time; signs of life are not enough."""
+    monkeypatch.setattr(channel_module, "GREETING_S", SHORT_S)
+    pair = Pair(keepalive_s=SHORT_S / 6)
+    await asyncio.gather(greet(pair.client, "replicad test"), admit(pair.server, "replicad test", "fra1"))
+    with pytest.raises(LinkError, match=r"ams1.*asked for nothing"):
+        await asyncio.wait_for(asked(pair.server), 5)
+    assert pair.server.over.is_set()
+    await pair.close()
+
+
+async def test_a_peer_that_takes_nothing_holds_up_no_refusal(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not stay is told so if it listens, and is cut off in any case."""
+    monkeypatch.setattr(channel_module, "CLOSE_S", 0.05)
+    pair.server.pause_writing()
+    await asyncio.wait_for(refuse(pair.server, Refuse("right", "not any more")), 5)
+    assert pair.server.over.is_set()
 
 
 # ------------------------------------------------------------------------------------- the unix door and the reception

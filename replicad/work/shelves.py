@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from replicad.config import ClientConfig, ListenConfig
 from replicad.db.findings import Findings
-from replicad.link.channel import Channel
+from replicad.link.channel import Channel, asked
 from replicad.link.messages import OpenRead, OpenTend, OpenWrite, Refuse
 from replicad.model.divergence import Divergence, Side, State
 from replicad.model.errors import (
@@ -194,7 +194,7 @@ class Shelves:
 
     async def serve(self, channel: Channel, client: str) -> None:
         """Serve one greeted session. Raises ReplicadError when it ended badly, after telling the client."""
-        message = await channel.receive()
+        message = await asked(channel)
         match message:
             case OpenWrite():
                 key = await self._admitted(channel, client, message.dataset)
