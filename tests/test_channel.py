@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from replicad.link.messages import (
     Hello,
     Offer,
     Opened,
+    OpenRead,
     OpenWrite,
     Ping,
     Pong,
@@ -501,6 +503,26 @@ async def test_a_client_that_is_no_longer_configured_is_turned_out(node: Node) -
     await wait_for(lambda: node.reception.sessions == 1)
     assert channels[1].error is None
     await channels[1].close()
+
+
+async def test_a_client_loses_the_sessions_of_a_dataset_that_is_withdrawn(node: Node) -> None:
+    """Writing or reading, they end with a refusal; those of its other datasets, and one that has opened none, go on."""
+    node.clients.append(ClientConfig("lon1", "ssh-ed25519 BBBB"))
+    node.reception.house = replace(node.reception.house, max_sessions=8)
+    channels = [await connect(node) for _ in range(4)]
+    for channel in channels:
+        await greet(channel, "x")
+    for channel, opening in zip(channels, (OpenWrite("www"), OpenRead("www"), OpenWrite("db")), strict=False):
+        await channel.send(opening)
+        assert isinstance(await channel.receive(), Opened)
+    node.clients[0] = replace(node.clients[0], datasets=("db",))
+    await node.reception.recheck()
+    for channel in channels[:2]:
+        refusal = await channel.receive()
+        assert isinstance(refusal, Refuse) and refusal.code == "right" and "'www'" in refusal.text
+    await wait_for(lambda: node.reception.sessions == 2)
+    assert channels[2].error is None and channels[3].error is None
+    await asyncio.gather(*(channel.close() for channel in channels))
 
 
 async def test_a_session_that_ends_in_an_error_is_reported(node: Node) -> None:

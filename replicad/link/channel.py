@@ -110,6 +110,11 @@ class Channel:
         """How far the session has come."""
         return self._session.state
 
+    @property
+    def dataset(self) -> str:
+        """What the client has asked to open; "" before."""
+        return self._session.dataset
+
     async def send(self, message: Message) -> None:
         """Send one message; waits while the stream is full or the bandwidth is used up.
 

@@ -99,10 +99,10 @@ class Reception:
         task.add_done_callback(self._turned_away.discard)
 
     async def recheck(self) -> None:
-        """End the sessions of clients that are no longer configured; for a changed configuration."""
-        farewell = Refuse("right", "this client is no longer authorised")
-        unknown = [channel for channel in self._sessions.values() if not self.client_named(channel.peer)]
-        await asyncio.gather(*(refuse(channel, farewell) for channel in unknown))
+        """End the sessions of clients that are no longer configured, and those on datasets that their client may not
+        have any more; for a changed configuration."""
+        channels = tuple(self._sessions.values())
+        await asyncio.gather(*(refuse(one, Refuse("right", why)) for one in channels if (why := self._withdrawn(one))))
         self.views.recheck({viewer.name for viewer in self.viewers()})
 
     async def close(self) -> None:
@@ -115,6 +115,15 @@ class Reception:
         farewell = Refuse("stopping", "the daemon is shutting down")
         await asyncio.gather(*(refuse(channel, farewell) for channel in channels))
         await asyncio.gather(*self._sessions, *self._turned_away, return_exceptions=True)
+
+    def _withdrawn(self, channel: Channel) -> str:
+        """Why this session may not go on, or ""."""
+        client = self.client_named(channel.peer)
+        if client is None:
+            return "this client is no longer authorised"
+        if channel.dataset and not client.may_have(channel.dataset):
+            return f"client {client.name} has no right to dataset {channel.dataset!r} any more"
+        return ""
 
     async def _host(self, channel: Channel) -> None:
         try:

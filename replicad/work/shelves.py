@@ -247,7 +247,7 @@ class Shelves:
     async def _admitted(self, channel: Channel, client: str, dataset: str) -> Key:
         """The store that is meant, if this client has a right to it."""
         config = next((c for c in self._clients() if c.name == client), None)
-        if config is None or (config.datasets and dataset not in config.datasets):
+        if config is None or not config.may_have(dataset):
             text = f"client {client} has no right to dataset {dataset!r}"
             await channel.send(Refuse("right", f"{text}; {AUTHORIZE}"))
             raise RefusedError(text, where=channel.peer)
