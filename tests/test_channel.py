@@ -476,6 +476,23 @@ async def test_sessions_beyond_the_limit_are_told_so(node: Node) -> None:
     await asyncio.gather(*(channel.close() for channel in [*channels, replacement]))
 
 
+async def test_one_client_leaves_sessions_for_the_others(node: Node) -> None:
+    """Where others are configured, a client that asks for all sessions gets its share, and the others get in."""
+    node.clients.append(ClientConfig("lon1", "ssh-ed25519 BBBB"))
+    channels = [await connect(node) for _ in range(2)]
+    for channel in channels:
+        await greet(channel, "x")
+    with pytest.raises(RefusedError, match="client ams1 has 2 of 3 sessions"):
+        await greet(await connect(node), "x")
+    channels.append(await connect(node, preface("lon1")))
+    assert (await greet(channels[-1], "x")).client == "lon1"
+    await channels[0].close()
+    await wait_for(lambda: node.reception.sessions == 2)
+    channels.append(await connect(node))
+    await greet(channels[-1], "x")
+    await asyncio.gather(*(channel.close() for channel in channels))
+
+
 async def test_a_daemon_that_stops_tells_its_clients(node: Node) -> None:
     """A session under way ends with the refusal "stopping", and a new one is refused alike."""
     channel = await connect(node)

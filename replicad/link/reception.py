@@ -18,6 +18,8 @@ from replicad.link.messages import Refuse
 from replicad.link.viewing import View, Viewings
 from replicad.model.errors import RefusedError, ReplicadError
 
+SHARE = 3 / 4
+"""What one client may have of all sessions while others are configured, who need the rest."""
 MAX_TURNED_AWAY = 16
 """Sessions beyond the limit that are told so at the same time; further ones are cut without a word."""
 
@@ -81,8 +83,8 @@ class Reception:
         """Take over a new channel; `channel.peer` is the authenticated client. Never raises."""
         if self._stopping:
             self.turn_away(channel, Refuse("stopping", "the daemon is shutting down"))
-        elif self.sessions >= self.house.max_sessions:
-            self.turn_away(channel, Refuse("busy", f"all {self.house.max_sessions} sessions are taken"))
+        elif crowded := self._crowded(channel.peer):
+            self.turn_away(channel, Refuse("busy", crowded))
         else:
             task = asyncio.get_running_loop().create_task(self._host(channel), name=f"session of {channel.peer}")
             self._sessions[task] = channel
@@ -115,6 +117,16 @@ class Reception:
         farewell = Refuse("stopping", "the daemon is shutting down")
         await asyncio.gather(*(refuse(channel, farewell) for channel in channels))
         await asyncio.gather(*self._sessions, *self._turned_away, return_exceptions=True)
+
+    def _crowded(self, client: str) -> str:
+        """Why one more session of this client is too many, or ""."""
+        limit = self.house.max_sessions
+        if self.sessions >= limit:
+            return f"all {limit} sessions are taken"
+        own = sum(channel.peer == client for channel in self._sessions.values())
+        if len(self.house.clients()) > 1 and own >= max(1, int(limit * SHARE)):
+            return f"client {client} has {own} of {limit} sessions; the rest is for others"
+        return ""
 
     def _withdrawn(self, channel: Channel) -> str:
         """Why this session may not go on, or ""."""
