@@ -9,11 +9,14 @@ import random
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
+from asyncssh.kex import get_kex_algs
 from asyncssh.public_key import load_keypairs
 
 from kit_engine import JumpingClock
@@ -30,6 +33,7 @@ from replicad.model.pairing import fingerprint, parse_key
 
 MEBIBYTE = 1024 * 1024
 KEEPALIVE_S = 0.08
+COSTLY_KEX = [name for name in map(bytes.decode, get_kex_algs()) if not name.startswith("gss-") and name not in ssh.KEX]
 
 
 class Link:
@@ -66,6 +70,11 @@ class Link:
         for writer in self._writers:
             writer.transport.abort()
         await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+
+    def connection(self, **options: Any) -> AbstractAsyncContextManager[asyncssh.SSHClientConnection]:
+        """A connection of asyncssh's own client, with the client's key unless others are given."""
+        options = {"known_hosts": None, "client_keys": [str(self.client_key)], "config": None, **options}
+        return asyncssh.connect("127.0.0.1", self.listener.port, **options)
 
     async def raw(self, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A TCP connection to the listener, closed with this object at the latest."""
@@ -204,6 +213,32 @@ async def test_authenticated_encryption_without_compression(link: Link) -> None:
     assert (info("send_cipher"), info("send_compression")) == ("aes128-gcm@openssh.com", "none")
 
 
+@pytest.mark.parametrize("algorithm", ssh.KEX)
+async def test_a_cheap_key_exchange_is_offered(link: Link, algorithm: str) -> None:
+    """Each of those that are named can be had, and with it a session."""
+    async with link.connection(kex_algs=[algorithm]) as connection:
+        await connection.create_session(asyncssh.SSHClientSession, subsystem="replicad")
+
+
+@pytest.mark.parametrize("algorithm", COSTLY_KEX)
+async def test_a_costly_key_exchange_is_offered_to_nobody(link: Link, algorithm: str) -> None:
+    """A stranger who asks for RSA, a large group or an old hash gets none, whatever the SSH library could do."""
+    with pytest.raises(asyncssh.KeyExchangeFailed):
+        async with link.connection(kex_algs=[algorithm]):
+            pass
+
+
+async def test_a_server_that_wants_a_costly_key_exchange_is_refused(link: Link) -> None:
+    """The side that dials is as strict."""
+    host_key = asyncssh.read_private_key(link.host_key)
+    server = await asyncssh.listen(
+        "127.0.0.1", 0, server_factory=asyncssh.SSHServer, server_host_keys=[host_key], kex_algs=["rsa2048-sha256"]
+    )
+    with pytest.raises(RefusedError, match="no common ground"):
+        await link.dialler(port=server.get_port()).dial()
+    server.close()
+
+
 async def test_the_environment_has_no_influence(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither ~/.ssh/config nor keys, known hosts or an agent of the account are looked at."""
     home = link.directory / "home" / ".ssh"
@@ -298,9 +333,10 @@ async def test_openssh_s_client_gets_nothing_but_the_subsystem(
 
 
 async def test_openssh_s_client_reaches_the_subsystem(link: Link) -> None:
-    """The counter-check: the same client, key and options do reach what is offered."""
-    status, said = await link.openssh("ssh", "-s", "127.0.0.1", "replicad")
+    """The counter-check: the same client, key and options do reach what is offered, by algorithms that are named."""
+    status, said = await link.openssh("ssh", "-v", "-s", "127.0.0.1", "replicad")
     assert status != 0 or said
+    assert "server-sig-algs=<ssh-ed25519>" in said and any(f"kex: algorithm: {name}\r" in said for name in ssh.KEX)
     await wait_for(lambda: link.node.reports)
     assert "ams1" in str(link.node.reports[0])
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+from asyncssh.kex import get_kex_algs
 
 from replicad.config import ReplicaConfig
 from replicad.link.bandwidth import Bandwidth
@@ -35,6 +36,10 @@ STDIO_COMMAND = "replicad stdio"
 """What is asked of an OpenSSH server; its forced command decides what really runs."""
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
 """Authenticated ciphers only, the fastest on hardware with AES first."""
+_CHEAP_KEX = ("mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
+KEX = tuple(name for name in _CHEAP_KEX if name.encode() in get_kex_algs())
+"""A millisecond or two each: anybody may ask for a key exchange, and RSA or large groups would keep the event loop for
+tens of them. The first one, proof against quantum computers, is there where `cryptography` has OpenSSL 3.5."""
 REKEY_BYTES = 16 * 1024**3
 """New keys stall the line for two round trips; AES-GCM allows 64 GiB (RFC 4344's 2**32 blocks)."""
 CONNECT_S = 20.0
@@ -530,7 +535,9 @@ _MAPPED: tuple[tuple[type[Exception], type[ReplicadError], str, str], ...] = (
 # Everything that asyncssh would otherwise take from its defaults, the account or the environment is said here.
 _COMMON_OPTIONS: dict[str, Any] = {
     "config": None,
+    "kex_algs": KEX,
     "encryption_algs": CIPHERS,
+    "signature_algs": ["ssh-ed25519"],
     "compression_algs": None,
     "rekey_bytes": REKEY_BYTES,
     "rekey_seconds": 0,
