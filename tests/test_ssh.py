@@ -82,12 +82,14 @@ class Link:
         self._writers.append(writer)
         return reader, writer
 
-    async def openssh(self, program: str, *arguments: str) -> tuple[int, str]:
-        """Run OpenSSH's `ssh` or `sftp` with the client's key; its status and everything it said."""
+    async def openssh(self, program: str, *arguments: str, agent: Path | None = None) -> tuple[int, str]:
+        """Run OpenSSH's `ssh` or `sftp` with the client's key, or those of an agent; its status and all it said."""
         port = "-P" if program == "sftp" else "-p"
-        options = ["IdentitiesOnly=yes", "IdentityAgent=none", "StrictHostKeyChecking=no", "BatchMode=yes"]
+        options = [f"IdentityAgent={agent}"] if agent else ["IdentitiesOnly=yes", "IdentityAgent=none"]
+        options += ["StrictHostKeyChecking=no", "BatchMode=yes"]
         options += ["UserKnownHostsFile=/dev/null", "ExitOnForwardFailure=yes", "ConnectTimeout=5"]
-        command = [program, "-F", "/dev/null", "-i", str(self.client_key), port, str(self.listener.port)]
+        key = [] if agent else ["-i", str(self.client_key)]
+        command = [program, "-F", "/dev/null", *key, port, str(self.listener.port)]
         command += [word for option in options for word in ("-o", option)]
         process = await asyncio.create_subprocess_exec(
             *command, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
@@ -281,6 +283,7 @@ async def test_an_unknown_client_key_is_refused(link: Link) -> None:
     with pytest.raises(RefusedError) as caught:
         await link.dialler(key=other).dial()
     assert shown in str(caught.value) and "replicad authorize" in str(caught.value)
+    await wait_for(lambda: link.node.reports)
     assert shown in str(link.node.reports[0]) and link.node.served == []
 
 
@@ -303,6 +306,70 @@ async def test_a_stolen_public_key_is_no_key(link: Link) -> None:
     with pytest.raises(asyncssh.PermissionDenied):
         await asyncssh.connect("127.0.0.1", link.listener.port, known_hosts=None, client_keys=[thief], config=None)
     assert link.node.served == [] and link.node.reports == []  # the key that was offered is an authorised one
+
+
+def new_keys(count: int) -> list[asyncssh.SSHKey]:
+    return [asyncssh.generate_private_key("ssh-ed25519") for _ in range(count)]
+
+
+async def test_a_stranger_shows_few_keys(link: Link) -> None:
+    """Then the connection is cut, and one line tells which keys it were."""
+    keys = new_keys(3 * ssh.MAX_TRIES)
+    with pytest.raises((asyncssh.ConnectionLost, asyncssh.PermissionDenied)):
+        async with link.connection(client_keys=keys):
+            pass
+    await wait_for(lambda: not link.listener.doors)
+    (report,) = link.node.reports
+    assert [key for key in keys if key.get_fingerprint() in str(report)] == keys[: ssh.MAX_TRIES]
+    await link.dialler().dial()
+
+
+async def test_a_key_among_others_lets_in_and_nothing_is_told(link: Link) -> None:
+    """Who has several keys and shows some before the right one is no stranger."""
+    mine = asyncssh.read_private_key(link.client_key)
+    async with link.connection(client_keys=[*new_keys(ssh.MAX_TRIES - 2), mine, *new_keys(2)]) as connection:
+        await connection.create_session(asyncssh.SSHClientSession, subsystem="replicad")
+    await wait_for(lambda: not link.listener.doors)
+    assert not any("authorised" in str(report) for report in link.node.reports)
+
+
+async def test_the_third_of_five_keys_in_an_agent_lets_in(link: Link) -> None:
+    """OpenSSH's client offers all keys that its agent holds, one after the other."""
+    agent = link.directory / "agent"
+    process = await asyncio.create_subprocess_exec("ssh-agent", "-D", "-a", agent, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        await wait_for(agent.exists)
+        for number in range(5):
+            key = link.client_key if number == 2 else link.directory / f"other{number}"
+            if key != link.client_key:
+                generate_key(key, "other")
+            add = await asyncio.create_subprocess_exec(
+                "ssh-add", "-q", key, env={**os.environ, "SSH_AUTH_SOCK": str(agent)}, stderr=asyncio.subprocess.DEVNULL
+            )
+            assert await add.wait() == 0
+        await link.openssh("ssh", "-s", "127.0.0.1", "replicad", agent=agent)
+    finally:
+        process.terminate()
+        await process.wait()
+    await wait_for(lambda: not link.listener.doors)
+    assert [report.where for report in link.node.reports] == ["ams1"]
+
+
+async def test_a_stranger_fills_no_log(link: Link) -> None:
+    """Many connections of one address are one line at once and one later that counts them; others are told apart."""
+    for _ in range(20):
+        with pytest.raises(asyncssh.PermissionDenied):
+            async with link.connection(client_keys=new_keys(1)):
+                pass
+    other = link.directory / "other"
+    generate_key(other, "lon1")
+    with pytest.raises(asyncssh.PermissionDenied):
+        async with link.connection(client_keys=[str(other)], local_addr=("127.0.0.2", 0)):
+            pass
+    await wait_for(lambda: not link.listener.doors)
+    assert [report.where for report in link.node.reports] == ["127.0.0.1", "127.0.0.2"]
+    await link.listener.close()
+    assert "19 more" in str(link.node.reports[-1]) and len(link.node.reports) == 3
 
 
 # ------------------------------------------------------------------------------------- nothing else is offered
