@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from replicad.config import ClientConfig
-from replicad.link.channel import Channel
+from replicad.link.channel import Channel, asked
 from replicad.link.messages import Blocks, Bye, Message, Opened, OpenRead, OpenWrite
 from replicad.link.reception import House, Reception
 from replicad.link.session import Role
@@ -149,7 +149,7 @@ class Node:
     async def _serve(self, channel: Channel, client: str) -> None:
         self.served.append(client)
         self.channels.append(channel)
-        message = await channel.receive()
+        message = await asked(channel)
         if isinstance(message, OpenWrite | OpenRead):
             await channel.send(Opened(Head(), WINDOW_BYTES))
             await self._session(channel, message.dataset)

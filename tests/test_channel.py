@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from kit_link import PAIR_BUFFER_BYTES, Node, Pair, open_writing, wait_for
 from replicad.config import ClientConfig
 from replicad.link import channel as channel_module
 from replicad.link.bandwidth import Bandwidth
-from replicad.link.channel import QUEUE_BYTES, Channel, admit, greet
+from replicad.link.channel import QUEUE_BYTES, Channel, admit, asked, greet, refuse
 from replicad.link.frames import pack
 from replicad.link.messages import (
     PROTOCOL,
@@ -23,6 +24,7 @@ from replicad.link.messages import (
     Hello,
     Offer,
     Opened,
+    OpenRead,
     OpenWrite,
     Ping,
     Pong,
@@ -341,6 +343,25 @@ async def test_a_silent_peer_does_not_hold_the_handshake(
     await pair.close()
 
 
+async def test_a_greeted_client_that_asks_for_nothing_holds_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it wants has to follow the greeting within a bounded time; signs of life are not enough."""
+    monkeypatch.setattr(channel_module, "GREETING_S", SHORT_S)
+    pair = Pair(keepalive_s=SHORT_S / 6)
+    await asyncio.gather(greet(pair.client, "replicad test"), admit(pair.server, "replicad test", "fra1"))
+    with pytest.raises(LinkError, match=r"ams1.*asked for nothing"):
+        await asyncio.wait_for(asked(pair.server), 5)
+    assert pair.server.over.is_set()
+    await pair.close()
+
+
+async def test_a_peer_that_takes_nothing_holds_up_no_refusal(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not stay is told so if it listens, and is cut off in any case."""
+    monkeypatch.setattr(channel_module, "CLOSE_S", 0.05)
+    pair.server.pause_writing()
+    await asyncio.wait_for(refuse(pair.server, Refuse("right", "not any more")), 5)
+    assert pair.server.over.is_set()
+
+
 # ------------------------------------------------------------------------------------- the unix door and the reception
 
 
@@ -455,6 +476,23 @@ async def test_sessions_beyond_the_limit_are_told_so(node: Node) -> None:
     await asyncio.gather(*(channel.close() for channel in [*channels, replacement]))
 
 
+async def test_one_client_leaves_sessions_for_the_others(node: Node) -> None:
+    """Where others are configured, a client that asks for all sessions gets its share, and the others get in."""
+    node.clients.append(ClientConfig("lon1", "ssh-ed25519 BBBB"))
+    channels = [await connect(node) for _ in range(2)]
+    for channel in channels:
+        await greet(channel, "x")
+    with pytest.raises(RefusedError, match="client ams1 has 2 of 3 sessions"):
+        await greet(await connect(node), "x")
+    channels.append(await connect(node, preface("lon1")))
+    assert (await greet(channels[-1], "x")).client == "lon1"
+    await channels[0].close()
+    await wait_for(lambda: node.reception.sessions == 2)
+    channels.append(await connect(node))
+    await greet(channels[-1], "x")
+    await asyncio.gather(*(channel.close() for channel in channels))
+
+
 async def test_a_daemon_that_stops_tells_its_clients(node: Node) -> None:
     """A session under way ends with the refusal "stopping", and a new one is refused alike."""
     channel = await connect(node)
@@ -482,6 +520,26 @@ async def test_a_client_that_is_no_longer_configured_is_turned_out(node: Node) -
     await wait_for(lambda: node.reception.sessions == 1)
     assert channels[1].error is None
     await channels[1].close()
+
+
+async def test_a_client_loses_the_sessions_of_a_dataset_that_is_withdrawn(node: Node) -> None:
+    """Writing or reading, they end with a refusal; those of its other datasets, and one that has opened none, go on."""
+    node.clients.append(ClientConfig("lon1", "ssh-ed25519 BBBB"))
+    node.reception.house = replace(node.reception.house, max_sessions=8)
+    channels = [await connect(node) for _ in range(4)]
+    for channel in channels:
+        await greet(channel, "x")
+    for channel, opening in zip(channels, (OpenWrite("www"), OpenRead("www"), OpenWrite("db")), strict=False):
+        await channel.send(opening)
+        assert isinstance(await channel.receive(), Opened)
+    node.clients[0] = replace(node.clients[0], datasets=("db",))
+    await node.reception.recheck()
+    for channel in channels[:2]:
+        refusal = await channel.receive()
+        assert isinstance(refusal, Refuse) and refusal.code == "right" and "'www'" in refusal.text
+    await wait_for(lambda: node.reception.sessions == 2)
+    assert channels[2].error is None and channels[3].error is None
+    await asyncio.gather(*(channel.close() for channel in channels))
 
 
 async def test_a_session_that_ends_in_an_error_is_reported(node: Node) -> None:

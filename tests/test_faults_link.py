@@ -177,7 +177,7 @@ def test_a_wrong_client_key_is_refused_and_sends_nothing(pair: Pair, root: Path)
     public = _key_anew(pair.primary.state)
     pair.start()
     _assert_refused(pair, "is not authorised there", "replicad authorize")
-    assert "is not authorised" in pair.replica.log.read_text()
+    wait_until(lambda: "is not authorised" in pair.replica.log.read_text(), "the replica tells of it")
     line = f"replicad-primary ams1 {public} www"
     assert "--replace" in replicad("authorize", "--config", pair.replica.config, line, code=2).stderr
     replicad("authorize", "--config", pair.replica.config, line, "--replace")

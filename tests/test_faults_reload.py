@@ -144,6 +144,20 @@ async def _heard(manager: socket.socket) -> str:
     return said
 
 
+def test_a_reload_ends_the_sessions_of_a_right_that_was_narrowed(pair: Pair, root: Path) -> None:
+    """Nothing more of the dataset is taken in over a session that was open, until the right is given again."""
+    synced(pair)
+    configure(pair.replica, "client", datasets=["other"])
+    pair.replica.hang_up()
+    wait_until(lambda: "has no right to dataset" in pair.replica.log.read_text(), "the open session has ended")
+    (root / "new").write_text("new")
+    line = served(pair)
+    assert not line.pass_ok and "no right to dataset" in line.reason, line
+    configure(pair.replica, "client", datasets=["www"])
+    assert synced(pair).last_snapshot == 2
+    assert_quiet(pair.primary, pair.replica)
+
+
 def _valid(pair: Pair, text: str) -> Path:
     """A configuration file that the command line can read meanwhile."""
     path = pair.primary.config.with_name("valid.toml")

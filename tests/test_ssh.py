@@ -9,11 +9,14 @@ import random
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
+from asyncssh.kex import get_kex_algs
 from asyncssh.public_key import load_keypairs
 
 from kit_engine import JumpingClock
@@ -30,6 +33,7 @@ from replicad.model.pairing import fingerprint, parse_key
 
 MEBIBYTE = 1024 * 1024
 KEEPALIVE_S = 0.08
+COSTLY_KEX = [name for name in map(bytes.decode, get_kex_algs()) if not name.startswith("gss-") and name not in ssh.KEX]
 
 
 class Link:
@@ -67,18 +71,25 @@ class Link:
             writer.transport.abort()
         await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
+    def connection(self, **options: Any) -> AbstractAsyncContextManager[asyncssh.SSHClientConnection]:
+        """A connection of asyncssh's own client, with the client's key unless others are given."""
+        options = {"known_hosts": None, "client_keys": [str(self.client_key)], "config": None, **options}
+        return asyncssh.connect("127.0.0.1", self.listener.port, **options)
+
     async def raw(self, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A TCP connection to the listener, closed with this object at the latest."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.listener.port, local_addr=(source, 0))
         self._writers.append(writer)
         return reader, writer
 
-    async def openssh(self, program: str, *arguments: str) -> tuple[int, str]:
-        """Run OpenSSH's `ssh` or `sftp` with the client's key; its status and everything it said."""
+    async def openssh(self, program: str, *arguments: str, agent: Path | None = None) -> tuple[int, str]:
+        """Run OpenSSH's `ssh` or `sftp` with the client's key, or those of an agent; its status and all it said."""
         port = "-P" if program == "sftp" else "-p"
-        options = ["IdentitiesOnly=yes", "IdentityAgent=none", "StrictHostKeyChecking=no", "BatchMode=yes"]
+        options = [f"IdentityAgent={agent}"] if agent else ["IdentitiesOnly=yes", "IdentityAgent=none"]
+        options += ["StrictHostKeyChecking=no", "BatchMode=yes"]
         options += ["UserKnownHostsFile=/dev/null", "ExitOnForwardFailure=yes", "ConnectTimeout=5"]
-        command = [program, "-F", "/dev/null", "-i", str(self.client_key), port, str(self.listener.port)]
+        key = [] if agent else ["-i", str(self.client_key)]
+        command = [program, "-F", "/dev/null", *key, port, str(self.listener.port)]
         command += [word for option in options for word in ("-o", option)]
         process = await asyncio.create_subprocess_exec(
             *command, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
@@ -204,6 +215,32 @@ async def test_authenticated_encryption_without_compression(link: Link) -> None:
     assert (info("send_cipher"), info("send_compression")) == ("aes128-gcm@openssh.com", "none")
 
 
+@pytest.mark.parametrize("algorithm", ssh.KEX)
+async def test_a_cheap_key_exchange_is_offered(link: Link, algorithm: str) -> None:
+    """Each of those that are named can be had, and with it a session."""
+    async with link.connection(kex_algs=[algorithm]) as connection:
+        await connection.create_session(asyncssh.SSHClientSession, subsystem="replicad")
+
+
+@pytest.mark.parametrize("algorithm", COSTLY_KEX)
+async def test_a_costly_key_exchange_is_offered_to_nobody(link: Link, algorithm: str) -> None:
+    """A stranger who asks for RSA, a large group or an old hash gets none, whatever the SSH library could do."""
+    with pytest.raises(asyncssh.KeyExchangeFailed):
+        async with link.connection(kex_algs=[algorithm]):
+            pass
+
+
+async def test_a_server_that_wants_a_costly_key_exchange_is_refused(link: Link) -> None:
+    """The side that dials is as strict."""
+    host_key = asyncssh.read_private_key(link.host_key)
+    server = await asyncssh.listen(
+        "127.0.0.1", 0, server_factory=asyncssh.SSHServer, server_host_keys=[host_key], kex_algs=["rsa2048-sha256"]
+    )
+    with pytest.raises(RefusedError, match="no common ground"):
+        await link.dialler(port=server.get_port()).dial()
+    server.close()
+
+
 async def test_the_environment_has_no_influence(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither ~/.ssh/config nor keys, known hosts or an agent of the account are looked at."""
     home = link.directory / "home" / ".ssh"
@@ -246,6 +283,7 @@ async def test_an_unknown_client_key_is_refused(link: Link) -> None:
     with pytest.raises(RefusedError) as caught:
         await link.dialler(key=other).dial()
     assert shown in str(caught.value) and "replicad authorize" in str(caught.value)
+    await wait_for(lambda: link.node.reports)
     assert shown in str(link.node.reports[0]) and link.node.served == []
 
 
@@ -268,6 +306,70 @@ async def test_a_stolen_public_key_is_no_key(link: Link) -> None:
     with pytest.raises(asyncssh.PermissionDenied):
         await asyncssh.connect("127.0.0.1", link.listener.port, known_hosts=None, client_keys=[thief], config=None)
     assert link.node.served == [] and link.node.reports == []  # the key that was offered is an authorised one
+
+
+def new_keys(count: int) -> list[asyncssh.SSHKey]:
+    return [asyncssh.generate_private_key("ssh-ed25519") for _ in range(count)]
+
+
+async def test_a_stranger_shows_few_keys(link: Link) -> None:
+    """Then the connection is cut, and one line tells which keys it were."""
+    keys = new_keys(3 * ssh.MAX_TRIES)
+    with pytest.raises((asyncssh.ConnectionLost, asyncssh.PermissionDenied)):
+        async with link.connection(client_keys=keys):
+            pass
+    await wait_for(lambda: not link.listener.doors)
+    (report,) = link.node.reports
+    assert [key for key in keys if key.get_fingerprint() in str(report)] == keys[: ssh.MAX_TRIES]
+    await link.dialler().dial()
+
+
+async def test_a_key_among_others_lets_in_and_nothing_is_told(link: Link) -> None:
+    """Who has several keys and shows some before the right one is no stranger."""
+    mine = asyncssh.read_private_key(link.client_key)
+    async with link.connection(client_keys=[*new_keys(ssh.MAX_TRIES - 2), mine, *new_keys(2)]) as connection:
+        await connection.create_session(asyncssh.SSHClientSession, subsystem="replicad")
+    await wait_for(lambda: not link.listener.doors)
+    assert not any("authorised" in str(report) for report in link.node.reports)
+
+
+async def test_the_third_of_five_keys_in_an_agent_lets_in(link: Link) -> None:
+    """OpenSSH's client offers all keys that its agent holds, one after the other."""
+    agent = link.directory / "agent"
+    process = await asyncio.create_subprocess_exec("ssh-agent", "-D", "-a", agent, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        await wait_for(agent.exists)
+        for number in range(5):
+            key = link.client_key if number == 2 else link.directory / f"other{number}"
+            if key != link.client_key:
+                generate_key(key, "other")
+            add = await asyncio.create_subprocess_exec(
+                "ssh-add", "-q", key, env={**os.environ, "SSH_AUTH_SOCK": str(agent)}, stderr=asyncio.subprocess.DEVNULL
+            )
+            assert await add.wait() == 0
+        await link.openssh("ssh", "-s", "127.0.0.1", "replicad", agent=agent)
+    finally:
+        process.terminate()
+        await process.wait()
+    await wait_for(lambda: not link.listener.doors)
+    assert [report.where for report in link.node.reports] == ["ams1"]
+
+
+async def test_a_stranger_fills_no_log(link: Link) -> None:
+    """Many connections of one address are one line at once and one later that counts them; others are told apart."""
+    for _ in range(20):
+        with pytest.raises(asyncssh.PermissionDenied):
+            async with link.connection(client_keys=new_keys(1)):
+                pass
+    other = link.directory / "other"
+    generate_key(other, "lon1")
+    with pytest.raises(asyncssh.PermissionDenied):
+        async with link.connection(client_keys=[str(other)], local_addr=("127.0.0.2", 0)):
+            pass
+    await wait_for(lambda: not link.listener.doors)
+    assert [report.where for report in link.node.reports] == ["127.0.0.1", "127.0.0.2"]
+    await link.listener.close()
+    assert "19 more" in str(link.node.reports[-1]) and len(link.node.reports) == 3
 
 
 # ------------------------------------------------------------------------------------- nothing else is offered
@@ -298,9 +400,10 @@ async def test_openssh_s_client_gets_nothing_but_the_subsystem(
 
 
 async def test_openssh_s_client_reaches_the_subsystem(link: Link) -> None:
-    """The counter-check: the same client, key and options do reach what is offered."""
-    status, said = await link.openssh("ssh", "-s", "127.0.0.1", "replicad")
+    """The counter-check: the same client, key and options do reach what is offered, by algorithms that are named."""
+    status, said = await link.openssh("ssh", "-v", "-s", "127.0.0.1", "replicad")
     assert status != 0 or said
+    assert "server-sig-algs=<ssh-ed25519>" in said and any(f"kex: algorithm: {name}\r" in said for name in ssh.KEX)
     await wait_for(lambda: link.node.reports)
     assert "ams1" in str(link.node.reports[0])
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from kit_link import wait_for
 from kit_rig import Replica, replica, rig
 from kit_store import block_frame, flip, record_frame, segment
 from kit_tend import BLOCK, DictMender, Menders, Scrub, tending
+from replicad.link import channel as channel_module
 from replicad.link.channel import Channel
 from replicad.link.frames import pack
 from replicad.link.messages import (
@@ -308,6 +310,15 @@ async def test_a_second_session_ends_the_first(tmp_path: Path) -> None:
     async with node(tmp_path) as n, n.session() as first, n.session() as second:
         await asked(second, Direct("status"), Directed)
         await first.over.wait()
+
+
+async def test_a_session_in_which_nothing_is_opened_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is greeted and then only shows that it lives holds its place for a bounded time."""
+    monkeypatch.setattr(channel_module, "GREETING_S", 0.05)
+    async with node(tmp_path) as n:
+        idle = await n.fra1.dial()
+        await idle.over.wait()
+        await wait_for(lambda: any("asked for nothing" in str(error) for error in n.fra1.errors))
 
 
 async def test_a_client_without_a_right_is_refused(tmp_path: Path) -> None:

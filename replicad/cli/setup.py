@@ -113,7 +113,8 @@ def authorize(
     """Let a primary store its datasets on this replica.
 
     Adds it to the configuration, or changes what it may store. A running daemon looks there at each connection: there
-    is nothing to restart.
+    is nothing to restart. A session that is open on a dataset it may not have any more ends when the daemon is
+    reloaded.
     """
     from replicad.work import setup
 

@@ -92,6 +92,10 @@ class ClientConfig:
     quota_bytes: int = 0
     """What its stores may take together; 0 = as much as there is."""
 
+    def may_have(self, dataset: str) -> bool:
+        """Whether it may write and read that dataset."""
+        return not self.datasets or dataset in self.datasets
+
 
 @dataclass(frozen=True, slots=True)
 class ViewerConfig:

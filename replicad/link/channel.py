@@ -38,7 +38,8 @@ MESSAGE_COST_BYTES = 256
 CLOSE_S = 5.0
 """How long an orderly close may take to flush before the stream is cut."""
 GREETING_S = 20.0
-"""How long Hello and its answer may take: a connection that says nothing must not hold its place for long."""
+"""How long Hello and its answer may take, and then what a greeted client asks for, which every honest one says at once:
+who says nothing must not hold a place for long."""
 
 M = TypeVar("M", bound=Message)
 
@@ -108,6 +109,11 @@ class Channel:
     def state(self) -> State:
         """How far the session has come."""
         return self._session.state
+
+    @property
+    def dataset(self) -> str:
+        """What the client has asked to open; "" before."""
+        return self._session.dataset
 
     async def send(self, message: Message) -> None:
         """Send one message; waits while the stream is full or the bandwidth is used up.
@@ -341,12 +347,7 @@ async def greet(channel: Channel, software: str) -> Welcome:
 async def admit(channel: Channel, software: str, node: str) -> Hello:
     """The server's part of the handshake. Raises RefusedError (told to the client), LinkError, PeerError; the
     channel is then closed."""
-    try:
-        async with asyncio.timeout(GREETING_S):
-            hello = await channel.receive()
-    except TimeoutError:
-        await channel.close("no greeting")
-        raise LinkError(f"sent no greeting within {GREETING_S:.0f} s", where=channel.peer) from None
+    hello = await _soon(channel, "sent no greeting")
     if not isinstance(hello, Hello):
         await channel.close()
         raise LinkError(f"ended the session: {show_text(_reason(hello))}", where=channel.peer)
@@ -358,11 +359,28 @@ async def admit(channel: Channel, software: str, node: str) -> Hello:
     return hello
 
 
+async def asked(channel: Channel) -> Message:
+    """What a greeted client asks for: its first message. Raises LinkError, PeerError; the channel is then closed."""
+    return await _soon(channel, "asked for nothing")
+
+
 async def refuse(channel: Channel, refusal: Refuse) -> None:
-    """Say no and end the session. Never raises: whether the peer still hears it is not ours to decide."""
-    with suppress(LinkError):  # then nobody is left to be told
-        await channel.send(refusal)
+    """Say no and end the session, within 2 * CLOSE_S. Never raises: whether the peer still hears it is not ours to
+    decide."""
+    with suppress(LinkError, TimeoutError):  # then nobody is left to be told, or nobody listens
+        async with asyncio.timeout(CLOSE_S):
+            await channel.send(refusal)
     await channel.close()
+
+
+async def _soon(channel: Channel, otherwise: str) -> Message:
+    """The next message, if it comes within GREETING_S."""
+    try:
+        async with asyncio.timeout(GREETING_S):
+            return await channel.receive()
+    except TimeoutError:
+        await channel.close(otherwise)
+        raise LinkError(f"{otherwise} within {GREETING_S:.0f} s", where=channel.peer) from None
 
 
 def _reason(message: Message) -> str:

@@ -18,6 +18,8 @@ from replicad.link.messages import Refuse
 from replicad.link.viewing import View, Viewings
 from replicad.model.errors import RefusedError, ReplicadError
 
+SHARE = 3 / 4
+"""What one client may have of all sessions while others are configured, who need the rest."""
 MAX_TURNED_AWAY = 16
 """Sessions beyond the limit that are told so at the same time; further ones are cut without a word."""
 
@@ -81,8 +83,8 @@ class Reception:
         """Take over a new channel; `channel.peer` is the authenticated client. Never raises."""
         if self._stopping:
             self.turn_away(channel, Refuse("stopping", "the daemon is shutting down"))
-        elif self.sessions >= self.house.max_sessions:
-            self.turn_away(channel, Refuse("busy", f"all {self.house.max_sessions} sessions are taken"))
+        elif crowded := self._crowded(channel.peer):
+            self.turn_away(channel, Refuse("busy", crowded))
         else:
             task = asyncio.get_running_loop().create_task(self._host(channel), name=f"session of {channel.peer}")
             self._sessions[task] = channel
@@ -99,10 +101,10 @@ class Reception:
         task.add_done_callback(self._turned_away.discard)
 
     async def recheck(self) -> None:
-        """End the sessions of clients that are no longer configured; for a changed configuration."""
-        farewell = Refuse("right", "this client is no longer authorised")
-        unknown = [channel for channel in self._sessions.values() if not self.client_named(channel.peer)]
-        await asyncio.gather(*(refuse(channel, farewell) for channel in unknown))
+        """End the sessions of clients that are no longer configured, and those on datasets that their client may not
+        have any more; for a changed configuration."""
+        channels = tuple(self._sessions.values())
+        await asyncio.gather(*(refuse(one, Refuse("right", why)) for one in channels if (why := self._withdrawn(one))))
         self.views.recheck({viewer.name for viewer in self.viewers()})
 
     async def close(self) -> None:
@@ -115,6 +117,25 @@ class Reception:
         farewell = Refuse("stopping", "the daemon is shutting down")
         await asyncio.gather(*(refuse(channel, farewell) for channel in channels))
         await asyncio.gather(*self._sessions, *self._turned_away, return_exceptions=True)
+
+    def _crowded(self, client: str) -> str:
+        """Why one more session of this client is too many, or ""."""
+        limit = self.house.max_sessions
+        if self.sessions >= limit:
+            return f"all {limit} sessions are taken"
+        own = sum(channel.peer == client for channel in self._sessions.values())
+        if len(self.house.clients()) > 1 and own >= max(1, int(limit * SHARE)):
+            return f"client {client} has {own} of {limit} sessions; the rest is for others"
+        return ""
+
+    def _withdrawn(self, channel: Channel) -> str:
+        """Why this session may not go on, or ""."""
+        client = self.client_named(channel.peer)
+        if client is None:
+            return "this client is no longer authorised"
+        if channel.dataset and not client.may_have(channel.dataset):
+            return f"client {client.name} has no right to dataset {channel.dataset!r} any more"
+        return ""
 
     async def _host(self, channel: Channel) -> None:
         try:

@@ -159,13 +159,15 @@ class Session:
     def __init__(self, role: Role) -> None:
         self.role = role
         self.state = State.START
+        self.dataset = ""
+        """What the client has asked to open; "" before."""
 
     def send(self, message: Message) -> None:
         """Account for a message of ours. AssertionError when it is illegal now: that is our own mistake."""
         following = TABLE.get((self.state, self.role, type(message)))
         assert following is not None, f"{type(message).__name__} may not be sent while {self.state.value}"
         assert not (problem := message_problem(message)), problem
-        self.state = following
+        self._go_on(following, message)
 
     def receive(self, message: Message) -> None:
         """Account for a message of the peer. Raises PeerError when it is illegal now or breaks a limit."""
@@ -175,7 +177,12 @@ class Session:
         problem = message_problem(message)
         if problem:
             raise PeerError(f"sent an invalid {problem}")
+        self._go_on(following, message)
+
+    def _go_on(self, following: State, message: Message) -> None:
         self.state = following
+        if isinstance(message, OpenWrite | OpenRead | OpenTend):
+            self.dataset = message.dataset
 
 
 def version_refusal(hello: Hello) -> Refuse | None:

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+from asyncssh.kex import get_kex_algs
 
 from replicad.config import ReplicaConfig
 from replicad.link.bandwidth import Bandwidth
 from replicad.link.carrier import PACKET_BYTES, Carrier, Line, show_reason
 from replicad.link.channel import GREETING_S, Channel, greet
 from replicad.link.reception import Reception
+from replicad.link.refusals import Refusals
 from replicad.link.session import Role
 from replicad.link.viewing import MAX_PER_VIEWER, Viewing
 from replicad.model.errors import ConfigError, LinkError, Problem, RefusedError, ReplicadError, UsageError
@@ -35,6 +37,10 @@ STDIO_COMMAND = "replicad stdio"
 """What is asked of an OpenSSH server; its forced command decides what really runs."""
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
 """Authenticated ciphers only, the fastest on hardware with AES first."""
+_CHEAP_KEX = ("mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
+KEX = tuple(name for name in _CHEAP_KEX if name.encode() in get_kex_algs())
+"""A millisecond or two each: anybody may ask for a key exchange, and RSA or large groups would keep the event loop for
+tens of them. The first one, proof against quantum computers, is there where `cryptography` has OpenSSL 3.5."""
 REKEY_BYTES = 16 * 1024**3
 """New keys stall the line for two round trips; AES-GCM allows 64 GiB (RFC 4344's 2**32 blocks)."""
 CONNECT_S = 20.0
@@ -44,6 +50,8 @@ IDLE_KEEPALIVES = 3
 gives up after as many unanswered questions, so that it never comes before theirs, which knows more."""
 LOGIN_S = 15.0
 """How long a client may take to authenticate; a honest one needs three round trips."""
+MAX_TRIES = 8
+"""Keys shown in one connection: an agent may hold several, and the right one comes twice, offered and signing."""
 MAX_UNAUTHENTICATED = 32
 MAX_UNAUTHENTICATED_PER_ADDRESS = 8
 """Connections that have not yet shown a key: bounded so that a flood costs little, and per address so that one host
@@ -205,6 +213,7 @@ class Listener:
         self.reception = reception
         self.doors: set[_Door] = set()
         self.unauthenticated: Counter[str] = Counter()
+        self.refusals = Refusals(reception.house.report)
         self._acceptor: asyncssh.SSHAcceptor | None = None
 
     @property
@@ -222,6 +231,7 @@ class Listener:
         for connection in connections:
             connection.abort()
         await asyncio.gather(*(connection.wait_closed() for connection in connections))
+        self.refusals.flush()
 
     async def open(self, host: str, port: int, key: asyncssh.SSHKey) -> None:
         """Begin to listen."""
@@ -283,7 +293,9 @@ class _Door(asyncssh.SSHServer):
         self._key = ""
         self._counted = False
         """Whether this connection is among the unauthenticated ones."""
-        self._shown: set[str] = set()
+        self._tries = 0
+        self._refused: dict[str, None] = {}
+        """Fingerprints of the keys that are not authorised, in the order in which they were shown."""
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self.line = Line(conn)
@@ -298,6 +310,11 @@ class _Door(asyncssh.SSHServer):
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.doors.discard(self)
         self._no_longer_unauthenticated()
+        if self._refused and not (self.client or self.viewer):
+            keys = ", ".join(self._refused)
+            which = f"keys {keys} are" if len(self._refused) > 1 else f"key {keys} is"
+            more = "; more were shown" if self._tries > MAX_TRIES else ""
+            self._report(f"{which} not authorised{more}", hint=_LET_IN)
 
     def begin_auth(self, username: str) -> bool:
         return True
@@ -307,12 +324,14 @@ class _Door(asyncssh.SSHServer):
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Called for a key that is offered and again for the one that signs; the last one is the client's."""
+        self._tries += 1
+        if self._tries > MAX_TRIES:
+            self.line.connection.abort()
+            return False
         self._key = _public_line(key)
         if self._client_of_key() or self.viewer_of_key():
             return True
-        if self._key not in self._shown:
-            self._shown.add(self._key)
-            self._report(f"key {key.get_fingerprint()} is not authorised", hint=_LET_IN)
+        self._refused[key.get_fingerprint()] = None
         return False
 
     def auth_completed(self) -> None:
@@ -373,7 +392,8 @@ class _Door(asyncssh.SSHServer):
         self.line.connection.abort()
 
     def _report(self, what: str, *, hint: str) -> None:
-        self.reception.house.report(RefusedError(what, where=self._address, hint=hint))
+        peer = self.client or self.viewer or self._address
+        self._listener.refusals.tell(peer, RefusedError(what, where=self._address, hint=hint))
 
 
 # ----------------------------------------------------------------------------------------------------------- dialler
@@ -530,7 +550,9 @@ _MAPPED: tuple[tuple[type[Exception], type[ReplicadError], str, str], ...] = (
 # Everything that asyncssh would otherwise take from its defaults, the account or the environment is said here.
 _COMMON_OPTIONS: dict[str, Any] = {
     "config": None,
+    "kex_algs": KEX,
     "encryption_algs": CIPHERS,
+    "signature_algs": ["ssh-ed25519"],
     "compression_algs": None,
     "rekey_bytes": REKEY_BYTES,
     "rekey_seconds": 0,

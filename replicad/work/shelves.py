@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from replicad.config import ClientConfig, ListenConfig
 from replicad.db.findings import Findings
-from replicad.link.channel import Channel
+from replicad.link.channel import Channel, asked
 from replicad.link.messages import OpenRead, OpenTend, OpenWrite, Refuse
 from replicad.model.divergence import Divergence, Side, State
 from replicad.model.errors import (
@@ -194,7 +194,7 @@ class Shelves:
 
     async def serve(self, channel: Channel, client: str) -> None:
         """Serve one greeted session. Raises ReplicadError when it ended badly, after telling the client."""
-        message = await channel.receive()
+        message = await asked(channel)
         match message:
             case OpenWrite():
                 key = await self._admitted(channel, client, message.dataset)
@@ -247,7 +247,7 @@ class Shelves:
     async def _admitted(self, channel: Channel, client: str, dataset: str) -> Key:
         """The store that is meant, if this client has a right to it."""
         config = next((c for c in self._clients() if c.name == client), None)
-        if config is None or (config.datasets and dataset not in config.datasets):
+        if config is None or not config.may_have(dataset):
             text = f"client {client} has no right to dataset {dataset!r}"
             await channel.send(Refuse("right", f"{text}; {AUTHORIZE}"))
             raise RefusedError(text, where=channel.peer)
