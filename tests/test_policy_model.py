@@ -339,6 +339,14 @@ def test_a_replica_remembers_the_last_and_the_last_proof() -> None:
     assert doubted.heard(note(3, Outcome.FAILED, ago(10), "paths"), NOW).last.number == 3
 
 
+def test_a_doubt_does_not_make_a_replica_forget_a_failure() -> None:
+    """Only a drill that was proven does, or another failure takes its place."""
+    failed = DrillMemory().heard(note(1, Outcome.PROVEN, ago(100)), NOW).heard(note(2, Outcome.FAILED, ago(50)), NOW)
+    assert failed.heard(note(3, Outcome.INCONCLUSIVE, ago(10)), NOW).last.outcome is Outcome.FAILED
+    assert failed.heard(note(3, Outcome.FAILED, ago(10)), NOW).last.number == 3
+    assert failed.heard(note(3, Outcome.PROVEN, ago(10)), NOW).last == note(3, Outcome.PROVEN, ago(10))
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0s"), (0.25, "0.2s"), (7, "7s"), (59.6, "1m"), (90, "1m 30s"), (3600, "1h"), (3601, "1h"), (93600, "1d 2h")],

@@ -38,14 +38,16 @@ class DrillMemory(msgspec.Struct, frozen=True):
     """What a replica remembers of its drills."""
 
     last: DrillNote = DrillNote()
-    """`ended_ns` 0: there was none."""
+    """The last one, and a failure until another one is proven or fails: a drill that found nothing out takes nothing
+    back. `ended_ns` 0: there was none."""
     proven: DrillNote = DrillNote()
     """The last one that was proven."""
 
     def heard(self, note: DrillNote, now_ns: int) -> DrillMemory:
         """With one more that the client tells of. What is not newer than the last changes nothing."""
         dated = msgspec.structs.replace(note, ended_ns=min(note.ended_ns, now_ns))
-        if dated.ended_ns <= self.last.ended_ns or not says_something(note.kind, note.outcome):
+        is_void = self.last.outcome is Outcome.FAILED and note.outcome is Outcome.INCONCLUSIVE
+        if dated.ended_ns <= self.last.ended_ns or is_void or not says_something(note.kind, note.outcome):
             return self
         return DrillMemory(dated, dated if dated.outcome is Outcome.PROVEN else self.proven)
 
