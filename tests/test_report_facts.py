@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from kit_report import NOW_NS, a_record
+from kit_report import DAY_NS, NOW_NS, a_record
+from kit_restore import Writer
 from replicad.cli import report_facts
 from replicad.cli.report_sources import Sources
 from replicad.config.values import Config, DatasetConfig, NodeConfig
 from replicad.db.drills import Drills as DrillBook
 from replicad.model.drill import DrillRecord, Outcome
-from replicad.model.report import Drills
+from replicad.model.report import Drills, Snapshots
 from replicad.work.drill_book import drills_path
 
 
@@ -32,3 +33,15 @@ def test_a_failure_is_told_though_it_is_older_than_the_period(tmp_path: Path) ->
     found = drills_of(tmp_path, a_record(5), a_record(6, Outcome.FAILED, reasons=["a\x1bb: is gone"]), *lately)
     assert found.failure is not None and (found.failure.number, found.failure.reasons) == (2, ["a?b: is gone"])
     assert [record.number for record in found.records] == [6]
+
+
+def test_the_newest_is_what_was_made_last_though_a_clock_was_ahead(tmp_path: Path) -> None:
+    """Of snapshots and of proven drills, whatever moment was given to an earlier one."""
+    with Writer(tmp_path / "store") as writer:
+        for number, days in enumerate((10, 100, 20, 21), 1):
+            writer.put(b"")
+            writer.seal(number, days * DAY_NS)
+    found = report_facts._own_snapshots(tmp_path / "store", [])
+    assert found == Snapshots(4, 4, 10 * DAY_NS, 21 * DAY_NS, 4, 21 * DAY_NS)
+    drills = drills_of(tmp_path, a_record(3, ended_ns=NOW_NS + DAY_NS), a_record(4))
+    assert drills.last_success_ns == a_record(4).ended_ns and drills.is_overdue

@@ -169,7 +169,7 @@ def _snapshots(lines: Sequence[tuple[int, int, bool]]) -> Snapshots:
     """From (number, moment, whether complete), ascending by number."""
     complete = [(number, at_ns) for number, at_ns, is_complete in lines if is_complete]
     moments = [at_ns for _, at_ns, _ in lines] or [0]
-    return Snapshots(len(lines), len(complete), min(moments), max(moments), *(complete[-1] if complete else (0, 0)))
+    return Snapshots(len(lines), len(complete), moments[0], moments[-1], *(complete[-1] if complete else (0, 0)))
 
 
 def _drills(sources: Sources, config: DatasetConfig, replica: str, unknowns: list[Unknown]) -> Drills:
@@ -180,7 +180,7 @@ def _drills(sources: Sources, config: DatasetConfig, replica: str, unknowns: lis
     ]
     proven = [one for one in records if one.outcome is Outcome.PROVEN and one.kind != "paths"]
     line = sources.drill(config.name, replica)
-    last_ns = max([line.last_success_ns if line else 0, *(one.ended_ns for one in proven)])
+    last_ns = proven[-1].ended_ns if proven else line.last_success_ns if line else 0
     overdue = is_overdue(last_ns, line.since_ns if line else 0, sources.now_ns, config.drill_every_s)
     found = Drills(
         replica,
