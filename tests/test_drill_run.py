@@ -20,7 +20,7 @@ from replicad.link.channel import Channel
 from replicad.model.attestation import Attestation, DrillMemory
 from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.entry import Kind, Meta, Op, Put
-from replicad.model.errors import LinkError
+from replicad.model.errors import DiskFullError, LinkError
 from replicad.model.gate import Demands, Seen
 from replicad.model.gate import judge as judge_gate
 from replicad.model.policy import Grade, Objectives
@@ -314,6 +314,47 @@ async def test_a_scratch_directory_in_live_data_is_refused(tmp_path: Path) -> No
         record = await made.drill()
         assert record.outcome is Outcome.INCONCLUSIVE and "overlaps dataset www" in record.reasons[0]
         assert sorted(os.listdir(made.here.root / "d")) == ["a"]
+
+
+async def test_a_drill_that_never_began_moves_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the drill before it had proven is not proven again by one that did not come so far as to choose, nor while
+    the book has no room to say what is chosen."""
+
+    def full(book: Drills) -> None:
+        raise DiskFullError("no room", where=str(book.path))
+
+    async with site(tmp_path) as made:
+        assert (await made.drill()).outcome is Outcome.PROVEN
+        book = await made.book.opened()
+        before = await made.book(lambda: sorted(book.by_age("fra1")))
+        assert all(drilled_ns for _file, _size, drilled_ns in before)
+        made.base.rmdir()
+        made.base.symlink_to(made.here.root / "d")
+        assert (await made.drill()).outcome is Outcome.INCONCLUSIVE
+        monkeypatch.setattr(Drills, "begin_choice", full)
+        number = made.job.request("full", ())
+        with pytest.raises(DiskFullError):
+            await made.job.step()
+        assert made.job.status.served == number
+        assert await made.book(lambda: sorted(book.by_age("fra1"))) == before
+
+
+@pytest.mark.parametrize(("link", "said"), [("", "make it"), ("scratch", "levels of symbolic links")])
+async def test_a_scratch_directory_that_is_gone_is_inconclusive(link: str, said: str, tmp_path: Path) -> None:
+    """Also where a link that leads nowhere is in its place: whoever asked hears so, with what to do, and the next drill
+    is made when it is there again."""
+    async with site(tmp_path) as made:
+        made.base.rmdir()
+        if link:
+            made.base.symlink_to(link)
+        number = made.job.request("full", ())
+        await made.job.step()
+        status = made.job.status
+        assert status.served == number and status.last is not None
+        assert status.last.outcome is Outcome.INCONCLUSIVE and said in status.last.reasons[0]
+        made.base.unlink(missing_ok=True)
+        made.base.mkdir()
+        assert (await made.drill()).outcome is Outcome.PROVEN
 
 
 async def test_a_scratch_space_that_fills_up_is_inconclusive(tmp_path: Path) -> None:
