@@ -13,7 +13,7 @@ import msgspec
 from replicad.model.attestation import Attestation
 from replicad.model.canary import Lags
 from replicad.model.canary import is_late as is_canary_late
-from replicad.model.drill import DrillRecord, Outcome, Trend, is_overdue
+from replicad.model.drill import DrillRecord, Trend, is_overdue
 from replicad.model.place import Place
 from replicad.model.policy import Objectives
 
@@ -195,6 +195,8 @@ class DrillStatus(msgspec.Struct):
     """When the last proven drill ended; never moved by anything else."""
     last: DrillRecord | None = None
     """The last drill, whatever came of it."""
+    failure: DrillRecord | None = None
+    """The drill that failed last, until one of the dataset is proven."""
     drills: dict[str, int] = {}
     """Drills in the history by outcome."""
     files: int = 0
@@ -480,8 +482,9 @@ def _scrub_findings(line: ScrubStatus, status: NodeStatus) -> list[Finding]:
 def _drill_findings(line: DrillStatus, now_ns: int) -> list[Finding]:
     found, where, last = list[Finding](), f"{line.dataset} from {line.replica}", line.last
     again = f"replicad drill run {line.dataset}"
-    if last is not None and last.outcome is Outcome.FAILED:
-        text = f"the last drill failed: {last.reasons[0] if last.reasons else 'no reason was recorded'}"
+    if line.failure is not None:
+        why = line.failure.reasons[0] if line.failure.reasons else "no reason was recorded"
+        text = f"no drill was proven since one failed: {why}"
         found.append(Finding("drill", where, text, f"docs/DRILLS.md, then: {again}"))
     elif is_overdue(line.last_success_ns, line.since_ns, now_ns, line.drill_every_s):
         proven = "is too long ago" if line.last_success_ns else "there was never one"

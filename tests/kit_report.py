@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from replicad.model.coverage import CELLS, AgeMap, Cell, Day, day_of
-from replicad.model.drill import DrillRecord, Outcome, Trend
+from replicad.model.drill import DrillRecord, Outcome, Trend, failure_of
 from replicad.model.report import (
     Answer,
     Case,
@@ -112,7 +114,8 @@ def some_drills(**changes: object) -> Drills:
         "files": 200,
         "never_files": 20,
     }
-    return Drills("fra1", **{**fields, **changes})  # type: ignore[arg-type]  # as above
+    made = Drills("fra1", **{**fields, **changes})  # type: ignore[arg-type]  # as above
+    return replace(made, failure=failure_of(reversed(made.records)))
 
 
 def a_replica(name: str = "fra1", **changes: object) -> Replica:

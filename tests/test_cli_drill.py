@@ -119,8 +119,11 @@ def test_status_shows_the_last_drill_and_what_is_wrong_with_drills() -> None:
     said = lines_of(a_node(a_dataset(), a_drill()))
     assert "all is well" in said and "proven 1d 0h ago" in said.replace("\n", " ") and "1h 0m" in said
     last = DrillRecord("www", "fra1", outcome=Outcome.FAILED, reasons=["a.txt: is gone"], ended_ns=NOW_NS)
-    (found,) = findings(a_node(a_dataset(), a_drill(last=last)))
-    assert found.kind == "drill" and "a.txt: is gone" in found.what and "replicad drill run www" in found.next_step
+    doubt = DrillRecord("www", "fra1", outcome=Outcome.INCONCLUSIVE, reasons=["no link"], ended_ns=NOW_NS, number=9)
+    for line in (a_drill(last=last, failure=last), a_drill(last=doubt, failure=last)):
+        (found,) = findings(a_node(a_dataset(), line))
+        assert found.kind == "drill" and "a.txt: is gone" in found.what and "replicad drill run www" in found.next_step
+        assert "failed 0.0s ago" in lines_of(a_node(a_dataset(), line)).replace("\n", " ")
     late = a_drill(last_success_ns=NOW_NS - 11 * DAY_NS)
     assert [f.kind for f in findings(a_node(a_dataset(), late))] == ["drill"]
     never = a_drill(last=None, last_success_ns=0, since_ns=NOW_NS - 11 * DAY_NS)

@@ -42,6 +42,19 @@ def test_only_a_proven_drill_of_the_dataset_is_a_success(book: Drills, tmp_path:
     other.close()
 
 
+def test_a_failure_is_remembered_until_the_dataset_is_proven(book: Drills) -> None:
+    """Of each replica by itself; what found nothing out, and paths that a person chose, settle nothing."""
+    assert book.failure("fra1") is None
+    for record in (a_record(Outcome.PROVEN, 10), a_record(Outcome.FAILED, 20), a_record(Outcome.FAILED, 30, "paths")):
+        book.add(record)
+    for record in (a_record(Outcome.INCONCLUSIVE, 40), a_record(Outcome.PROVEN, 50, "paths")):
+        book.add(record)
+        found = book.failure("fra1")
+        assert found is not None and found.ended_ns == 30 and book.failure("other") is None
+    book.add(a_record(Outcome.PROVEN, 60))
+    assert book.failure("fra1") is None
+
+
 def test_files_are_given_least_recently_drilled_first(book: Drills) -> None:
     """Those never drilled come first, scattered; those that are gone are forgotten; a replica's times are its own."""
     book.see("fra1", [(number, 10) for number in range(1, 9)], 1)

@@ -17,14 +17,22 @@ from replicad.config.values import DatasetConfig, ValidatorConfig
 from replicad.db.drills import Chosen, Drills, Subject
 from replicad.db.ledger import BlockRow, EntryRow, Ledger, put_of, stamp_of
 from replicad.link.channel import Channel
+from replicad.model.attestation import Attestation, DrillMemory
 from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.entry import Kind, Meta, Op, Put
+from replicad.model.errors import DiskFullError, LinkError
+from replicad.model.gate import Demands, Seen
+from replicad.model.gate import judge as judge_gate
+from replicad.model.policy import Grade, Objectives
 from replicad.model.retention import Rules
+from replicad.status import DatasetStatus, NodeStatus, PolicyStatus, findings
 from replicad.store import store
+from replicad.work import drilling
 from replicad.work.drill_book import DrillBook, drills_path
 from replicad.work.drill_choice import Subjects
 from replicad.work.drill_reader import ChosenReader
 from replicad.work.drilling import Drilling
+from replicad.work.policy_facts import judgements
 from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import Answer
 from replicad.work.retain import Retained
@@ -58,6 +66,24 @@ class Site:
         assert self.job.status.served == number and self.job.status.last is not None
         assert [p for p in self.base.iterdir() if p.name.startswith(PREFIX)] == [], "nothing is left behind"
         return self.job.status.last
+
+    def stands(self, *memories: DrillMemory) -> set[bool]:
+        """Whether all is well with drills, as the policy says, a person sees, and a gate that goes by what the replica
+        remembers."""
+        now_ns, drills = self.here.clock.now_ns(), [self.job.status]
+        policy = PolicyStatus("www", Objectives(drill_every_s=3600.0))
+        node = NodeStatus(
+            "ams1", "1", now_ns=now_ns, datasets=[DatasetStatus("www", "fra1")], drills=drills, policies=[policy]
+        )
+        (judged,) = judgements(node)
+        (objective,) = (result for result in judged.results if result.objective == "drill_every")
+        saids = [Attestation(now_ns=now_ns, drills=memory) for memory in memories]
+        checks = [check for said in saids for check in judge_gate(Demands(60.0, 60.0, 3600.0), Seen(now_ns, said=said))]
+        return {
+            objective.grade is Grade.PASS,
+            not [finding for finding in findings(node) if finding.kind == "drill"],
+            *(check.holds for check in checks if check.name == "drilled"),
+        }
 
     async def in_ledger(self, change: Callable[[Ledger], None]) -> None:
         """Change the ledger behind everybody's back."""
@@ -98,6 +124,52 @@ async def test_what_the_ledger_says_counts_and_not_what_the_replica_says(tmp_pat
         assert record.outcome is Outcome.FAILED and record.compared_files == 1
         assert record.reasons == ["d/a: came back with other bytes than the ledger says"]
         assert made.job.status.last_success_ns and made.job.status.last_success_ns < record.ended_ns
+
+
+async def test_a_failed_drill_stands_until_another_one_of_the_dataset_is_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither paths that a person chose nor a drill that found nothing out makes up for it, in whatever number, and
+    whether the replica heard of each drill or of the last ones only."""
+    monkeypatch.setattr(drilling, "RECENT", 1)
+    async with site(tmp_path) as made:
+        heard, rows = DrillMemory(), list[BlockRow]()
+
+        def told(memory: DrillMemory) -> DrillMemory:
+            for note in made.job.notes:
+                memory = memory.heard(note, made.here.clock.now_ns())
+            return memory
+
+        async def out_of_reach() -> Channel:
+            raise LinkError("out of reach")
+
+        def other_id(ledger: Ledger) -> None:
+            known = ledger.known(b"d/a")
+            assert known is not None
+            rows.append(ledger.blocks(known.file, 0, 1)[0])
+            ledger.record_blocks([rows[0]._replace(id=b"\1" * 32)])
+
+        assert (await made.drill()).outcome is Outcome.PROVEN
+        before = heard = told(heard)
+        assert made.stands(heard) == {True} and made.job.status.failure is None
+        await made.in_ledger(other_id)
+        failed = await made.drill()
+        for kind, globs, outcome in (
+            ("full", (), Outcome.FAILED),
+            ("paths", (b"b",), Outcome.PROVEN),
+            ("sampled", (), Outcome.INCONCLUSIVE),
+            ("sampled", (), Outcome.INCONCLUSIVE),
+            ("paths", (b"b",), Outcome.PROVEN),
+        ):
+            made.dial = out_of_reach if outcome is Outcome.INCONCLUSIVE else made.there.dial
+            record = await made.drill(kind, globs)
+            failed = record if outcome is Outcome.FAILED else failed
+            heard = told(heard)
+            assert record.outcome is outcome and made.job.status.failure == failed
+            assert made.stands(heard, told(before), told(DrillMemory())) == {False}
+        await made.in_ledger(lambda ledger: ledger.record_blocks(rows))
+        assert (await made.drill()).outcome is Outcome.PROVEN
+        assert made.stands(told(heard), told(before), told(DrillMemory())) == {True}
 
 
 async def test_a_file_that_the_replica_lost_without_a_word_is_missed(tmp_path: Path) -> None:
@@ -242,6 +314,47 @@ async def test_a_scratch_directory_in_live_data_is_refused(tmp_path: Path) -> No
         record = await made.drill()
         assert record.outcome is Outcome.INCONCLUSIVE and "overlaps dataset www" in record.reasons[0]
         assert sorted(os.listdir(made.here.root / "d")) == ["a"]
+
+
+async def test_a_drill_that_never_began_moves_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the drill before it had proven is not proven again by one that did not come so far as to choose, nor while
+    the book has no room to say what is chosen."""
+
+    def full(book: Drills) -> None:
+        raise DiskFullError("no room", where=str(book.path))
+
+    async with site(tmp_path) as made:
+        assert (await made.drill()).outcome is Outcome.PROVEN
+        book = await made.book.opened()
+        before = await made.book(lambda: sorted(book.by_age("fra1")))
+        assert all(drilled_ns for _file, _size, drilled_ns in before)
+        made.base.rmdir()
+        made.base.symlink_to(made.here.root / "d")
+        assert (await made.drill()).outcome is Outcome.INCONCLUSIVE
+        monkeypatch.setattr(Drills, "begin_choice", full)
+        number = made.job.request("full", ())
+        with pytest.raises(DiskFullError):
+            await made.job.step()
+        assert made.job.status.served == number
+        assert await made.book(lambda: sorted(book.by_age("fra1"))) == before
+
+
+@pytest.mark.parametrize(("link", "said"), [("", "make it"), ("scratch", "levels of symbolic links")])
+async def test_a_scratch_directory_that_is_gone_is_inconclusive(link: str, said: str, tmp_path: Path) -> None:
+    """Also where a link that leads nowhere is in its place: whoever asked hears so, with what to do, and the next drill
+    is made when it is there again."""
+    async with site(tmp_path) as made:
+        made.base.rmdir()
+        if link:
+            made.base.symlink_to(link)
+        number = made.job.request("full", ())
+        await made.job.step()
+        status = made.job.status
+        assert status.served == number and status.last is not None
+        assert status.last.outcome is Outcome.INCONCLUSIVE and said in status.last.reasons[0]
+        made.base.unlink(missing_ok=True)
+        made.base.mkdir()
+        assert (await made.drill()).outcome is Outcome.PROVEN
 
 
 async def test_a_scratch_space_that_fills_up_is_inconclusive(tmp_path: Path) -> None:

@@ -299,9 +299,10 @@ def _until(found: Any) -> Any:
 
 
 def test_drills_are_told_as_they_are() -> None:
-    """The last success is that of a proven drill whatever came later; the last outcome is told by a flag of its own."""
+    """The last success is that of a proven drill whatever came later; a failure that stands, and a last drill that
+    found nothing out, are told by a flag each."""
     last = DrillRecord("www", "fra1", ended_ns=NOW_NS, outcome=Outcome.FAILED)
-    found = values(a_node(a_drill(last=last, drills={"proven": 3, "failed": 1})))
+    found = values(a_node(a_drill(last=last, failure=last, drills={"proven": 3, "failed": 1})))
     labels = '{dataset="www",replica="fra1"}'
     assert found[f"replicad_drill_last_success_timestamp_seconds{labels}"] == NOW_NS / S - 86_400
     assert found[f"replicad_drill_last_timestamp_seconds{labels}"] == NOW_NS / S
@@ -312,6 +313,9 @@ def test_drills_are_told_as_they_are() -> None:
         for outcome in Outcome
     }
     assert outcomes == {"proven": 3, "failed": 1, "inconclusive": 0}
+    doubt = DrillRecord("www", "fra1", ended_ns=NOW_NS, outcome=Outcome.INCONCLUSIVE)
+    found = values(a_node(a_drill(last=doubt, failure=last)))
+    assert (found[f"replicad_drill_failed{labels}"], found[f"replicad_drill_inconclusive{labels}"]) == (1, 1)
     never = values(a_node(a_drill(last=None, last_success_ns=0, drills={})))
     assert never[f"replicad_drill_last_success_timestamp_seconds{labels}"] == 0
 

@@ -339,6 +339,29 @@ def test_a_replica_remembers_the_last_and_the_last_proof() -> None:
     assert doubted.heard(note(3, Outcome.FAILED, ago(10), "paths"), NOW).last.number == 3
 
 
+def test_a_clock_that_was_ahead_hides_no_drill_that_came_after() -> None:
+    """What it stamped grows no younger by being told again, and what follows is newer whatever its time; drills whose
+    numbers begin anew are newer by theirs."""
+    ahead, failed = note(1, Outcome.PROVEN, NOW + 10**18), note(2, Outcome.FAILED, NOW + 10)
+    heard = DrillMemory().heard(ahead, NOW)
+    assert heard.heard(ahead, NOW + 50) == heard
+    for memory in (heard, DrillMemory()):
+        for now_ns in (NOW + 20, NOW + 30):
+            for one in (ahead, failed):
+                memory = memory.heard(one, now_ns)
+            assert memory.last == failed
+    anew = DrillMemory().heard(note(41, Outcome.PROVEN, ago(100)), NOW).heard(note(1, Outcome.FAILED, ago(50)), NOW)
+    assert anew.last.number == 1
+
+
+def test_a_doubt_does_not_make_a_replica_forget_a_failure() -> None:
+    """Only a drill that was proven does, or another failure takes its place."""
+    failed = DrillMemory().heard(note(1, Outcome.PROVEN, ago(100)), NOW).heard(note(2, Outcome.FAILED, ago(50)), NOW)
+    assert failed.heard(note(3, Outcome.INCONCLUSIVE, ago(10)), NOW).last.outcome is Outcome.FAILED
+    assert failed.heard(note(3, Outcome.FAILED, ago(10)), NOW).last.number == 3
+    assert failed.heard(note(3, Outcome.PROVEN, ago(10)), NOW).last == note(3, Outcome.PROVEN, ago(10))
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0s"), (0.25, "0.2s"), (7, "7s"), (59.6, "1m"), (90, "1m 30s"), (3600, "1h"), (3601, "1h"), (93600, "1d 2h")],

@@ -37,6 +37,8 @@ LOST = Divergences(open_count=1, lost_count=1)
 UNCLEAR = Divergences(open_count=1, unclear_count=1)
 OPEN = Divergences(open_count=3)
 FAILED = some_drills(records=[a_record(1), a_record(2, Outcome.FAILED)])
+DOUBTED = some_drills(records=[a_record(1, Outcome.FAILED), a_record(2, Outcome.INCONCLUSIVE)])
+PICKED = some_drills(records=[a_record(1, Outcome.FAILED), a_record(2, kind="paths")])
 NEVER_VERIFIED = [a_side(oldest_verified_ns=0), a_side("replica", "fra1")]
 OVERDUE = [a_side(overdue_bytes=5), a_side("replica", "fra1")]
 SILENT = [a_side(), a_side("replica", "fra1", as_of_ns=0, state="", oldest_verified_ns=0)]
@@ -60,6 +62,8 @@ SILENT = [a_side(), a_side("replica", "fra1", as_of_ns=0, state="", oldest_verif
         ({"drills": [some_drills(is_overdue=True)]}, Answer.UNPROVEN),
         ({"drills": [FAILED]}, Answer.NO),
         ({"drills": [FAILED, some_drills()]}, Answer.YES),
+        ({"drills": [DOUBTED]}, Answer.NO),
+        ({"drills": [PICKED]}, Answer.NO),
         ({"unknowns": [Unknown("findings", "the book cannot be read")]}, Answer.UNKNOWN),
         ({"unknowns": [Unknown("replica fra1", "out of reach", replica="fra1")]}, Answer.UNKNOWN),
     ],

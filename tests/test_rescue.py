@@ -164,6 +164,17 @@ def test_every_snapshot_is_listed_and_comes_back_as_it_was(tmp_path: Path) -> No
     assert "--list" in run_script(tmp_path / "store", "--snapshot", "3", tmp_path / "no", code=2).stderr
 
 
+def test_the_newest_is_the_last_one_made_though_a_clock_was_ahead(tmp_path: Path) -> None:
+    """Whatever moment the primary's clock gave to an earlier one; and a complete one is never called partial."""
+    with Writer(tmp_path / "store") as writer:
+        writer.put(b"")
+        for number, second in enumerate((10, 100, 20, 21), 1):
+            writer.put(b"file", b"%d" % number)
+            writer.seal(number, second * 10**9)
+    found = run_script(tmp_path / "store", tmp_path / "target")
+    assert (tmp_path / "target" / "file").read_bytes() == b"4" and not found.stderr
+
+
 def test_what_retention_let_go_is_told_and_never_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dropped snapshot is listed as one; by its number it comes back as far as its blocks are there, and it is said
     that retention let it go; "latest" is one that is kept, also where that is older."""
@@ -196,6 +207,7 @@ def test_what_retention_let_go_is_told_and_never_the_latest(tmp_path: Path, monk
     assert (tmp_path / "part" / "changed").read_bytes() != gone
     latest = run_script(store, tmp_path / "latest")
     assert "snapshot 2 " in latest.stdout and "retention" not in latest.stderr, "3 is newer, complete and dropped"
+    assert "snapshot 4 is newer, but partial" in latest.stderr
     assert (tmp_path / "latest" / "changed").read_bytes() == b"new" * 50_000
 
 

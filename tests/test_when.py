@@ -49,12 +49,18 @@ def lines(text: str) -> list[Line]:
         ("1@10 2@20", "1970-01-01t00:00:20z", 2, ""),
         ("1@10 2@20", "1970-01-01 00:00Z", 2, ""),
         ("1@10 2@20", "2999-01-01T00:00:00Z", 2, ""),
+        ("1@10 2@100 3@20 4@21", "latest", 4, ""),
+        ("1@10 2@100 3@20 4@21?", "latest", 3, "newer but partial snapshot 4"),
+        ("1@10? 2@100? 3@20?", "latest", 3, "snapshot 3 is partial"),
+        ("1@10 2@100 3@20 4@21", "1970-01-01T00:00:30Z", 4, ""),
+        ("1@10 2@100 3@20 4@21", "1970-01-01T00:02:00Z", 2, "a newer snapshot 4 exists"),
     ],
 )
 def test_the_newest_complete_snapshot_at_or_before_the_moment_is_chosen(
     existing: str, when: str, number: int, notice: str
 ) -> None:
-    """Partial snapshots are taken only where nothing complete is old enough, or by number; and never silently."""
+    """Partial snapshots are taken only where nothing complete is old enough, or by number; and never silently. The
+    latest is the last that was made, also where a clock was ahead for a while."""
     line, said = choose_snapshot(lines(existing), when)
     assert line.number == number
     assert notice in said and bool(notice) == bool(said)

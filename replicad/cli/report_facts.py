@@ -20,7 +20,7 @@ from replicad.cli.report_books import read_book
 from replicad.cli.report_sources import Sources, ask_daemon
 from replicad.config import Config, DatasetConfig, ReplicaConfig
 from replicad.model.divergence import Side
-from replicad.model.drill import DrillRecord, Outcome, is_overdue, trend
+from replicad.model.drill import DrillRecord, Outcome, failure_of, is_overdue, trend
 from replicad.model.errors import ConfigError, LinkError, ReplicadError
 from replicad.model.policy import Grade, Result
 from replicad.model.report import (
@@ -169,23 +169,23 @@ def _snapshots(lines: Sequence[tuple[int, int, bool]]) -> Snapshots:
     """From (number, moment, whether complete), ascending by number."""
     complete = [(number, at_ns) for number, at_ns, is_complete in lines if is_complete]
     moments = [at_ns for _, at_ns, _ in lines] or [0]
-    return Snapshots(len(lines), len(complete), min(moments), max(moments), *(complete[-1] if complete else (0, 0)))
+    return Snapshots(len(lines), len(complete), moments[0], moments[-1], *(complete[-1] if complete else (0, 0)))
 
 
 def _drills(sources: Sources, config: DatasetConfig, replica: str, unknowns: list[Unknown]) -> Drills:
     """The history stands in the book; what is planned and how far drills have come, in the status."""
-    records = _drill_records(sources, config.name, replica, unknowns)
+    records = [
+        msgspec.structs.replace(one, reasons=list(map(printable, one.reasons)))
+        for one in _drill_records(sources, config.name, replica, unknowns)
+    ]
     proven = [one for one in records if one.outcome is Outcome.PROVEN and one.kind != "paths"]
     line = sources.drill(config.name, replica)
-    last_ns = max([line.last_success_ns if line else 0, *(one.ended_ns for one in proven)])
+    last_ns = proven[-1].ended_ns if proven else line.last_success_ns if line else 0
     overdue = is_overdue(last_ns, line.since_ns if line else 0, sources.now_ns, config.drill_every_s)
     found = Drills(
         replica,
-        [
-            msgspec.structs.replace(o, reasons=list(map(printable, o.reasons)))
-            for o in records
-            if o.ended_ns >= sources.since_ns
-        ],
+        [one for one in records if one.ended_ns >= sources.since_ns],
+        failure_of(reversed(records)),
         config.drill_every_s,
         config.rto_s,
         last_ns,

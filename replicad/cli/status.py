@@ -213,22 +213,24 @@ def _verified(line: ScrubStatus, now_ns: int) -> Iterator[str]:
 
 
 def _drilled(line: DrillStatus, now_ns: int) -> Iterator[str]:
-    """One line: what the last drill came to, when that was proven last, how long a restore takes."""
-    last, parts = line.last, list[str]()
+    """One line: what the last drill came to, what stands of those before, and how long a restore takes."""
+    last, failure, parts = line.last, line.failure, list[str]()
     if line.started_ns:
         parts.append(f"{line.state} now")
     if last is not None:
         parts.append(f"{last.outcome.value} {_age(last.ended_ns, now_ns)}")
     else:
         parts.append("never")
-    if last is not None and last.outcome != "proven":
+    if failure is not None and failure != last:
+        parts.append(f"failed {_age(failure.ended_ns, now_ns)}")
+    if last is not None and (failure is not None or last.outcome != "proven"):
         parts.append(f"last proven {_age(line.last_success_ns, now_ns)}")
     if line.estimate_s:
         parts.append(f"a restore of everything takes about {output.show_duration(line.estimate_s)}")
     if line.state in ("off", "waiting", "failed") and line.reason:
         parts.append(line.reason)
     is_late = is_overdue(line.last_success_ns, line.since_ns, now_ns, line.drill_every_s)
-    yield from value_lines("drilled", "; ".join(parts), bad=is_late or (last is not None and last.outcome == "failed"))
+    yield from value_lines("drilled", "; ".join(parts), bad=is_late or failure is not None)
 
 
 def _canary(line: CanaryStatus, now_ns: int) -> Iterator[str]:

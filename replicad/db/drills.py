@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from replicad.db.database import Database
-from replicad.model.drill import Amount, DrillRecord, Outcome
+from replicad.model.drill import Amount, DrillRecord, Outcome, failure_of
 
 REMEDY = "move the file away: drills begin anew, and so does their history"
 MAX_KEPT = 10_000
@@ -145,6 +145,12 @@ class Drills:
             if len(found) == limit:
                 break
         return found[::-1]
+
+    def failure(self, replica: str) -> DrillRecord | None:
+        """The failure that stands, however many drills found nothing out since."""
+        query = "SELECT body FROM drill WHERE replica = ? AND outcome <> ? ORDER BY number DESC"
+        rows = self._db.rows(query, (replica, Outcome.INCONCLUSIVE.value))
+        return failure_of(_record.decode(body) for (body,) in rows)
 
     def counts(self, replica: str) -> dict[str, int]:
         """How many drills had each outcome."""

@@ -213,8 +213,8 @@ def _by_objective(grade: Grade) -> Callable[[NodeStatus], Iterator[Sample]]:
     return samples
 
 
-def _last_was(outcome: Outcome) -> Callable[[DrillStatus], float]:
-    return lambda line: float(line.last is not None and line.last.outcome is outcome)
+def _last_was_inconclusive(line: DrillStatus) -> float:
+    return float(line.last is not None and line.last.outcome is Outcome.INCONCLUSIVE)
 
 
 def _zero_for_each(words: Iterable[str], counts: dict[str, int]) -> dict[str, int]:
@@ -361,8 +361,8 @@ FAMILIES: tuple[Family, ...] = (
         "When the last drill ended, whatever came of it; 0 = never.",
         lambda d: d.last.ended_ns / 1e9 if d.last else 0.0,
     ),
-    _drill("drill_failed", "1 while the last drill failed.", _last_was(Outcome.FAILED)),
-    _drill("drill_inconclusive", "1 while the last drill could not find out.", _last_was(Outcome.INCONCLUSIVE)),
+    _drill("drill_failed", "1 from a drill that failed until one is proven.", lambda d: float(d.failure is not None)),
+    _drill("drill_inconclusive", "1 while the last drill could not find out.", _last_was_inconclusive),
     _drill("drill_every_seconds", "A drill is due at this interval; 0 = none by itself.", lambda d: d.drill_every_s),
     _drill("drill_within_seconds", "Every file is to be drilled within this.", lambda d: d.drill_within_s),
     _drill("drill_never_files", "Files that were never drilled.", lambda d: float(d.never_files)),

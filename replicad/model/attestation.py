@@ -38,16 +38,26 @@ class DrillMemory(msgspec.Struct, frozen=True):
     """What a replica remembers of its drills."""
 
     last: DrillNote = DrillNote()
-    """`ended_ns` 0: there was none."""
+    """The last one, and a failure until another one is proven or fails: a drill that found nothing out takes nothing
+    back. `ended_ns` 0: there was none."""
     proven: DrillNote = DrillNote()
     """The last one that was proven."""
 
     def heard(self, note: DrillNote, now_ns: int) -> DrillMemory:
-        """With one more that the client tells of. What is not newer than the last changes nothing."""
+        """With one more that the client tells of. What was heard before or is older than the last changes nothing.
+
+        Newer is what has a higher number or, since a book of drills may begin anew, a later time: with a clock that was
+        ahead for a while the last drill need not be the latest."""
         dated = msgspec.structs.replace(note, ended_ns=min(note.ended_ns, now_ns))
-        if dated.ended_ns <= self.last.ended_ns or not says_something(note.kind, note.outcome):
+        is_newer = note.number > self.last.number or dated.ended_ns > self.last.ended_ns
+        is_void = self.last.outcome is Outcome.FAILED and note.outcome is Outcome.INCONCLUSIVE
+        if self._has(note) or not is_newer or is_void or not says_something(note.kind, note.outcome):
             return self
         return DrillMemory(dated, dated if dated.outcome is Outcome.PROVEN else self.proven)
+
+    def _has(self, note: DrillNote) -> bool:
+        """Whether it is one of these, which may be dated otherwise."""
+        return any(msgspec.structs.replace(one, ended_ns=note.ended_ns) == note for one in (self.last, self.proven))
 
 
 class Attestation(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@
     Outcome    proven, failed or inconclusive; the gravest of the parts is the whole's
     estimate_s, trend   how long the whole dataset would take, and where that is going
     next_ns    when the next drill is due
+    failure_of the failure that stands
 
 **Never** lets "could not find out" pass for proven: an outcome is proven only where every part is, and there is one.
 """
@@ -183,6 +184,17 @@ def next_ns(last: DrillRecord | None, every_s: float) -> int:
         return 0
     again_s = {Outcome.INCONCLUSIVE: AGAIN_INCONCLUSIVE_S, Outcome.FAILED: AGAIN_FAILED_S}.get(last.outcome, every_s)
     return last.ended_ns + int(min(every_s, again_s) * 1e9)
+
+
+def failure_of(newest_first: Iterable[DrillRecord]) -> DrillRecord | None:
+    """The drill that failed last, None where one of the dataset was proven since: neither a drill that found nothing
+    out nor paths that a person chose make up for a failure."""
+    for record in newest_first:
+        if record.outcome is Outcome.FAILED:
+            return record
+        if record.outcome is Outcome.PROVEN and record.kind != "paths":
+            return None
+    return None
 
 
 def is_overdue(last_success_ns: int, since_ns: int, now_ns: int, every_s: float) -> bool:

@@ -157,7 +157,7 @@ def _drilled(wanted: Demands, said: Attestation) -> Check:
     if not last.ended_ns:
         return shut("the replica knows of no drill")
     if last.outcome is Outcome.FAILED:
-        return shut(f"the last drill failed: {last.reason or 'no reason was told'}")
+        return shut(f"no drill was proven since one failed: {last.reason or 'no reason was told'}")
     if not proven.ended_ns:
         return shut(f"no drill was proven yet; the last could not find out: {last.reason or 'no reason was told'}")
     age_s = (said.now_ns - proven.ended_ns) / 1e9

@@ -272,7 +272,7 @@ def _drill(wanted: Objectives, facts: Facts) -> Said:
             return Grade.UNKNOWN, drilled.unknown
         because = f": {drilled.reason}" if drilled.reason else ""
         if drilled.last is Outcome.FAILED:
-            return Grade.FAIL, f"the last drill failed{because}"
+            return Grade.FAIL, f"no drill was proven since one failed{because}"
         if not drilled.proven_ns:
             return Grade.FAIL, f"no drill was ever proven{because}"
         limit_s = wanted.drill_every_s * OVERDUE_FACTOR

@@ -169,6 +169,8 @@ class Drills(msgspec.Struct, frozen=True):
     replica: str
     records: list[DrillRecord] = []
     """Of the period, oldest first."""
+    failure: DrillRecord | None = None
+    """The drill that failed last, until one of the dataset is proven; it may be older than the period."""
     drill_every_s: float = 0.0
     rto_s: float = 0.0
     last_success_ns: int = 0
@@ -357,11 +359,11 @@ def _verified(subject: Subject) -> list[Reason]:
 def _drilled(subject: Subject) -> list[Reason]:
     """One replica from which everything is proven to come back is enough; what failed at another one is a finding."""
     proven = [one for one in subject.drills if _is_proven(one)]
-    failed = [one for one in subject.drills if one.records and one.records[-1].outcome == "failed"]
+    failed = [(one.replica, one.failure) for one in subject.drills if one.failure]
     if failed and not proven:
-        why = failed[0].records[-1].reasons[:1]
-        text = f"the last drill from {failed[0].replica} failed" + "".join(f": {one}" for one in why)
-        return [Reason(Answer.NO, text)]
+        replica, failure = failed[0]
+        why = "".join(f": {one}" for one in failure.reasons[:1])
+        return [Reason(Answer.NO, f"no drill from {replica} was proven since one failed{why}")]
     if not proven:
         last_ns = max((one.last_success_ns for one in subject.drills), default=0)
         text = f"the last proven drill was at {show_time(last_ns)}" if last_ns else "no drill has proven it yet"
@@ -370,8 +372,7 @@ def _drilled(subject: Subject) -> list[Reason]:
 
 
 def _is_proven(one: Drills) -> bool:
-    is_failed = bool(one.records) and one.records[-1].outcome == "failed"
-    return bool(one.last_success_ns) and not one.is_overdue and not is_failed
+    return bool(one.last_success_ns) and not one.is_overdue and not one.failure
 
 
 # --------------------------------------------------------------------------------------------------------- headline

@@ -1,8 +1,9 @@
 """When: which snapshot a person means by `latest`, a number or a time. Pure.
 
 Owns the rule: the newest *complete* snapshot at or before the moment asked for; only where there is none, the newest
-partial one, with a notice. A number is taken literally. Never guesses: whatever matches nothing is a UsageError that
-lists what exists.
+partial one, with a notice. What was made last has the highest number, whatever the primary's clock said: `latest` goes
+by that, and a time by the clock. A number is taken literally. Never guesses: whatever matches nothing is a UsageError
+that lists what exists.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def choose_snapshot(lines: Sequence[S], when: str = LATEST) -> tuple[S, str]:
     if not candidates:
         raise UsageError(f"no snapshot is as old as {when}", hint=_existing(lines))
     complete = [line for line in candidates if line.complete]
-    chosen = max(complete or candidates, key=lambda line: (line.created_ns, line.number))
+    chosen = max(complete or candidates, key=lambda line: (0 if moment_ns is None else line.created_ns, line.number))
     newer = max(candidates, key=lambda line: line.number)
     return chosen, _notice(chosen, newer)
 
@@ -97,7 +98,8 @@ def _notice(chosen: Listed, newer: Listed) -> str:
             f"or a pass that could not copy everything{missing}"
         )
     if newer.number > chosen.number:
-        return f"a newer but partial snapshot {newer.number} exists; name that number to take it"
+        partial = "" if newer.complete else "but partial "
+        return f"a newer {partial}snapshot {newer.number} exists; name that number to take it"
     return ""
 
 

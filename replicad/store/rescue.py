@@ -563,10 +563,10 @@ def run(words: argparse.Namespace) -> None:
         candidates = [one for one in store.snapshots[::-1] if words.snapshot in ("latest", str(one.number))]
         if not candidates:
             usage(f"there is no snapshot {words.snapshot}; --list shows what there is")
-        snapshot = max(candidates, key=lambda one: (one.number not in store.dropped, one.complete, one.created_ns))
+        snapshot = max(candidates, key=lambda one: (one.number not in store.dropped, one.complete, one.number))
         if words.snapshot == "latest" and store.gaps and max(store.gaps) > store.last_commit:
             say("something is missing behind the last snapshot found: was there a newer one?", is_problem=True)
-        if (newest := candidates[0]).number > snapshot.number:
+        if (newest := candidates[0]).number > snapshot.number and not newest.complete:
             say(f"snapshot {newest.number} is newer, but partial (--snapshot takes it)", is_problem=newest.lost > 0)
         if snapshot.number in store.dropped:
             say(f"retention let snapshot {snapshot.number} go: what no other one needs may be gone, and is named then")

@@ -34,7 +34,7 @@ from replicad.work.elsewhere import Dial
 from replicad.work.planner import Rules
 from replicad.work.read_remote import RemoteReader
 from replicad.work.restore import Restore
-from replicad.work.scratch import Scratch, check_apart
+from replicad.work.scratch import Scratch, check_apart, room_bytes
 from replicad.work.target import Target, split
 from replicad.work.validators import Bench, Validators
 
@@ -70,10 +70,11 @@ class Drill:
     async def run(self, kind: str, globs: Sequence[bytes], base: Path, live: Sequence[tuple[str, Path]]) -> DrillRecord:
         """Drill; the record of it, not yet in the book. `live` is what the scratch directory must not overlap.
 
-        What is known to be wrong is in the record, and so is what could not be found out. Raises UsageError for what a
-        person has to change first."""
+        What is known to be wrong is in the record, and so is what could not be found out. Raises ReplicadError when the
+        book cannot be written: what an earlier drill had proven would count as proven by this one."""
         record = self.record
         record.kind, record.started_ns, record.outcome = kind, self._clock.now_ns(), Outcome.PROVEN
+        await self._in_book(self._book.begin_choice)
         try:
             check_apart(base, live)
             self._show("choosing", 0, "a pass is under way" if self._dataset.turn.locked() else "")
@@ -97,7 +98,7 @@ class Drill:
     # before
 
     def _limit_bytes(self, base: Path) -> int:
-        room = self._disk.free_bytes(base)
+        room = room_bytes(base, self._disk)
         return min(self._dataset.config.drill_limit_bytes, int(room * (1 - KEEP_FREE_SHARE)))
 
     async def _is_fit(self, choice: Choice, base: Path) -> bool:

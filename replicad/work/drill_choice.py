@@ -93,7 +93,6 @@ class Chooser:
             if not standing.head.number:
                 return None
             self._choice.head, self._covered = standing.head, standing.covered
-            await self._in_book(self._book.begin_choice)
             await self._sweep(now_ns)
             if kind == "sampled":
                 await self._sample(now_ns)

@@ -77,7 +77,7 @@ class Drilling:
         self._asked: Asked | None = None
         self._is_swept = False
         self.notes: tuple[DrillNote, ...] = ()
-        """What the replica is to know of its drills: the last proven one, and the last one."""
+        """What the replica is to know of its drills: the last proven one, the failure that stands, and the last one."""
         self._poked = asyncio.Event()
 
     @property
@@ -218,7 +218,9 @@ class Drilling:
         proven = book.proven(self._replica, TREND_POINTS)
         status.last_success_ns = proven[-1].ended_ns if proven else 0
         status.estimate_s = proven[-1].estimate_s if proven else 0.0
-        self.notes = _worth_telling(history, proven)
+        failure = book.failure(self._replica)
+        status.failure = _short(failure) if failure else None
+        self.notes = _worth_telling(history, proven, failure)
         status.trend = trend([(record.ended_ns, record.estimate_s) for record in proven])
         coverage = book.coverage(self._replica)
         status.files, status.never_files, status.oldest_ns = coverage.total.files, coverage.never, coverage.oldest_ns
@@ -234,10 +236,12 @@ class Drilling:
         self.status.done_bytes = self.status.total_bytes = 0
 
 
-def _worth_telling(history: Sequence[DrillRecord], proven: Sequence[DrillRecord]) -> tuple[DrillNote, ...]:
+def _worth_telling(
+    history: Sequence[DrillRecord], proven: Sequence[DrillRecord], failure: DrillRecord | None
+) -> tuple[DrillNote, ...]:
     """Oldest first."""
     telling = [record for record in history if says_something(record.kind, record.outcome)]
-    told = {record.number: record for record in (*proven[-1:], *telling[-1:])}
+    told = {record.number: record for record in (*proven[-1:], failure, *telling[-1:]) if record}
     return tuple(note_of(told[number]) for number in sorted(told))
 
 

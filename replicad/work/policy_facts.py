@@ -64,10 +64,11 @@ def _drilled(line: DrillStatus | None) -> Drilled:
         return Drilled(unknown="no drill loop runs here")
     if line.state == "starting" or (line.state == "failed" and line.last is None):
         return Drilled(unknown=line.reason or "the daemon has just started")
-    reasons = line.last.reasons if line.last else []
+    telling = line.failure or line.last
+    reasons = telling.reasons if telling else []
     return Drilled(
         proven_ns=line.last_success_ns,
-        last=line.last.outcome if line.last else None,
-        reason=reasons[0] if reasons else "" if line.last else line.reason,
+        last=telling.outcome if telling else None,
+        reason=reasons[0] if reasons else "" if telling else line.reason,
         estimate_s=line.estimate_s,
     )

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from replicad.config import Config
 from replicad.model.errors import DiskFullError, ReplicadError, UsageError
+from replicad.system.disk import Disk
 
 PREFIX = "replicad-drill-"
 MARKER = ".replicad-drill"
@@ -47,15 +48,23 @@ def live_places(config: Config) -> list[tuple[str, Path]]:
 
 def check_apart(base: Path, live: Sequence[tuple[str, Path]]) -> None:
     """Raises UsageError where the scratch directory and something live lie in one another, links resolved."""
-    where = base.resolve()
+    where = Path(os.path.realpath(base))  # a loop of links is an error of the drill that meets it
     for what, place in live:
-        there = place.resolve()
+        there = Path(os.path.realpath(place))
         if where.is_relative_to(there) or there.is_relative_to(where):
             raise UsageError(
                 f"overlaps {what}, {place}: a drill writes and removes there",
                 where=str(base),
                 hint="set drill_scratch to a directory away from it",
             )
+
+
+def room_bytes(base: Path, disk: Disk) -> int:
+    """What is free there. Raises UsageError when it is not there, ReplicadError."""
+    try:
+        return disk.free_bytes(base)
+    except OSError as error:
+        raise _unusable(base, error) from error
 
 
 class Scratch:
