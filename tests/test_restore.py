@@ -29,11 +29,11 @@ from kit_restore import (
 )
 from kit_tree import build_tree, describe_tree, is_root, make_deep, set_acl, unprivileged
 from replicad.model.block import Buffer, block_id
-from replicad.model.entry import FUZZY, SPARSE, Drop, Kind, Map, Put
+from replicad.model.entry import DAMAGED, FUZZY, SPARSE, Drop, Kind, Map, Put
 from replicad.model.errors import DiskFullError, LinkError, LockedError, PeerError, UsageError
 from replicad.store.format import FrameType, split_frames
-from replicad.system.disk import Disk
-from replicad.work import filling, origin, planner
+from replicad.system.disk import AlignedBuffer, Disk
+from replicad.work import comparing, filling, origin, planner
 from replicad.work.account import Account, Finding
 from replicad.work.planner import Rules
 from replicad.work.rebuild import rebuild_catalog
@@ -276,6 +276,29 @@ async def test_only_differing_blocks_are_fetched_and_written(tmp_path: Path, mon
         assert ((back / "image").stat().st_ino == inode) is same_inode
 
 
+@pytest.mark.parametrize(("block_bytes", "hole"), [(1000, 3), (4096, 1500)])
+async def test_a_replaced_file_takes_over_the_blocks_that_are_right(
+    tmp_path: Path, block_bytes: int, hole: int
+) -> None:
+    """However long they are, between others that differ, and with its large holes."""
+    pieces = [os.urandom(block_bytes) for _ in range(200)]
+    pieces[4:4] = [bytes(block_bytes)] * hole
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"file", b"".join(pieces), block_bytes=block_bytes, flags=SPARSE)
+    back = tmp_path / "back"
+    clean(await restore_script(reader, back))
+    with open(back / "file", "r+b") as file:
+        for index in (0, 2, hole + 5):
+            file.seek(index * block_bytes)
+            file.write(b"!")
+    inode = (back / "file").stat().st_ino
+    account = clean(await restore_script(reader, back))
+    assert (back / "file").read_bytes() == b"".join(pieces) and account.blocks_fetched == 3
+    status = (back / "file").stat()
+    assert status.st_ino != inode and status.st_blocks * 512 < 4_000_000
+
+
 async def test_a_file_with_other_names_is_replaced_never_changed(tmp_path: Path) -> None:
     """Whoever made a copy with hard links before restoring keeps it as it was."""
     reader = ScriptedReader()
@@ -443,22 +466,28 @@ async def test_an_incomplete_file_does_not_look_finished(tmp_path: Path) -> None
     assert status.st_size == 8192 and status.st_mtime_ns != meta().mtime_ns
 
 
+@pytest.mark.parametrize(("before", "after"), [(b"a" * 4096, b"c" * 4096), (b"", b"")], ids=["some", "all"])
+@pytest.mark.parametrize("limit", [1, 1 << 30])
 async def test_lost_bytes_of_an_existing_file_stay_what_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, before: bytes, after: bytes
 ) -> None:
-    """What cannot be proven is not made worse either; the account says so."""
-    for limit in (1, 1 << 30):
-        monkeypatch.setattr(filling, "IN_PLACE_FROM_BYTES", limit)
-        reader = ScriptedReader()
-        reader.directory(b"")
-        reader.file(b"file", b"a" * 4096 + b"b" * 4096 + b"c" * 4096)
-        del reader.blocks[block_id(b"b" * 4096)]
-        back = tmp_path / f"back {limit}"
-        back.mkdir()
-        (back / "file").write_bytes(b"a" * 4096 + b"?" * 4096 + b"!" * 4096)
-        account = await restore_script(reader, back)
-        assert (back / "file").read_bytes() == b"a" * 4096 + b"?" * 4096 + b"c" * 4096
-        assert said(account, "damaged") == ["file: bytes 4096 to 8191 are not restored: gone (left as it was)"]
+    """What cannot be proven is not made worse either, not even when nothing of it is right; the account says so, and
+    so did the plan."""
+    monkeypatch.setattr(filling, "IN_PLACE_FROM_BYTES", limit)
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"file", before + b"b" * 4096 + after, flags=DAMAGED)
+    del reader.blocks[block_id(b"b" * 4096)]
+    back = tmp_path / "back"
+    back.mkdir()
+    (back / "file").write_bytes(before + b"?" * 4096 + b"!" * len(after))
+    plan = await restore_script(reader, back, rules=Rules(dry_run=True, plan=True))
+    account = await restore_script(reader, back)
+    assert (back / "file").read_bytes() == before + b"?" * 4096 + after
+    first, last = len(before), len(before) + 4095
+    words = f"file: bytes {first} to {last} are not restored: gone (left as it was)"
+    assert said(account, "damaged") == said(plan, "damaged") == [words]
+    assert (back / "file").stat().st_mtime_ns != meta().mtime_ns
 
 
 async def test_other_names_of_an_incomplete_file_are_named_too(tmp_path: Path) -> None:
@@ -922,6 +951,137 @@ async def test_a_file_that_changes_while_it_is_compared_fails_alone(
     assert account.failed == {"files": 1} and "another process" in said(account, "failed")[0]
     assert (back / "busy").read_bytes() == b"entirely different" and (back / "quiet").read_bytes() == b"quiet"
     assert sorted(os.listdir(back)) == ["busy", "quiet"]
+
+
+async def test_a_file_that_changes_while_it_is_copied_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was compared and found right is taken over as it was compared, or not at all."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"busy", b"a" * 4096 + b"b" * 4096 + b"c" * 4096)
+    reader.file(b"quiet", b"quiet")
+    back = tmp_path / "back"
+    back.mkdir()
+    (back / "busy").write_bytes(b"a" * 4096 + b"b" * 4096 + b"?" * 4096)
+    os.utime(back / "busy", (1, 1))
+    seek = filling.seek_data
+
+    def meddle(fd: int, position: int, end: int) -> int:
+        with open(back / "busy", "r+b") as file:
+            file.write(b"meddled with")
+        return seek(fd, position, end)
+
+    monkeypatch.setattr(filling, "seek_data", meddle)
+    account = await restore_script(reader, back)
+    assert account.failed == {"files": 1} and "another process" in said(account, "failed")[0]
+    assert (back / "busy").read_bytes().startswith(b"meddled with") and (back / "quiet").read_bytes() == b"quiet"
+    assert sorted(os.listdir(back)) == ["busy", "quiet"]
+
+
+async def test_a_file_that_changes_before_it_gets_its_time_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its content was right when it was compared; the recorded time would say that it still is."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"busy", b"busy")
+    back = tmp_path / "back"
+    back.mkdir()
+    (back / "busy").write_bytes(b"busy")
+    os.utime(back / "busy", (1, 1))
+
+    def meddle(*_: object) -> bool:
+        (back / "busy").write_bytes(b"idle")
+        return True
+
+    monkeypatch.setattr(filling, "attributes_differ", meddle)
+    account = await restore_script(reader, back)
+    assert account.failed == {"files": 1} and "another process" in said(account, "failed")[0]
+    assert (back / "busy").read_bytes() == b"idle" and (back / "busy").stat().st_mtime_ns != meta().mtime_ns
+
+
+class BadSector:
+    """A disk that cannot read one place of one file any more."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path, at: int) -> None:
+        self._path, self._at, self._read = path, at, comparing.read_at
+        for module in (comparing, filling):
+            monkeypatch.setattr(module, "read_at", self)
+
+    def __call__(self, fd: int, buffer: AlignedBuffer, offset: int, size: int) -> memoryview:
+        if offset <= self._at < offset + size and os.readlink(f"/proc/self/fd/{fd}") == str(self._path):
+            raise OSError(errno.EIO, "Input/output error")
+        return self._read(fd, buffer, offset, size)
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 30])
+async def test_a_bad_sector_in_the_target_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """It costs the block that it lies in, also when others have been written before it was come upon."""
+    monkeypatch.setattr(filling, "IN_PLACE_FROM_BYTES", limit)
+    content = os.urandom(5_000_000)
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"f", content)
+    back = tmp_path / "back"
+    back.mkdir()
+    (back / "f").write_bytes(bytes(600 * 4096) + content[600 * 4096 :])
+    BadSector(monkeypatch, back / "f", 3_000_000)
+    account = clean(await restore_script(reader, back))
+    monkeypatch.undo()
+    assert (back / "f").read_bytes() == content and account.blocks_fetched == 601
+
+
+async def test_what_neither_the_store_nor_the_targets_disk_has_is_zero_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two lost blocks the one that can be read stays what it was."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"f", b"a" * 4096 + b"b" * 4096 + b"c" * 4096)
+    for letter in (b"a", b"b"):
+        del reader.blocks[block_id(letter * 4096)]
+    back = tmp_path / "back"
+    back.mkdir()
+    (back / "f").write_bytes(b"?" * 12288)
+    BadSector(monkeypatch, back / "f", 5000)
+    account = await restore_script(reader, back)
+    monkeypatch.undo()
+    assert (back / "f").read_bytes() == b"?" * 4096 + bytes(4096) + b"c" * 4096
+    assert said(account, "damaged") == [
+        "f: bytes 0 to 4095 are not restored: gone (left as it was)",
+        "f: bytes 4096 to 8191 are not restored: gone (left as zeros)",
+    ]
+
+
+@needs_root
+async def test_a_file_that_can_neither_be_read_nor_be_had_whole_stays_what_it_is(tmp_path: Path) -> None:
+    """Nothing of it could be kept in a new one, which is made where all of it can be had, or nothing has its name."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    for name in (b"lost", b"whole"):
+        reader.file(name, name * 2000)
+    reader.file(b"begun", b"begun" * 2000)
+    for name in (b"lost", b"begun"):
+        del reader.blocks[block_id((name * 2000)[4096:8192])]
+    back = tmp_path / "nobody" / "back"
+    back.mkdir(parents=True)
+    for name in (b"lost", b"whole", temporary_name(b"begun")):
+        path = back / os.fsdecode(name)
+        path.write_bytes(b"?" * 9000)
+        path.chmod(0)
+        os.chown(path, 65534, 65534)
+    os.chown(back, 65534, 65534)
+    tmp_path.chmod(0o755)
+    with unprivileged():
+        account = await restore_script(reader, back)
+    assert account.failed == {"files": 1} and "cannot be read" in said(account, "failed")[0]
+    assert (back / "lost").read_bytes() == b"?" * 9000 and (back / "whole").read_bytes() == b"whole" * 2000
+    assert (back / "begun").read_bytes() == (b"begun" * 2000)[:4096] + bytes(4096) + (b"begun" * 2000)[8192:]
+    assert said(account, "damaged") == ["begun: bytes 4096 to 8191 are not restored: gone (left as zeros)"]
+    assert sorted(os.listdir(back)) == ["begun", "lost", "whole"]
 
 
 async def test_a_running_program_is_replaced_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from replicad.db.findings import Findings
 from replicad.model.block import block_id
 from replicad.model.divergence import Affected, State
 from replicad.model.drill import DrillRecord, Outcome
+from replicad.model.entry import Kind, Put
 from replicad.model.order import Order, first_of
 from replicad.model.when import choose_snapshot
 from replicad.work import planner
@@ -123,6 +124,49 @@ async def test_metadata_alone_is_no_conflict(tmp_path: Path) -> None:
     (back / "both").chmod(0o600)
     plan = await plan_of(tmp_path / "store", back)
     assert plan.to_restore["files"] == 2 and plan.conflicts == plan.unsaved == 0 and plan.exit_code == 0
+
+
+async def test_a_further_name_of_a_file_that_was_written_since_is_named_as_lost(tmp_path: Path) -> None:
+    """Editors put a new file into the place of the old name, which parts it from the other; a restore would join both
+    again. A name that was parted alone is in the way, and loses nothing."""
+    with Writer(tmp_path / "store") as writer:
+        writer.put(b"")
+        first = writer.put(b"a", b"old" * 100)
+        writer.add(Put(b"b", Kind.FILE, first.meta, first.size, first.file, first.block_bytes))
+        writer.seal()
+    back = tmp_path / "live"
+    await restore(tmp_path / "store", back)
+    assert (back / "a").samefile(back / "b")
+    plans = [await plan_of(tmp_path / "store", back)]
+    for content in (b"old" * 100, b"new"):
+        (back / "new").write_bytes(content)
+        os.rename(back / "new", back / "b")
+        plans.append(await plan_of(tmp_path / "store", back))
+    assert [named(plan, "conflict") for plan in plans] == [set(), {"b"}, {"b"}]
+    assert [named(plan, "unsaved") for plan in plans] == [set(), set(), {"b"}]
+    assert [plan.exit_code for plan in plans] == [0, 0, 1] and len({plan.confirm for plan in plans}) == 3
+    assert "a file, where the snapshot has another name of a" in {one.reason for one in plans[2].findings}
+
+
+async def test_what_lies_below_a_directory_in_the_place_of_a_further_name_is_named_as_lost(tmp_path: Path) -> None:
+    """Where it would be removed; anything else that stands there is in the way, and a full directory fails."""
+    with Writer(tmp_path / "store") as writer:
+        writer.put(b"")
+        first = writer.put(b"a", b"old" * 100)
+        writer.add(Put(b"b", Kind.FILE, first.meta, first.size, first.file, first.block_bytes))
+        writer.seal()
+    back = tmp_path / "live"
+    (back / "b").mkdir(parents=True)
+    (back / "b" / "notes").write_bytes(b"notes")
+    kept = await plan_of(tmp_path / "store", back)
+    assert kept.would_fail == {"hard_links": 1} and kept.unsaved == 0
+    plan = await plan_of(tmp_path / "store", back, rules=Rules(delete_extra=True))
+    assert named(plan, "unsaved") == {"b/notes"} and named(plan, "conflict") == {"b"} and plan.exit_code == 1
+    (back / "b" / "notes").unlink()
+    (back / "b").rmdir()
+    os.symlink("elsewhere", back / "b")
+    plan = await plan_of(tmp_path / "store", back)
+    assert named(plan, "conflict") == {"b"} and plan.unsaved == 0 and plan.exit_code == 0
 
 
 async def test_a_plan_is_confirmed_as_long_as_it_comes_out_the_same(tmp_path: Path) -> None:

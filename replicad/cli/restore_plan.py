@@ -87,7 +87,8 @@ def _losses(plan: RestorePlan) -> list[tuple[str, str]]:
     if not (plan.conflicts or plan.extra_removed):
         return []
     if not plan.unsaved:
-        return [("would lose", f"nothing: what is replaced is in snapshot {plan.newest_snapshot} as well")]
+        snapshots = " or ".join(map(str, sorted({plan.snapshot, plan.newest_snapshot})))
+        return [("would lose", f"nothing: what is replaced is in snapshot {snapshots} as well")]
     text = f"{plan.unsaved:,} files whose present content is in no snapshot that was looked at"
     rows = [("would lose", output.mark(text, "bad") + "; --set-aside DIR keeps it")]
     named = [one.path for one in plan.findings if one.sort == "unsaved"]

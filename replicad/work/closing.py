@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from replicad.model.entry import Put, show_path
 from replicad.work.account import LINKS, Fate, Tally
 from replicad.work.attributes import UNUSABLE, attributes_differ, reason_of, set_attributes
-from replicad.work.conflicts import files_below
+from replicad.work.conflicts import files_below, note_name
 from replicad.work.filling import Site
-from replicad.work.planner import Rules
+from replicad.work.planner import Rules, make_room
 from replicad.work.remembered import Remembered
 from replicad.work.target import TEMPORARY
 
@@ -83,7 +83,7 @@ class Closing:
             tally.fail(LINKS, path, f"it is another name of {show_path(first)}, which was not restored")
             return
         try:
-            is_new = self._make_link(first, path) or fate is Fate.REPLACED
+            is_new = self._make_link(first, path, tally) or fate is Fate.REPLACED
         except UNUSABLE as error:
             tally.fail(LINKS, path, reason_of(error))
             return
@@ -91,12 +91,14 @@ class Closing:
         if fate is Fate.INCOMPLETE:
             tally.note("damaged", path, f"it is another name of {show_path(first)}")
 
-    def _make_link(self, first: bytes, path: bytes) -> bool:
+    def _make_link(self, first: bytes, path: bytes, tally: Tally) -> bool:
         target, there, status = self._target, self._target.status(path), self._target.status(first)
         if there and status and (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino):
             return False
-        if there is not None and stat.S_ISDIR(there.st_mode):
-            target.clear(path, there, whole=self._rules.delete_extra)
+        if there is not None:
+            if self._rules.plan:
+                note_name(path, there, first, tally)
+            make_room(path, there, target, self._rules, tally)
         if not target.dry:
             target.link(first, path)
         return True

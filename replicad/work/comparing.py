@@ -1,6 +1,6 @@
 """Comparing: which blocks of a file that is there are what the record says, proven by their BLAKE3 ids.
 
-**Owns** one open file while it is compared. Holes are not read: a hole is zero. A stretch that the disk cannot read
+**Owns** one open file while it is compared. Holes are not read: a hole is zero. A block that the disk cannot read
 counts as different: it will be written anew.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from replicad.model.block import block_id, is_zero
+from replicad.model.block import block_count, block_id, is_zero
 from replicad.model.entry import Put
 from replicad.system.disk import ALIGN_BYTES, AlignedBuffer, read_at
 
@@ -76,11 +76,15 @@ def seek_data(fd: int, position: int, end: int) -> int:
 
 
 class Comparison:
-    """Compares an open file, which it closes in the end."""
+    """Compares an open file, which it closes in the end, and remembers what came of it."""
 
     def __init__(self, put: Put, fd: int) -> None:
         self.fd = fd
+        self.unread: set[int] = set()
+        """Blocks that the disk cannot read."""
         self._put = put
+        self._wrong: list[tuple[int, int]] = []
+        """Runs of blocks that are not right, first and end."""
 
     def close(self) -> None:
         """Close the file."""
@@ -102,23 +106,44 @@ class Comparison:
             while upcoming is not None and upcoming.block < end:
                 wanted[upcoming.block] = upcoming.id
                 upcoming = next(listed, None)
-            yield self._hole(first, end, wanted) if data > first else self._slab(first, end, wanted)
+            for compared in [self._hole(first, end, wanted)] if data > first else self._slab(first, end, wanted):
+                self._remember(compared)
+                yield compared
             first = end
+
+    def worth_keeping(self, lost: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Runs of blocks, first and end, of which the file has what there is to have: those that were found right, and
+        of those that are `lost` elsewhere the ones that can be read. Everything has been compared."""
+        first = 0
+        for wrong, end in [*self._wrong, (block_count(self._put.size, self._put.block_bytes), 0)]:
+            if first < wrong:
+                yield first, wrong
+            first = end
+        for index in lost:
+            if index not in self.unread:
+                yield index, index + 1
+
+    def _remember(self, compared: Compared) -> None:
+        for index in sorted([*compared.wrong_zeros, *(wanted.block for wanted in compared.missing)]):
+            if self._wrong and self._wrong[-1][1] == index:
+                self._wrong[-1] = self._wrong[-1][0], index + 1
+            else:
+                self._wrong.append((index, index + 1))
 
     def _hole(self, first: int, end: int, wanted: dict[int, bytes]) -> Compared:
         length = min(end * self._put.block_bytes, self._put.size) - first * self._put.block_bytes
         needed = sum(block_length(self._put, index) for index in wanted)
         return Compared([Wanted(*item) for item in wanted.items()], [], length - needed)
 
-    def _slab(self, first: int, end: int, wanted: dict[int, bytes]) -> Compared:
+    def _slab(self, first: int, end: int, wanted: dict[int, bytes]) -> Iterator[Compared]:
         size = self._put.block_bytes
         try:
             view = read_at(self.fd, thread_buffer(), first * size, (end - first) * size)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            unread = [index for index in range(first, end) if index not in wanted]
-            return Compared([Wanted(*item) for item in wanted.items()], unread, 0)
+            yield from self._bad_slab(first, end, wanted)
+            return
         missing: list[Wanted] = []
         wrong_zeros: list[int] = []
         right = 0
@@ -131,4 +156,14 @@ class Comparison:
                 missing.append(Wanted(index, expected))
             else:
                 right += length
-        return Compared(missing, wrong_zeros, right)
+        yield Compared(missing, wrong_zeros, right)
+
+    def _bad_slab(self, first: int, end: int, wanted: dict[int, bytes]) -> Iterator[Compared]:
+        """Something in it cannot be read: block by block, so that the others are not given up with it."""
+        if end - first > 1:
+            for index in range(first, end):
+                yield from self._slab(index, index + 1, wanted)
+            return
+        self.unread.add(first)
+        expected = wanted.get(first)
+        yield Compared([], [first], 0) if expected is None else Compared([Wanted(first, expected)], [], 0)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from replicad.model.block import block_count
-from replicad.model.entry import Kind, Map, Op, Put
+from replicad.model.entry import Kind, Map, Op, Put, show_path
 from replicad.model.when import show_time
 from replicad.work.account import Tally
 from replicad.work.attributes import kind_of
@@ -35,12 +35,22 @@ _WORDS = {
 
 def note_other(put: Put, status: os.stat_result, tally: Tally) -> None:
     """Something that is not a file with other content stands where `put` belongs."""
+    belongs = _WORDS[put.kind]
+    is_alike = kind_of(status) is put.kind
+    _note(put.path, status, " that leads elsewhere" if is_alike else f", where the snapshot has {belongs}", tally)
+
+
+def note_name(path: bytes, status: os.stat_result, first: bytes, tally: Tally) -> None:
+    """Something that is not the file at `first` stands where that belongs under one more name."""
+    _note(path, status, f", where the snapshot has another name of {show_path(first)}", tally)
+
+
+def _note(path: bytes, status: os.stat_result, what: str, tally: Tally) -> None:
     kind = kind_of(status)
     here = _WORDS.get(kind, "something unknown") if kind else "something unknown"
-    text = f"{here} that leads elsewhere" if kind is put.kind else f"{here}, where the snapshot has {_WORDS[put.kind]}"
-    tally.note("conflict", put.path, text)
+    tally.note("conflict", path, here + what)
     if kind is Kind.FILE:
-        tally.replaced.append(put.path)
+        tally.replaced.append(path)
 
 
 def note_content(put: Put, status: os.stat_result, since_ns: int, tally: Tally) -> None:

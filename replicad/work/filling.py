@@ -1,9 +1,9 @@
 """Filling: one regular file on its way to being what the record says.
 
 A new file grows under its temporary name, and goes on where an interrupted restore left it. An existing one is
-compared block by block (BLAKE3); when it differs it is copied, corrected and renamed into place, or, when large,
-corrected in place (`Way` has all ways). The modification time is set last, and only when every byte is proven, so a
-file that looks finished is finished.
+compared block by block (BLAKE3); when it differs, a new one that has its right blocks takes its name, or, when large,
+it is corrected in place (`Way` has all ways). The modification time is set last, and only when every byte is proven, so
+a file that looks finished is finished.
 
 **Owns** the bytes of the file. **Never** writes a byte that `open_block` has not proven. Blocks may arrive in several
 threads; whoever brings the last one finishes the file.
@@ -48,11 +48,11 @@ _CREATE = _WRITE | os.O_CREAT | os.O_EXCL
 class Way(Enum):
     """How a file comes to be what it should be."""
 
-    NEW = "nothing is there; written under the temporary name"
+    NEW = "nothing is there, or nothing of it is right; written under the temporary name"
     AT_ONCE = "nothing is there; written under its own name in one go, in a directory that nobody else may enter yet"
     RESUMED = "an interrupted restore left a part under the temporary name"
     KEPT = "a file is there, and no difference was found so far"
-    COPIED = "a file is there and differs; its copy is corrected under the temporary name"
+    COPIED = "a file is there and differs; what is right of it is copied to the new blocks under the temporary name"
     PATCHED = "a large file is there and differs; it is corrected in place"
 
 
@@ -82,7 +82,6 @@ class Filling:
         "_lost",
         "_made",
         "_name",
-        "_old",
         "_parts",
         "_sealed",
         "_separate",
@@ -113,7 +112,7 @@ class Filling:
         self._lock = threading.Lock()
         self._parts = self._writers = 0
         self._failed = ""
-        self._sealed = self._concluded = self._zeros = self._old = self._is_suspect = False
+        self._sealed = self._concluded = self._zeros = self._is_suspect = False
         self._lost: list[tuple[int, int, str]] = []
 
     # comparing: the planner's thread
@@ -225,13 +224,18 @@ class Filling:
         try:
             fd = self._open(name, _READ)
         except PermissionError:  # not readable for this user, but perhaps replaceable
+            self._there = None if self.way is Way.RESUMED else self._there
             self.way = Way.NEW
             return None
         self._comparison = Comparison(self.put, fd)
-        assert self._there is not None
-        if _identity(os.fstat(fd)) != _identity(self._there):
-            raise OSError(errno.ESTALE, "another process changed the file during the restore")
+        self._demand_same(os.fstat(fd))
         return self._comparison
+
+    def _demand_same(self, status: os.stat_result | None) -> None:
+        """What was compared must not be taken for what is there now. Raises OSError."""
+        assert self._there is not None
+        if status is None or _identity(status) != _identity(self._there):
+            raise OSError(errno.ESTALE, "another process changed the file during the restore")
 
     def _open(self, name: bytes, flags: int) -> int:
         with self._site.target.directory(self._directory) as parent:
@@ -301,7 +305,6 @@ class Filling:
             raise OSError(errno.ESTALE, "another process replaced the file during the restore")
         if self._made is None:
             self._made = status.st_dev, status.st_ino
-            self._old = self.way is Way.PATCHED
             self._allocate_early(fd)
         return fd
 
@@ -316,9 +319,6 @@ class Filling:
             status = os.fstat(fd)
             self._made = status.st_dev, status.st_ino
             self._allocate_early(fd)
-            if self.way is Way.COPIED:
-                self._copy_to(fd)
-                self._old = True
         except BaseException:
             os.close(fd)
             raise
@@ -330,22 +330,33 @@ class Filling:
             _allocate(fd, self.put.size)
 
     def _copy_to(self, fd: int) -> None:
-        """Copy the existing file's data; its holes stay holes."""
+        """Copy from the existing file what is right there, and what cannot be had elsewhere. All has been compared, and
+        what was to be written is written."""
+        if self._comparison is None:
+            raise OSError(errno.EACCES, "not all of it can be had, and what is there cannot be read")
+        size, lost = self.put.block_bytes, [first // self.put.block_bytes for first, _, _ in self._lost]
         source = self._open(self._name, _READ)
         try:
-            assert self._there is not None
-            if _identity(os.fstat(source)) != _identity(self._there):
-                raise OSError(errno.ESTALE, "another process changed the file during the restore")
-            position, end = 0, min(self._there.st_size, self.put.size)
-            while (position := seek_data(source, position, end)) < end:
-                position -= position % ALIGN_BYTES
-                size = len(read_at(source, thread_buffer(), position, min(SLAB_BYTES, end - position)))
-                if not size:
-                    raise OSError(errno.ESTALE, "another process cut the file during the restore")
-                self._write_buffer(fd, size, position)
-                position += size
+            for first, end in self._comparison.worth_keeping(lost):
+                self._copy_run(source, fd, first * size, end * size)
+            self._demand_same(os.fstat(source))
         finally:
             os.close(source)
+
+    def _copy_run(self, source: int, fd: int, position: int, end: int) -> None:
+        """Copy some of the existing file's blocks; its holes stay holes."""
+        assert self._there is not None
+        first, end = position, min(end, self._there.st_size, self.put.size)
+        while (position := seek_data(source, position, end)) < end:
+            position = max(first, position - position % ALIGN_BYTES)
+            data = read_at(source, thread_buffer(), position, min(SLAB_BYTES, end - position))
+            if not data:
+                raise OSError(errno.ESTALE, "another process cut the file during the restore")
+            position += len(data)
+            if self.direct:  # all of its runs begin aligned, and so at the beginning of the buffer
+                self._write_buffer(fd, len(data), position - len(data))
+            else:
+                self._pwrite(fd, data, position - len(data))
 
     def _take(self, fd: int, blocks: Sequence[tuple[int, Buffer | Lost]], tally: Tally) -> None:
         good = [(index, data) for index, data in blocks if not isinstance(data, Lost)]
@@ -438,10 +449,13 @@ class Filling:
                 self._count(tally)
         elif self.way is Way.KEPT:
             assert self._comparison is not None
+            self._demand_same(self._site.target.status(self.put.path))
             self._dress(self._comparison.fd, tally)
             self._count(tally)
         else:
             with self._writing(only=True) as fd:
+                if self.way is Way.COPIED or (self.way is Way.NEW and self._lost and self._there is not None):
+                    self._copy_to(fd)
                 self._set_length(fd)
                 self._dress(fd, tally)
                 with self._lock:
@@ -485,17 +499,22 @@ class Filling:
             tally.note("metadata", self.put.path, text)
 
     def _count(self, tally: Tally) -> None:
-        lost = _joined(self._lost)
+        lost = _joined([(first, size, f"{reason} ({self._left(first)})") for first, size, reason in self._lost])
         lost_bytes = sum(size for _, size, _ in lost)
         tally.restored_bytes += self.put.size - self.right_bytes - self.written_bytes - lost_bytes
         tally.damaged_bytes += lost_bytes
         if not lost:
             tally.restored[FILES] += 1
             return
-        left = "left as it was" if self._old else "left as zeros"
         for first, size, reason in lost:
-            tally.note("damaged", self.put.path, f"{reason} ({left})", first, size)
+            tally.note("damaged", self.put.path, reason, first, size)
         tally.fates.append((self.put.file, Fate.INCOMPLETE))
+
+    def _left(self, first: int) -> str:
+        """What stands where a lost block belongs."""
+        is_unread = self._comparison is not None and first // self.put.block_bytes in self._comparison.unread
+        is_new = self._there is None or self.way is Way.RESUMED
+        return "left as zeros" if is_new or (is_unread and self.way is not Way.PATCHED) else "left as it was"
 
     def _remove_temporary(self) -> None:
         if self._made is None or self.way is Way.PATCHED:

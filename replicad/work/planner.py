@@ -30,7 +30,7 @@ from replicad.work.parcel import Parcel
 from replicad.work.reader import split_ids
 from replicad.work.remembered import Remembered
 from replicad.work.rights import Rights
-from replicad.work.target import TEMPORARY, split
+from replicad.work.target import TEMPORARY, Target, split
 
 PARCEL_BYTES = 2 * 1024 * 1024
 """Plain bytes fetched and written in one go: a thread hop costs nothing against it, and many are under way at once."""
@@ -59,6 +59,14 @@ class Rules:
     """The record is gone through once for each of its classes, so directories come again."""
     wanted: Globs = EVERYTHING
     """Which paths are restored: all, or only some, so that what else is in the target says nothing."""
+
+
+def make_room(path: bytes, status: os.stat_result, target: Target, rules: Rules, tally: Tally) -> None:
+    """Where a directory is and something else belongs; all else is replaced. Raises Obstacle, OSError."""
+    if stat.S_ISDIR(status.st_mode):
+        if rules.plan and rules.delete_extra:
+            tally.replaced.extend(files_below(target, path))
+        target.clear(path, status, whole=rules.delete_extra)
 
 
 class Planner:
@@ -191,7 +199,7 @@ class Planner:
             return
         if status is not None:
             self._note_other(put, status, tally)
-            self._clear(put.path, status, tally)
+            make_room(put.path, status, self._target, self._rules, tally)
         if not self._target.dry:
             with (
                 self._target.new_node(put) as (parent, temporary),
@@ -203,14 +211,6 @@ class Planner:
     def _note_other(self, put: Put, status: os.stat_result, tally: Tally) -> None:
         if self._rules.plan:
             note_other(put, status, tally)
-
-    def _clear(self, path: bytes, status: os.stat_result, tally: Tally) -> None:
-        """Make room where a directory is. Raises Obstacle, OSError."""
-        if stat.S_ISDIR(status.st_mode):
-            whole = self._rules.delete_extra
-            if self._rules.plan and whole:
-                tally.replaced.extend(files_below(self._target, path))
-            self._target.clear(path, status, whole=whole)
 
     def _is_same_node(self, put: Put, status: os.stat_result) -> bool:
         """Whether an entry of the right kind is the right one."""
@@ -258,7 +258,7 @@ class Planner:
         there, separate = None if fresh else self._target.status(put.path), False
         if there is not None and not stat.S_ISREG(there.st_mode):
             self._note_other(put, there, tally)
-            self._clear(put.path, there, tally)
+            make_room(put.path, there, self._target, self._rules, tally)
             there = None  # replaced when the file takes its name
         if there is not None and there.st_nlink > 1:
             separate = not self._remembered.claim(there.st_dev, there.st_ino, put.file)

@@ -147,6 +147,10 @@ class Remembered:
         """Whether there are any that were not settled."""
         return self._book.one("SELECT 1 FROM replaced LIMIT 1") is not None
 
+    def has_replaced_name(self) -> bool:
+        """Whether one of them stands where a further path of a file belongs."""
+        return self._book.one("SELECT 1 FROM link WHERE path IN (SELECT path FROM replaced) LIMIT 1") is not None
+
     def settle_replaced(self, path: bytes) -> None:
         """The history has what this file holds now."""
         self._book.execute("DELETE FROM replaced WHERE path = ?", (path,))

@@ -90,7 +90,7 @@ class RestorePlan(msgspec.Struct, kw_only=True):
     damaged_ranges: int
     damaged_bytes: int
     conflicts: int
-    """Entries of the target that are of another kind, or have another content."""
+    """Entries of the target that are of another kind, have another content, or are no longer a name of their file."""
     extra: int
     extra_removed: int
     unsaved: int
@@ -214,12 +214,18 @@ class Planning(Restore):
     async def _foresee(self, target: Target) -> None:
         """Of the files that would be replaced, those whose present content the newest snapshot does not have either."""
         await self._in_thread(self._note_fates)
+        if await self._in_thread(self._remembered.has_replaced_name):  # nobody has compared what stands there yet
+            await self._settle(target, self._line.number)
         if self._newest.number != self._line.number and await self._in_thread(self._remembered.has_replaced):
-            unsaved = Unsaved(target, self._remembered)
-            async for ops in self._history.record(self._newest.number, self._globs):
-                await self._in_thread(partial(unsaved.feed, ops))
-            await self._in_thread(unsaved.end)
+            await self._settle(target, self._newest.number)
         await self._drive(self._tell_unsaved, None)
+
+    async def _settle(self, target: Target, snapshot: int) -> None:
+        """Those whose present content this snapshot has are safe."""
+        unsaved = Unsaved(target, self._remembered)
+        async for ops in self._history.record(snapshot, self._globs):
+            await self._in_thread(partial(unsaved.feed, ops))
+        await self._in_thread(unsaved.end)
 
     def _tell_unsaved(self, tally: Tally) -> Iterator[None]:
         """In a thread, with a pause now and then."""
