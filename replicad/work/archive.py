@@ -117,13 +117,14 @@ class Archive:
         with ExitStack() as undo:
             lock = Lock(directory / "lock")
             undo.callback(lock.release)
+            was_missing = not catalog_path(directory).exists()
             catalog = _open_catalog(directory, client, dataset, disk if create else None)
             undo.callback(catalog.close)
             owner = _owner(catalog, directory, client, dataset)
             store = Store(directory, owner, disk=disk, reserve_bytes=reserve_bytes, clock_ns=clock_ns)
             archive = cls(lock, store, catalog, disk)
             undo.callback(archive._files.close)
-            archive._replay()
+            archive._replay(goes_on=was_missing)
             undo.pop_all()
         return archive
 
@@ -385,10 +386,11 @@ class Archive:
         if made := self._store.take_made():
             self._catalog.add_copies([copy_of(one.segment, one.offset, one.frame) for one in made])
 
-    def _replay(self) -> None:
+    def _replay(self, *, goes_on: bool = False) -> None:
+        """`goes_on`: where a rebuild was cut short, perhaps behind the word that let snapshots go."""
         self._finish_laying()
         head = self._catalog.head
-        replay = Replay(self._store, self._catalog, self._files)
+        replay = Replay(self._store, self._catalog, self._files, has_dropped=goes_on)
         self._store.resume(replay.run())
         self._torn = replay.torn
         if self._catalog.head != head:

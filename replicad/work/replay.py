@@ -84,14 +84,14 @@ class Replay:
     readonly: bool = False
     """Leave the segments as they are: a torn end is not cut."""
     spare: Spare | None = None
+    has_dropped: bool = False
+    """Whether snapshots were let go: their rows must go too, for blocks that only they name may be gone already."""
     torn: Torn | None = None
     """What was cut off the end of the last segment."""
     _records: deque[_RecordPlace] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
     _blocks: list[BlockPlace] = field(default_factory=list)
     _copies: list[FrameCopy] = field(default_factory=list)
     _copied_bytes: int = 0
-    _has_dropped: bool = False
-    """Whether snapshots were let go: their rows must go too, for blocks that only they name may be gone already."""
     _sealed: _Sealed | None = None
     """The commit that was the frame before: the pad behind it says when it was received."""
 
@@ -112,7 +112,7 @@ class Replay:
             if self.progress:
                 self.progress(number - numbers[0] + 1, len(numbers))
         self.catalog.keep(end)
-        while self._has_dropped and purge(self.catalog.database, PURGED_ROWS):
+        while self.has_dropped and purge(self.catalog.database, PURGED_ROWS):
             self.catalog.keep(end)
         return end
 
@@ -201,7 +201,7 @@ class Replay:
             self._note(Damage(segment, frame.offset, frame.end - frame.offset, str(error)))
             return
         drop_snapshots(self.catalog.database, decision.dropped, decision.at_ns)
-        self._has_dropped = True
+        self.has_dropped = True
 
     def _stand_in(self, damage: Damage, scan: SegmentScan) -> None:
         """Take copies of the frames that damage took, where there are any: a copy proves itself by its checksum."""
