@@ -460,7 +460,7 @@ async def test_who_is_let_in_by_force_is_not_taken_for_the_repair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     """A lease holds for some seconds only: behind them the file may be somebody's, and is read as if it were."""
-    monkeypatch.setattr(work_patch, "_patience_s", lambda: 0.0)
+    monkeypatch.setattr(work_patch, "_PATIENCE", tmp_path / "not told")
 
     class ForcedDisk(Disk):
         """Takes so long that the kernel lets somebody write who waited."""

@@ -162,7 +162,11 @@ def _give_back(fd: int, before: tuple[int, bytes | None]) -> None:
 
 
 def _patience_s() -> float:
-    return float(_PATIENCE.read_text())
+    """No patience at all where the kernel does not tell: then somebody may be in at any time."""
+    try:
+        return float(_PATIENCE.read_text())
+    except OSError:
+        return 0.0
 
 
 def _take_lease(fd: int) -> None:
