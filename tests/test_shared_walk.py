@@ -189,15 +189,16 @@ class Deadly(Counted):
 
     def __init__(self, pid: int, *rest: Any) -> None:
         super().__init__(*rest)
-        self._pid = pid
+        self._pid, self._is_dead = pid, False
 
     def give(self, directories: Sequence[bytes]) -> bool:
         """See SharedWalk."""
         if not self.given:
             os.kill(self._pid, signal.SIGSTOP)  # so that it cannot have answered before it dies
         taken = super().give(directories)
-        if self.given and len(self._asked) == UNDER_WAY:
+        if self.given and len(self._asked) == UNDER_WAY and not self._is_dead:
             os.kill(self._pid, signal.SIGKILL)
+            self._is_dead = True
         return taken
 
 

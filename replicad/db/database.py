@@ -270,7 +270,7 @@ class Database:
             return BookDamagedError(f"database is damaged: {error}", where=where, hint=self._remedy)
         if code == apsw.SQLITE_IOERR_DATA:
             return BookDamagedError("a page fails its checksum", where=where, hint=self._remedy)
-        if isinstance(error, apsw.FullError):
+        if isinstance(error, apsw.FullError) or code == apsw.SQLITE_IOERR_SHMSIZE:  # the log's index found no room
             return DiskFullError("no room left for the book", where=where, hint="free space on this file system")
         if isinstance(error, (apsw.BusyError, apsw.LockedError)):
             return LockedError("another process holds the book", where=where, hint="stop the other replicad first")
