@@ -409,6 +409,8 @@ def commits(primary: Primary) -> dict[str, tuple[type[ReplicadError], bytes]]:
         "fewer records": (PeerError, commit(records=0, records_digest=records_digest([]))),
         "size beyond 64 bits": (PeerError, commit(size=2**64 - 1)),
         "unread beyond 64 bits": (PeerError, commit(unread=2**63)),
+        "a size below zero": (PeerError, commit(size=-1)),
+        "a time below zero": (PeerError, commit(created_ns=-1)),
         "a long order": (PeerError, commit(order=bytes(MAX_ORDER_BYTES + 1))),
         "no commit": (PeerError, encode_plain(FrameType.COMMIT, b"\x90")),
         "a record": (PeerError, record_frame([])),

@@ -21,6 +21,7 @@ from typing import NamedTuple, NewType
 import msgspec
 
 from replicad.model.block import ID_BYTES, LARGEST_BLOCK_BYTES
+from replicad.model.packed import unpacked
 from replicad.model.show import show_path as show_path
 
 FileNumber = NewType("FileNumber", int)
@@ -215,7 +216,7 @@ def decode_ops(data: bytes) -> list[Op]:
 
     Raises ValueError (msgspec's errors are ValueErrors) with the reason.
     """
-    ops = _ops_decoder.decode(data)
+    ops = unpacked(_ops_decoder.decode, data)
     for op in ops:
         problem = op_problem(op)
         if problem:

@@ -14,6 +14,7 @@ import msgspec
 from replicad.model.block import BlockId, block_id
 from replicad.model.head import NO_PARENT as NO_PARENT
 from replicad.model.head import Head as Head
+from replicad.model.packed import unpacked
 
 MAX_RECORDS = 65_536
 """Record frames between two commits. Each is about half a megabyte, so this is more than the names of a hundred million
@@ -55,7 +56,7 @@ def encode_commit(commit: Commit) -> bytes:
 
 def decode_commit(data: bytes) -> Commit:
     """The inverse of `encode_commit`. Raises ValueError with the reason."""
-    commit = _decoder.decode(data)
+    commit = unpacked(_decoder.decode, data)
     if commit.number <= 0 or len(commit.parent) != 32 or len(commit.records_digest) != 32 or commit.records < 0:
         raise ValueError("commit has an invalid number, digest or count")
     return commit

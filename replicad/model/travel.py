@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from replicad.model.entry import Kind, Put, op_problem, path_problem, show_path
+from replicad.model.packed import unpacked
 
 UNKNOWN = -1
 """Number of changed blocks or bytes when it is not known."""
@@ -98,12 +99,12 @@ def encode_told(told: Sequence[Version] | Sequence[Difference]) -> bytes:
 
 def decode_versions(data: bytes) -> list[Version]:
     """The inverse of `encode_told`, every field checked. Raises ValueError with the reason."""
-    return _checked(_versions.decode(data), _version_problem)
+    return _checked(unpacked(_versions.decode, data), _version_problem)
 
 
 def decode_differences(data: bytes) -> list[Difference]:
     """The inverse of `encode_told`, every field checked. Raises ValueError with the reason."""
-    return _checked(_differences.decode(data), _difference_problem)
+    return _checked(unpacked(_differences.decode, data), _difference_problem)
 
 
 def events_of(versions: Sequence[Version]) -> list[Event]:

@@ -486,6 +486,8 @@ class Archive:
         numbers = (commit.number, commit.created_ns, commit.entries, commit.size, commit.unread)
         if commit.number <= head.number or max(numbers) > INT64:
             raise PeerError(f"sent snapshot {commit.number} after snapshot {head.number}")
+        if min(numbers) < 0:
+            raise PeerError("sent a commit with a number below zero")
         if commit.records != len(self._records) or commit.records_digest != records_digest(self._records):
             raise PeerError("sent a commit that does not cover the records sent before it")
         if len(commit.order) > MAX_ORDER_BYTES:
