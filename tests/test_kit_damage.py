@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from kit_damage import (
 )
 from kit_rot import CannotRot
 from kit_store import Primary, open_archive, put_files, verify_segment
-from replicad.model.divergence import Part, Side
+from replicad.model.divergence import MAX_BLOCKS_NAMED, Part, Side
 from replicad.model.verdict import Verdict
 from replicad.store import store as store_module
 from replicad.store.segments import Damage, segment_numbers, segment_path
@@ -76,6 +77,18 @@ def document(fault: Fault, **changes: object) -> dict[str, object]:
 def test_every_kind_has_an_expectation() -> None:
     """No damage is done of which nobody knows what a detection must say."""
     assert set(EXPECTED) == set(Harm) == {*OF_BLOCKS, *OF_STRUCTURE, *OF_SEGMENTS}
+
+
+def test_a_finding_about_a_whole_segment_names_as_many_blocks_as_it_can(store: Path) -> None:
+    """Of a segment with more of them the rest need not be named; one that leaves room for more has to name all."""
+    fault = Shelf(store).harm(Harm.LOST, seed=3)
+    more = frozenset(number.to_bytes(32, "big") for number in range(MAX_BLOCKS_NAMED + 100))
+    expected = replace(fault.expected, blocks=more)
+    names = sorted(name.hex() for name in more)
+    full = document(fault, part=Part.SEGMENT.value, blocks=names[:MAX_BLOCKS_NAMED])
+    assert expected.problems([full]) == []
+    assert expected.problems([full | {"part": Part.BLOCK.value}]) == ["100 damaged blocks are not named"]
+    assert expected.problems([full | {"blocks": names[: MAX_BLOCKS_NAMED - 1]}]) == ["101 damaged blocks are not named"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in (*OF_BLOCKS, *OF_STRUCTURE) if kind not in {Harm.STALE}])
