@@ -200,6 +200,13 @@ def test_versions_are_what_the_snapshots_show(trees: list[Tree]) -> None:
         _check_versions(written(Path(name), trees), trees, range(1, len(trees) + 1))
 
 
+@pytest.mark.parametrize("between", [[], [{b"a": File(1, 420, ())}]])
+def test_a_rename_of_a_file_that_was_empty_is_known(tmp_path: Path, between: list[Tree]) -> None:
+    """Its first block is as young as its second name, or younger, and says nothing about its age."""
+    trees = [{b"a.b": File(1, 420, ())}, *between, {b"a": File(1, 420, (1,))}]
+    _check_versions(written(tmp_path, trees), trees, range(1, len(trees) + 1))
+
+
 @settings(max_examples=150, deadline=None)
 @given(histories(), st.data())
 def test_what_retention_let_go_is_as_if_it_had_never_been(trees: list[Tree], data: st.DataObject) -> None:

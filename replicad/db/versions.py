@@ -122,16 +122,7 @@ class Versions:
     def _renamed(self, state: _State, window: tuple[int, int]) -> _State | None:
         if state.put.kind is Kind.DIRECTORY:
             return self._moved_directory(state, window)
-        return self._moved_file(state, window) if state.put.kind is Kind.FILE and self._was_there(state) else None
-
-    def _was_there(self, state: _State) -> bool:
-        """Whether the file may be older than its name: a new one need not be looked for among all that ended."""
-        row = self._db.one(
-            "SELECT min(born) FROM file_block WHERE file = ? AND number = "
-            "(SELECT number FROM file_block WHERE file = ?1 ORDER BY number LIMIT 1)",
-            (state.put.file,),
-        )
-        return row is None or row[0] is None or row[0] < state.born
+        return self._moved_file(state, window) if state.put.kind is Kind.FILE else None
 
     def _moved_file(self, state: _State, window: tuple[int, int]) -> _State | None:
         """The name of the file that ended when this one began; of several (hard links) one that is called the same."""
