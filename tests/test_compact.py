@@ -165,13 +165,20 @@ def without_a_record(store: Path) -> tuple[Path, bytes]:
     return segment(store, number), good
 
 
-def test_after_a_loss_of_records_nothing_is_compacted(store: Path) -> None:
-    """What looks unused may be what a lost record named: once that is put back, every file has its bytes."""
+def rewritten_without_a_record(store: Path) -> tuple[Archive, dict[bytes, bytes], Path, bytes]:
+    """An archive that has lost the record of snapshot 2 and let snapshot 1 go, the files of that record, the segment
+    where it stood, and the bytes to put back there."""
     archive, files = rewritten(store)
     archive.close()
     damaged, good = without_a_record(store)
     archive = open_archive(store)
     let_go(archive, [1])
+    return archive, files, damaged, good
+
+
+def test_after_a_loss_of_records_nothing_is_compacted(store: Path) -> None:
+    """What looks unused may be what a lost record named: once that is put back, every file has its bytes."""
+    archive, files, damaged, good = rewritten_without_a_record(store)
     assert all("records of snapshots are missing" in one.skipped for one in compact_all(archive))
     archive.close()
     damaged.write_bytes(good)
@@ -185,11 +192,7 @@ def test_after_a_loss_of_records_nothing_is_compacted(store: Path) -> None:
 
 def test_marks_from_before_a_rebuild_count_for_nothing(store: Path) -> None:
     """A rebuild between two compactions brings a record back, of whose blocks the marks know nothing."""
-    archive, files = rewritten(store)
-    archive.close()
-    damaged, good = without_a_record(store)
-    archive = open_archive(store)
-    let_go(archive, [1])
+    archive, files, damaged, good = rewritten_without_a_record(store)
     marks = marked(archive)
     damaged.write_bytes(good)
     rebuild_book(archive, Disk())

@@ -337,17 +337,23 @@ async def test_the_breaker_stops_repairs_until_a_person_orders_one(tmp_path: Pat
         await job.close()
 
 
+async def drifted_entry(primary: Rig, fra1: Replica, kind: str) -> bytes:
+    """The path of an entry of this kind whose metadata has drifted since it was replicated."""
+    if kind == "symlink" and not is_root():
+        pytest.skip("only root may give a symlink away")
+    (primary.root / "directory").mkdir()
+    (primary.root / "symlink").symlink_to("file")
+    await primary.sync(fra1)
+    path = b"" if kind == "root" else kind.encode()
+    await drift(primary, path)
+    return path
+
+
 @pytest.mark.parametrize("kind", ["file", "directory", "root", "symlink"])
 async def test_metadata_that_drifted_is_set_again(tmp_path: Path, kind: str) -> None:
     """Mode, owner and attributes are the recorded ones, nothing counts as changed, and it can be undone."""
     async with world(tmp_path) as (primary, fra1):
-        if kind == "symlink" and not is_root():
-            pytest.skip("only root may give a symlink away")
-        (primary.root / "directory").mkdir()
-        (primary.root / "symlink").symlink_to("file")
-        await primary.sync(fra1)
-        path = b"" if kind == "root" else kind.encode()
-        await drift(primary, path)
+        path = await drifted_entry(primary, fra1, kind)
         found = await metadata_finding(primary, path)
         job = tending(primary, fra1)
         await job.step()
@@ -418,13 +424,7 @@ async def test_a_write_during_a_repair_of_metadata_is_replicated(tmp_path: Path)
 async def test_a_change_during_a_repair_of_metadata_counts_as_one(tmp_path: Path, kind: str) -> None:
     """Nobody can be kept out of what is no file: what was changed meanwhile is told, and recorded by the next pass."""
     async with world(tmp_path) as (primary, fra1):
-        if kind == "symlink" and not is_root():
-            pytest.skip("only root may give a symlink away")
-        (primary.root / "directory").mkdir()
-        (primary.root / "symlink").symlink_to("file")
-        await primary.sync(fra1)
-        path = b"" if kind == "root" else kind.encode()
-        await drift(primary, path)
+        path = await drifted_entry(primary, fra1, kind)
         found, place = await metadata_finding(primary, path), primary.root / os.fsdecode(path)
         later_ns = MTIME_NS + 1
         disk = BusyDisk(lambda: os.utime(place, ns=(later_ns, later_ns), follow_symlinks=False), primary.root)

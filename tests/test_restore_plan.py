@@ -126,14 +126,19 @@ async def test_metadata_alone_is_no_conflict(tmp_path: Path) -> None:
     assert plan.to_restore["files"] == 2 and plan.conflicts == plan.unsaved == 0 and plan.exit_code == 0
 
 
-async def test_a_further_name_of_a_file_that_was_written_since_is_named_as_lost(tmp_path: Path) -> None:
-    """Editors put a new file into the place of the old name, which parts it from the other; a restore would join both
-    again. A name that was parted alone is in the way, and loses nothing."""
-    with Writer(tmp_path / "store") as writer:
+def file_with_two_names(store: Path) -> None:
+    """A snapshot of one file, a and b."""
+    with Writer(store) as writer:
         writer.put(b"")
         first = writer.put(b"a", b"old" * 100)
         writer.add(Put(b"b", Kind.FILE, first.meta, first.size, first.file, first.block_bytes))
         writer.seal()
+
+
+async def test_a_further_name_of_a_file_that_was_written_since_is_named_as_lost(tmp_path: Path) -> None:
+    """Editors put a new file into the place of the old name, which parts it from the other; a restore would join both
+    again. A name that was parted alone is in the way, and loses nothing."""
+    file_with_two_names(tmp_path / "store")
     back = tmp_path / "live"
     await restore(tmp_path / "store", back)
     assert (back / "a").samefile(back / "b")
@@ -150,11 +155,7 @@ async def test_a_further_name_of_a_file_that_was_written_since_is_named_as_lost(
 
 async def test_what_lies_below_a_directory_in_the_place_of_a_further_name_is_named_as_lost(tmp_path: Path) -> None:
     """Where it would be removed; anything else that stands there is in the way, and a full directory fails."""
-    with Writer(tmp_path / "store") as writer:
-        writer.put(b"")
-        first = writer.put(b"a", b"old" * 100)
-        writer.add(Put(b"b", Kind.FILE, first.meta, first.size, first.file, first.block_bytes))
-        writer.seal()
+    file_with_two_names(tmp_path / "store")
     back = tmp_path / "live"
     (back / "b").mkdir(parents=True)
     (back / "b" / "notes").write_bytes(b"notes")

@@ -14,6 +14,7 @@ import msgspec
 from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.divergence import Divergence
 from replicad.model.errors import PeerError
+from replicad.model.packed import unpacked
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight
 
@@ -402,6 +403,6 @@ def encode(message: Message) -> bytes:
 def decode_untrusted(data: bytes | memoryview) -> Message:
     """One message from the peer. Raises PeerError, and nothing else, for anything that is no valid message."""
     try:
-        return _decoder.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return unpacked(_decoder.decode, data)
+    except ValueError as error:
         raise PeerError(f"sent {len(data)} bytes that are no message: {error}") from None

@@ -8,7 +8,7 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-def unpacked(decode: Callable[[bytes], Value], data: bytes) -> Value:
+def unpacked(decode: Callable[[bytes | memoryview], Value], data: bytes | memoryview) -> Value:
     """What `decode`, one of msgspec's, makes of `data`. Raises ValueError with the reason, as msgspec's errors are."""
     try:
         return decode(data)

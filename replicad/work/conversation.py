@@ -42,6 +42,7 @@ from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.coverage import AgeMap
 from replicad.model.divergence import Divergence
 from replicad.model.errors import BookDamagedError, LinkError, PeerError, ReplicadError, UsageError
+from replicad.model.packed import unpacked
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight
 from replicad.status import ScrubStatus
@@ -129,8 +130,8 @@ class Conversation:
         if not answer.status:
             return None
         try:
-            return msgspec.json.decode(answer.status, type=kind)
-        except (ValueError, RecursionError) as error:
+            return unpacked(msgspec.json.Decoder(kind).decode, answer.status)
+        except ValueError as error:
             raise self._broke(f"sent an invalid {kind.__name__}: {error}") from None
 
     async def attest(self, notes: Sequence[DrillNote] = ()) -> Attestation:
