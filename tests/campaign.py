@@ -130,8 +130,8 @@ class Reaper:
 class Injector:
     """Does damage on both sides; only while the workload is paused and everything is replicated."""
 
-    def __init__(self, tree: Tree, disk: Disk, shelf: Path, seed: int) -> None:
-        self._tree, self._disk, self._directory = tree, disk, shelf
+    def __init__(self, pair: Pair, tree: Tree, disk: Disk, shelf: Path, seed: int) -> None:
+        self._pair, self._tree, self._disk, self._directory = pair, tree, disk, shelf
         self._choose = random.Random(seed)
 
     def inject(self, count: int) -> list[Case]:
@@ -184,7 +184,11 @@ class Injector:
         return Case(fault, time.time_ns())
 
     def _both(self) -> list[Case]:
-        """The same block on both sides."""
+        """The same block on both sides, at once: either side would have mended the first copy out of the second."""
+        with self._pair.primary.frozen(), self._pair.replica.frozen():
+            return self._harm_both()
+
+    def _harm_both(self) -> list[Case]:
         file, rotten = self._rot(Kind.BIT)
         here = self._fault_of(file, rotten)
         try:
@@ -258,7 +262,7 @@ class Campaign:
     def run(self) -> Account:
         """All rounds, as many as there is time for."""
         begun = time.monotonic()
-        injector = Injector(self.tree, self.disk, self.shelf, self.plan.seed)
+        injector = Injector(self.pair, self.tree, self.disk, self.shelf, self.plan.seed)
         choose = random.Random(self.plan.seed)
         with self.tree.working(), self.reaper.at_work():
             while len(self.account.cases) < self.plan.faults:

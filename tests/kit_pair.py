@@ -106,6 +106,22 @@ class Node:
         assert self.process is not None
         self.process.send_signal(signal.SIGHUP)
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It does nothing meanwhile, whatever it was about to do, and goes on after that."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            wait_until(self._is_stopped, "the daemon stands still")
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def _is_stopped(self) -> bool:
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/stat").read_bytes()
+        return status.rpartition(b")")[2].split()[0] == b"T"
+
     def stop(self) -> int:
         """Ask it to end; its exit code."""
         return self._end(signal.SIGTERM)
