@@ -25,6 +25,7 @@ from replicad.link.messages import (
     Message,
     Offer,
     Ping,
+    Pong,
     Read,
     Settled,
     SnapshotLine,
@@ -179,6 +180,22 @@ def test_an_incomplete_message_holds_no_more_than_was_received() -> None:
     frame = bytes(pack(Listing(bytes(8_000_000), True)))
     assert splitter.feed(frame[:10]) == []
     assert splitter.pending_bytes == 10
+
+
+def test_blocks_are_not_copied_and_hold_little_beside_themselves() -> None:
+    """Large blocks are a view of what came; small ones do not keep alive all that came with them."""
+    large, small = Blocks(bytes(100_000)), Blocks(bytes(100))
+    pongs = bytes(pack(Pong(0))) * 10_000
+    for blocks in (large, small):
+        frame = bytes(pack(blocks))
+        for pieces in ([frame + pongs[:40_000]], [frame[:50], frame[50:] + pongs[:40_000]]):
+            splitter = Splitter()
+            came = [framed.message for piece in pieces for framed in splitter.feed(piece)]
+            assert came[0] == blocks
+            assert isinstance(came[0], Blocks)
+            assert isinstance(came[0].frames, memoryview)
+            assert len(came[0].frames.obj) <= 2 * len(frame)
+            assert blocks is small or len(came[0].frames.obj) == len(frame) + 40_000
 
 
 def only_messages_or_peer_error(pieces: list[bytes]) -> None:

@@ -10,7 +10,8 @@ from asyncssh import channel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicad.link.intake import JOINED_BYTES, SMALL_BYTES, WINDOW_ADJUST, Intake
+from replicad.link.intake import WINDOW_ADJUST, Intake
+from replicad.link.pieces import JOINED_BYTES, SMALL_BYTES
 
 WINDOW_BYTES = 64 * 1024
 

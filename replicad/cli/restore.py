@@ -99,6 +99,7 @@ def restore(
     Exit codes: 0 everything is there and right, 1 something is missing or damaged, 2 usage, 3 the replica is out of
     reach or the target is full.
     """
+    from replicad.system.heap import suit_bulk
     from replicad.work.origin import check_target
     from replicad.work.planner import Rules
 
@@ -117,6 +118,7 @@ def restore(
     rules, ordered = Rules(delete_extra, dry_run, aside=set_aside), order_of(dataset, loaded, first or (), order)
     rate = _rate(bandwidth)
     asked = _Asked(where, loaded, target, at, globs, rules, ordered, in_place, yes, confirm, rate, quiet, json)
+    suit_bulk()
     try:
         exit_code = asyncio.run(_plan(asked) if plan else _restore(asked))
     except KeyboardInterrupt:

@@ -15,13 +15,11 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """
     from replicad.config import load
     from replicad.daemon import Daemon
-    from replicad.system.heap import calm_collector, keep_freed_memory, take_short_turns
+    from replicad.system.heap import suit_bulk
     from replicad.system.logs import configure
     from replicad.system.notify import Notifier
 
     found = load(config)
     configure(found.node.log_level, found.node.log_format)
-    keep_freed_memory()
-    calm_collector()
-    take_short_turns()
+    suit_bulk()
     asyncio.run(Daemon(found).run(Notifier()))

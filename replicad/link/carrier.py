@@ -12,13 +12,12 @@ import socket
 from contextlib import suppress
 from typing import Any, Protocol
 
+from replicad.link.inbox import Inbox
 from replicad.link.intake import Intake
 from replicad.link.session import show_text
 
 PACKET_BYTES = 128 * 1024
 """Largest SSH packet: 128 KiB was measured to be fastest, 64 KiB close to it, 256 KiB and more slower than 32."""
-FEED_BYTES = 64 * 1024
-"""Received bytes given to asyncssh at once: it copies all that it has not taken apart yet with every packet."""
 UNSENT_BYTES = 256 * 1024
 """What a channel buffers beyond the peer's window before `send` waits: bridges a turn of the event loop."""
 NOTSENT_BYTES = 512 * 1024
@@ -63,9 +62,9 @@ class Line:
         for carrier in tuple(self.carriers):
             if carrier.channel:
                 carrier.channel.heard(len(data))
-        with memoryview(data) as view:
-            for at in range(0, len(view), FEED_BYTES):
-                self._take(view[at : at + FEED_BYTES])
+        if self.carriers and not isinstance(self.connection._inpbuf, Inbox):
+            self.connection._inpbuf = Inbox(self.connection._inpbuf)
+        self._take(data)
 
     def _tell(self) -> None:
         for carrier in tuple(self.carriers):

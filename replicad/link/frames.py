@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from replicad.link.messages import MAX_CASES_BYTES, MAX_MESSAGE_BYTES, MAX_SEEN_BYTES, Message, decode_untrusted
+from replicad.link.pieces import Pieces
 from replicad.model.errors import PeerError
 
 LENGTH_BYTES = 4
@@ -62,7 +63,7 @@ class Splitter:
     """Cuts a byte stream into messages. Holds at most one incomplete message, never more than was received."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._rest = Pieces()
         self._wanted = _HEAD_BYTES
 
     @property
@@ -77,24 +78,23 @@ class Splitter:
         """
         if not self._rest:
             return self._split_untrusted(data)
-        self._rest += data
+        self._rest.keep(data)
         if len(self._rest) < self._wanted:
             return []
-        source, self._rest = self._rest, bytearray()
-        return self._split_untrusted(source)
+        return self._split_untrusted(self._rest.take_all())
 
-    def _split_untrusted(self, source: bytes | bytearray) -> list[Framed]:
+    def _split_untrusted(self, source: bytes) -> list[Framed]:
         framed = []
         view, start = memoryview(source), 0
         while (end := start + self._next_bytes(source, start)) <= len(source):
-            framed.append(Framed(decode_untrusted(view[start + LENGTH_BYTES : end]), end - start))
+            framed.append(Framed(decode_untrusted(_lasting(view[start + LENGTH_BYTES : end], source)), end - start))
             start = end
         self._wanted = end - start
-        self._rest += view[start:]
+        self._rest.keep(source[start:])
         return framed
 
     @staticmethod
-    def _next_bytes(source: bytes | bytearray, start: int) -> int:
+    def _next_bytes(source: bytes, start: int) -> int:
         """Size of the frame that begins at `start`, or what is needed to know it."""
         if len(source) - start < _HEAD_BYTES:
             return _HEAD_BYTES
@@ -103,6 +103,11 @@ class Splitter:
         if problem:
             raise PeerError(f"sent a message {problem}")
         return LENGTH_BYTES + size
+
+
+def _lasting(part: memoryview, source: bytes) -> memoryview | bytes:
+    """A part that may be kept: Blocks are views of what they came in, and hold all of it as long as they live."""
+    return part if len(part) > len(source) // 2 else bytes(part)
 
 
 def _length_problem(size: int, tag: int) -> str:

@@ -2,20 +2,17 @@
 
 asyncssh's own bookkeeping bounds nothing: whenever a paused session goes on, it grants the peer a whole window anew,
 whatever still lies in its buffer, and it keeps each packet as an object, were it of one byte. Here a window covers what
-waits and what may come, together, and small packets are joined.
+waits and what may come, together.
 
 **Owns** the bytes that wait. **Never** holds more of them than one window.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
-SMALL_BYTES = 4096
-"""Packets below this are joined while they wait: each by itself would cost more than it holds."""
-JOINED_BYTES = 64 * 1024
-"""A joined piece grows no further."""
+from replicad.link.pieces import Pieces
+
 WINDOW_ADJUST = 93
 """SSH_MSG_CHANNEL_WINDOW_ADJUST (RFC 4254)."""
 
@@ -26,8 +23,7 @@ class Intake:
     def __init__(self, ssh: Any) -> None:
         self._ssh = ssh
         self._window: int = ssh.get_recv_window()
-        self._waiting: deque[bytes | bytearray] = deque()
-        self._waiting_bytes = 0
+        self._waiting = Pieces()
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -38,29 +34,19 @@ class Intake:
 
     def keep(self, data: bytes) -> None:
         """Have `data` wait."""
-        self._waiting_bytes += len(data)
-        last = self._waiting[-1] if self._waiting else b""
-        if len(data) >= SMALL_BYTES:
-            self._waiting.append(data)
-        elif isinstance(last, bytearray) and len(last) < JOINED_BYTES:
-            last += data
-        else:
-            self._waiting.append(bytearray(data))
+        self._waiting.keep(data)
 
     def take(self) -> bytes:
         """What has waited longest."""
-        piece = self._waiting.popleft()
-        self._waiting_bytes -= len(piece)
-        return bytes(piece)
+        return self._waiting.take()
 
     def drop(self) -> None:
         """Nobody will take anything any more."""
-        self._waiting.clear()
-        self._waiting_bytes = 0
+        self._waiting.drop()
 
     def grant(self) -> None:
         """Let the peer send as much as was taken, once that is half a window."""
-        size = self._window - self._waiting_bytes - self._ssh._recv_window
+        size = self._window - len(self._waiting) - self._ssh._recv_window
         if size > self._window // 2:
             self._ssh.send_packet(WINDOW_ADJUST, size.to_bytes(4, "big"))
             self._ssh._recv_window += size

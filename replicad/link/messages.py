@@ -1,13 +1,15 @@
 """Messages: everything the two sides can say to each other. Pure.
 
 One table: a message is a msgspec Struct with a tag, encoded as msgpack. Messages that carry stored frames
-(`Blocks`, `Record`, `Seal`) hold them verbatim as bytes: what the primary encodes is what the replica stores and
+(`Blocks`, `Record`, `Seal`) hold them verbatim: what the primary encodes is what the replica stores and
 what a restore gets back. There is no message that deletes anything: nothing a primary says shortens history.
 
 The *client* is the side that dialled (a primary, or a host that restores), the *server* the side with the store.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,6 +19,12 @@ from replicad.model.errors import PeerError
 from replicad.model.packed import unpacked
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight
+
+if TYPE_CHECKING:
+    from replicad.model.block import Buffer as Run
+else:
+    Run = memoryview
+"""Bytes that are not copied: any buffer in a message to be sent, a view of the received bytes in one that came."""
 
 PROTOCOL = 4
 """Version in Hello. History: 1 = first; 2 = tending sessions; 3 = time travel (Visit, Trace, Compare); 4 = attestations
@@ -118,7 +126,7 @@ class Blocks(msgspec.Struct, frozen=True, array_like=True, tag=9):
     """Either side: whole block frames, one after another. To the server they are to be stored; to the client
     they answer Fetch in the order asked."""
 
-    frames: bytes
+    frames: Run
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, tag=10):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from replicad.model.block import Buffer
 from replicad.model.errors import ReplicadError
 from replicad.model.position import Position
 from replicad.store.format import (
@@ -155,7 +156,7 @@ class SegmentWriter:
         """The end of the last frame."""
         return Position(self._number, self._appender.position, self._frames, self._digest)
 
-    def append(self, data: bytes | memoryview, checksums: Iterable[bytes]) -> int:
+    def append(self, data: Buffer, checksums: Iterable[bytes]) -> int:
         """Add whole frames, whose checksums are given in order; the offset of the first."""
         offset = self._appender.position
         self._padded = False

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from replicad.model.block import Buffer
 from replicad.model.errors import DiskFullError, PeerError, ReplicadError, UsageError
 from replicad.model.position import Position
 from replicad.store.format import (
@@ -167,7 +168,7 @@ class Store:
             text = f"no room for {size} bytes that would give back more"
             raise DiskFullError(text, where=str(self.directory), hint="free or add space")
 
-    def append(self, data: bytes | memoryview, checksums: Iterable[bytes]) -> tuple[int, int]:
+    def append(self, data: Buffer, checksums: Iterable[bytes]) -> tuple[int, int]:
         """Add whole frames whose checksums are given; segment and offset of the first.
 
         Raises DiskFullError, ReplicadError; then nothing is known of what follows the last sync.

@@ -51,3 +51,10 @@ more."""
 def take_short_turns() -> None:
     """Have the threads of this process take turns more often."""
     sys.setswitchinterval(TURN_S)
+
+
+def suit_bulk() -> None:
+    """All of these, for a process whose event loop and threads move a whole dataset: a daemon, a restore."""
+    keep_freed_memory()
+    calm_collector()
+    take_short_turns()

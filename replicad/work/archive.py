@@ -17,7 +17,7 @@ from pathlib import Path
 
 from replicad.db.catalog import BlockPlace, Catalog
 from replicad.db.inventory import Inventory
-from replicad.model.block import ID_BYTES, self_test
+from replicad.model.block import ID_BYTES, Buffer, self_test
 from replicad.model.entry import Drop, Map, Op, Put, decode_ops
 from replicad.model.errors import (
     BookDamagedError,
@@ -187,7 +187,7 @@ class Archive:
                 bits[i >> 3] |= 1 << (i & 7)
         return bytes(bits)
 
-    def add_blocks(self, frames: bytes) -> None:
+    def add_blocks(self, frames: Buffer) -> None:
         """Store whole block frames. Raises PeerError, with nothing stored, or DiskFullError."""
         self._check_usable()
         found = whole_frames(frames, FrameType.BLOCK)
@@ -431,13 +431,13 @@ class Archive:
             self._recent.clear()
         self._recent |= names
 
-    def _new_ones(self, data: bytes, frames: list[Frame]) -> tuple[bytes, list[Frame]]:
+    def _new_ones(self, data: Buffer, frames: list[Frame]) -> tuple[Buffer, list[Frame]]:
         """The frames of blocks that are not in the store yet, as they will lie one behind the other."""
         names = {frame.id for frame in frames}
         if len(names) == len(frames) and names <= self._under_way:
             return data, frames  # as asked for: nothing to look up
         present = self._catalog.known(list(names)) - self._doubted
-        kept: list[bytes] = []
+        kept: list[Buffer] = []
         for frame in frames:
             if frame.id not in present:
                 present.add(frame.id)

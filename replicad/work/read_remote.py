@@ -37,7 +37,7 @@ from replicad.link.messages import (
     Visit,
 )
 from replicad.link.session import refused, show_text
-from replicad.model.block import ID_BYTES
+from replicad.model.block import ID_BYTES, Buffer
 from replicad.model.entry import Op, Put, decode_ops
 from replicad.model.errors import LinkError, PeerError, ReplicadError, StoreDamagedError, UsageError
 from replicad.model.glob import compile_globs
@@ -249,7 +249,7 @@ class RemoteReader:
         if not message.more:
             self._expects.discard(type(message))
 
-    def _frames(self, data: bytes) -> list[Answer]:
+    def _frames(self, data: Buffer) -> list[Answer]:
         try:
             return list(split_frames(data))
         except FrameError as error:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from replicad.link.channel import Channel
 from replicad.link.messages import Acked, Blocks, Bye, Credit, Message, Need, Offer, Opened, Record, Refuse, Seal
+from replicad.model.block import Buffer
 from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, ReplicadError
 from replicad.model.snapshot import Commit, Head, decode_commit
 from replicad.status import StoreStatus
@@ -87,7 +88,7 @@ class Receiving:
                 raise PeerError(f"sent {type(message).__name__} in a writing session")
         return True
 
-    def _add_blocks(self, run: list[bytes]) -> None:
+    def _add_blocks(self, run: list[Buffer]) -> None:
         """Store all that came while the thread was busy: with each hop it would wait for the event loop again."""
         for frames in run:
             self._allowance.take(len(frames))

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from replicad.link.channel import Channel
 from replicad.link.messages import (
@@ -244,7 +244,7 @@ class Shipping:
             packed = await self._packed.get()
             for piece in packed.pieces:
                 await self._spend(len(piece))
-                await self._send(Blocks(cast(bytes, piece)), len(piece))  # any buffer is encoded as it is
+                await self._send(Blocks(piece), len(piece))
             async for ops in packed.unit.ops(packed.complete):
                 await self._add(ops)
             self._held -= packed.unit.held_bytes

@@ -48,7 +48,7 @@ from replicad.link.messages import (
     Want,
 )
 from replicad.model.attestation import Attestation, DrillNote
-from replicad.model.block import block_id, checksum
+from replicad.model.block import Buffer, block_id, checksum
 from replicad.model.divergence import Divergence, State
 from replicad.model.drill import Outcome
 from replicad.model.errors import BookDamagedError, LinkError, PeerError, ReplicadError, StoreDamagedError, UsageError
@@ -266,7 +266,7 @@ class Tended:
             raise PeerError(f"sent {len(frames)} blocks where it announced {announced}", where=self._peer)
         return frames
 
-    def _proven(self, data: bytes, held: set[bytes]) -> list[bytes]:
+    def _proven(self, data: Buffer, held: set[bytes]) -> list[bytes]:
         """Frames one by one; what was held once is not held any more."""
         try:
             found = split_frames(data)
@@ -280,7 +280,7 @@ class Tended:
             held.discard(frame.id)
         if not found:
             raise PeerError("sent a message without blocks", where=self._peer)
-        return [data[frame.offset : frame.end] for frame in found]
+        return [bytes(data[frame.offset : frame.end]) for frame in found]
 
     # the record as a whole, and the scrub
 

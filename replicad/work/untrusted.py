@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from replicad.link.messages import MAX_OFFER
-from replicad.model.block import ID_BYTES
+from replicad.model.block import ID_BYTES, Buffer
 from replicad.model.entry import MAX_XATTRS_BYTES, Put, show_path, xattrs_length
 from replicad.model.errors import PeerError
 from replicad.store.format import Frame, FrameError, FrameType, split_frames
@@ -12,7 +12,7 @@ INT64 = 2**63 - 1
 """The largest number that the catalog takes."""
 
 
-def whole_frames(data: bytes, kind: FrameType) -> list[Frame]:
+def whole_frames(data: Buffer, kind: FrameType) -> list[Frame]:
     """Frames of one kind that were sent. Raises PeerError."""
     try:
         frames = split_frames(data)
