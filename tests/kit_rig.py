@@ -20,7 +20,7 @@ from kit_tree import Described, describe_tree
 from replicad.config import ClientConfig, DatasetConfig, ListenConfig
 from replicad.db.findings import Findings
 from replicad.link.channel import Channel, admit, greet
-from replicad.link.messages import SnapshotLine
+from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.entry import Kind, Put
 from replicad.model.errors import ReplicadError
 from replicad.model.retention import Rules
@@ -306,7 +306,7 @@ def _content(reader: ArchiveReader, put: Put, blocks: dict[int, bytes]) -> bytes
         wanted = order[at : at + 1024]
         plain: list[bytes] = []
         for answer in reader.fetch(b"".join(blocks[index] for index in wanted)):
-            assert isinstance(answer, bytes), f"a block of {put.path!r} is lost: {answer}"
+            assert not isinstance(answer, Lost), f"a block of {put.path!r} is lost: {answer}"
             plain += [bytes(plain_payload(frame)) for frame in split_frames(answer)]
         for index, data in zip(wanted, plain, strict=True):
             content[index * put.block_bytes : index * put.block_bytes + len(data)] = data

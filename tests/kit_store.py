@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from replicad.link.messages import Lost
 from replicad.model.block import Buffer, block_count, block_id
 from replicad.model.entry import Drop, Kind, Map, Meta, Op, Put, encode_ops
 from replicad.model.errors import ReplicadError
@@ -268,11 +269,11 @@ def fetch_all(reader: ArchiveReader, ids: Iterable[bytes]) -> list[bytes | None]
     """Proven plain bytes of blocks, None where one is lost."""
     found: list[bytes | None] = []
     for answer in reader.fetch(b"".join(ids)):
-        if isinstance(answer, bytes):
-            found += [bytes(plain_payload(frame)) for frame in split_frames(answer)]
-        else:
+        if isinstance(answer, Lost):
             assert answer.reason
             found.append(None)
+        else:
+            found += [bytes(plain_payload(frame)) for frame in split_frames(answer)]
     return found
 
 

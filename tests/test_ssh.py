@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncssh
 import pytest
@@ -175,6 +175,28 @@ async def test_a_channel_carries_what_was_sent(link: Link) -> None:
     received = hashlib.sha256(b"".join(m.frames for m in link.node.received if isinstance(m, Blocks)))
     assert received.digest() == sent.digest()
     assert link.node.served == ["ams1"] and channel.peer == "fra1" and link.node.reports == []
+
+
+async def test_each_packet_is_sealed_alone(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No empty packet goes before each one: it would protect ciphers that are not on offer."""
+    assert all("gcm" in cipher or "poly1305" in cipher for cipher in ssh.CIPHERS)
+    dialler = link.dialler()
+    channel = await open_writing(await dialler.dial())
+    assert dialler._caller
+    sealing = dialler._caller.line.connection._send_encryption
+    sizes: list[int] = []
+    seal = sealing.encrypt_packet
+
+    def noted(seq: int, header: bytes, packet: bytes) -> tuple[bytes, bytes]:
+        sizes.append(len(packet))
+        return cast(tuple[bytes, bytes], seal(seq, header, packet))
+
+    monkeypatch.setattr(sealing, "encrypt_packet", noted)
+    await channel.send(Blocks(bytes(4 * ssh.PACKET_BYTES - 100)))
+    await wait_for(lambda: link.node.received)
+    assert [size for size in sizes if size > ssh.PACKET_BYTES // 2] == sizes[:4]
+    assert len(sizes) < 8  # and perhaps a sign of life, or a window
+    await channel.close()
 
 
 async def test_channels_share_one_connection(link: Link) -> None:

@@ -466,7 +466,7 @@ async def test_who_asks_and_does_not_read_is_not_remembered(show: OnShow, monkey
     held = len(session._taken)
     assert held <= 2 * sftp.MAX_PACKET_BYTES and len(answered) < 40
     [door] = show.listener.doors
-    assert all(carrier._intake._waiting_bytes <= 256 * 1024 for carrier in door.line.carriers)
+    assert all(len(carrier._intake._waiting) <= 256 * 1024 for carrier in door.line.carriers)
     await read(await show.view(), b"/www/1/big")  # others are served meanwhile
 
 

@@ -23,6 +23,9 @@ UNSENT_BYTES = 256 * 1024
 NOTSENT_BYTES = 512 * 1024
 """What the kernel may hold of a connection and not have sent: keeps replies and signs of life from waiting behind
 megabytes on a slow line, and is enough to keep a fast one busy."""
+MSG_IGNORE = 2
+"""asyncssh sends an empty one before each packet, against an attack on ciphers of other kinds than ours (RFC 4251,
+section 9.3.1). It is left out: there would be twice as many packets to seal, send and open."""
 MAX_SAID_BYTES = 2048
 """Of what a remote command says on its standard error, the end is kept for the error message."""
 
@@ -48,6 +51,8 @@ class Line:
         self.connection.pause_writing = self._pause  # asyncssh's own methods do nothing
         self.connection.resume_writing = self._resume
         self._take = connection.data_received
+        self._send = connection.send_packet
+        connection.send_packet = self._send_packet
         self.connection.data_received = self._received
 
     def _pause(self) -> None:
@@ -65,6 +70,10 @@ class Line:
         if self.carriers and not isinstance(self.connection._inpbuf, Inbox):
             self.connection._inpbuf = Inbox(self.connection._inpbuf)
         self._take(data)
+
+    def _send_packet(self, kind: int, *parts: bytes, handler: Any = None) -> None:
+        if kind != MSG_IGNORE:
+            self._send(kind, *parts, handler=handler)
 
     def _tell(self) -> None:
         for carrier in tuple(self.carriers):

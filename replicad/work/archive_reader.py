@@ -8,7 +8,7 @@ Damage comes as a value in the place of what was asked for. **Never** changes an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from replicad.db.catalog import BlockPlace
 from replicad.db.database import CACHE_KIB
 from replicad.db.listing import Listing
 from replicad.link.messages import Lost, SnapshotLine
-from replicad.model.block import self_test
+from replicad.model.block import Buffer, self_test
 from replicad.model.entry import Op, Put
 from replicad.model.errors import (
     LockedError,
@@ -49,6 +49,18 @@ WINDOW_BYTES = 2 * 1024 * 1024
 met them, and asked for by name, and a small read for each of them costs the disk far more than its bytes."""
 FETCH_GAP_BYTES = 64 * 1024
 """Frames closer than this are read together: reading on costs less than another request to the disk."""
+
+
+Stored = Buffer | Lost
+"""Whole frames as they are stored, one behind another, or why the next block cannot be had."""
+
+
+class _Lying(NamedTuple):
+    """Where a frame lies in a piece of memory."""
+
+    piece: bytes
+    start: int
+    end: int
 
 
 class Room(NamedTuple):
@@ -183,9 +195,9 @@ class ArchiveReader:
             raise UsageError(text, hint="replicad snapshots lists those that are")
         return found.ordinal
 
-    def fetch(self, ids: bytes) -> Iterator[bytes | Lost]:
-        """The frames of these blocks (32 bytes each), one by one in the order asked, or Lost in place of one that is
-        damaged or not here. Checksums are verified; ids are for the receiver to prove.
+    def fetch(self, ids: bytes) -> Iterator[Stored]:
+        """The frames of these blocks (32 bytes each) in the order asked, those together that lie together, or Lost in
+        place of one that is damaged or not here. Checksums are verified; ids are for the receiver to prove.
 
         Raises PeerError (not a list of ids), BookDamagedError.
         """
@@ -193,12 +205,11 @@ class ArchiveReader:
         places = self._listing.places(names)
         for window in _windows(names, places):
             found = self._read_window([places[name] for name in dict.fromkeys(window) if name in places])
-            for name in window:
-                yield found.get(name) or Lost(name, "this block is not in the store")
+            yield from _together(found.get(name) or Lost(name, "this block is not in the store") for name in window)
 
-    def _read_window(self, places: list[BlockPlace]) -> dict[bytes, bytes | Lost]:
+    def _read_window(self, places: list[BlockPlace]) -> dict[bytes, _Lying | Lost]:
         """Frames by id, read in the order in which they lie."""
-        found: dict[bytes, bytes | Lost] = {}
+        found: dict[bytes, _Lying | Lost] = {}
         run: list[BlockPlace] = []
         for place in sorted(places, key=lambda place: (place.segment, place.offset)):
             if run and not _joins(run, place):
@@ -244,7 +255,7 @@ class ArchiveReader:
             problem = str(error)
         return (Sight.DIFFERS, problem) if problem else (Sight.MATCHES, "")
 
-    def _read(self, run: list[BlockPlace]) -> Iterator[tuple[bytes, bytes | Lost]]:
+    def _read(self, run: list[BlockPlace]) -> Iterator[tuple[bytes, _Lying | Lost]]:
         """Frames that lie near one another, in ascending order, with one read; each with its id."""
         start = run[0].offset
         try:
@@ -256,12 +267,19 @@ class ArchiveReader:
             else:
                 yield run[0].id, Lost(run[0].id, f"segment {run[0].segment} cannot be read: {error}")
             return
+        good: list[BlockPlace] = []
         for place in run:
             problem = _frame_problem(view, place, start)
+            if good and (problem or place.offset != _end(good[-1])):
+                yield from _copied(good, view, start)
+                good = []
             if not problem:
-                yield place.id, bytes(view[place.offset - start : _end(place) - start])
+                good.append(place)
             else:
-                yield place.id, self._moved(place) or Lost(place.id, problem)
+                moved = self._moved(place)
+                yield place.id, _Lying(moved, 0, len(moved)) if moved else Lost(place.id, problem)
+        if good:
+            yield from _copied(good, view, start)
 
     def _moved(self, place: BlockPlace) -> bytes:
         """The frame of a block that is not where it was looked for, because its segment was compacted meanwhile, or is
@@ -274,6 +292,30 @@ class ArchiveReader:
             if frame := _proven(self._disk, path, now):
                 return frame
         return b""
+
+
+def _copied(places: list[BlockPlace], view: memoryview, start: int) -> Iterator[tuple[bytes, _Lying]]:
+    """Frames that lie one behind another, copied at once out of a view that begins at `start`."""
+    first = places[0].offset
+    piece = bytes(view[first - start : _end(places[-1]) - start])
+    for place in places:
+        yield place.id, _Lying(piece, place.offset - first, _end(place) - first)
+
+
+def _together(found: Iterable[_Lying | Lost]) -> Iterator[Stored]:
+    """Join those that follow one another in one piece of memory, without copying."""
+    run: _Lying | None = None
+    for item in found:
+        if run and isinstance(item, _Lying) and item.piece is run.piece and item.start == run.end:
+            run = run._replace(end=item.end)
+            continue
+        if run:
+            yield memoryview(run.piece)[run.start : run.end]
+        run = None if isinstance(item, Lost) else item
+        if isinstance(item, Lost):
+            yield item
+    if run:
+        yield memoryview(run.piece)[run.start : run.end]
 
 
 def _proven(disk: Disk, path: Path, place: BlockPlace) -> bytes:

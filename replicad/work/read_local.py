@@ -18,15 +18,13 @@ from replicad.model.errors import LinkError, ReplicadError
 from replicad.model.travel import Difference, Version
 from replicad.store.format import split_frames
 from replicad.system.disk import Disk
-from replicad.work.archive_reader import ArchiveReader
+from replicad.work.archive_reader import ArchiveReader, Stored
 from replicad.work.reader import Answer
 
 RUN_BYTES = 1024 * 1024
 """Frames read in one hop into the thread: large enough that the hop costs nothing, small enough to be held often."""
 
 Result = TypeVar("Result")
-Stored = bytes | Lost
-"""A frame as it is stored, or why the next block cannot be had."""
 
 
 class LocalReader:
@@ -126,7 +124,8 @@ def _take(found: Iterator[Stored]) -> list[Stored]:
     size = 0
     for item in found:
         run.append(item)
-        size += len(item.reason if isinstance(item, Lost) else item)
-        if size >= RUN_BYTES:
+        length = len(item.reason if isinstance(item, Lost) else item)
+        size += length
+        if size + length > RUN_BYTES:  # one more like this one would be too many
             break
     return run

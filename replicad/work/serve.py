@@ -33,6 +33,7 @@ from replicad.link.messages import (
     Trace,
     Visit,
 )
+from replicad.model.block import Buffer
 from replicad.model.entry import encode_ops
 from replicad.model.errors import (
     BookDamagedError,
@@ -45,7 +46,8 @@ from replicad.model.errors import (
 from replicad.model.snapshot import Head
 from replicad.model.travel import encode_told
 from replicad.system.disk import Disk
-from replicad.work.read_local import LocalReader, Stored
+from replicad.work.archive_reader import Stored
+from replicad.work.read_local import LocalReader
 
 MAX_FETCHES = 64
 """Fetch messages waiting for their answers (8 MiB of ids at most). A restore has half as many under way."""
@@ -175,23 +177,27 @@ class Serving:
 
     async def _send_run(self, run: list[Stored]) -> None:
         """Send frames together, lost blocks in between in their place."""
-        frames: list[bytes] = []
+        frames: list[Buffer] = []
         for item in run:
             if not isinstance(item, Lost):
                 frames.append(item)
                 continue
             if frames:
-                await self._channel.send(Blocks(b"".join(frames)))
+                await self._channel.send(_blocks(frames))
                 frames = []
             await self._channel.send(item)
         if frames:
-            await self._channel.send(Blocks(b"".join(frames)))
+            await self._channel.send(_blocks(frames))
 
     async def _refuse(self, error: ReplicadError) -> None:
         try:
             await self._channel.send(Refuse(_REFUSALS.get(type(error), "invalid"), error.what))
         except LinkError:
             pass  # nobody is left to be told; the error itself is raised
+
+
+def _blocks(frames: list[Buffer]) -> Blocks:
+    return Blocks(frames[0] if len(frames) == 1 else b"".join(frames))
 
 
 _REFUSALS: dict[type[ReplicadError], str] = {

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from replicad.db.changes import Changes, Ended, Made, Replaced, Version
+from replicad.link.messages import Lost
 from replicad.model.block import block_count
 from replicad.model.divergence import Suspect, differing_bits
 from replicad.model.entry import FUZZY, Kind
@@ -233,7 +234,7 @@ class _Examination:
         """Read some pairs of blocks and count those that differ by a few bits."""
         plain: dict[bytes, bytes] = {}
         for answer in self._reader.fetch(b"".join(row.id + (row.new_id or b"") for row in rows)):
-            for frame in split_frames(answer) if isinstance(answer, bytes) else ():
+            for frame in () if isinstance(answer, Lost) else split_frames(answer):
                 try:
                     plain[frame.id] = bytes(plain_payload(frame))
                 except FrameError:

@@ -19,7 +19,7 @@ from replicad.model.entry import Put
 from replicad.model.errors import ReplicadError
 from replicad.model.show import show_path
 from replicad.store.format import split_frames
-from replicad.work.archive_reader import ArchiveReader
+from replicad.work.archive_reader import ArchiveReader, Stored
 from replicad.work.reader import Answer, open_block
 
 KEPT_BYTES = 4 * 1024 * 1024
@@ -141,7 +141,7 @@ def _fetched(reader: ArchiveReader, put: Put, span: dict[int, bytes], numbers: S
         yield block if isinstance(block, Lost) else bytes(block)  # a copy, which keeps nothing else alive
 
 
-def _answers(item: bytes | Lost) -> Sequence[Answer]:
+def _answers(item: Stored) -> Sequence[Answer]:
     return [item] if isinstance(item, Lost) else split_frames(item)
 
 
