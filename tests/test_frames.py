@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kit_findings import replica_rot
 from kit_messages import EXAMPLES
-from replicad.link.frames import LENGTH_BYTES, SMALL_BYTES, Splitter, pack
+from replicad.link.frames import LENGTH_BYTES, LONG_RUN_BYTES, SMALL_BYTES, Splitter, pack, pack_pieces
 from replicad.link.messages import (
     MAX_CASES_BYTES,
     MAX_MESSAGE_BYTES,
@@ -172,6 +172,18 @@ def test_the_longest_message_passes_and_a_longer_one_is_our_mistake() -> None:
     assert split([bytes(pack(longest))]) == [longest]
     with pytest.raises(AssertionError):
         pack(Blocks(bytes(MAX_MESSAGE_BYTES - overhead + 1)))
+
+
+@pytest.mark.parametrize("size", [0, 1, LONG_RUN_BYTES - 1, LONG_RUN_BYTES, LONG_RUN_BYTES + 1, 300_000])
+def test_pieces_are_what_packing_gives(size: int) -> None:
+    """A message in pieces has the same bytes as in one, and a long one is not copied for it."""
+    run = bytes(range(256)) * (size // 256 + 1)
+    for frames in (run[:size], memoryview(run)[:size], bytearray(run[:size])):
+        pieces = pack_pieces(Blocks(frames))
+        assert b"".join(pieces) == bytes(pack(Blocks(frames)))
+        assert sum(len(piece) for piece in pieces if not isinstance(piece, memoryview)) <= LONG_RUN_BYTES + 100
+    with pytest.raises(AssertionError):
+        pack_pieces(Blocks(bytes(MAX_MESSAGE_BYTES)))
 
 
 def test_an_incomplete_message_holds_no_more_than_was_received() -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from replicad.link.inbox import Inbox
 from replicad.link.intake import Intake
 from replicad.link.session import show_text
+from replicad.model.block import Buffer
 
 PACKET_BYTES = 128 * 1024
 """Largest SSH packet: 128 KiB was measured to be fastest, 64 KiB close to it, 256 KiB and more slower than 32."""
@@ -135,7 +136,7 @@ class Carrier:
 
     # The Stream.
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: Buffer) -> None:
         with suppress(OSError), memoryview(data) as view:  # it has ended; connection_lost follows or has been
             for at in range(0, len(view), PACKET_BYTES):
                 self._ssh.write(view[at : at + PACKET_BYTES])  # packet by packet: asyncssh need not cut, and copy, it

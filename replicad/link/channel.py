@@ -17,9 +17,10 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from replicad.link.bandwidth import Bandwidth
-from replicad.link.frames import Framed, Splitter, pack
+from replicad.link.frames import Framed, Splitter, pack_pieces
 from replicad.link.messages import PROTOCOL, Blocks, Bye, Hello, Message, Ping, Pong, Record, Refuse, Seal, Welcome
 from replicad.link.session import Role, Session, State, refused, show_text, version_refusal
+from replicad.model.block import Buffer
 from replicad.model.errors import LinkError, PeerError, ReplicadError
 
 KEEPALIVE_S = 15.0
@@ -52,8 +53,9 @@ class Stream(Protocol):
     """What carries a channel's bytes. It calls the channel's `data_received`, `pause_writing`, `resume_writing` and
     `connection_lost` (once, last) from the event loop. After the end all of these do nothing."""
 
-    def write(self, data: bytes | bytearray) -> None:
-        """Take all of `data`, without waiting and without raising; calls `pause_writing` when too much is buffered."""
+    def write(self, data: Buffer) -> None:
+        """Take all of `data`, a copy of what waits, without waiting and without raising; calls `pause_writing` when too
+        much is buffered."""
 
     def pause_reading(self) -> None:
         """Call `data_received` no more; a little that was already under way may still come."""
@@ -121,15 +123,16 @@ class Channel:
         Messages of one task keep their order. Returning does not mean that the peer has it. Raises LinkError when
         the session is over; AssertionError for a message that is illegal now.
         """
-        frame = pack(message)
+        pieces = pack_pieces(message)
         if self._bandwidth and isinstance(message, _METERED):
-            await self._wait_for_share(self._bandwidth.reserve_s(len(frame), self._loop.time()))
+            size = sum(map(len, pieces))
+            await self._wait_for_share(self._bandwidth.reserve_s(size, self._loop.time()))
         while not self._writable.is_set():
             await self._writable.wait()
         if self.error:
             raise LinkError(f"cannot send: {self.error.what}", where=self.peer)
         self._session.send(message)
-        self._write(frame)
+        self._write(pieces)
         if isinstance(message, _LAST):
             self._end(LinkError("this side ended the session", where=self.peer))
 
@@ -165,7 +168,7 @@ class Channel:
     def hang_up(self, reason: str = "done") -> None:
         """Like `close`, without waiting for the end: the stream flushes and ends in the background."""
         if not self.error:
-            self._write(pack(Bye(show_text(reason))))
+            self._write(pack_pieces(Bye(show_text(reason))))
             self._end(LinkError("this side closed the session", where=self.peer))
         self._queue.clear()
         self._finish()
@@ -252,16 +255,17 @@ class Channel:
         if not self._gone.is_set():
             self._stream.resume_reading()
 
-    def _write(self, frame: bytearray) -> None:
-        self.sent_bytes += len(frame)
+    def _write(self, pieces: list[Buffer]) -> None:
         self._spoke_s = self._loop.time()
-        self._stream.write(frame)
+        for piece in pieces:
+            self.sent_bytes += len(piece)
+            self._stream.write(piece)
 
     def _say(self, message: Ping | Pong) -> None:
         """Send a sign of life. Behind a full buffer it would prove nothing, so there at most one Pong is kept."""
         if self._writable.is_set():
             self._owed = None
-            self._write(pack(message))
+            self._write(pack_pieces(message))
         elif isinstance(message, Pong):
             self._owed = message
 
@@ -291,7 +295,7 @@ class Channel:
     def _fail(self, error: PeerError) -> None:
         """The peer broke the protocol: tell it, as far as it still understands, and end."""
         text = show_text(error.what)
-        self._write(pack(Refuse("invalid", text) if self._session.role is Role.SERVER else Bye(text)))
+        self._write(pack_pieces(Refuse("invalid", text) if self._session.role is Role.SERVER else Bye(text)))
         self._end(error)
         self._finish()
 

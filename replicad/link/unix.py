@@ -16,6 +16,7 @@ from replicad.link.channel import Channel
 from replicad.link.messages import Refuse
 from replicad.link.reception import Reception
 from replicad.link.session import Role, show_text
+from replicad.model.block import Buffer
 from replicad.model.errors import LinkError, LockedError
 from replicad.system.sockets import socket_address
 
@@ -116,9 +117,9 @@ class _Connection(asyncio.Protocol):
 
     # The Stream.
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: Buffer) -> None:
         if not self._transport.is_closing():
-            self._transport.write(data)
+            self._transport.write(bytes(data))
 
     def pause_reading(self) -> None:
         self._transport.pause_reading()
