@@ -17,7 +17,7 @@ from replicad.db.drills import Subject
 from replicad.model.drill import Outcome, Validated
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
-from replicad.work import checks
+from replicad.work import check_postgres, checks
 from replicad.work.checks import CHECKS, CannotTell
 from replicad.work.validators import Bench, Validators
 
@@ -187,3 +187,24 @@ async def test_names_of_any_bytes_are_looked_at(name: str, tmp_path: Path) -> No
     """A name that is no UTF-8, or looks like an option, hinders nobody."""
     said = await look(tmp_path, "/bin/sh", "-c", 'test "$(cat "$1")" = content', "look", name=name)
     assert said.outcome is Outcome.PROVEN, said
+
+
+def test_a_restored_standby_is_given_no_way_to_its_primary(tmp_path: Path) -> None:
+    """Up to version 11 recovery.conf names it, and programs that tidy the archive; newer ones refuse to start with it."""
+    for name in ("recovery.conf", "standby.signal", "recovery.signal", "postmaster.pid", "PG_VERSION"):
+        (tmp_path / name).write_text("archive_cleanup_command = 'rm /archive/%r'")
+    check_postgres._make_harmless(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["PG_VERSION", "postgresql.auto.conf"]
+
+
+@pytest.mark.parametrize(("said", "code"), [("", 1), ("Data page checksum version:           0", 0)])
+def test_page_checksums_that_nobody_can_tell_of_are_no_proof(said: str, code: int, tmp_path: Path) -> None:
+    """A pg_controldata that fails says nothing of a cluster; one that says that there are none is believed."""
+    program = tmp_path / "pg_controldata"
+    program.write_text(f"#!/bin/sh\necho '{said}'\nexit {code}\n")
+    program.chmod(0o755)
+    if code:
+        with pytest.raises(CannotTell, match="pg_controldata"):
+            check_postgres._check_checksums(tmp_path, tmp_path)
+    else:
+        assert check_postgres._check_checksums(tmp_path, tmp_path) is None

@@ -172,3 +172,26 @@ def test_looking_ahead_harms_nobody(tmp_path: Path, root: Path) -> None:
         ahead.look([b"", b"real", b"file", b"link", b"none", b"none/below"])
         ahead.close()
     wait_until(lambda: (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before, "all is as before")
+
+
+async def test_a_pass_that_is_ended_while_it_waits_for_its_scout_leaves_no_root_open(
+    scouts: Scouts, root: Path
+) -> None:
+    """The scout stays for the next pass: what it had open would keep a file system from being unmounted."""
+    with closing(Root(os.fsencode(root))) as opened:
+        async with scouts.borrow(opened, 1):
+            pass
+        (pid,) = scouts.pids
+        os.kill(pid, signal.SIGSTOP)
+        waiting = asyncio.create_task(scouts.borrow(opened, 1).__aenter__())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        os.kill(pid, signal.SIGCONT)
+        async with scouts.borrow(opened, 1) as scout:  # a question behind which all before it are answered
+            await scout.read_small([])
+        async with scouts.borrow(opened, 1) as scout:
+            await scout.read_small([])
+            there = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        assert there.count(str(root)) == 1, there

@@ -323,3 +323,25 @@ async def test_the_watch_stops_at_once_when_cancelled(tmp_path: Path) -> None:
     assert task.cancelled() and watch.state == "off"
     while len(os.listdir("/proc/self/fd")) > before:
         await asyncio.sleep(0.01)
+
+
+async def test_what_changed_while_a_watch_was_set_up_anew_is_walked(tmp_path: Path) -> None:
+    """A watch that met a directory which may not be read begins again without it; of the time between nothing is
+    known."""
+    begun = list[bool]()
+
+    async def kernel(*_: object, ignore_permission_denied: bool, **__: object) -> AsyncGenerator[Changes, None]:
+        begun.append(ignore_permission_denied)
+        yield set()
+        yield {(Change.modified, str(tmp_path / "a"))}
+        if not ignore_permission_denied:
+            await asyncio.sleep(0.01)
+            raise PermissionError(13, "Permission denied")
+        await asyncio.sleep(LONG_S)
+
+    async with running(watch_of(tmp_path, kernel=kernel)) as watch:
+        assert await next_hints(watch) is None
+        while len(begun) < 2:
+            await asyncio.sleep(0.01)
+        await settled(watch)
+        assert await next_hints(watch) is None and watch.state == "on"

@@ -86,6 +86,7 @@ class Watch:
             await self._listen(ignore_unreadable=False)
         except PermissionError:
             # Some directory below may not be read, as the walk will report. The others can be watched.
+            self.state = "degraded: a directory may not be read"  # until it is: nobody hears of changes meanwhile
             try:
                 await self._listen(ignore_unreadable=True)
             except (OSError, RuntimeError, UnicodeError) as error:

@@ -109,7 +109,7 @@ class Drill:
         record.files, record.bytes = chosen.files, chosen.size
         record.total_files, record.total_bytes = total.files, total.size
         record.uncompared_files = choice.younger
-        for text in choice.too_large:
+        for text in choice.left_out:
             record.blame(Outcome.INCONCLUSIVE, text)
         if choice.younger:
             text = f"{choice.younger} files have changed since the snapshot, so the ledger does not speak of its bytes"
@@ -203,18 +203,18 @@ class Drill:
             target.close()
 
     def _compare_page(self, target: Target, page: Sequence[Chosen]) -> None:
-        """Compare, and mark those that are right. In the book's thread."""
-        proven = []
+        """Compare, and mark those that are right, and those that are wrong. In the book's thread."""
+        found: dict[Outcome, list[bytes]] = {outcome: [] for outcome in Outcome}
         for chosen in page:
-            problem = self._compare_one(target, chosen)
-            if not problem:
-                proven.append(chosen.path)
-            self.record.compared_files += not problem
+            outcome = self._compare_one(target, chosen)
+            found[outcome].append(chosen.path)
+            self.record.compared_files += outcome is Outcome.PROVEN
             self._status.done_bytes += chosen.size
-        self._book.mark_proven(proven)
+        self._book.mark_proven(found[Outcome.PROVEN])
+        self._book.mark_wrong(found[Outcome.FAILED])
 
-    def _compare_one(self, target: Target, chosen: Chosen) -> bool:
-        """Whether a file is not proven; why is in the record."""
+    def _compare_one(self, target: Target, chosen: Chosen) -> Outcome:
+        """What a file comes to; why it is not proven is in the record."""
         path, outcome = show_path(chosen.path), Outcome.FAILED
         try:
             problem = self._problem(target, chosen)
@@ -222,9 +222,10 @@ class Drill:
             problem, outcome = f"cannot be read back: {error.strerror}", Outcome.INCONCLUSIVE
         except OSError as error:
             raise ReplicadError(f"cannot be read back: {error.strerror or 'stopped'}", where=path) from error
-        if problem:
-            self.record.blame(outcome, f"{path}: {problem}")
-        return bool(problem)
+        if not problem:
+            return Outcome.PROVEN
+        self.record.blame(outcome, f"{path}: {problem}")
+        return outcome
 
     def _problem(self, target: Target, chosen: Chosen) -> str:
         directory, name = split(chosen.path)
@@ -254,7 +255,8 @@ class Drill:
                 said = await validators.validate(subject, bench)
                 self.record.note_validated(said)
                 if said.outcome is not Outcome.PROVEN:
-                    await self._in_book(partial(self._book.unprove, subject.path))
+                    is_wrong = said.outcome is Outcome.FAILED
+                    await self._in_book(partial(self._book.unprove, subject.path, is_wrong=is_wrong))
 
     def _show(self, state: str, total: int, reason: str = "") -> None:
         self._status.state, self._status.reason = state, reason
