@@ -70,7 +70,9 @@ def test_files_are_given_least_recently_drilled_first(book: Drills) -> None:
     assert book.coverage("fra2").total == Amount(0, 0)
     book.see("fra1", [(1, 99), (3, 10)], 2)
     book.forget_unseen("fra1", 2)
-    assert sorted(book.by_age("fra1", 1000)) == [(1, 99, 500), (3, 10, 0)], "what was drilled stays drilled under a new size"
+    assert sorted(book.by_age("fra1", 1000)) == [(1, 99, 500), (3, 10, 0)], (
+        "what was drilled stays drilled under a new size"
+    )
 
 
 def test_what_a_validator_found_wanting_is_not_drilled(book: Drills) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -181,3 +183,19 @@ def test_a_directory_of_many_directories_goes_in_few_looks(tmp_path: Path, monke
     monkeypatch.setattr(scratch, "_unlink_files", looked)
     made.close()
     assert list(tmp_path.iterdir()) == [] and count < len(looks) < count + 20
+
+
+async def test_a_scratch_directory_that_is_not_wanted_any_more_is_removed(tmp_path: Path) -> None:
+    """A drill that is given up while it waits for the directory, which another one sweeps."""
+    before = len(os.listdir("/proc/self/fd"))
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    making = asyncio.create_task(scratch.make_scratch(tmp_path, "www"))
+    await asyncio.sleep(0.05)
+    making.cancel()
+    await asyncio.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
+    os.close(held)
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert list(tmp_path.iterdir()) == [] and len(os.listdir("/proc/self/fd")) == before

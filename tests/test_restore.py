@@ -1005,9 +1005,7 @@ async def test_a_file_that_changes_before_it_gets_its_time_fails_alone(
 class BadSector:
     """A disk that cannot read one place of one file any more."""
 
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, path: Path, at: int, error: int = errno.EIO
-    ) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path, at: int, error: int = errno.EIO) -> None:
         self._path, self._at, self._error, self._read = path, at, error, comparing.read_at
         for module in (comparing, filling):
             monkeypatch.setattr(module, "read_at", self)

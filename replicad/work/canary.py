@@ -34,7 +34,7 @@ from replicad.work.elsewhere import Dial
 from replicad.work.planner import Rules
 from replicad.work.read_remote import RemoteReader
 from replicad.work.restore import Restore
-from replicad.work.scratch import Scratch, sweep
+from replicad.work.scratch import make_scratch, sweep
 from replicad.work.together import first_of
 
 log = logger("work.canary")
@@ -178,7 +178,7 @@ class Following:
     async def _restored(self, reader: RemoteReader, line: SnapshotLine, canary: Canary) -> str:
         """What is wrong with what a restore brings back; "" when it is the canary."""
         heard: list[Finding] = []
-        scratch = await asyncio.to_thread(Scratch, self._scratch, "canary")
+        scratch = await make_scratch(self._scratch, "canary")
         try:
             one = OneFileReader(reader, self._name)
             restore = Restore(one, line, scratch.tree, rules=Rules(), clock=self._clock, heard=heard.append)

@@ -180,7 +180,9 @@ def _check_checksums(cluster: Path, programs: Path) -> str | None:
     )
     enabled = _CONTROL_LINE.search(control.stdout)
     if enabled is None:
-        raise CannotTell(f"it starts; whether it has page checksums pg_controldata does not say: {control.stderr.strip()}")
+        raise CannotTell(
+            f"it starts; whether it has page checksums pg_controldata does not say: {control.stderr.strip()}"
+        )
     if enabled[1] == "0":
         say("the cluster has no page checksums")
         return None

@@ -34,7 +34,7 @@ from replicad.work.elsewhere import Dial
 from replicad.work.planner import Rules
 from replicad.work.read_remote import RemoteReader
 from replicad.work.restore import Restore
-from replicad.work.scratch import Scratch, check_apart, room_bytes
+from replicad.work.scratch import Scratch, check_apart, make_scratch, room_bytes
 from replicad.work.target import Target, split
 from replicad.work.validators import Bench, Validators
 
@@ -126,7 +126,7 @@ class Drill:
     # the drill itself
 
     async def _in_scratch(self, choice: Choice, base: Path) -> None:
-        scratch = await asyncio.to_thread(Scratch, base, self._dataset.config.name)
+        scratch = await make_scratch(base, self._dataset.config.name)
         try:
             await self._restore(choice, scratch)
             await self._compare(scratch)

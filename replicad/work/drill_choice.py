@@ -173,7 +173,9 @@ class Chooser:
             for subject in sorted({subject for path, _known in names for subject in self._subjects.of(path)}):
                 if subject in coming or await self._in_book(partial(self._book.is_subject, subject)):
                     need = 0 if subject.is_directory else need  # it comes with that directory
-                elif (size := await self._size_of(subject)) <= self._limit:  # else it is taken without, and that is said
+                elif (
+                    size := await self._size_of(subject)
+                ) <= self._limit:  # else it is taken without, and that is said
                     # What looks at one file lies on the way down to it: the largest holds all that the others need.
                     need, fitting = max(need, size), fitting | {subject}
             if need <= left:

@@ -11,6 +11,7 @@ nobody holds the marker's lock. The marker goes last, so a removal that is cut s
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -116,6 +117,19 @@ class Scratch:
         else:
             with suppress(OSError):
                 self.path.rmdir()
+
+
+async def make_scratch(base: Path, name: str) -> Scratch:
+    """Make one in a thread, which may have to wait for a sweep; when cancelled, remove what it has made. Raises as
+    `Scratch`."""
+    making = asyncio.get_running_loop().run_in_executor(None, Scratch, base, name)
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        await asyncio.wait([making])
+        if not (making.cancelled() or making.exception()):
+            await asyncio.to_thread(making.result().close)
+        raise
 
 
 def sweep(base: Path) -> list[Path]:
