@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import subprocess
@@ -208,3 +209,33 @@ def test_page_checksums_that_nobody_can_tell_of_are_no_proof(said: str, code: in
             check_postgres._check_checksums(tmp_path, tmp_path)
     else:
         assert check_postgres._check_checksums(tmp_path, tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_damage_that_bzip2_finds_is_a_failure(kind: str, tmp_path: Path) -> None:
+    """Wherever it lies: that an archive is damaged is known, and is no doubt."""
+    content, path = tmp_path / "content", tmp_path / "archive"
+    content.write_bytes(os.urandom(200_000))
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+            archive.write(content, "content")
+    else:
+        with tarfile.open(path, "w:bz2") as tar:
+            tar.add(content, "content")
+    assert CHECKS[kind](path) is None
+    good = path.read_bytes()
+    for at in range(5000, len(good) - 5000, 20_000):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
+        assert CHECKS[kind](path), at
+
+
+def test_what_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that cannot be read says nothing of what was restored to it."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = archives(tmp_path)["zip"]
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", refused)
+    with pytest.raises(OSError, match="Input/output"):
+        CHECKS["zip"](path)
