@@ -191,7 +191,7 @@ async def test_names_of_any_bytes_are_looked_at(name: str, tmp_path: Path) -> No
 
 
 def test_a_restored_standby_is_given_no_way_to_its_primary(tmp_path: Path) -> None:
-    """Up to version 11 recovery.conf names it, and programs that tidy the archive; newer ones refuse to start with it."""
+    """Up to version 11 recovery.conf names it, and programs that tidy the archive; with it newer ones do not start."""
     for name in ("recovery.conf", "standby.signal", "recovery.signal", "postmaster.pid", "PG_VERSION"):
         (tmp_path / name).write_text("archive_cleanup_command = 'rm /archive/%r'")
     check_postgres._make_harmless(tmp_path)

@@ -200,7 +200,7 @@ def failure_of(newest_first: Iterable[DrillRecord]) -> DrillRecord | None:
 
 
 def is_overdue(last_success_ns: int, since_ns: int, now_ns: int, every_s: float) -> bool:
-    """Whether the last proof is too old. `since_ns`: since when drills are wanted, where there was none yet. A moment as
+    """Whether the last proof is too old. `since_ns`: since when drills are wanted, where there was none yet. One as
     far ahead was given by a clock that has been put right since: how old the proof is, nobody knows."""
     begin_ns = max(last_success_ns, 0) or since_ns
     return every_s > 0 and begin_ns > 0 and abs(now_ns - begin_ns) > OVERDUE_FACTOR * every_s * 1e9

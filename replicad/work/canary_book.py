@@ -117,7 +117,7 @@ class CanaryBook:
         return canary
 
     def _bounded(self, canaries: list[Canary]) -> list[Canary]:
-        """As many as are remembered. The oldest that a replica has not given back stays whatever comes: since when it is
+        """As many as are remembered. The oldest that a replica has not given back stays: since when it is
         awaited is what makes it late."""
         came = min((self._through(replica).number for replica in self._dataset.replicas), default=0)
         while len(canaries) > REMEMBERED:

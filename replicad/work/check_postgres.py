@@ -130,7 +130,7 @@ def _start_and_look(cluster: Path, programs: Path) -> str | None:
 
 def _make_harmless(cluster: Path) -> None:
     """Take away what belongs to the life of the original."""
-    # recovery.conf: up to version 11 it names a primary and programs for its archive; newer ones refuse to start with it
+    # recovery.conf: up to version 11 it names a primary and programs for its archive; with it newer ones do not start
     for name in ("postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal", "recovery.conf"):
         (cluster / name).unlink(missing_ok=True)
     (cluster / "postgresql.auto.conf").write_text("")

@@ -6,7 +6,7 @@ row with a number up to `covered` is in it as it stands here. What each chosen f
 so that passes that come during the drill change nothing.
 
 Sampled: what was found wrong first, then least recently drilled, `model.drill.quota` of everything at least, what would
-otherwise become overdue too, and whatever a validator needs beside a chosen file, as far as there is room for all of it:
+otherwise become overdue too, and whatever a validator needs beside a chosen file, as far as there is room for it all:
 what is left out now is the first of a later sample. **Never** holds more than a page of files.
 """
 
@@ -46,7 +46,7 @@ MAX_PICKED = 1_000_000
 MAX_TOLD = 20
 """Subjects without room that are named."""
 MAX_SIZES = 1000
-"""Sizes of subjects that are remembered: a directory's is a sum over all that is in it, and asked for by each of them."""
+"""Sizes of subjects that are remembered: a directory's is a sum over what is in it, and each of that asks for it."""
 MAX_PASSED_OVER = 10_000
 """Files in a row of which none fits any more: what is left of the room is not worth looking further."""
 

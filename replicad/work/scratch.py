@@ -33,7 +33,7 @@ MARK = b"replicad made this directory for a drill, and removes it\n"
 NAME = re.compile(PREFIX + r"[A-Za-z0-9._-]{1,64}-[0-9a-f]{8}", re.ASCII)
 
 MAX_NAMES = 1000
-"""Directories of which the names are held at once while one is emptied: looking for the next one goes over all of them."""
+"""Directories of which the names are held while another is emptied: looking for the next one goes over all of them."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MARKER = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
