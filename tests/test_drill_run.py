@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from replicad.model.policy import Grade, Objectives
 from replicad.model.retention import Rules
 from replicad.status import DatasetStatus, NodeStatus, PolicyStatus, findings
 from replicad.store import store
-from replicad.work import drilling
+from replicad.work import drill, drilling
 from replicad.work.drill_book import DrillBook, drills_path
 from replicad.work.drill_choice import Subjects
 from replicad.work.drill_reader import ChosenReader
@@ -599,3 +600,19 @@ async def test_drills_go_on_though_the_clock_was_ahead(tmp_path: Path) -> None:
         status = made.job.status
         assert status.last is not None and status.last.ended_ns < ahead_ns and status.last.compared_files
         assert status.last_success_ns == status.last.ended_ns < status.next_ns < ahead_ns
+
+
+async def test_a_dead_mount_holds_up_a_drill_and_not_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every live place is looked at before a drill, and how much room there is: in threads, since each look may hang."""
+    threads = set[int]()
+
+    def looked(real: Callable[..., object]) -> Callable[..., object]:
+        return lambda *words: (threads.add(threading.get_ident()), real(*words))[1]
+
+    for name in ("check_apart", "room_bytes"):
+        monkeypatch.setattr(drill, name, looked(getattr(drill, name)))
+    async with site(tmp_path) as made:
+        assert (await made.drill()).outcome is Outcome.PROVEN
+    assert threads and threading.get_ident() not in threads

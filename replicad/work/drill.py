@@ -76,9 +76,10 @@ class Drill:
         record.kind, record.started_ns, record.outcome = kind, self._clock.now_ns(), Outcome.PROVEN
         await self._in_book(self._book.begin_choice)
         try:
-            check_apart(base, live)
+            await asyncio.to_thread(check_apart, base, live)  # of which each may be a dead mount
             self._show("choosing", 0, "a pass is under way" if self._dataset.turn.locked() else "")
-            chooser = Chooser(self._dataset, self._replica, self._book, self._in_book, self._limit_bytes(base))
+            limit = await asyncio.to_thread(self._limit_bytes, base)
+            chooser = Chooser(self._dataset, self._replica, self._book, self._in_book, limit)
             choice = await chooser.run(kind, globs, record.started_ns)
             if choice is None:
                 record.blame(Outcome.INCONCLUSIVE, "nothing has been replicated yet")
@@ -114,7 +115,7 @@ class Drill:
         if choice.younger:
             text = f"{choice.younger} files have changed since the snapshot, so the ledger does not speak of its bytes"
             record.blame(Outcome.INCONCLUSIVE, text)
-        limit = self._limit_bytes(base)
+        limit = await asyncio.to_thread(self._limit_bytes, base)
         if room > limit:
             text = f"needs {room} bytes of scratch space, {limit} are to be had (drill_limit, and what is free)"
             record.blame(Outcome.INCONCLUSIVE, text)
