@@ -616,3 +616,14 @@ async def test_a_dead_mount_holds_up_a_drill_and_not_the_daemon(
     async with site(tmp_path) as made:
         assert (await made.drill()).outcome is Outcome.PROVEN
     assert threads and threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("kind", ["full", "sampled"])
+async def test_what_a_restore_leaves_out_is_not_missed(kind: str, tmp_path: Path) -> None:
+    """A file that a restore over the dataset left unfinished when it was killed, and that a pass has copied since."""
+    async with site(tmp_path, drill_every_s=3600.0, drill_within_s=3600.0) as made:
+        (made.here.root / "d" / ".replicad-restore-0123456789abcdef").write_bytes(b"half of it")
+        await made.here.sync(made.there)
+        record = await made.drill(kind)
+        assert record.outcome is Outcome.PROVEN, record.reasons
+        assert record.files == record.total_files == 2 and made.job.status.never_files == 0

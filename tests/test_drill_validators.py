@@ -239,3 +239,19 @@ def test_what_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(zipfile.ZipFile, "testzip", refused)
     with pytest.raises(OSError, match="Input/output"):
         CHECKS["zip"](path)
+
+
+async def test_damage_that_takes_many_words_is_a_failure(tmp_path: Path) -> None:
+    """A member with the longest name that an archive can have is damaged: that is no doubt, however long it takes."""
+    path = tmp_path / "tree" / "a.zip"
+    path.parent.mkdir(mode=0o755)
+    (tmp_path / "bench").mkdir()
+    tmp_path.chmod(0o711)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr('"' * 60_000, b"content" * 100)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"contentcontent")] ^= 1
+    path.write_bytes(data)
+    validators = Validators([ValidatorConfig("zip", "*.zip")], Clock(), Disk())
+    said = await validators.validate(Subject(b"a.zip", 0, False), Bench(path.parent, tmp_path / "bench"))
+    assert said.outcome is Outcome.FAILED and len(said.text) < 5000, said

@@ -31,6 +31,7 @@ from replicad.model.glob import EVERYTHING, compile_globs
 from replicad.model.snapshot import Head
 from replicad.work.dataset import Dataset
 from replicad.work.drill_digest import NOTHING, chain
+from replicad.work.target import TEMPORARY, split
 
 PAGE_FILES = 500
 """Files looked up in one go of the ledger's thread; a pass and a scrub wait for no more."""
@@ -119,14 +120,14 @@ class Chooser:
         self._choice.total = Amount(files, size)
 
     async def _pages(self) -> AsyncIterator[list[tuple[bytes, Known]]]:
-        """All regular files of the ledger, page by page."""
+        """All regular files of the ledger that a restore brings back, page by page."""
         after, ledger = (0, b""), self._dataset.ledger
         while True:
             page = await self._dataset.in_ledger(LookUp(ledger.database).files, after, PAGE_FILES)
             if not page:
                 return
             after = page[-1][0]
-            yield [(path, known) for _after, path, known in page]
+            yield [(path, known) for _after, path, known in page if comes_back(path)]
 
     # a sample
 
@@ -246,6 +247,7 @@ class Chooser:
             await self._take_alone([(path, known) for _after, path, known in page])
 
     async def _take_alone(self, named: Sequence[tuple[bytes, Known]]) -> None:
+        named = [(path, known) for path, known in named if comes_back(path)]
         chosen: list[Chosen] = []
         settled = [known for _path, known in named if known.seq <= self._covered]
         digests = await self._dataset.in_ledger(_small_digests, self._dataset.ledger, settled, self._covered)
@@ -268,6 +270,11 @@ class Chooser:
                 return None
             digest = page[0]
         return digest
+
+
+def comes_back(path: bytes) -> bool:
+    """Whether a restore makes a file at this path: what it would take for its own unfinished files it leaves out."""
+    return not split(path)[1].startswith(TEMPORARY)
 
 
 def _blocks_of(known: Known) -> int:
