@@ -605,7 +605,7 @@ async def test_drills_go_on_though_the_clock_was_ahead(tmp_path: Path) -> None:
 async def test_a_dead_mount_holds_up_a_drill_and_not_the_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every live place is looked at before a drill, and how much room there is: in threads, since each look may hang."""
+    """Every live place is looked at before a drill, and how much room there is: in threads, for each look may hang."""
     threads = set[int]()
 
     def looked(real: Callable[..., object]) -> Callable[..., object]:

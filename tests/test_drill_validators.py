@@ -255,3 +255,26 @@ async def test_damage_that_takes_many_words_is_a_failure(tmp_path: Path) -> None
     validators = Validators([ValidatorConfig("zip", "*.zip")], Clock(), Disk())
     said = await validators.validate(Subject(b"a.zip", 0, False), Bench(path.parent, tmp_path / "bench"))
     assert said.outcome is Outcome.FAILED and len(said.text) < 5000, said
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zip", "tar", "tar bz2", "tar xz", "zstd", "sqlite"])
+async def test_each_check_does_its_work_without_rights(kind: str, tmp_path: Path) -> None:
+    """In the process that judges, as another user, who may have no way to the interpreter's own files: what is sound
+    passes, what is cut fails."""
+    name, bench = kind.split()[0], Bench(tmp_path / "tree", tmp_path / "bench")
+    tmp_path.chmod(0o711)
+    for directory in (bench.tree, bench.directory):
+        directory.mkdir(mode=0o755)
+    path = bench.tree / "subject"
+    if " " in kind:
+        (tmp_path / "content").write_bytes(os.urandom(100_000))
+        with tarfile.open(path, f"w:{kind.split()[1]}") as tar:
+            tar.add(tmp_path / "content", "content")
+    else:
+        path.write_bytes(archives(tmp_path)[name].read_bytes())
+    validators, subject = Validators([ValidatorConfig(name, "*")], Clock(), Disk()), Subject(b"subject", 0, False)
+    said = await validators.validate(subject, bench)
+    assert (said.outcome, said.text) == (Outcome.PROVEN, "")
+    path.write_bytes(path.read_bytes()[:-700])
+    said = await validators.validate(subject, bench)
+    assert said.outcome is Outcome.FAILED, said

@@ -356,7 +356,7 @@ async def test_what_changed_while_a_watch_was_set_up_anew_is_walked(tmp_path: Pa
 
 
 async def test_the_event_loop_waits_for_no_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Watches of a large tree are set up for a minute, and a dead mount answers never: each in a thread of the watch."""
+    """Watches of a large tree are set up for a minute, and a dead mount answers never: in threads of the watch."""
     seen: dict[str, set[int]] = {}
 
     def noted(what: str) -> None:

@@ -45,8 +45,8 @@ logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it would log every 
 
 
 async def kernel_changes(path: str, **options: Any) -> AsyncGenerator[Changes, None]:
-    """What `watchfiles.watch` gives, all of it from a thread of its own: on the event loop, which is where `awatch` sets
-    up its watches, a large tree would hold up everything that the daemon does."""
+    """What `watchfiles.watch` gives, all of it from a thread of its own: on the event loop, where `awatch` sets up its
+    watches, a large tree would hold up everything that the daemon does."""
     stop = threading.Event()
     batches = watchfiles.watch(path, stop_event=stop, raise_interrupt=False, **options)
     thread = ThreadPoolExecutor(1, "kernel")

@@ -8,6 +8,7 @@ The files are anybody's: these run in a bounded process without rights (work/jud
 
 from __future__ import annotations
 
+import codecs
 import errno
 import gzip
 import lzma
@@ -27,6 +28,9 @@ from replicad.system.compress import zstd_problem
 READ_BYTES = 1024 * 1024
 QCOW2_MAGIC = b"QFI\xfb"
 TAR_BLOCK_BYTES = 512
+codecs.lookup("cp437")
+"""Names in zip archives are in it. Loaded before rights are given up: the interpreter's own files may be out of reach
+for whoever owns what is looked at, and every archive would be a doubt."""
 _BROKEN_STREAM = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, tarfile.ReadError)
 _QEMU_DAMAGED, _QEMU_LEAKS = 2, 3
 
