@@ -174,9 +174,9 @@ class Chooser:
             for subject in sorted({subject for path, _known in names for subject in self._subjects.of(path)}):
                 if subject in coming or await self._in_book(partial(self._book.is_subject, subject)):
                     need = 0 if subject.is_directory else need  # it comes with that directory
-                elif (
-                    size := await self._size_of(subject)
-                ) <= self._limit:  # else it is taken without, and that is said
+                    continue
+                size = await self._size_of(subject)
+                if size <= self._limit:  # else it is taken without, which is said
                     # What looks at one file lies on the way down to it: the largest holds all that the others need.
                     need, fitting = max(need, size), fitting | {subject}
             if need <= left:
@@ -225,10 +225,10 @@ class Chooser:
         return self._sizes[subject]
 
     async def _files_of(self, subject: Subject) -> list[tuple[bytes, Known]]:
-        """The file of a subject that is one, and what belongs to it."""
-        is_database = self._dataset.config.validators[subject.validator].kind == "sqlite"
-        paths = [subject.path + end for end in (b"", *(SQLITE_BESIDE if is_database else ()))]
-        ledger = self._dataset.ledger
+        """A database file and what belongs to it; nothing of a file that is looked at alone."""
+        if self._dataset.config.validators[subject.validator].kind != "sqlite":
+            return []
+        ledger, paths = self._dataset.ledger, [subject.path + end for end in (b"", *SQLITE_BESIDE)]
         known = await self._dataset.in_ledger(lambda: [(path, ledger.known(path)) for path in paths])
         return [(path, one) for path, one in known if one is not None and one.kind == Kind.FILE]
 
