@@ -376,8 +376,23 @@ async def test_the_event_loop_waits_for_no_file_system(tmp_path: Path, monkeypat
         async with running(watch_of(tmp_path, retry_s=LONG_S)) as watch:
             assert await next_hints(watch) is None and "enough" in watch.state
     monkeypatch.setattr(watching, "PROBE_TURNS", 1)
-    quiet = scripted(set(), set(), set())
-    async with running(watch_of(tmp_path, kernel=quiet, probe=lambda path: noted("probe"))) as watch:
+    monkeypatch.setattr(Excluded, "covers", lambda self, path: (noted("match"), False)[1])
+    quiet = scripted({(Change.added, "a/x")}, set(), set())
+    told = watch_of(tmp_path, kernel=quiet, probe=lambda path: noted("probe"))
+    told.state = "on"  # as if the first whole walk were over
+    async with running(told) as watch:
         await settled(watch)
-    assert seen.keys() == {"set up", "look", "probe"}
+        assert await next_hints(watch) == {b"a"}
+    assert seen.keys() == {"set up", "look", "probe", "match"}
     assert all(threading.get_ident() not in threads for threads in seen.values())
+
+
+def test_a_burst_of_changes_in_one_directory_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that is told of already needs no further pattern; names that are left out tell of none."""
+    matched, real = list[bytes](), Excluded.__call__
+    monkeypatch.setattr(Excluded, "__call__", lambda self, path, is_: (matched.append(path), real(self, path, is_))[1])
+    watch = Watch(b"/srv", Excluded(["*.tmp"]), 0.05)
+    burst: Changes = {(Change.added, f"/srv/a/b/{number}") for number in range(20_000)}
+    assert watch._directories("/srv", burst) == {b"a/b"} and len(matched) < 10
+    assert watch._directories("/srv", {(Change.added, "/srv/a/x.tmp"), (Change.added, "/srv")}) == {b""}
+    assert watch._directories("/srv", {(Change.added, f"/srv/{n}/x") for n in range(MAX_HINTS + 1)}) is None

@@ -19,6 +19,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
 
 import watchfiles
@@ -144,7 +145,8 @@ class Watch:
                 if self.state != "on":  # whatever happened before the watch was complete is unknown
                     self.state = "on"
                     self._hint_everything()
-                self._collect(path, changes)
+                if changes and self._hints is not None:
+                    self._add(await self._in_thread(partial(self._directories, path, changes)))
                 if not changes and await self._in_thread(lambda: _identity(self._root)) != watched:
                     return
 
@@ -152,31 +154,38 @@ class Watch:
         """The file system may be a dead mount: whoever looks at it waits in a thread of this watch alone."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, look)
 
-    def _collect(self, root: str, changes: Changes) -> None:
-        prefix = root.rstrip("/") + "/"
+    def _directories(self, root: str, changes: Changes) -> set[bytes] | None:
+        """The directories whose walk shows these changes; None when that are all. In a thread: there may be a hundred
+        thousand changes, and patterns are slow."""
+        prefix, found = root.rstrip("/") + "/", set[str]()
         for _, path in changes:
-            if self._hints is None:
-                return
-            directory = self._directory_of(path.removeprefix(prefix) if path != root else "")
-            if directory is None:
+            inner = path.removeprefix(prefix) if path != root else ""
+            directory = os.path.dirname(inner)
+            if directory in found or self._is_excluded(inner, directory):
                 continue
             if "\ufffd" in directory:  # a name that could not be told: it may stand for another one
-                self._hint_everything()
-                return
-            self._hints.add(os.fsencode(directory))
-            self._news.set()
-            if len(self._hints) > MAX_HINTS:
-                self._hint_everything()
+                return None
+            found.add(directory)
+            if len(found) > MAX_HINTS:
+                return None
+        return set(map(os.fsencode, found))
 
-    def _directory_of(self, path: str) -> str | None:
-        """The directory whose walk shows a change at `path`; None when the path is excluded."""
+    def _is_excluded(self, path: str, directory: str) -> bool:
         if self._excluded and path:
             name = os.fsencode(path)
             # Nobody says whether it is, or was, a directory.
             if self._excluded(name, False) and self._excluded(name, True):
-                return None
-        directory = os.path.dirname(path)
-        return None if self._excluded.covers(os.fsencode(directory)) else directory
+                return True
+        return self._excluded.covers(os.fsencode(directory))
+
+    def _add(self, directories: set[bytes] | None) -> None:
+        if directories is None:
+            self._hint_everything()
+        elif directories and self._hints is not None:
+            self._hints |= directories
+            self._news.set()
+            if len(self._hints) > MAX_HINTS:
+                self._hint_everything()
 
     def _hint_everything(self) -> None:
         self._hints = None
