@@ -201,7 +201,7 @@ class DrillStatus(msgspec.Struct):
     """Drills in the history by outcome."""
     files: int = 0
     never_files: int = 0
-    """Files that were never drilled."""
+    """Files that were never drilled, or found wrong when they were."""
     oldest_ns: int = 0
     """All other files were drilled after this."""
     estimate_s: float = 0.0

@@ -28,8 +28,8 @@ from replicad.model.errors import LinkError, SourceError
 from replicad.source.root import Root
 from replicad.status import CanaryStatus, findings
 from replicad.system.disk import Disk
-from replicad.work import canary_file
-from replicad.work.canary import Following
+from replicad.work import canary_book, canary_file
+from replicad.work.canary import LOOK_S, Following
 from replicad.work.canary_book import CanaryBook
 from replicad.work.canary_file import write_canary
 from replicad.work.suspicion import FEW_BITS, differing_bits
@@ -546,3 +546,45 @@ async def test_many_steps_at_once_write_one(tmp_path: Path) -> None:
         await asyncio.gather(*(made.book.write_if_due() for _ in range(5)))
         written, _, _ = await made.book.standing("fra1")
         assert [bird.number for bird in written] == [1]
+
+
+async def test_since_when_one_is_awaited_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many have been written since: a canary that does not come is late at last, whatever `canary_within` is.
+    What every replica has given back makes room first."""
+    monkeypatch.setattr(canary_book, "REMEMBERED", 4)
+    async with (
+        replica(tmp_path / "one") as one,
+        replica(tmp_path / "two") as two,
+        site(tmp_path, "fra1", "fra2", canary_every_s=0.001) as made,
+    ):
+        await made.here.sync(one)
+        await made.here.sync(two, "fra2")
+        job, other = made.following(one), made.following(two, "fra2")
+        for _ in range(7):
+            await job.step()
+            await made.here.sync(one)
+        assert job.status.number >= 7 and job.status.last_number >= 5
+        _, awaited_there, _ = await made.book.standing("fra2")
+        assert awaited_there[0].number == 1 and len(awaited_there) == 4 and awaited_there[-1].number >= 7
+        await made.here.sync(two, "fra2")
+        await other.step()
+        await job.step()
+        written, _, _ = await made.book.standing("fra2")
+        assert len(written) == 4 and written[0].number > 1
+
+
+async def test_what_cannot_be_written_is_not_tried_every_second(tmp_path: Path) -> None:
+    """Each try is two entries in the ledger: while it is paused or refused, one in half a minute is enough."""
+    async with replica(tmp_path / "store") as there, site(tmp_path, canary_every_s=0.001) as made:
+        await made.here.sync(there)
+        job, root = made.following(there), made.here.root
+        await job.step()
+        assert job._look_s < 2
+        root.rename(tmp_path / "away")
+        await job.step()
+        assert job.status.state == "paused" and job._look_s == LOOK_S
+        (tmp_path / "away").rename(root)
+        await job.step()
+        (root / NAME).write_text("somebody's")
+        await job.step()
+        assert job.status.state == "refused" and job._look_s == LOOK_S

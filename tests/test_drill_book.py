@@ -62,7 +62,7 @@ def test_files_are_given_least_recently_drilled_first(book: Drills) -> None:
     book.choose([Chosen(b"a", 1, 10, 4096, b""), Chosen(b"b", 2, 10, 4096, b""), Chosen(b"b2", 2, 10, 4096, b"")])
     book.mark_proven([b"a", b"b"])
     book.settle("fra1", 500)
-    ages = list(book.by_age("fra1"))
+    ages = list(book.by_age("fra1", 1000))
     assert ages[-1] == (1, 10, 500) and all(at == 0 for _file, _size, at in ages[:-1])
     assert [file for file, *_ in ages[:-1]] != sorted(file for file, *_ in ages[:-1])
     coverage = book.coverage("fra1")
@@ -70,7 +70,9 @@ def test_files_are_given_least_recently_drilled_first(book: Drills) -> None:
     assert book.coverage("fra2").total == Amount(0, 0)
     book.see("fra1", [(1, 99), (3, 10)], 2)
     book.forget_unseen("fra1", 2)
-    assert sorted(book.by_age("fra1")) == [(1, 99, 500), (3, 10, 0)], "what was drilled stays drilled under a new size"
+    assert sorted(book.by_age("fra1", 1000)) == [(1, 99, 500), (3, 10, 0)], (
+        "what was drilled stays drilled under a new size"
+    )
 
 
 def test_what_a_validator_found_wanting_is_not_drilled(book: Drills) -> None:
@@ -78,9 +80,9 @@ def test_what_a_validator_found_wanting_is_not_drilled(book: Drills) -> None:
     book.see("fra1", [(1, 1), (2, 1), (3, 1)], 1)
     book.choose([Chosen(path, file, 1, 4096, b"") for file, path in ((1, b"d/a"), (2, b"d.txt"), (3, b"d0"))])
     book.mark_proven([b"d/a", b"d.txt", b"d0"])
-    book.unprove(b"d")
+    book.unprove(b"d", is_wrong=False)
     book.settle("fra1", 7)
-    assert sorted(book.by_age("fra1")) == [(1, 1, 0), (2, 1, 7), (3, 1, 7)]
+    assert sorted(book.by_age("fra1", 1000)) == [(1, 1, 0), (2, 1, 7), (3, 1, 7)]
 
 
 def test_subjects_come_deepest_first_and_once(book: Drills) -> None:
@@ -105,3 +107,43 @@ def test_a_file_with_two_names_needs_its_room_once(book: Drills) -> None:
     assert book.room_bytes() == 20 and book.amount() == Amount(3, 30)
     assert [chosen.path for chosen in book.chosen(b"a")] == [b"b", b"c"]
     assert book.is_chosen(b"c") and not book.is_chosen(b"d")
+
+
+def test_what_was_found_wrong_comes_first_until_it_is_proven(book: Drills) -> None:
+    """Whenever it was drilled before; under any of its names, and below a directory that a validator found wrong."""
+    names = {b"a": 1, b"a2": 1, b"b": 2, b"pg/x": 3, b"pg/y": 4, b"z": 5}
+    book.see("fra1", [(file, 1) for file in range(1, 6)], 1)
+    everything = [Chosen(path, file, 1, 4096, b"") for path, file in names.items()]
+
+    def drill(at_ns: int, wrong: list[bytes], below: bytes = b"", *, doubted: bytes = b"") -> list[tuple[int, int]]:
+        book.begin_choice()
+        book.choose(everything)
+        book.mark_proven([path for path in names if path not in wrong])
+        book.mark_wrong(wrong)
+        if below:
+            book.unprove(below, is_wrong=True)
+        if doubted:
+            book.unprove(doubted, is_wrong=False)
+        book.settle("fra1", at_ns)
+        return sorted((file, at) for file, _size, at in book.by_age("fra1", 1000))
+
+    assert drill(10, []) == [(file, 10) for file in range(1, 6)]
+    assert drill(20, [b"a2"], b"pg", doubted=b"b") == [(1, -1), (2, 10), (3, -1), (4, -1), (5, 20)]
+    assert [at for _file, _size, at in book.by_age("fra1", 1000)] == [-1, -1, -1, 10, 20]
+    assert book.coverage("fra1") == (Amount(5, 5), 3, 10)
+    book.begin_choice()
+    book.choose(everything[:2])
+    assert book.wrong_left("fra1") == 2 and book.wrong_left("fra2") == 0
+    assert drill(30, []) == [(file, 30) for file in range(1, 6)] and book.wrong_left("fra1") == 0
+
+
+def test_a_time_to_come_is_none(book: Drills) -> None:
+    """What a clock that was ahead has dated is drilled like what never was; no time that it had is lost."""
+    book.see("fra1", [(1, 1), (2, 1)], 1)
+    for file, at_ns in ((1, 9_000), (2, 70)):
+        book.begin_choice()
+        book.choose([Chosen(b"x", file, 1, 4096, b"")])
+        book.mark_proven([b"x"])
+        book.settle("fra1", at_ns)
+    assert [(file, at) for file, _size, at in book.by_age("fra1", 1000)] == [(1, 0), (2, 70)]
+    assert [(file, at) for file, _size, at in book.by_age("fra1", 9_000)] == [(2, 70), (1, 9_000)]

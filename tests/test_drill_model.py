@@ -107,9 +107,20 @@ def test_the_trend_follows_the_middle_of_the_slopes() -> None:
 def test_the_next_drill_comes_sooner_after_a_bad_one(outcome: Outcome, wait_s: float) -> None:
     """A proven drill holds for drill_every, a failed one for a day, a doubtful one for an hour."""
     last = DrillRecord("www", "fra1", ended_ns=1000, outcome=outcome)
-    assert next_ns(last, 7 * 86_400) == 1000 + int(wait_s * 1e9)
-    assert next_ns(last, 60) == 1000 + 60 * 10**9, "never later than drill_every says"
-    assert next_ns(None, 60) == 0
+    assert next_ns(last, 7 * 86_400, 2000) == 1000 + int(wait_s * 1e9)
+    assert next_ns(last, 60, 2000) == 1000 + 60 * 10**9, "never later than drill_every says"
+    assert next_ns(None, 60, 2000) == 0 and next_ns(last, 0, 2000) == 0
+
+
+def test_a_clock_that_was_ahead_holds_up_no_drill() -> None:
+    """A drill that ended in years to come is followed by one at once, and proves nothing until then; one that ended a
+    moment ahead is as good as any."""
+    now, every_s = 100 * DAY_NS, 86_400.0
+    ahead = DrillRecord("www", "fra1", ended_ns=now + 3000 * DAY_NS, outcome=Outcome.PROVEN)
+    assert next_ns(ahead, every_s, now) == 0 and is_overdue(ahead.ended_ns, 0, now, every_s)
+    slightly = DrillRecord("www", "fra1", ended_ns=now + 10**9, outcome=Outcome.PROVEN)
+    assert next_ns(slightly, every_s, now) == now + DAY_NS + 10**9
+    assert not is_overdue(slightly.ended_ns, 0, now, every_s)
 
 
 def test_overdue_counts_from_the_last_proof_or_the_first_wish() -> None:

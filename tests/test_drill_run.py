@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from replicad.model.policy import Grade, Objectives
 from replicad.model.retention import Rules
 from replicad.status import DatasetStatus, NodeStatus, PolicyStatus, findings
 from replicad.store import store
-from replicad.work import drilling
+from replicad.work import drill, drilling
 from replicad.work.drill_book import DrillBook, drills_path
 from replicad.work.drill_choice import Subjects
 from replicad.work.drill_reader import ChosenReader
@@ -326,7 +327,7 @@ async def test_a_drill_that_never_began_moves_no_time(tmp_path: Path, monkeypatc
     async with site(tmp_path) as made:
         assert (await made.drill()).outcome is Outcome.PROVEN
         book = await made.book.opened()
-        before = await made.book(lambda: sorted(book.by_age("fra1")))
+        before = await made.book(lambda: sorted(book.by_age("fra1", made.here.clock.now_ns())))
         assert all(drilled_ns for _file, _size, drilled_ns in before)
         made.base.rmdir()
         made.base.symlink_to(made.here.root / "d")
@@ -336,7 +337,7 @@ async def test_a_drill_that_never_began_moves_no_time(tmp_path: Path, monkeypatc
         with pytest.raises(DiskFullError):
             await made.job.step()
         assert made.job.status.served == number
-        assert await made.book(lambda: sorted(book.by_age("fra1"))) == before
+        assert await made.book(lambda: sorted(book.by_age("fra1", made.here.clock.now_ns()))) == before
 
 
 @pytest.mark.parametrize(("link", "said"), [("", "make it"), ("scratch", "levels of symbolic links")])
@@ -501,3 +502,128 @@ async def test_a_drill_asked_for_during_another_one_is_a_drill_of_its_own(tmp_pa
         assert (status.requested, status.served) == (1, 0) and status.last is not None and status.last.request == 0
         await made.job.step()
         assert status.served == 1 and status.last.request == 1 and status.last.kind == "full"
+
+
+async def test_a_sample_takes_first_what_was_found_wrong(tmp_path: Path) -> None:
+    """However lately that was drilled: a sample without it would be proven, and make up for a failure that it has not
+    looked at."""
+    async with site(tmp_path, drill_every_s=3600.0, drill_within_s=7200.0) as made:
+
+        def other_id(ledger: Ledger) -> None:
+            known = ledger.known(b"b")
+            assert known is not None
+            row = ledger.blocks(known.file, 0, 1)[0]
+            ledger.record_blocks([row._replace(id=b"\1" * 32)])
+
+        assert (await made.drill()).outcome is Outcome.PROVEN
+        assert (await made.drill("paths", (b"b",))).outcome is Outcome.PROVEN
+        await made.in_ledger(other_id)
+        failed = await made.drill("paths", (b"b",))
+        assert failed.outcome is Outcome.FAILED
+        record = await made.drill("sampled")
+        assert made.job.status.failure is not None and made.job.status.never_files == 1
+        assert record.outcome is Outcome.FAILED and "b: came back with other bytes" in record.reasons[0]
+
+
+async def test_a_failure_that_has_no_room_in_a_sample_is_not_made_up_for(tmp_path: Path) -> None:
+    """The rest is drilled and proven; the drill is inconclusive, and says that the file was not looked at."""
+    async with site(tmp_path, drill_every_s=3600.0, drill_within_s=7200.0) as made:
+        (made.here.root / "c").write_bytes(b"c")
+        await made.here.sync(made.there)
+        assert (await made.drill()).outcome is Outcome.PROVEN
+        book = await made.book.opened()
+
+        def condemn() -> None:
+            book.mark_wrong([b"d/a"])
+            book.settle("fra1", 1)
+
+        await made.book(condemn)
+        object.__setattr__(made.here.dataset.config, "drill_limit_bytes", 150_000)
+        record = await made.drill("sampled")
+        assert record.outcome is Outcome.INCONCLUSIVE and record.compared_files
+        assert "1 files that an earlier drill found wrong are not in this one" in record.reasons
+
+
+async def test_samples_go_through_everything_though_a_validator_needs_much_beside(tmp_path: Path) -> None:
+    """A limit that the files alone would fill leaves room for what comes with them; what has none now comes later, and
+    every drill is proven."""
+    tmp_path.chmod(0o711)
+    validators = (ValidatorConfig("command", "site", ("/bin/true",)),)
+    options = {"drill_every_s": 3600.0, "drill_within_s": 3600.0, "drill_limit_bytes": 420_000}
+    async with site(tmp_path, **options, validators=validators) as made:
+        made.base.chmod(0o711)
+        (made.here.root / "site").mkdir()
+        for number in range(8):
+            (made.here.root / "site" / str(number)).write_bytes(os.urandom(40_000))
+            (made.here.root / f"plain-{number}").write_bytes(os.urandom(30_000 + number))
+        await made.here.sync(made.there)
+        seen = set[int]()
+        for _ in range(4):
+            record = await made.drill("sampled")
+            assert record.outcome is Outcome.PROVEN, record.reasons
+            assert record.bytes <= 420_000
+            seen.add(made.job.status.never_files)
+        assert made.job.status.never_files == 0 and record.total_files == 18
+
+
+async def test_what_belongs_to_a_database_and_has_no_room_is_said_and_the_rest_is_drilled(tmp_path: Path) -> None:
+    """A log beside a database that is larger than the limit: the database is restored and not validated."""
+    options = {"drill_every_s": 3600.0, "drill_within_s": 3600.0, "drill_limit_bytes": 250_000}
+    async with site(tmp_path, **options, validators=(ValidatorConfig("sqlite", "*.db"),)) as made:
+        (made.here.root / "x.db").write_bytes(b"")
+        (made.here.root / "x.db-wal").write_bytes(os.urandom(300_000))
+        await made.here.sync(made.there)
+        record = await made.drill("sampled")
+        assert record.outcome is Outcome.INCONCLUSIVE and record.compared_files, record.reasons
+        assert any("x.db has 300000 bytes" in reason for reason in record.reasons), record.reasons
+
+
+async def test_whoever_waits_for_a_drill_hears_that_there_is_none_any_more(tmp_path: Path) -> None:
+    """The configuration that is loaded while it is asked for has no scratch space: nobody waits for ever."""
+    async with site(tmp_path) as made:
+        number = made.job.request("full", ())
+        before, made.job = made.job, made.drilling("fra1")
+        object.__setattr__(made.here.dataset.config, "drill_scratch", None)
+        made.job.take_over(before)
+        await made.job.step()
+        assert made.job.status.served == number and made.job.status.reason == drilling.NO_SCRATCH
+
+
+async def test_drills_go_on_though_the_clock_was_ahead(tmp_path: Path) -> None:
+    """A drill that ended in a year to come is followed by one at once; the book is dated anew with it."""
+    async with site(tmp_path, drill_every_s=3600.0, drill_within_s=7200.0) as made:
+        assert (await made.drill()).outcome is Outcome.PROVEN
+        book, ahead_ns = await made.book.opened(), made.here.clock.now_ns() + 10**18
+        record = DrillRecord("www", "fra1", ended_ns=ahead_ns, outcome=Outcome.PROVEN)
+        await made.book(lambda: (book.settle("fra1", ahead_ns), book.add(record)))
+        await made.job.step()
+        status = made.job.status
+        assert status.last is not None and status.last.ended_ns < ahead_ns and status.last.compared_files
+        assert status.last_success_ns == status.last.ended_ns < status.next_ns < ahead_ns
+
+
+async def test_a_dead_mount_holds_up_a_drill_and_not_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every live place is looked at before a drill, and how much room there is: in threads, for each look may hang."""
+    threads = set[int]()
+
+    def looked(real: Callable[..., object]) -> Callable[..., object]:
+        return lambda *words: (threads.add(threading.get_ident()), real(*words))[1]
+
+    for name in ("check_apart", "room_bytes"):
+        monkeypatch.setattr(drill, name, looked(getattr(drill, name)))
+    async with site(tmp_path) as made:
+        assert (await made.drill()).outcome is Outcome.PROVEN
+    assert threads and threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("kind", ["full", "sampled"])
+async def test_what_a_restore_leaves_out_is_not_missed(kind: str, tmp_path: Path) -> None:
+    """A file that a restore over the dataset left unfinished when it was killed, and that a pass has copied since."""
+    async with site(tmp_path, drill_every_s=3600.0, drill_within_s=3600.0) as made:
+        (made.here.root / "d" / ".replicad-restore-0123456789abcdef").write_bytes(b"half of it")
+        await made.here.sync(made.there)
+        record = await made.drill(kind)
+        assert record.outcome is Outcome.PROVEN, record.reasons
+        assert record.files == record.total_files == 2 and made.job.status.never_files == 0

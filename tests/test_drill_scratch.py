@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import fcntl
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from replicad.model.errors import ReplicadError, UsageError
+from replicad.model.errors import DiskFullError, ReplicadError, UsageError
+from replicad.work import scratch
 from replicad.work.scratch import MARK, MARKER, Scratch, check_apart, sweep
 
 
@@ -135,3 +139,63 @@ def test_a_scratch_directory_that_cannot_be_used_is_named(tmp_path: Path) -> Non
     for bad in ("nowhere", "file"):
         with pytest.raises(UsageError, match="cannot be used"):
             Scratch(tmp_path / bad, "www")
+
+
+@pytest.mark.parametrize("step", ["write", "flock", "mkdir"])
+def test_a_scratch_directory_that_cannot_be_made_whole_leaves_nothing(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No directory, no open file: a scratch space that is full is tried again every hour."""
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = len(os.listdir("/proc/self/fd"))
+    if step == "mkdir":
+        real = Path.mkdir
+        monkeypatch.setattr(Path, "mkdir", lambda self, **more: full() if self.name == "bench" else real(self, **more))
+    elif step == "write":
+        monkeypatch.setattr(scratch.os, "write", full)
+    else:
+        real_lock = scratch.fcntl.flock
+        monkeypatch.setattr(
+            scratch.fcntl, "flock", lambda fd, how: full() if how & scratch.fcntl.LOCK_NB else real_lock(fd, how)
+        )
+    for _ in range(3):
+        with pytest.raises(DiskFullError):
+            Scratch(tmp_path, "www")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == [] and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_directory_of_many_directories_goes_in_few_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is looked into once, and the one that holds them once in a thousand: a hundred thousand take no hours."""
+    made, looks, real = Scratch(tmp_path, "www"), list[int](), scratch._unlink_files
+    count = 2500
+    for number in range(count):
+        (made.tree / f"{number:04}").mkdir()
+    (made.tree / "0007" / "deep" / "deeper").mkdir(parents=True)
+
+    def looked(fd: int, keep: str) -> object:
+        looks.append(fd)
+        return real(fd, keep)
+
+    monkeypatch.setattr(scratch, "_unlink_files", looked)
+    made.close()
+    assert list(tmp_path.iterdir()) == [] and count < len(looks) < count + 20
+
+
+async def test_a_scratch_directory_that_is_not_wanted_any_more_is_removed(tmp_path: Path) -> None:
+    """A drill that is given up while it waits for the directory, which another one sweeps."""
+    before = len(os.listdir("/proc/self/fd"))
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    making = asyncio.create_task(scratch.make_scratch(tmp_path, "www"))
+    await asyncio.sleep(0.05)
+    making.cancel()
+    await asyncio.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
+    os.close(held)
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert list(tmp_path.iterdir()) == [] and len(os.listdir("/proc/self/fd")) == before

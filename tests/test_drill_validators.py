@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import subprocess
@@ -17,7 +18,7 @@ from replicad.db.drills import Subject
 from replicad.model.drill import Outcome, Validated
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
-from replicad.work import checks
+from replicad.work import check_postgres, checks
 from replicad.work.checks import CHECKS, CannotTell
 from replicad.work.validators import Bench, Validators
 
@@ -187,3 +188,93 @@ async def test_names_of_any_bytes_are_looked_at(name: str, tmp_path: Path) -> No
     """A name that is no UTF-8, or looks like an option, hinders nobody."""
     said = await look(tmp_path, "/bin/sh", "-c", 'test "$(cat "$1")" = content', "look", name=name)
     assert said.outcome is Outcome.PROVEN, said
+
+
+def test_a_restored_standby_is_given_no_way_to_its_primary(tmp_path: Path) -> None:
+    """Up to version 11 recovery.conf names it, and programs that tidy the archive; with it newer ones do not start."""
+    for name in ("recovery.conf", "standby.signal", "recovery.signal", "postmaster.pid", "PG_VERSION"):
+        (tmp_path / name).write_text("archive_cleanup_command = 'rm /archive/%r'")
+    check_postgres._make_harmless(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["PG_VERSION", "postgresql.auto.conf"]
+
+
+@pytest.mark.parametrize(("said", "code"), [("", 1), ("Data page checksum version:           0", 0)])
+def test_page_checksums_that_nobody_can_tell_of_are_no_proof(said: str, code: int, tmp_path: Path) -> None:
+    """A pg_controldata that fails says nothing of a cluster; one that says that there are none is believed."""
+    program = tmp_path / "pg_controldata"
+    program.write_text(f"#!/bin/sh\necho '{said}'\nexit {code}\n")
+    program.chmod(0o755)
+    if code:
+        with pytest.raises(CannotTell, match="pg_controldata"):
+            check_postgres._check_checksums(tmp_path, tmp_path)
+    else:
+        assert check_postgres._check_checksums(tmp_path, tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_damage_that_bzip2_finds_is_a_failure(kind: str, tmp_path: Path) -> None:
+    """Wherever it lies: that an archive is damaged is known, and is no doubt."""
+    content, path = tmp_path / "content", tmp_path / "archive"
+    content.write_bytes(os.urandom(200_000))
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+            archive.write(content, "content")
+    else:
+        with tarfile.open(path, "w:bz2") as tar:
+            tar.add(content, "content")
+    assert CHECKS[kind](path) is None
+    good = path.read_bytes()
+    for at in range(5000, len(good) - 5000, 20_000):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
+        assert CHECKS[kind](path), at
+
+
+def test_what_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that cannot be read says nothing of what was restored to it."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = archives(tmp_path)["zip"]
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", refused)
+    with pytest.raises(OSError, match="Input/output"):
+        CHECKS["zip"](path)
+
+
+async def test_damage_that_takes_many_words_is_a_failure(tmp_path: Path) -> None:
+    """A member with the longest name that an archive can have is damaged: that is no doubt, however long it takes."""
+    path = tmp_path / "tree" / "a.zip"
+    path.parent.mkdir(mode=0o755)
+    (tmp_path / "bench").mkdir()
+    tmp_path.chmod(0o711)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr('"' * 60_000, b"content" * 100)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"contentcontent")] ^= 1
+    path.write_bytes(data)
+    validators = Validators([ValidatorConfig("zip", "*.zip")], Clock(), Disk())
+    said = await validators.validate(Subject(b"a.zip", 0, False), Bench(path.parent, tmp_path / "bench"))
+    assert said.outcome is Outcome.FAILED and len(said.text) < 5000, said
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zip", "tar", "tar bz2", "tar xz", "zstd", "sqlite"])
+async def test_each_check_does_its_work_without_rights(kind: str, tmp_path: Path) -> None:
+    """In the process that judges, as another user, who may have no way to the interpreter's own files: what is sound
+    passes, what is cut fails."""
+    name, bench = kind.split()[0], Bench(tmp_path / "tree", tmp_path / "bench")
+    tmp_path.chmod(0o711)
+    for directory in (bench.tree, bench.directory):
+        directory.mkdir(mode=0o755)
+    path = bench.tree / "subject"
+    if " " in kind:
+        (tmp_path / "content").write_bytes(os.urandom(100_000))
+        with tarfile.open(path, f"w:{kind.split()[1]}") as tar:
+            tar.add(tmp_path / "content", "content")
+    else:
+        path.write_bytes(archives(tmp_path)[name].read_bytes())
+    validators, subject = Validators([ValidatorConfig(name, "*")], Clock(), Disk()), Subject(b"subject", 0, False)
+    said = await validators.validate(subject, bench)
+    assert (said.outcome, said.text) == (Outcome.PROVEN, "")
+    path.write_bytes(path.read_bytes()[:-700])
+    said = await validators.validate(subject, bench)
+    assert said.outcome is Outcome.FAILED, said

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -242,3 +244,35 @@ async def test_nothing_is_left_of_a_hand_when_a_restore_is_cut_off(tmp_path: Pat
     reader.fail_after = -1
     account = await restore_script(reader, tmp_path / "back")
     assert account.restored["files"] + account.unchanged.get("files", 0) == 3000 and account.exit_code == 0
+
+
+def test_a_target_that_cannot_be_opened_by_its_path_is_an_error_of_ours(tmp_path: Path) -> None:
+    """It was renamed while it is restored into, which disturbs nothing but the hand."""
+    target = Target(tmp_path / "back", Disk())
+    place = Place(os.fsencode(tmp_path / "back"), *target.identity(), 1)
+    target.close()
+    (tmp_path / "back").rename(tmp_path / "away")
+    with pytest.raises(ReplicadError, match="cannot be opened by its path"):
+        Hand().open(place)
+
+
+@pytest.mark.parametrize("reason", ["renamed", "descriptors"])
+async def test_a_hand_that_cannot_begin_is_done_without(
+    small: tuple[Path, Path], tmp_path: Path, lots: Lots, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """The target has another name by now, or there is no descriptor left for a process: the restore is whole."""
+    tree, store = small
+    call = Child.call
+
+    async def calling(self: Child, *words: Any) -> Any:
+        if reason == "descriptors":
+            raise OSError(errno.EMFILE, "Too many open files")
+        (tmp_path / "back").rename(tmp_path / "away")
+        try:
+            return await call(self, *words)
+        finally:
+            (tmp_path / "away").rename(tmp_path / "back")
+
+    monkeypatch.setattr(Child, "call", calling)
+    account = await restore(store, tmp_path / "back")
+    assert differences(tree, tmp_path / "back") == "" and account.exit_code == 0 and not lots.files

@@ -456,6 +456,51 @@ def test_a_torn_end_is_no_damage_and_anything_else_behind_the_last_snapshot_is(t
         assert ("cut short" if code == 0 else "was there a newer one?") in done.stderr
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the script leaves closing its files to the interpreter
+def test_an_end_that_the_disk_does_not_give_is_not_taken_for_a_torn_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector where the newest snapshot's commit stands: something is missing there, and that is a problem."""
+    with Writer(tmp_path / "store") as writer:
+        writer.put(b"")
+        writer.put(b"a", TEXT)
+        writer.seal(1)
+        end = segment(tmp_path / "store").stat().st_size
+        writer.put(b"b", TEXT[:5000])
+        writer.seal(2)
+    real = os.pread
+
+    def pread(fd: int, size: int, at: int) -> bytes:
+        if at + size > end:
+            raise OSError(5, "Input/output error")
+        return real(fd, size, at)
+
+    monkeypatch.setattr(rescue.os, "pread", pread)
+    store = rescue.Store(str(tmp_path / "store"))
+    store.workers.shutdown()
+    assert [one.number for one in store.snapshots] == [1]
+    assert store.gaps and max(store.gaps) > store.last_commit, "which is what makes it a problem"
+
+
+def test_a_newest_segment_that_is_missing_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment is sealed when the next one is begun: a copy of a store without its end does not look complete."""
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", SMALL)
+    with Writer(tmp_path / "store") as writer:
+        writer.put(b"")
+        writer.put(b"a", random.Random(1).randbytes(50_000))
+        writer.seal(1)
+        for number in range(3):
+            writer.put(b"b%d" % number, random.Random(number + 2).randbytes(50_000))
+        writer.seal(2)
+    segments = sorted((tmp_path / "store" / "segments").iterdir())
+    assert len(segments) > 2
+    assert "snapshot 2" in run_script(tmp_path / "store", tmp_path / "whole").stdout
+    for path in segments[2:]:
+        path.unlink()
+    done = run_script(tmp_path / "store", tmp_path / "cut", code=1)
+    assert "the segment that followed is missing" in done.stderr and "was there a newer one?" in done.stderr
+
+
 def test_a_segment_that_was_laid_anew_serves_as_the_old_one_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ from replicad.model.errors import DiskFullError, LinkError, LockedError, PeerErr
 from replicad.store.format import FrameType, split_frames
 from replicad.system.disk import AlignedBuffer, Disk
 from replicad.work import comparing, filling, origin, planner
+from replicad.work import target as target_module
 from replicad.work.account import Account, Finding
 from replicad.work.planner import Rules
 from replicad.work.rebuild import rebuild_catalog
@@ -1004,22 +1005,24 @@ async def test_a_file_that_changes_before_it_gets_its_time_fails_alone(
 class BadSector:
     """A disk that cannot read one place of one file any more."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path, at: int) -> None:
-        self._path, self._at, self._read = path, at, comparing.read_at
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path, at: int, error: int = errno.EIO) -> None:
+        self._path, self._at, self._error, self._read = path, at, error, comparing.read_at
         for module in (comparing, filling):
             monkeypatch.setattr(module, "read_at", self)
 
     def __call__(self, fd: int, buffer: AlignedBuffer, offset: int, size: int) -> memoryview:
         if offset <= self._at < offset + size and os.readlink(f"/proc/self/fd/{fd}") == str(self._path):
-            raise OSError(errno.EIO, "Input/output error")
+            raise OSError(self._error, os.strerror(self._error))
         return self._read(fd, buffer, offset, size)
 
 
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENODATA, errno.EUCLEAN])
 @pytest.mark.parametrize("limit", [1, 1 << 30])
 async def test_a_bad_sector_in_the_target_is_written_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, error: int
 ) -> None:
-    """It costs the block that it lies in, also when others have been written before it was come upon."""
+    """It costs the block that it lies in, also when others have been written before it was come upon; whatever the
+    kernel calls it (a disk's own error reaches a direct read as ENODATA)."""
     monkeypatch.setattr(filling, "IN_PLACE_FROM_BYTES", limit)
     content = os.urandom(5_000_000)
     reader = ScriptedReader()
@@ -1028,7 +1031,7 @@ async def test_a_bad_sector_in_the_target_is_written_anew(
     back = tmp_path / "back"
     back.mkdir()
     (back / "f").write_bytes(bytes(600 * 4096) + content[600 * 4096 :])
-    BadSector(monkeypatch, back / "f", 3_000_000)
+    BadSector(monkeypatch, back / "f", 3_000_000, error)
     account = clean(await restore_script(reader, back))
     monkeypatch.undo()
     assert (back / "f").read_bytes() == content and account.blocks_fetched == 601
@@ -1129,3 +1132,20 @@ async def test_a_store_that_may_not_be_written_and_is_at_work_is_refused(
                 pass
     async with origin.reading_store(tmp_path / "store", "www") as reader:
         assert len(await reader.snapshots()) == 1
+
+
+def test_a_tree_of_many_directories_is_removed_in_few_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is looked into once, and the one that holds them once in a thousand."""
+    count, looks, real = 2500, list[int](), target_module._unlink_files
+    for number in range(count):
+        (tmp_path / "back" / "extra" / f"{number:04}").mkdir(parents=True)
+
+    def looked(fd: int) -> object:
+        looks.append(fd)
+        return real(fd)
+
+    monkeypatch.setattr(target_module, "_unlink_files", looked)
+    target = Target(tmp_path / "back", Disk())
+    target.remove(b"extra")
+    target.close()
+    assert os.listdir(tmp_path / "back") == [] and count < len(looks) < count + 20

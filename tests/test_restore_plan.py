@@ -22,11 +22,14 @@ from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.entry import Kind, Put
 from replicad.model.order import Order, first_of
 from replicad.model.when import choose_snapshot
+from replicad.system.disk import Disk
 from replicad.work import planner
 from replicad.work.account import Account, ClassDone
+from replicad.work.conflicts import files_below
 from replicad.work.planner import Rules
 from replicad.work.read_local import LocalReader
 from replicad.work.restore_plan import Planning, Rate, RestorePlan, Room, estimate_s, measured
+from replicad.work.target import MAX_OPEN_DIRECTORIES, Target
 
 needs_root = pytest.mark.skipif(not is_root(), reason="needs root")
 
@@ -383,3 +386,29 @@ def test_a_target_that_fills_up_ends_in_exit_code_3_and_goes_on_with_more_room(t
         assert again["finished"] and again["unchanged"]["files"] == 1 and again["restored"]["files"] == 1
     finally:
         subprocess.run(["umount", str(back)], check=True)
+
+
+def test_files_are_found_however_deep_they_lie(tmp_path: Path) -> None:
+    """Deeper than a program may call itself, or has descriptors for: each once, links and pipes left out."""
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("deep", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+    (tmp_path / "d" / "file").touch()
+    os.mkfifo(tmp_path / "d" / "pipe")
+    (tmp_path / "d" / "link").symlink_to("file")
+    try:
+        target = Target(tmp_path, Disk())
+        before = len(os.listdir("/proc/self/fd"))
+        found = sorted(files_below(target, b"d"))
+        assert found == sorted([b"d/file", b"/".join([b"d"] * 1500) + b"/deep"])
+        assert len(os.listdir("/proc/self/fd")) <= before + MAX_OPEN_DIRECTORIES + 2
+        assert list(files_below(target, b"d/file")) == [b"d/file"]
+        assert list(files_below(target, b"d/pipe")) == list(files_below(target, b"none")) == []
+        target.close()
+    finally:  # which pytest cannot
+        subprocess.run(["rm", "-r", tmp_path / "d"], check=True)

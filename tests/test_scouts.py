@@ -19,6 +19,7 @@ from kit_pair import wait_until
 from kit_rig import copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_source import KnownTree
 from replicad.model.errors import ReplicadError, SourceError
+from replicad.source import ahead as ahead_module
 from replicad.source import scan
 from replicad.source.ahead import Ahead
 from replicad.source.exclude import Excluded
@@ -170,5 +171,53 @@ def test_looking_ahead_harms_nobody(tmp_path: Path, root: Path) -> None:
     with closing(Root(os.fsencode(root))) as opened:
         ahead = Ahead(opened)
         ahead.look([b"", b"real", b"file", b"link", b"none", b"none/below"])
+        wait_until(lambda: not ahead._paths.qsize(), "all of them are taken")
         ahead.close()
     wait_until(lambda: (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before, "all is as before")
+
+
+async def test_a_pass_that_is_ended_while_it_waits_for_its_scout_leaves_no_root_open(
+    scouts: Scouts, root: Path
+) -> None:
+    """The scout stays for the next pass: what it had open would keep a file system from being unmounted."""
+    with closing(Root(os.fsencode(root))) as opened:
+        async with scouts.borrow(opened, 1):
+            pass
+        (pid,) = scouts.pids
+        os.kill(pid, signal.SIGSTOP)
+        waiting = asyncio.create_task(scouts.borrow(opened, 1).__aenter__())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        os.kill(pid, signal.SIGCONT)
+        async with scouts.borrow(opened, 1) as scout:  # a question behind which all before it are answered
+            await scout.read_small([])
+        async with scouts.borrow(opened, 1) as scout:
+            await scout.read_small([])
+            there = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        assert there.count(str(root)) == 1, there
+
+
+def test_what_a_walk_has_overtaken_is_not_looked_at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is slower than the walk leaves a bounded number waiting; when the walk is over none of them is looked
+    at, and the root is closed."""
+    held, looked = threading.Event(), list[int]()
+
+    def slow(directory: int) -> None:
+        looked.append(directory)
+        held.wait(30)
+
+    monkeypatch.setattr(ahead_module, "look_at", slow)
+    for number in range(20):
+        (root / f"{number}").mkdir()
+    with closing(Root(os.fsencode(root))) as opened:
+        ahead = Ahead(opened)
+        for number in range(20_000):
+            ahead.look([b"%d" % (number % 20)])
+        assert ahead._paths.qsize() <= ahead_module.MAX_WAITING
+        fd = ahead.fd
+        ahead.close()
+        held.set()
+        wait_until(lambda: not os.path.lexists(f"/proc/self/fd/{fd}"), "the root is closed")
+        assert len(looked) <= ahead_module.THREADS

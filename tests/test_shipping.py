@@ -11,7 +11,7 @@ import pytest
 from kit_store import META
 from replicad.link.messages import Acked, Credit, Message, Need, Offer, Opened, Record, Refuse, Seal
 from replicad.model.entry import Drop, Kind, Op, Put, decode_ops, encode_ops
-from replicad.model.errors import DiskFullError, LinkError
+from replicad.model.errors import DiskFullError, LinkError, PeerError
 from replicad.model.snapshot import NO_PARENT, Commit, Head
 from replicad.store.format import Frame, plain_payload, split_frames
 from replicad.work.record import Listed, given, maps
@@ -136,3 +136,21 @@ async def test_symlinks_with_long_targets_come_in_records_that_a_replica_takes()
         await shipping.seal(build, before)
         await shipping.close()
     assert [op for frame in channel.records for op in decode_ops(bytes(plain_payload(frame)))] == links
+
+
+@pytest.mark.parametrize("answer", [Need(b"\0"), Acked(Head(1, b"\1" * 32))])
+async def test_an_answer_to_nothing_ends_the_session(answer: Message) -> None:
+    """Whoever answers what was not asked would otherwise be listened to for as long as there is memory."""
+    channel = WillingChannel()
+    with ThreadPoolExecutor(1) as pool:
+        shipping = Shipping(channel, pool, 0, lambda size: None)  # type: ignore[arg-type]
+        await shipping.open("www")
+        await shipping.ship(Unit(b"\1" * 32, load_nothing, given([]), 0))
+        await asyncio.wait_for(shipping.flushed(), 10)
+        assert shipping.failure is None
+        for _ in range(1000):
+            channel._answers.put_nowait(answer)
+        with pytest.raises(PeerError, match="was not asked"):
+            await asyncio.wait_for(shipping._until(lambda: False), 10)
+        assert shipping._needs.qsize() + shipping._acks.qsize() == 0
+        await shipping.close()

@@ -206,6 +206,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.put(b"etc/old", b"old")
         writer.put(b"etc/link", kind=Kind.SYMLINK, target=b"../etc/conf")
         writer.put(b"etc/out", kind=Kind.SYMLINK, target=b"/etc/passwd")
+        writer.put(b"current", kind=Kind.SYMLINK, target=b"..data/x")
+        writer.put(b"above", kind=Kind.SYMLINK, target=b"etc/../../x")
         writer.put(b"pipe", kind=Kind.FIFO)
         writer.put(b"db", b"pages", flags=FUZZY)
         writer.seal(1, HOUR_NS)
@@ -284,6 +286,8 @@ def test_diff_exits_0_when_equal_and_1_when_not(store: Path) -> None:
         (("cat", "www@1", "pipe"), "pipe is a fifo"),
         (("cat", "www@1", "etc/link"), "symlink to ../etc/conf (it is not followed: replicad cat www@1 etc/conf)"),
         (("cat", "www@1", "etc/out"), "leads out of the dataset"),
+        (("cat", "www@1", "above"), "leads out of the dataset"),
+        (("cat", "www@1", "current"), "it is not followed: replicad cat www@1 ..data/x)"),
         (("diff", "www", "1", "2", "--path", "*.nothing"), "matches *.nothing"),
         (("diff", "www", "1", "2", "--path", "../x"), "'..'"),
         (("ls", "www", "--from", "fra1"), "exclude one another"),

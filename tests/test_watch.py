@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -240,20 +241,26 @@ def test_too_many_watchers_degrade(tmp_path: Path) -> None:
 
 def scripted(*batches: Changes | Exception) -> Callable[..., AsyncGenerator[Changes, None]]:
     """A kernel that says this and then nothing more."""
+    said = asyncio.Event()
 
     async def kernel(path: str, **options: object) -> AsyncGenerator[Changes, None]:
         yield set()
         for batch in batches:
             if isinstance(batch, Exception):
+                said.set()
                 raise batch
             yield {(change, f"{path}/{name}") for change, name in batch}
+        said.set()
         await asyncio.Event().wait()
 
+    kernel.said = said  # type: ignore[attr-defined]  # for `settled`
     return kernel
 
 
 async def settled(watch: Watch) -> None:
     """Let a scripted kernel say everything."""
+    async with asyncio.timeout(LONG_S):
+        await watch._kernel.said.wait()  # type: ignore[attr-defined]
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -323,3 +330,69 @@ async def test_the_watch_stops_at_once_when_cancelled(tmp_path: Path) -> None:
     assert task.cancelled() and watch.state == "off"
     while len(os.listdir("/proc/self/fd")) > before:
         await asyncio.sleep(0.01)
+
+
+async def test_what_changed_while_a_watch_was_set_up_anew_is_walked(tmp_path: Path) -> None:
+    """A watch that met a directory which may not be read begins again without it; of the time between nothing is
+    known."""
+    begun, taken = list[bool](), asyncio.Event()
+
+    async def kernel(*_: object, ignore_permission_denied: bool, **__: object) -> AsyncGenerator[Changes, None]:
+        begun.append(ignore_permission_denied)
+        yield set()
+        yield {(Change.modified, str(tmp_path / "a"))}
+        if not ignore_permission_denied:
+            await taken.wait()
+            raise PermissionError(13, "Permission denied")
+        await asyncio.Event().wait()
+
+    async with running(watch_of(tmp_path, kernel=kernel)) as watch:
+        assert await next_hints(watch) is None
+        taken.set()
+        async with asyncio.timeout(LONG_S):
+            while len(begun) < 2 or watch.state != "on":
+                await asyncio.sleep(0.01)
+        assert await next_hints(watch) is None
+
+
+async def test_the_event_loop_waits_for_no_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watches of a large tree are set up for a minute, and a dead mount answers never: in threads of the watch."""
+    seen: dict[str, set[int]] = {}
+
+    def noted(what: str) -> None:
+        seen.setdefault(what, set()).add(threading.get_ident())
+
+    class Setup:
+        """What sets up the watches."""
+
+        def __init__(self, *_: object) -> None:
+            noted("set up")
+            raise RuntimeError("enough")
+
+    identity = watching._identity
+    monkeypatch.setattr(watching, "_identity", lambda root: (noted("look"), identity(root))[1])
+    with monkeypatch.context() as patch:
+        patch.setattr("watchfiles.main.RustNotify", Setup)
+        async with running(watch_of(tmp_path, retry_s=LONG_S)) as watch:
+            assert await next_hints(watch) is None and "enough" in watch.state
+    monkeypatch.setattr(watching, "PROBE_TURNS", 1)
+    monkeypatch.setattr(Excluded, "covers", lambda self, path: (noted("match"), False)[1])
+    quiet = scripted({(Change.added, "a/x")}, set(), set())
+    told = watch_of(tmp_path, kernel=quiet, probe=lambda path: noted("probe"))
+    told.state = "on"  # as if the first whole walk were over
+    async with running(told) as watch:
+        await settled(watch)
+        assert await next_hints(watch) == {b"a"}
+    assert seen.keys() == {"set up", "look", "probe", "match"}
+    assert all(threading.get_ident() not in threads for threads in seen.values())
+
+
+def test_a_burst_of_changes_in_one_directory_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that is told of already needs no further pattern; names that are left out tell of none."""
+    matched, real = list[bytes](), Excluded.__call__
+    monkeypatch.setattr(Excluded, "__call__", lambda self, path, is_: (matched.append(path), real(self, path, is_))[1])
+    watch = Watch(b"/srv", Excluded(["*.tmp"]), 0.05)
+    burst: Changes = {(Change.added, f"/srv/a/b/{number}") for number in range(20_000)}
+    assert watch._directories("/srv", burst) == {b"a/b"} and len(matched) < 10
+    assert watch._directories("/srv", {(Change.added, "/srv/a/x.tmp"), (Change.added, "/srv")}) == {b""}
+    assert watch._directories("/srv", {(Change.added, f"/srv/{n}/x") for n in range(MAX_HINTS + 1)}) is None

@@ -120,12 +120,21 @@ def _sides(
     client, _, dataset = book.seat.dataset.rpartition("/")
     line = sources.scrub(dataset, own.value, client)
     here = _side(sources, findings, own, "", line, f"{own.value} {node} (this node)")
+    here = msgspec.structs.replace(here, scrub_every_s=here.scrub_every_s or _deadline_s(sources, book))
     try:
         here = msgspec.structs.replace(here, map=_own_map(sources, book, standing))
     except ReplicadError as error:
         unknowns.append(Unknown("age map", printable(str(error))))
     others = [_told(sources, book, findings, replica, unknowns) for replica in book.seat.replicas]
     return [here, *others]
+
+
+def _deadline_s(sources: Sources, book: Book) -> float:
+    """Within which every byte of this node's own side is to be read again, as it is configured."""
+    config = sources.config
+    if book.seat.side is Side.REPLICA:
+        return config.listen.scrub_every_s if config.listen else 0.0
+    return next((one.scrub_every_s for one in config.datasets if one.name == book.seat.dataset), 0.0)
 
 
 def _own_map(sources: Sources, book: Book, standing: Sequence[Divergence]) -> AgeMap | None:
@@ -170,7 +179,7 @@ def _side(
     if line is None or not line.total_bytes:
         latest = days[-1] if days else None
         known = (latest.at_ns, latest.total_bytes, latest.never_bytes, latest.overdue_bytes) if latest else (0, 0, 0, 0)
-        return SideReport(side.value, peer, title, known[0], 0.0, *known[1:], days=days)
+        return SideReport(side.value, peer, title, known[0], line.scrub_every_s if line else 0.0, *known[1:], days=days)
     return SideReport(
         side.value,
         peer,

@@ -64,6 +64,7 @@ AGES = (
     Look("within the deadline", "#1f6bb0"),
 )
 """Lighter is fresher."""
+UNDATED = Look("verified; within which deadline is not known", "#ffffff", "xx")
 
 
 def coverage(sides: Sequence[SideReport], first: int, last: int, prefix: str) -> str:
@@ -85,7 +86,8 @@ def age_maps(sides: Sequence[SideReport], prefix: str) -> str:
     for place, side in zip(axes[:, 0], sides, strict=True):
         assert side.map is not None
         _draw_map(place, side.title, side.map, side.scrub_every_s)
-    _legend(figure, [*AGES, OVERDUE, NEW], marks=(("open divergence", "X"),))
+    undated = [] if all(side.scrub_every_s for side in sides) else [UNDATED]
+    _legend(figure, [*AGES, OVERDUE, NEW, *undated], marks=(("open divergence", "X"),))
     said = "; ".join(f"{side.title}: {_map_in_words(side)}" for side in sides)
     return _inline(figure, prefix, "Age of the last verification, from the first byte to the last", said)
 
@@ -180,7 +182,9 @@ def look_of(cell: Cell, at_ns: int, every_s: float) -> Look | None:
         return None
     if not cell.oldest_ns or 2 * cell.never_bytes >= cell.bytes:
         return NEW
-    share = max(0.0, (at_ns - cell.oldest_ns) / 1e9 / every_s) if every_s else 0.0
+    if not every_s:
+        return UNDATED
+    share = max(0.0, (at_ns - cell.oldest_ns) / 1e9 / every_s)
     return AGES[min(int(share * len(AGES)), len(AGES) - 1)] if share <= 1 else OVERDUE
 
 
@@ -188,7 +192,8 @@ def _map_in_words(side: SideReport) -> str:
     assert side.map is not None
     looks = [look_of(cell, side.map.at_ns, side.scrub_every_s) for cell in side.map.cells]
     total = sum(look is not None for look in looks) or 1
-    said = [f"{looks.count(look) / total:.0%} {look.label}" for look in (*AGES, OVERDUE, NEW) if look in looks]
+    all_looks = (*AGES, OVERDUE, NEW, UNDATED)
+    said = [f"{looks.count(look) / total:.0%} {look.label}" for look in all_looks if look in looks]
     bad = sum(cell.bad for cell in side.map.cells)
     return ", ".join(said) + (f", {bad} open divergences" if bad else "")
 

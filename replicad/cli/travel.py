@@ -290,7 +290,7 @@ def _refuse_without_content(dataset: str, at: SnapshotLine, put: Put) -> None:
     if put.kind is not Kind.SYMLINK:
         raise UsageError(f"{shown} is a {kind_name(put)}, which has no content")
     target = posixpath.normpath(posixpath.join(posixpath.dirname(put.path), put.target))
-    leads_out = put.target.startswith(b"/") or target.startswith(b"..")
+    leads_out = put.target.startswith(b"/") or target.split(b"/")[0] == b".."
     hint = f"it is not followed: replicad cat {dataset}@{at.number} {_quoted(target)}"
     raise UsageError(
         f"{shown} is a symlink to {show_path(put.target)}",

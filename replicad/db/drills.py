@@ -4,7 +4,7 @@
 rename is no new file; each replica has its own times, because each holds a copy of its own. What a running drill has
 chosen stands in tables too: a million files need no memory.
 
-**Never** moves the time of a file that was not proven (`settle` alone does, and is called for proven files only).
+**Never** gives a time to a file that was not proven; one that was found wrong loses the one it had.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ MAX_KEPT = 10_000
 """Drills in the history; a drill a day for 27 years."""
 PAGE_ROWS = 500
 """Chosen files that are given at once."""
+WRONG_NS = -1
+"""In place of its last time where a drill found a file wrong: the next sample takes it before all others, so that none
+is proven, and makes up for the failure, without having looked at it."""
 _SPREAD = 2654435761
 """Multiplier that scatters file numbers, so that of many files never drilled a drill takes some from everywhere."""
 
@@ -73,7 +76,7 @@ class Coverage(NamedTuple):
 
     total: Amount
     never: int
-    """Files that were never drilled."""
+    """Files that were never drilled, or found wrong when they were."""
     oldest_ns: int
     """Every file but those was drilled after this; 0 = none was."""
 
@@ -180,19 +183,30 @@ class Drills:
     def coverage(self, replica: str) -> Coverage:
         """How far drills have come."""
         row = self._db.one(
-            "SELECT count(*), coalesce(sum(size), 0), coalesce(sum(drilled_ns = 0), 0),"
-            " coalesce(min(nullif(drilled_ns, 0)), 0) FROM file WHERE replica = ?",
+            "SELECT count(*), coalesce(sum(size), 0), coalesce(sum(drilled_ns <= 0), 0),"
+            " coalesce(min(iif(drilled_ns > 0, drilled_ns, NULL)), 0) FROM file WHERE replica = ?",
             (replica,),
         )
         assert row is not None
         return Coverage(Amount(row[0], row[1]), row[2], row[3])
 
-    def by_age(self, replica: str) -> Iterator[tuple[int, int, int]]:
-        """(file, size, drilled_ns), least recently drilled first. Nothing may be written before its end."""
+    def by_age(self, replica: str, now_ns: int) -> Iterator[tuple[int, int, int]]:
+        """(file, size, drilled_ns), what was found wrong first, then least recently drilled. A time after `now_ns` is
+        that of a clock that has been put right since, and counts as none. Nothing may be written before its end."""
         yield from self._db.rows(
-            f"SELECT file, size, drilled_ns FROM file WHERE replica = ?"
-            f" ORDER BY drilled_ns, (file * {_SPREAD}) % 4294967296, file",
-            (replica,),
+            "SELECT file, size, iif(drilled_ns > ?, 0, drilled_ns) AS at FROM file WHERE replica = ?"
+            f" ORDER BY at, (file * {_SPREAD}) % 4294967296, file",
+            (now_ns, replica),
+        )
+
+    def wrong_left(self, replica: str) -> int:
+        """How many files that were found wrong are not chosen now."""
+        return int(
+            self._db.value(
+                "SELECT count(*) FROM file WHERE replica = ? AND drilled_ns < 0"
+                " AND file NOT IN (SELECT file FROM chosen)",
+                (replica,),
+            )
         )
 
     # what the drill under way has chosen
@@ -266,24 +280,31 @@ class Drills:
             lambda: self._db.executemany("UPDATE chosen SET is_proven = 1 WHERE path = ?", [(p,) for p in paths])
         )
 
-    def unprove(self, path: bytes) -> None:
-        """A validator found this file, or what is below this directory, wanting."""
+    def mark_wrong(self, paths: Sequence[bytes]) -> None:
+        """These did not come back, or are not what the ledger says."""
+        self._at_once(
+            lambda: self._db.executemany("UPDATE chosen SET is_proven = -1 WHERE path = ?", [(p,) for p in paths])
+        )
+
+    def unprove(self, path: bytes, *, is_wrong: bool) -> None:
+        """A validator found this file, or what is below this directory, wrong, or could not say."""
         self._at_once(
             lambda: self._db.execute(
-                "UPDATE chosen SET is_proven = 0 WHERE path = ? OR (path >= ? AND path < ?)",
-                (path, path + b"/", path + b"0"),
+                "UPDATE chosen SET is_proven = min(is_proven, ?) WHERE path = ? OR (path >= ? AND path < ?)",
+                (-1 if is_wrong else 0, path, path + b"/", path + b"0"),
             )
         )
 
     def settle(self, replica: str, at_ns: int) -> None:
-        """What was proven counts as drilled at `at_ns`."""
+        """What was proven counts as drilled at `at_ns`, what was found wrong as never."""
 
         def write() -> None:
-            self._db.execute(
-                "UPDATE file SET drilled_ns = ? WHERE replica = ? AND file IN"
-                " (SELECT file FROM chosen GROUP BY file HAVING min(is_proven) = 1)",
-                (at_ns, replica),
-            )
+            for at, mark in ((at_ns, 1), (WRONG_NS, -1)):
+                self._db.execute(
+                    "UPDATE file SET drilled_ns = ? WHERE replica = ? AND file IN"
+                    " (SELECT file FROM chosen GROUP BY file HAVING min(is_proven) = ?)",
+                    (at, replica, mark),
+                )
 
         self._durably(write)
 

@@ -365,7 +365,11 @@ FAMILIES: tuple[Family, ...] = (
     _drill("drill_inconclusive", "1 while the last drill could not find out.", _last_was_inconclusive),
     _drill("drill_every_seconds", "A drill is due at this interval; 0 = none by itself.", lambda d: d.drill_every_s),
     _drill("drill_within_seconds", "Every file is to be drilled within this.", lambda d: d.drill_within_s),
-    _drill("drill_never_files", "Files that were never drilled.", lambda d: float(d.never_files)),
+    _drill(
+        "drill_never_files",
+        "Files that were never drilled, or found wrong when they were.",
+        lambda d: float(d.never_files),
+    ),
     _drill(
         "drill_oldest_timestamp_seconds",
         "Every file was drilled after this, or never; 0 = none was.",

@@ -178,12 +178,14 @@ def trend(points: Sequence[tuple[int, float]]) -> Trend:
     return Trend("rising" if change > 0 else "falling", slope)
 
 
-def next_ns(last: DrillRecord | None, every_s: float) -> int:
-    """When the next drill is due by itself, given the last one; at once when there was none."""
-    if last is None:
+def next_ns(last: DrillRecord | None, every_s: float, now_ns: int) -> int:
+    """When the next drill is due by itself, given the last one; at once (0) where there was none, and where it ended
+    further ahead than that while: the clock was wrong then, and waiting for that moment could take years."""
+    if last is None or every_s <= 0:
         return 0
     again_s = {Outcome.INCONCLUSIVE: AGAIN_INCONCLUSIVE_S, Outcome.FAILED: AGAIN_FAILED_S}.get(last.outcome, every_s)
-    return last.ended_ns + int(min(every_s, again_s) * 1e9)
+    again_ns = int(min(every_s, again_s) * 1e9)
+    return last.ended_ns + again_ns if last.ended_ns <= now_ns + again_ns else 0
 
 
 def failure_of(newest_first: Iterable[DrillRecord]) -> DrillRecord | None:
@@ -198,6 +200,7 @@ def failure_of(newest_first: Iterable[DrillRecord]) -> DrillRecord | None:
 
 
 def is_overdue(last_success_ns: int, since_ns: int, now_ns: int, every_s: float) -> bool:
-    """Whether the last proof is too old. `since_ns`: since when drills are wanted, where there was none yet."""
+    """Whether the last proof is too old. `since_ns`: since when drills are wanted, where there was none yet. One as
+    far ahead was given by a clock that has been put right since: how old the proof is, nobody knows."""
     begin_ns = max(last_success_ns, 0) or since_ns
-    return every_s > 0 and begin_ns > 0 and now_ns - begin_ns > OVERDUE_FACTOR * every_s * 1e9
+    return every_s > 0 and begin_ns > 0 and abs(now_ns - begin_ns) > OVERDUE_FACTOR * every_s * 1e9

@@ -19,6 +19,8 @@ from replicad.source.root import Root, Trail
 
 THREADS = 8
 """Directories that are loaded side by side; more of them did not make a cold walk faster."""
+MAX_WAITING = 1024
+"""Directories that wait to be looked at: those before them the walk has overtaken, if it is so far ahead itself."""
 INODES_SHIFT = 4
 """Inodes lie side by side in blocks, 16 to 4 KiB on ext4: one look brings its neighbours along."""
 
@@ -38,11 +40,19 @@ class Ahead:
         """These are next."""
         for path in paths:
             self._paths.put(path)
+        self._forget(MAX_WAITING)
 
     def close(self) -> None:
         """Let the threads end, without waiting for them; the last one closes the root."""
+        self._forget(0)  # the walk is over: a root that is open for it cannot be unmounted
         for _ in range(THREADS):
             self._paths.put(None)
+
+    def _forget(self, kept: int) -> None:
+        """Leave out those that have waited longest."""
+        with suppress(queue.Empty):
+            while self._paths.qsize() > kept:
+                self._paths.get_nowait()
 
     def _look_on(self) -> None:
         with Trail(self) as trail:

@@ -5,8 +5,9 @@
 nothing that goes wrong here stops replication; it shows in `state` and ends in a full walk.
 
 What watchfiles is known for: it follows symlinks when it sets up its watches (such hints lead the walk to the
-symlink's own directory, no further); a changed name that is no UTF-8 ends it; told to pass over unreadable
-directories, it passes over the kernel's watch limit in silence too, hence the probe.
+symlink's own directory, no further), which takes seconds for each 100,000 directories, so it has a thread; a changed
+name that is no UTF-8 ends it; told to pass over unreadable directories, it passes over the kernel's watch limit in
+silence too, hence the probe.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
+from typing import Any, TypeVar
 
 import watchfiles
 
@@ -24,7 +29,7 @@ from replicad.source.exclude import Excluded
 MAX_HINTS = 10_000
 """Directories remembered; beyond, a full walk costs less than many single ones, and memory stays bounded."""
 RETRY_S = 60.0
-"""Pause before a watch that failed is set up again, which takes some 2 s for each 100,000 directories."""
+"""Pause before a watch that failed is set up again."""
 CHECK_S = 1.0
 """A quiet watch looks this often whether it still watches the right directory."""
 PROBE_TURNS = 60
@@ -35,8 +40,24 @@ MAX_STEP_S = 0.1
 """Changes are handed over after this long without another one; also how fast the watch stops."""
 
 Changes = set[tuple[watchfiles.Change, str]]
+Result = TypeVar("Result")
 
 logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it would log every batch of changes
+
+
+async def kernel_changes(path: str, **options: Any) -> AsyncGenerator[Changes, None]:
+    """What `watchfiles.watch` gives, all of it from a thread of its own: on the event loop, where `awatch` sets up its
+    watches, a large tree would hold up everything that the daemon does."""
+    stop = threading.Event()
+    batches = watchfiles.watch(path, stop_event=stop, raise_interrupt=False, **options)
+    thread = ThreadPoolExecutor(1, "kernel")
+    try:
+        while (changes := await asyncio.get_running_loop().run_in_executor(thread, next, batches, None)) is not None:
+            yield changes
+    finally:
+        stop.set()
+        thread.submit(batches.close)  # once the thread has come back from where it is
+        thread.shutdown(wait=False)
 
 
 class Watch:
@@ -48,7 +69,7 @@ class Watch:
         excluded: Excluded,
         debounce_s: float,
         *,
-        kernel: Callable[..., AsyncGenerator[Changes, None]] = watchfiles.awatch,
+        kernel: Callable[..., AsyncGenerator[Changes, None]] = kernel_changes,
         probe: Callable[[str], None] | None = None,
         retry_s: float = RETRY_S,
         check_s: float = CHECK_S,
@@ -59,6 +80,7 @@ class Watch:
         self._root, self._excluded, self._debounce_s = root, excluded, debounce_s
         self._kernel, self._probe = kernel, probe or _probe
         self._retry_s, self._check_s = retry_s, check_s
+        self._thread = ThreadPoolExecutor(1, "watch")
         self._hints: set[bytes] | None = set()
         self._news = asyncio.Event()
 
@@ -79,6 +101,7 @@ class Watch:
                 await asyncio.sleep(self._retry_s)
         finally:
             self.state = "off"
+            self._thread.shutdown(wait=False)
 
     async def _until_broken(self) -> str:
         """Watch until that fails; the reason in words."""
@@ -86,6 +109,7 @@ class Watch:
             await self._listen(ignore_unreadable=False)
         except PermissionError:
             # Some directory below may not be read, as the walk will report. The others can be watched.
+            self.state = "degraded: a directory may not be read"  # until it is: nobody hears of changes meanwhile
             try:
                 await self._listen(ignore_unreadable=True)
             except (OSError, RuntimeError, UnicodeError) as error:
@@ -99,7 +123,7 @@ class Watch:
         path = os.fsdecode(self._root)
         path.encode()  # watchfiles takes text alone
         step_s = min(MAX_STEP_S, self._debounce_s / 2)
-        watched, turns = _identity(self._root), 0
+        watched, turns = await self._in_thread(lambda: _identity(self._root)), 0
         batches = self._kernel(
             path,
             watch_filter=None,
@@ -111,59 +135,61 @@ class Watch:
             recursive=True,
             ignore_permission_denied=ignore_unreadable,
         )
-        async with aclosing(_ungrouped(batches)) as ungrouped:
-            async for changes in ungrouped:
+        async with aclosing(batches):
+            async for changes in batches:
                 turns += 1
                 unproven = ignore_unreadable and self.state != "on"  # else setting up has met the limit by itself
                 if unproven or turns >= (PROBE_TURNS_BUSY if changes else PROBE_TURNS):
-                    self._probe(path)
+                    await self._in_thread(lambda: self._probe(path))
                     turns = 0
                 if self.state != "on":  # whatever happened before the watch was complete is unknown
                     self.state = "on"
                     self._hint_everything()
-                self._collect(path, changes)
-                if not changes and _identity(self._root) != watched:
+                if changes and self._hints is not None:
+                    self._add(await self._in_thread(partial(self._directories, path, changes)))
+                if not changes and await self._in_thread(lambda: _identity(self._root)) != watched:
                     return
 
-    def _collect(self, root: str, changes: Changes) -> None:
-        prefix = root.rstrip("/") + "/"
+    async def _in_thread(self, look: Callable[[], Result]) -> Result:
+        """The file system may be a dead mount: whoever looks at it waits in a thread of this watch alone."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, look)
+
+    def _directories(self, root: str, changes: Changes) -> set[bytes] | None:
+        """The directories whose walk shows these changes; None when that are all. In a thread: there may be a hundred
+        thousand changes, and patterns are slow."""
+        prefix, found = root.rstrip("/") + "/", set[str]()
         for _, path in changes:
-            if self._hints is None:
-                return
-            directory = self._directory_of(path.removeprefix(prefix) if path != root else "")
-            if directory is None:
+            inner = path.removeprefix(prefix) if path != root else ""
+            directory = os.path.dirname(inner)
+            if directory in found or self._is_excluded(inner, directory):
                 continue
             if "\ufffd" in directory:  # a name that could not be told: it may stand for another one
-                self._hint_everything()
-                return
-            self._hints.add(os.fsencode(directory))
-            self._news.set()
-            if len(self._hints) > MAX_HINTS:
-                self._hint_everything()
+                return None
+            found.add(directory)
+            if len(found) > MAX_HINTS:
+                return None
+        return set(map(os.fsencode, found))
 
-    def _directory_of(self, path: str) -> str | None:
-        """The directory whose walk shows a change at `path`; None when the path is excluded."""
+    def _is_excluded(self, path: str, directory: str) -> bool:
         if self._excluded and path:
             name = os.fsencode(path)
             # Nobody says whether it is, or was, a directory.
             if self._excluded(name, False) and self._excluded(name, True):
-                return None
-        directory = os.path.dirname(path)
-        return None if self._excluded.covers(os.fsencode(directory)) else directory
+                return True
+        return self._excluded.covers(os.fsencode(directory))
+
+    def _add(self, directories: set[bytes] | None) -> None:
+        if directories is None:
+            self._hint_everything()
+        elif directories and self._hints is not None:
+            self._hints |= directories
+            self._news.set()
+            if len(self._hints) > MAX_HINTS:
+                self._hint_everything()
 
     def _hint_everything(self) -> None:
         self._hints = None
         self._news.set()
-
-
-async def _ungrouped(batches: AsyncGenerator[Changes, None]) -> AsyncGenerator[Changes, None]:
-    """The same batches; what is raised comes without the group that watchfiles' task group puts around it."""
-    try:
-        async with aclosing(batches):
-            async for changes in batches:
-                yield changes
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from group
 
 
 def _explain(error: Exception) -> str:

@@ -163,11 +163,11 @@ class Segment:
         self.size = os.fstat(self.file.fileno()).st_size
 
     def read(self, at: int, size: int) -> bytes:
-        """Bytes; zeros, which have no id, where the disk gives errors."""
+        """Bytes; where the disk gives errors such as no frame has, and no place that was never written."""
         try:
             return os.pread(self.file.fileno(), size, at)
         except OSError:
-            return bytes(min(size, self.size - at))
+            return b"\xff" * min(size, self.size - at)
 
     def frame(self, at: int) -> Frame | None:
         """The frame whose header stands at a place, when one does."""
@@ -301,8 +301,7 @@ class Store:
         at, behind, is_certain, is_own, is_sealed = 0, 0, True, True, False
         while at < segment.size:
             if (frame := segment.frame(at)) is None:  # perhaps the frame before claims a wrong length: look in it too
-                frame = segment.search(behind)
-                if frame is None and is_last and segment.is_torn(at):
+                if (frame := segment.search(behind)) is None and is_last and segment.is_torn(at):
                     return say("note: the last segment ends in a write that a crash cut short")
                 self.gap(segment.number, at, f"no frame begins here; next at {frame.offset if frame else 'none'}")
                 if frame is None:
@@ -317,8 +316,9 @@ class Store:
             at, behind = frame.end, frame.offset + HEAD_BYTES
             if frame.type == PAD and not is_certain:
                 is_certain = at % 4096 == 0 or segment.leads_to_pad(segment.frame(at))
-        if not (is_last or is_sealed):
-            self.gap(segment.number, segment.size, "the segment ends without a seal")
+        if is_last == is_sealed:  # the next segment is begun when one is sealed
+            why = "that followed is missing" if is_last else "ends without a seal"
+            self.gap(segment.number, segment.size, f"the segment {why}")
 
     def is_own(self, segment: Segment, frame: Frame) -> bool:
         """Whether a file holds the segment that its name says, of this store."""

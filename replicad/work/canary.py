@@ -34,7 +34,7 @@ from replicad.work.elsewhere import Dial
 from replicad.work.planner import Rules
 from replicad.work.read_remote import RemoteReader
 from replicad.work.restore import Restore
-from replicad.work.scratch import Scratch, sweep
+from replicad.work.scratch import make_scratch, sweep
 from replicad.work.together import first_of
 
 log = logger("work.canary")
@@ -80,13 +80,15 @@ class Following:
         replica out of reach and a canary that comes back wrong are states, which the status shows."""
         status = self.status
         self._acknowledged.news.clear()
+        self._look_s = LOOK_S  # whatever becomes of this step: what is refused now is not tried again every second
         try:
             if not self._is_swept:
                 await self._sweep()
             paused = await self._book.write_if_due()
             written, awaited, through = await self._book.standing(self._replica)
             self._show_standing(written, awaited, through)
-            self._look_s = max(SHORTEST_LOOK_S, min(LOOK_S, self._book.until_due_s(written)))
+            until_due_s = LOOK_S if paused else self._book.until_due_s(written)
+            self._look_s = max(SHORTEST_LOOK_S, min(LOOK_S, until_due_s))
             if paused:
                 status.state, status.reason = "paused", paused
             elif awaited:
@@ -176,7 +178,7 @@ class Following:
     async def _restored(self, reader: RemoteReader, line: SnapshotLine, canary: Canary) -> str:
         """What is wrong with what a restore brings back; "" when it is the canary."""
         heard: list[Finding] = []
-        scratch = await asyncio.to_thread(Scratch, self._scratch, "canary")
+        scratch = await make_scratch(self._scratch, "canary")
         try:
             one = OneFileReader(reader, self._name)
             restore = Restore(one, line, scratch.tree, rules=Rules(), clock=self._clock, heard=heard.append)

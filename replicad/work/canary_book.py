@@ -113,8 +113,16 @@ class CanaryBook:
         canaries = self._written()
         number = canaries[-1].number + 1 if canaries else 1
         canary = Canary(self._dataset.config.name, number, self._clock.now_ns(), secrets.token_hex(16))
-        self._remember([*canaries, canary][-REMEMBERED:])
+        self._remember(self._bounded([*canaries, canary]))
         return canary
+
+    def _bounded(self, canaries: list[Canary]) -> list[Canary]:
+        """As many as are remembered. The oldest that a replica has not given back stays: since when it is
+        awaited is what makes it late."""
+        came = min((self._through(replica).number for replica in self._dataset.replicas), default=0)
+        while len(canaries) > REMEMBERED:
+            del canaries[1 if canaries[0].number > came else 0]
+        return canaries
 
     def _forget(self, canary: Canary) -> None:
         """It was not written: nobody waits for it, and the next one is due at once."""

@@ -130,7 +130,8 @@ def _start_and_look(cluster: Path, programs: Path) -> str | None:
 
 def _make_harmless(cluster: Path) -> None:
     """Take away what belongs to the life of the original."""
-    for name in ("postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal"):
+    # recovery.conf: up to version 11 it names a primary and programs for its archive; with it newer ones do not start
+    for name in ("postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal", "recovery.conf"):
         (cluster / name).unlink(missing_ok=True)
     (cluster / "postgresql.auto.conf").write_text("")
 
@@ -178,7 +179,11 @@ def _check_checksums(cluster: Path, programs: Path) -> str | None:
         [str(programs / "pg_controldata"), str(cluster)], capture_output=True, text=True, check=False
     )
     enabled = _CONTROL_LINE.search(control.stdout)
-    if not enabled or enabled[1] == "0":
+    if enabled is None:
+        raise CannotTell(
+            f"it starts; whether it has page checksums pg_controldata does not say: {control.stderr.strip()}"
+        )
+    if enabled[1] == "0":
         say("the cluster has no page checksums")
         return None
     if not (programs / "pg_checksums").exists():

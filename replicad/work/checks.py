@@ -8,6 +8,8 @@ The files are anybody's: these run in a bounded process without rights (work/jud
 
 from __future__ import annotations
 
+import codecs
+import errno
 import gzip
 import lzma
 import os
@@ -26,6 +28,9 @@ from replicad.system.compress import zstd_problem
 READ_BYTES = 1024 * 1024
 QCOW2_MAGIC = b"QFI\xfb"
 TAR_BLOCK_BYTES = 512
+codecs.lookup("cp437")
+"""Names in zip archives are in it. Loaded before rights are given up: the interpreter's own files may be out of reach
+for whoever owns what is looked at, and every archive would be a doubt."""
 _BROKEN_STREAM = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, tarfile.ReadError)
 _QEMU_DAMAGED, _QEMU_LEAKS = 2, 3
 
@@ -53,6 +58,8 @@ def check_gzip(path: Path) -> str | None:
                 pass
     except _BROKEN_STREAM as error:
         return str(error) or type(error).__name__
+    except OSError as error:
+        return _broken(error)
     return None
 
 
@@ -65,6 +72,8 @@ def check_zip(path: Path) -> str | None:
         return str(error)
     except _BROKEN_STREAM as error:
         return str(error) or type(error).__name__
+    except OSError as error:
+        return _broken(error)
     except (RuntimeError, NotImplementedError) as error:
         raise CannotTell(f"cannot be read: {error}") from error  # encrypted, or compressed in an unknown way
     return f"member {bad} is damaged" if bad else None
@@ -87,7 +96,17 @@ def check_tar(path: Path) -> str | None:
                 pass
     except _BROKEN_STREAM as error:
         return str(error) or type(error).__name__
+    except OSError as error:
+        return _broken(error)
     return None if mark == bytes(TAR_BLOCK_BYTES) else f"is cut off or damaged at byte {archive.offset}"
+
+
+def _broken(error: OSError) -> str:
+    """What is wrong with an archive: bzip2 says so with an OSError without a number, and a place that a damaged
+    directory names cannot be sought (EINVAL). What the system itself refuses is raised again."""
+    if error.errno not in (None, errno.EINVAL):
+        raise error
+    return str(error) or type(error).__name__
 
 
 def check_zstd(path: Path) -> str | None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from replicad.model.block import block_count, block_id, is_zero
 from replicad.model.entry import Put
 from replicad.system.disk import ALIGN_BYTES, AlignedBuffer, read_at
+from replicad.work.medium import OF_THE_MEDIUM
 
 SLAB_BYTES = 2 * 1024 * 1024
 """Compared or written in one go; what one thread's buffer holds."""
@@ -140,7 +141,7 @@ class Comparison:
         try:
             view = read_at(self.fd, thread_buffer(), first * size, (end - first) * size)
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno not in OF_THE_MEDIUM:
                 raise
             yield from self._bad_slab(first, end, wanted)
             return

@@ -62,16 +62,16 @@ def note_content(put: Put, status: os.stat_result, since_ns: int, tally: Tally) 
 
 
 def files_below(target: Target, path: bytes) -> Iterator[bytes]:
-    """The regular files at a path and below it, which would go with it. Raises OSError."""
-    status = target.status(path)
-    if status is None:
-        return
-    kind = kind_of(status)
-    if kind is Kind.FILE:
-        yield path
-    elif kind is Kind.DIRECTORY:
-        for name in target.names(path):
-            yield from files_below(target, path + b"/" + name)
+    """The regular files at a path and below it, which would go with it; however deep they lie. Raises OSError."""
+    todo = [path]
+    while todo:
+        one = todo.pop()
+        status = target.status(one)
+        kind = kind_of(status) if status else None
+        if kind is Kind.FILE:
+            yield one
+        elif kind is Kind.DIRECTORY:
+            todo += (one + b"/" + name for name in target.names(one))
 
 
 class Unsaved:

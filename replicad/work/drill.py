@@ -34,7 +34,7 @@ from replicad.work.elsewhere import Dial
 from replicad.work.planner import Rules
 from replicad.work.read_remote import RemoteReader
 from replicad.work.restore import Restore
-from replicad.work.scratch import Scratch, check_apart, room_bytes
+from replicad.work.scratch import Scratch, check_apart, make_scratch, room_bytes
 from replicad.work.target import Target, split
 from replicad.work.validators import Bench, Validators
 
@@ -76,9 +76,10 @@ class Drill:
         record.kind, record.started_ns, record.outcome = kind, self._clock.now_ns(), Outcome.PROVEN
         await self._in_book(self._book.begin_choice)
         try:
-            check_apart(base, live)
+            await asyncio.to_thread(check_apart, base, live)  # of which each may be a dead mount
             self._show("choosing", 0, "a pass is under way" if self._dataset.turn.locked() else "")
-            chooser = Chooser(self._dataset, self._replica, self._book, self._in_book, self._limit_bytes(base))
+            limit = await asyncio.to_thread(self._limit_bytes, base)
+            chooser = Chooser(self._dataset, self._replica, self._book, self._in_book, limit)
             choice = await chooser.run(kind, globs, record.started_ns)
             if choice is None:
                 record.blame(Outcome.INCONCLUSIVE, "nothing has been replicated yet")
@@ -109,12 +110,12 @@ class Drill:
         record.files, record.bytes = chosen.files, chosen.size
         record.total_files, record.total_bytes = total.files, total.size
         record.uncompared_files = choice.younger
-        for text in choice.too_large:
+        for text in choice.left_out:
             record.blame(Outcome.INCONCLUSIVE, text)
         if choice.younger:
             text = f"{choice.younger} files have changed since the snapshot, so the ledger does not speak of its bytes"
             record.blame(Outcome.INCONCLUSIVE, text)
-        limit = self._limit_bytes(base)
+        limit = await asyncio.to_thread(self._limit_bytes, base)
         if room > limit:
             text = f"needs {room} bytes of scratch space, {limit} are to be had (drill_limit, and what is free)"
             record.blame(Outcome.INCONCLUSIVE, text)
@@ -126,7 +127,7 @@ class Drill:
     # the drill itself
 
     async def _in_scratch(self, choice: Choice, base: Path) -> None:
-        scratch = await asyncio.to_thread(Scratch, base, self._dataset.config.name)
+        scratch = await make_scratch(base, self._dataset.config.name)
         try:
             await self._restore(choice, scratch)
             await self._compare(scratch)
@@ -203,18 +204,18 @@ class Drill:
             target.close()
 
     def _compare_page(self, target: Target, page: Sequence[Chosen]) -> None:
-        """Compare, and mark those that are right. In the book's thread."""
-        proven = []
+        """Compare, and mark those that are right, and those that are wrong. In the book's thread."""
+        found: dict[Outcome, list[bytes]] = {outcome: [] for outcome in Outcome}
         for chosen in page:
-            problem = self._compare_one(target, chosen)
-            if not problem:
-                proven.append(chosen.path)
-            self.record.compared_files += not problem
+            outcome = self._compare_one(target, chosen)
+            found[outcome].append(chosen.path)
+            self.record.compared_files += outcome is Outcome.PROVEN
             self._status.done_bytes += chosen.size
-        self._book.mark_proven(proven)
+        self._book.mark_proven(found[Outcome.PROVEN])
+        self._book.mark_wrong(found[Outcome.FAILED])
 
-    def _compare_one(self, target: Target, chosen: Chosen) -> bool:
-        """Whether a file is not proven; why is in the record."""
+    def _compare_one(self, target: Target, chosen: Chosen) -> Outcome:
+        """What a file comes to; why it is not proven is in the record."""
         path, outcome = show_path(chosen.path), Outcome.FAILED
         try:
             problem = self._problem(target, chosen)
@@ -222,9 +223,10 @@ class Drill:
             problem, outcome = f"cannot be read back: {error.strerror}", Outcome.INCONCLUSIVE
         except OSError as error:
             raise ReplicadError(f"cannot be read back: {error.strerror or 'stopped'}", where=path) from error
-        if problem:
-            self.record.blame(outcome, f"{path}: {problem}")
-        return bool(problem)
+        if not problem:
+            return Outcome.PROVEN
+        self.record.blame(outcome, f"{path}: {problem}")
+        return outcome
 
     def _problem(self, target: Target, chosen: Chosen) -> str:
         directory, name = split(chosen.path)
@@ -254,7 +256,8 @@ class Drill:
                 said = await validators.validate(subject, bench)
                 self.record.note_validated(said)
                 if said.outcome is not Outcome.PROVEN:
-                    await self._in_book(partial(self._book.unprove, subject.path))
+                    is_wrong = said.outcome is Outcome.FAILED
+                    await self._in_book(partial(self._book.unprove, subject.path, is_wrong=is_wrong))
 
     def _show(self, state: str, total: int, reason: str = "") -> None:
         self._status.state, self._status.reason = state, reason

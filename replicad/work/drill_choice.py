@@ -5,8 +5,9 @@ All is done between two passes (in the dataset's turn), while the ledger says ex
 row with a number up to `covered` is in it as it stands here. What each chosen file should be is put down as a digest,
 so that passes that come during the drill change nothing.
 
-Sampled: least recently drilled first, `model.drill.quota` of everything at least, what would otherwise become overdue
-too, and whatever a validator needs beside a chosen file. **Never** holds more than a page of files.
+Sampled: what was found wrong first, then least recently drilled, `model.drill.quota` of everything at least, what would
+otherwise become overdue too, and whatever a validator needs beside a chosen file, as far as there is room for it all:
+what is left out now is the first of a later sample. **Never** holds more than a page of files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Protocol, TypeVar
 
 from replicad.config import DatasetConfig
@@ -29,6 +31,7 @@ from replicad.model.glob import EVERYTHING, compile_globs
 from replicad.model.snapshot import Head
 from replicad.work.dataset import Dataset
 from replicad.work.drill_digest import NOTHING, chain
+from replicad.work.target import TEMPORARY, split
 
 PAGE_FILES = 500
 """Files looked up in one go of the ledger's thread; a pass and a scrub wait for no more."""
@@ -43,6 +46,8 @@ MAX_PICKED = 1_000_000
 """Files that one sample takes at most: 8 MiB of numbers. A dataset with more to drill is behind, which shows."""
 MAX_TOLD = 20
 """Subjects without room that are named."""
+MAX_SIZES = 1000
+"""Sizes of subjects that are remembered: a directory's is a sum over what is in it, and each of that asks for it."""
 MAX_PASSED_OVER = 10_000
 """Files in a row of which none fits any more: what is left of the room is not worth looking further."""
 
@@ -63,8 +68,8 @@ class Choice:
     """The snapshot to be drilled."""
     total: Amount
     """Files of the dataset by name, and their bytes."""
-    too_large: list[str] = field(default_factory=list)
-    """What can never be drilled with this drill_limit, in words."""
+    left_out: list[str] = field(default_factory=list)
+    """What should be drilled and cannot be with this drill_limit, in words."""
     younger: int = 0
     """Files of which the ledger knows a state that the snapshot has not."""
 
@@ -78,6 +83,7 @@ class Chooser:
         self._subjects = Subjects(dataset.config)
         self._choice = Choice(Head(), Amount(0, 0))
         self._covered = 0
+        self._sizes: dict[Subject, int] = {}
 
     async def run(self, kind: str, globs: Sequence[bytes], now_ns: int) -> Choice | None:
         """Choose everything ("full"), what matches ("paths") or a sample; None when there is no snapshot yet.
@@ -114,14 +120,14 @@ class Chooser:
         self._choice.total = Amount(files, size)
 
     async def _pages(self) -> AsyncIterator[list[tuple[bytes, Known]]]:
-        """All regular files of the ledger, page by page."""
+        """All regular files of the ledger that a restore brings back, page by page."""
         after, ledger = (0, b""), self._dataset.ledger
         while True:
             page = await self._dataset.in_ledger(LookUp(ledger.database).files, after, PAGE_FILES)
             if not page:
                 return
             after = page[-1][0]
-            yield [(path, known) for _after, path, known in page]
+            yield [(path, known) for _after, path, known in page if comes_back(path)]
 
     # a sample
 
@@ -129,16 +135,20 @@ class Chooser:
         config = self._dataset.config
         coverage = await self._in_book(lambda: self._book.coverage(self._replica))
         wanted = quota(coverage.total, config.drill_every_s, config.drill_within_s)
-        late_ns = now_ns - int(max(0.0, config.drill_within_s - config.drill_every_s) * 1e9)
-        picked = await self._in_book(lambda: self._pick(wanted, late_ns))
+        picked = await self._in_book(lambda: self._pick(wanted, now_ns))
+        left = self._limit
         for at in range(0, len(picked), PAGE_FILES):
-            await self._take(await self._named(picked[at : at + PAGE_FILES]))
+            left = await self._take_what_fits(await self._named(picked[at : at + PAGE_FILES]), left)
+        if wrong := await self._in_book(lambda: self._book.wrong_left(self._replica)):
+            self._choice.left_out.append(f"{wrong} files that an earlier drill found wrong are not in this one")
 
-    def _pick(self, wanted: Amount, late_ns: int) -> array[int]:
-        """File numbers, least recently drilled first. In the book's thread."""
+    def _pick(self, wanted: Amount, now_ns: int) -> array[int]:
+        """File numbers, those found wrong first, then least recently drilled. In the book's thread."""
+        config = self._dataset.config
+        late_ns = now_ns - int(max(0.0, config.drill_within_s - config.drill_every_s) * 1e9)
         picked, size, passed_over, too_large = array("q"), 0, 0, 0
-        for file, file_size, drilled_ns in self._book.by_age(self._replica):
-            is_late = 0 < drilled_ns < late_ns
+        for file, file_size, drilled_ns in self._book.by_age(self._replica, now_ns):
+            is_late = drilled_ns < late_ns and drilled_ns != 0
             if (len(picked) >= wanted.files and size >= wanted.size and not is_late) or len(picked) >= MAX_PICKED:
                 break
             if size + file_size > self._limit:
@@ -150,8 +160,30 @@ class Chooser:
             picked.append(file)
             size += file_size
         if too_large:
-            self._choice.too_large.append(f"{too_large} files are larger than drill_limit and cannot be drilled")
+            self._choice.left_out.append(f"{too_large} files are larger than drill_limit and cannot be drilled")
         return picked
+
+    async def _take_what_fits(self, named: Sequence[tuple[bytes, Known]], left: int) -> int:
+        """Of a sample: these, in their order, each with what a validator needs beside it, as far as there is room in
+        `left` bytes; what of those is left. What has none now is among the first of a later sample."""
+        wanted: list[tuple[bytes, Known]] = []
+        coming: set[Subject] = set()
+        for _file, pairs in groupby(named, key=lambda pair: pair[1].file):
+            names = list(pairs)
+            need, fitting = names[0][1].size, set[Subject]()
+            for subject in sorted({subject for path, _known in names for subject in self._subjects.of(path)}):
+                if subject in coming or await self._in_book(partial(self._book.is_subject, subject)):
+                    need = 0 if subject.is_directory else need  # it comes with that directory
+                    continue
+                size = await self._size_of(subject)
+                if size <= self._limit:  # else it is taken without, which is said
+                    # What looks at one file lies on the way down to it: the largest holds all that the others need.
+                    need, fitting = max(need, size), fitting | {subject}
+            if need <= left:
+                left, coming = left - need, coming | fitting
+                wanted += names
+        await self._take(wanted)
+        return left
 
     async def _named(self, files: Sequence[int]) -> list[tuple[bytes, Known]]:
         names = await self._dataset.in_ledger(LookUp(self._dataset.ledger.database).named_all, files, MAX_NAMES)
@@ -171,26 +203,41 @@ class Chooser:
                 await self._in_book(partial(self._book.add_subject, subject))
 
     async def _fits(self, subject: Subject) -> bool:
-        """Whether a directory that is looked at as a whole has room; said once where it has not."""
-        if not subject.is_directory:
-            return True
-        look_up = LookUp(self._dataset.ledger.database)
-        size = await self._dataset.in_ledger(look_up.size_below, subject.path)
+        """Whether all that is looked at together has room; said once where it has not."""
+        size = await self._size_of(subject)
         if size <= self._limit:
             return True
         text = f"{show_path(subject.path)} has {size} bytes, more than drill_limit, and cannot be validated as a whole"
-        if text not in self._choice.too_large and len(self._choice.too_large) < MAX_TOLD:
-            self._choice.too_large.append(text)
+        if text not in self._choice.left_out and len(self._choice.left_out) < MAX_TOLD:
+            self._choice.left_out.append(text)
         return False
+
+    async def _size_of(self, subject: Subject) -> int:
+        """Bytes of all that a validator looks at together."""
+        if subject not in self._sizes:
+            if len(self._sizes) >= MAX_SIZES:
+                self._sizes.clear()
+            if subject.is_directory:
+                look_up = LookUp(self._dataset.ledger.database)
+                self._sizes[subject] = await self._dataset.in_ledger(look_up.size_below, subject.path)
+            else:
+                self._sizes[subject] = sum(known.size for _path, known in await self._files_of(subject))
+        return self._sizes[subject]
+
+    async def _files_of(self, subject: Subject) -> list[tuple[bytes, Known]]:
+        """A database file and what belongs to it; nothing of a file that is looked at alone."""
+        if self._dataset.config.validators[subject.validator].kind != "sqlite":
+            return []
+        ledger, paths = self._dataset.ledger, [subject.path + end for end in (b"", *SQLITE_BESIDE)]
+        known = await self._dataset.in_ledger(lambda: [(path, ledger.known(path)) for path in paths])
+        return [(path, one) for path, one in known if one is not None and one.kind == Kind.FILE]
 
     async def _take_subject(self, subject: Subject) -> None:
         """Everything that a validator needs to look at it."""
         ledger = self._dataset.ledger
         if not subject.is_directory:
-            if self._dataset.config.validators[subject.validator].kind == "sqlite":
-                paths = [subject.path + end for end in SQLITE_BESIDE]
-                known = await self._dataset.in_ledger(lambda: [(path, ledger.known(path)) for path in paths])
-                await self._take_alone([(path, k) for path, k in known if k is not None and k.kind == Kind.FILE])
+            beside = [(path, known) for path, known in await self._files_of(subject) if path != subject.path]
+            await self._take_alone(beside)
             return
         after = (b"", b"")
         while page := await self._dataset.in_ledger(
@@ -200,6 +247,7 @@ class Chooser:
             await self._take_alone([(path, known) for _after, path, known in page])
 
     async def _take_alone(self, named: Sequence[tuple[bytes, Known]]) -> None:
+        named = [(path, known) for path, known in named if comes_back(path)]
         chosen: list[Chosen] = []
         settled = [known for _path, known in named if known.seq <= self._covered]
         digests = await self._dataset.in_ledger(_small_digests, self._dataset.ledger, settled, self._covered)
@@ -222,6 +270,11 @@ class Chooser:
                 return None
             digest = page[0]
         return digest
+
+
+def comes_back(path: bytes) -> bool:
+    """Whether a restore makes a file at this path: what it would take for its own unfinished files it leaves out."""
+    return not split(path)[1].startswith(TEMPORARY)
 
 
 def _blocks_of(known: Known) -> int:

@@ -130,6 +130,7 @@ class Drilling:
         base = self._dataset.config.drill_scratch
         if base is None:
             self._show("off", NO_SCRATCH)
+            self._served()  # whoever asked before the configuration was changed hears that there is none
             return
         if not self._is_swept:
             await self._sweep(base)
@@ -213,7 +214,7 @@ class Drilling:
         history = book.history(self._replica, limit=RECENT)
         status.last = _short(history[-1]) if history else None
         regular = [record for record in history if record.kind != "paths"]
-        status.next_ns = next_ns(regular[-1] if regular else None, config.drill_every_s) if config.drill_every_s else 0
+        status.next_ns = next_ns(regular[-1] if regular else None, config.drill_every_s, self._clock.now_ns())
         status.drills = book.counts(self._replica)
         proven = book.proven(self._replica, TREND_POINTS)
         status.last_success_ns = proven[-1].ended_ns if proven else 0

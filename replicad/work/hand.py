@@ -82,7 +82,11 @@ class Hand:
 
     def open(self, place: Place) -> None:
         """Open the target, which whoever asks has locked. Raises ReplicadError when it is another directory now."""
-        fd = os.open(place.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(place.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            where = os.fsdecode(place.path)
+            raise ReplicadError(f"cannot be opened by its path: {error.strerror}", where=where) from error
         try:
             status = os.fstat(fd)
             if (status.st_dev, status.st_ino) != (place.device, place.inode):

@@ -90,7 +90,7 @@ class Handing:
             status = self._target.identity()
             path = os.fsencode(self._target.path.absolute())
             await self._child.call(OPEN, Place(path, *status, self._now_ns))
-        except ReplicadError as error:
+        except (ReplicadError, OSError) as error:  # the latter: no memory or descriptors for it
             log.warning("written without a process beside it", reason=str(error))
             return False
         return True

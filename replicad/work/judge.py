@@ -23,6 +23,8 @@ INCONCLUSIVE_CODE = 75
 """A command that ends so could not find out (EX_TEMPFAIL)."""
 _CHECKS = CHECKS | {"postgresql": check_postgresql}
 _LONGEST_TEXT = 600
+_LONGEST_PROBLEM = 4000
+"""Characters of a check's own words: all of it has to come through two pipes, or a known damage becomes a doubt."""
 
 
 class Task(msgspec.Struct):
@@ -65,9 +67,9 @@ def _check(task: Task) -> bytes:
     try:
         problem = _CHECKS[task.kind](Path(task.bench, task.name))
     except CannotTell as error:
-        judgement = Judgement(Outcome.INCONCLUSIVE, str(error))
+        judgement = Judgement(Outcome.INCONCLUSIVE, str(error)[:_LONGEST_PROBLEM])
     else:
-        judgement = Judgement(Outcome.FAILED if problem else Outcome.PROVEN, problem or "")
+        judgement = Judgement(Outcome.FAILED if problem else Outcome.PROVEN, (problem or "")[:_LONGEST_PROBLEM])
     return msgspec.json.encode(judgement)
 
 

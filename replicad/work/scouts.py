@@ -53,14 +53,14 @@ class Scouts:
         lent = self._crew.choose()
         lent.tasks += 1
         try:
-            number = next(self._numbers)
-            await lent.child.call(OPEN, Place(number, root.path, root.identity, root.device))
-            scouting = Scouting(lent.child, number, compression)
+            scouting = Scouting(lent.child, next(self._numbers), compression)
             try:
+                place = Place(scouting.root, root.path, root.identity, root.device)
+                await lent.child.call(OPEN, place)
                 yield scouting
-            finally:
+            finally:  # also of a pass that was ended while it waited: what is open there cannot be unmounted
                 scouting.is_over = True
-                lent.child.post(CLOSE, number)
+                lent.child.post(CLOSE, scouting.root)
         finally:
             lent.tasks -= 1
             await self._crew.thin_out(KEPT_SCOUTS)
@@ -86,27 +86,27 @@ class Scouting:
     """A pass's own view of its scout."""
 
     def __init__(self, child: Doer, root: int, compression: int) -> None:
-        self._child, self._root, self._compression = child, root, compression
+        self._child, self.root, self._compression = child, root, compression
         self.is_over = False
         """Whether the pass has ended; a walk in a thread may go on for a moment."""
 
     def look_ahead(self, directories: Sequence[bytes]) -> None:
         """A walk will come to these directories."""
-        self._child.post(LOOK_AHEAD, Next(self._root, directories))
+        self._child.post(LOOK_AHEAD, Next(self.root, directories))
 
     async def compare(self, directories: Sequence[bytes], book: Book) -> Compared:
         """Compare directories with the ledger. Raises ReplicadError, also when the scout died or the pass has ended."""
         if self.is_over:
             raise ReplicadError("the pass has ended")
-        return await self._child.call(COMPARE, Share(self._root, directories, book))
+        return await self._child.call(COMPARE, Share(self.root, directories, book))
 
     async def close_book(self) -> None:
         """Have the ledger closed that `compare` opened; a scout that died has it no longer."""
         if not self.is_over:
             with suppress(ReplicadError):
-                await self._child.call(CLOSE_BOOK, self._root)
+                await self._child.call(CLOSE_BOOK, self.root)
 
     async def read_small(self, files: Sequence[Candidate]) -> Small:
         """Read and pack small files. Raises ReplicadError when the scout died."""
-        wanted = Wanted(self._root, files, self._compression)
+        wanted = Wanted(self.root, files, self._compression)
         return Small._make(await self._child.call_for_bulk(READ_SMALL, wanted))

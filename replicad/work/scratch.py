@@ -11,6 +11,7 @@ nobody holds the marker's lock. The marker goes last, so a removal that is cut s
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -18,7 +19,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from replicad.config import Config
@@ -31,6 +32,8 @@ MARK = b"replicad made this directory for a drill, and removes it\n"
 """All that a marker holds: a file of that name with any other content is nobody's marker."""
 NAME = re.compile(PREFIX + r"[A-Za-z0-9._-]{1,64}-[0-9a-f]{8}", re.ASCII)
 
+MAX_NAMES = 1000
+"""Directories of which the names are held while another is emptied: looking for the next one goes over all of them."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MARKER = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -74,6 +77,7 @@ class Scratch:
         """Raises UsageError when `base` is no directory that can be written, DiskFullError."""
         self.path = base / f"{PREFIX}{name}-{secrets.token_hex(4)}"
         assert NAME.fullmatch(self.path.name)
+        self._marker = -1
         try:
             with _locked(base):
                 self.path.mkdir(mode=0o711)
@@ -85,6 +89,7 @@ class Scratch:
             self.bench.mkdir()
             self.bench.chmod(0o711)
         except OSError as error:
+            self._undo()
             raise _unusable(base, error) from error
 
     @property
@@ -103,6 +108,28 @@ class Scratch:
             _remove(self.path, self._marker)
         finally:
             os.close(self._marker)
+
+    def _undo(self) -> None:
+        """Leave nothing of one that could not be made whole; what cannot be removed now is swept at the next start."""
+        if self._marker >= 0:
+            with suppress(ReplicadError):
+                self.close()
+        else:
+            with suppress(OSError):
+                self.path.rmdir()
+
+
+async def make_scratch(base: Path, name: str) -> Scratch:
+    """Make one in a thread, which may have to wait for a sweep; when cancelled, remove what it has made. Raises as
+    `Scratch`."""
+    making = asyncio.get_running_loop().run_in_executor(None, Scratch, base, name)
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        await asyncio.wait([making])
+        if not (making.cancelled() or making.exception()):
+            await asyncio.to_thread(making.result().close)
+        raise
 
 
 def sweep(base: Path) -> list[Path]:
@@ -180,23 +207,23 @@ def _remove(path: Path, marker: int) -> None:
 
 def _empty(top: int, *, keep: str = "") -> None:
     """Remove everything in an open directory; never follows a link, never enters another file system."""
-    device, stack = os.fstat(top).st_dev, [(b"", top)]
+    device, stack = os.fstat(top).st_dev, [(b"", top, list[bytes]())]
     try:
         while True:
-            _name, fd = stack[-1]
-            below = _unlink_files(fd, keep if fd == top else "")
-            if below is not None:
-                stack.append((below, _opened(below, fd)))
+            name, fd, below = stack[-1]
+            below += () if below else _unlink_files(fd, keep if fd == top else "")
+            if below:
+                stack.append((below[-1], _opened(below.pop(), fd), []))
                 if os.fstat(stack[-1][1]).st_dev != device:
                     raise OSError(errno.EXDEV, "a file system is mounted in it")
                 continue
             if fd == top:
                 return
-            name, fd = stack.pop()
+            stack.pop()
             os.close(fd)
             os.rmdir(name, dir_fd=stack[-1][1])
     finally:
-        for _name, fd in stack[1:]:
+        for _name, fd, _below in stack[1:]:
             os.close(fd)
 
 
@@ -212,15 +239,16 @@ def _opened(name: bytes, parent: int) -> int:
     return fd
 
 
-def _unlink_files(fd: int, keep: str) -> bytes | None:
-    """Unlink everything in a directory but directories; the first of those, None when there is none."""
-    below = None
+def _unlink_files(fd: int, keep: str) -> list[bytes]:
+    """Unlink everything in a directory but directories; the first of those, none when there are none."""
+    below: list[bytes] = []
     with os.scandir(fd) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                below = below or os.fsencode(entry.name)
-            elif entry.name != keep:
-                os.unlink(entry.name, dir_fd=fd)
+            if not entry.is_dir(follow_symlinks=False):
+                if entry.name != keep:
+                    os.unlink(entry.name, dir_fd=fd)
+            elif len(below) < MAX_NAMES:
+                below.append(os.fsencode(entry.name))
     return below
 
 

@@ -103,6 +103,8 @@ class Shipping:
         self._needs: asyncio.Queue[bytes] = asyncio.Queue()
         self._packed: asyncio.Queue[_Packed] = asyncio.Queue(1)
         self._acks: asyncio.Queue[Head] = asyncio.Queue()
+        self._unanswered = self._unacknowledged = 0
+        """Offers and seals that have no answer yet: whoever answers more than was asked is not listened to."""
         self._changed = asyncio.Condition()
         self._held = 0
         self._credit = 0
@@ -158,6 +160,7 @@ class Shipping:
         self.shipped_bytes += unit.held_bytes
         if unit.ids:
             assert len(unit.ids) <= MAX_OFFER * ID_BYTES
+            self._unanswered += 1
             await self._send(Offer(unit.ids), len(unit.ids))
         await self._guarded(self._units.put(unit))
 
@@ -187,6 +190,7 @@ class Shipping:
         plain = encode_commit(commit)
         head = Head(commit.number, block_id(plain))
         await before(head)
+        self._unacknowledged += 1
         await self._send(Seal(encode_plain(FrameType.COMMIT, plain)), len(plain))
         acked: Head = await self._guarded(self._acks.get())
         if acked != head:
@@ -201,15 +205,19 @@ class Shipping:
         while True:
             message = await self._channel.receive()
             match message:
-                case Need():
+                case Need() if self._unanswered:
+                    self._unanswered -= 1
                     self._needs.put_nowait(message.bits)
                 case Credit():
                     if message.size < 0:
                         raise PeerError("granted negative credit", where=self._channel.peer)
                     self._credit += message.size
                     await self._wake()
-                case Acked():
+                case Acked() if self._unacknowledged:
+                    self._unacknowledged -= 1
                     self._acks.put_nowait(message.head)
+                case Need() | Acked():
+                    raise PeerError(f"sent {type(message).__name__} and was not asked", where=self._channel.peer)
                 case Refuse():
                     raise _refusal(message, self._channel.peer)
                 case Bye():

@@ -32,6 +32,8 @@ TEMPORARY = b".replicad-restore-"
 next run finds the file and goes on with it."""
 MAX_OPEN_DIRECTORIES = 128
 """Descriptors kept: the way down to the current directory and the directories of files still being written."""
+MAX_NAMES = 1000
+"""Directories of which the names are held at once while a tree is removed: looking for the next one goes over all."""
 MAX_FRESH = 10_000
 """Directories known to be made by this run, newest first. Forgetting one costs a look for its entries, nothing else."""
 
@@ -347,21 +349,21 @@ class Target:
     def _remove_tree(self, path: bytes, name: bytes, parent: int) -> None:
         self._forget(path)
         device = os.fstat(parent).st_dev
-        stack = [(name, os.open(name, _DIRECTORY, dir_fd=parent))]
+        stack = [(name, os.open(name, _DIRECTORY, dir_fd=parent), list[bytes]())]
         try:
             while stack:
-                above, fd = stack[-1]
+                above, fd, below = stack[-1]
                 if os.fstat(fd).st_dev != device:
                     raise OSError(errno.EXDEV, "a file system is mounted below it")
-                below = _unlink_files(fd)
-                if below is not None:
-                    stack.append((below, os.open(below, _DIRECTORY, dir_fd=fd)))
+                below += () if below else _unlink_files(fd)
+                if below:
+                    stack.append((below[-1], os.open(below.pop(), _DIRECTORY, dir_fd=fd), []))
                     continue
                 stack.pop()
                 os.close(fd)
                 os.rmdir(above, dir_fd=stack[-1][1] if stack else parent)
         finally:
-            for _, fd in stack:
+            for _, fd, _below in stack:
                 os.close(fd)
 
     @staticmethod
@@ -393,14 +395,14 @@ def temporary_name(name: bytes) -> bytes:
     return TEMPORARY + checksum(name).hex()[:16].encode()
 
 
-def _unlink_files(fd: int) -> bytes | None:
-    """Unlink everything in a directory but directories; the first of those, None when it is empty now."""
-    below = None
+def _unlink_files(fd: int) -> list[bytes]:
+    """Unlink everything in a directory but directories; the first of those, none when it is empty now."""
+    below: list[bytes] = []
     with os.scandir(fd) as entries:
         for entry in entries:
             name = os.fsencode(entry.name)
             if not entry.is_dir(follow_symlinks=False):
                 os.unlink(name, dir_fd=fd)
-            elif below is None:
-                below = name
+            elif len(below) < MAX_NAMES:
+                below.append(name)
     return below
