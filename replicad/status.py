@@ -123,7 +123,8 @@ class ScrubStatus(msgspec.Struct):
     peer: str
     """At the primary: "" for its own side, else the replica that says this. At the replica: the client."""
     state: str = "starting"
-    """starting, idle (nothing is due), running, paused, quiet (hours), waiting (something is not there yet), failed."""
+    """starting, idle (nothing is due), running, paused, quiet (hours), waiting (something is not there yet, or could
+    not be looked at and is tried again), failed."""
     reason: str = ""
     scrub_every_s: Quantity = 0.0
     """Every byte is to be read again within this."""

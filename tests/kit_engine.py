@@ -49,7 +49,7 @@ class FakeSurface:
     """Parts of a few bytes with the moment of their last verification; reading takes time on the clock."""
 
     def __init__(self, clock: JumpingClock, speed_bytes_s: float = 100e6, side: Side = Side.PRIMARY) -> None:
-        self.dataset, self.side, self.peer = "www", side, ""
+        self.dataset, self.side, self.peer, self.retry_s = "www", side, "", 60.0
         self.clock, self.speed_bytes_s = clock, speed_bytes_s
         self.never: deque[tuple[int, int]] = deque()
         """When it came, and how much."""
@@ -94,6 +94,8 @@ class FakeSurface:
             never - self.waiting + since,
             self.waiting,
             since,
+            self.waiting,
+            self.waiting,
         )
 
     async def verify(self, budget_bytes: int, since_ns: int) -> Verified:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from kit_store import FaultyDisk
 from replicad.model.block import Buffer
 from replicad.model.errors import DiskFullError, LockedError, ReplicadError
+from replicad.system import disk as disk_module
 from replicad.system.disk import ALIGN_BYTES, AlignedBuffer, Disk, Lock, align_down, align_up, read_at, set_direct
 
 MEMORY = Path("/dev/shm")
@@ -225,3 +226,48 @@ def test_alignment(position: int) -> None:
     """Aligned positions are the nearest multiples on both sides."""
     assert align_down(position) <= position <= align_up(position) < position + ALIGN_BYTES
     assert align_down(position) % ALIGN_BYTES == 0 == align_up(position) % ALIGN_BYTES
+
+
+def test_a_lock_that_cannot_be_written_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk: who tries again once there is room is not told that he himself works there."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(DiskFullError):
+        Lock(tmp_path / "lock")
+    monkeypatch.undo()
+    Lock(tmp_path / "lock").release()
+
+
+def test_a_file_that_cannot_be_gone_on_with_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is tried, no descriptor stays open."""
+
+    def fail(*_: object) -> memoryview:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "file").write_bytes(bytes(5000))
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(disk_module, "read_at", fail)
+    with pytest.raises(ReplicadError, match="Input/output error"):
+        Disk().open_append(tmp_path / "file", 5000)
+    monkeypatch.setattr(Disk, "sync_directory", fail)
+    with pytest.raises(OSError):
+        Disk().create(tmp_path / "new")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_what_could_not_be_written_takes_no_room(tmp_path: Path) -> None:
+    """A half-written file beside the one that was to be replaced would fill a full disk for good."""
+
+    class Full(Disk):
+        def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
+            if offset:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().pwrite(fd, data[:100], offset)
+
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(DiskFullError):
+        Full().write_durable(tmp_path / "file", bytes(5000))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
@@ -211,6 +211,21 @@ def test_a_verified_part_that_waits_comes_back_at_its_old_place(ledger: Ledger) 
     assert ledger.due.ages(50).waiting_bytes == 0
 
 
+def test_what_could_not_be_judged_is_tried_again_before_anything_is_read_a_second_time(ledger: Ledger) -> None:
+    """While somebody waits for the rest of what he has asked for, only that is taken."""
+    add(ledger, 3)
+    parts = take(ledger)
+    verify(ledger, parts[:2], 70)
+    ledger.due.postpone(take(ledger, now=65), 60)
+
+    def taken(retry_ns: int) -> list[int]:
+        found = ledger.due.take(FAR, 99, before_ns=200, overdue_ns=0, retry_ns=retry_ns, since_ns=50)
+        return [part.file for part in found]
+
+    assert taken(100) == [parts[2].file]
+    assert taken(60) == [part.file for part in parts[:2]], "nothing else is left, and there is time"
+
+
 def test_a_clock_that_was_wrong_hides_nothing(ledger: Ledger) -> None:
     """Verified in ten years? Not believed: it is due as if it never was."""
     add(ledger, 2)
@@ -347,6 +362,23 @@ class Model:
     verified: dict[int, int]
     """Moment by stretch."""
     waiting: dict[int, int]
+
+
+def test_hardly_more_parts_are_looked_at_than_a_call_takes(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn of some milliseconds does not cost the ledger's thread a look at thousands of parts; none is left out."""
+    add(ledger, 2000)
+    verify(ledger, take(ledger), 100)
+    real, rows = Database.all, list[int]()
+
+    def spy(self: Database, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        found = real(self, sql, values)
+        rows.append(len(found))
+        return found
+
+    monkeypatch.setattr(Database, "all", spy)
+    assert len(take(ledger, 20 * LEAST_BYTES, now=200)) == 20
+    assert sum(rows) < 600
+    assert len(take(ledger, now=200)) == 2000
 
 
 def test_a_file_that_grew_has_its_former_last_part_due(ledger: Ledger) -> None:

@@ -22,6 +22,7 @@ from replicad.source.root import Root
 from replicad.source.verify import Examined, Name, Stretch, examine
 from replicad.work import lookouts as module
 from replicad.work import scrub_primary
+from replicad.work.crew import Crew
 from replicad.work.lookouts import MAX_LOOKOUTS, Lookouts
 
 BLOCK = 65536
@@ -133,3 +134,40 @@ async def test_a_scrub_with_lookouts_finds_what_rotted(
         found = await made.found()
         assert {one.path for one in found} == {os.fsencode(path.name) for path in rotten}
         assert {one.part for one in found} == {Part.BLOCK}
+
+
+async def test_a_process_that_is_being_ended_is_given_nothing_to_do() -> None:
+    """Ending one takes time, in which a question may come: it goes to one that stays, and ends as it should."""
+
+    class Slow:
+        pid = 1
+
+        def __init__(self) -> None:
+            self.ended = False
+
+        async def call(self, task: object, asked: object) -> bytes:
+            await asyncio.sleep(0.05)
+            if self.ended:
+                raise ReplicadError("the process died")
+            return b""
+
+        async def close(self) -> None:
+            await asyncio.sleep(0.02)
+            self.ended = True
+
+    crew = Crew(Slow, 3)  # type: ignore[arg-type]
+    members = []
+    for _ in range(3):
+        members.append(crew.choose())
+        members[-1].tasks += 1
+    for one in members:
+        one.tasks -= 1
+    ending = asyncio.create_task(crew.thin_out(0))
+    await asyncio.sleep(0)
+    chosen = crew.choose()
+    chosen.tasks += 1
+    await chosen.child.call(None, None)  # type: ignore[arg-type]
+    await ending
+    assert all(one.child.ended for one in members)  # type: ignore[attr-defined]
+    assert not chosen.child.ended  # type: ignore[attr-defined]
+    await crew.close()

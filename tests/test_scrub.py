@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -371,6 +372,18 @@ async def test_a_side_that_cannot_be_read_is_never_healthy(rig: Rig) -> None:
     assert rig.status.state in ("running", "idle") and rig.status.on_track
 
 
+async def test_a_defect_of_ours_is_no_health_either(rig: Rig) -> None:
+    """A surface that fails in a way that nobody foresaw is shown as failed, and its runner counts it."""
+    rig.surface.add(GB)
+    await rig.live(60)
+    rig.surface.failure = KeyError(7)  # type: ignore[assignment]
+    rig.clock.ns += 60 * S
+    with pytest.raises(KeyError):
+        await rig.scrub.step()
+    assert (rig.status.state, rig.status.on_track) == ("failed", False)
+    assert rig.status.reason == "nothing could be read: defect: KeyError: 7"
+
+
 async def test_failures_are_the_runner_s_to_count(rig: Rig) -> None:
     """A step that could not read raises, so backoff and failure counts are those of every job."""
     rig.surface.add(GB)
@@ -387,6 +400,20 @@ async def test_failures_are_the_runner_s_to_count(rig: Rig) -> None:
     assert line.failures_in_row >= 3
 
 
+async def test_what_cannot_be_looked_at_is_named_while_the_rest_is_read(rig: Rig) -> None:
+    """Not only once there is nothing else to do, which may never be."""
+    real = rig.surface.verify
+
+    async def verify(budget_bytes: int, since_ns: int) -> engine.Verified:
+        return replace(await real(budget_bytes, since_ns), doubts=("big.img: Permission denied",))
+
+    rig.surface.verify = verify  # type: ignore[method-assign]
+    rig.surface.add(100 * GB)
+    await rig.live(600)
+    assert rig.status.state in ("running", "idle") and rig.surface.never
+    assert rig.status.reason.endswith("stay due, the first: big.img: Permission denied")
+
+
 async def test_a_structure_that_cannot_be_checked_stops_no_reading(rig: Rig) -> None:
     """It is shown, tried again later, and blocks are verified meanwhile; a request ends only when it was checked."""
     rig.surface.add(GB)
@@ -395,6 +422,7 @@ async def test_a_structure_that_cannot_be_checked_stops_no_reading(rig: Rig) -> 
     await rig.live(120)
     assert "the structure could not be checked: catalog is locked" in rig.status.reason
     assert not rig.status.on_track and rig.status.served < number and not rig.surface.never
+    assert rig.status.state == "waiting", "who waits for the request sees that it does not go on"
     rig.surface.structure_failure = None
     await rig.live(1800)
     assert rig.status.served == number and rig.status.on_track and rig.surface.structures
@@ -514,6 +542,8 @@ async def test_scrubs_of_one_node_read_one_after_the_other(tmp_path: Path) -> No
     assert (one.status.dataset, one.number) == ("a", 1)
     paused = await scrubs.direct("pause", 60.0, lambda status: status.dataset == "b")
     assert paused[0].until_ns >= clock.ns
+    paused = await scrubs.direct("pause", 1e300, lambda status: status.dataset == "b")
+    assert paused[0].until_ns <= clock.ns + LONGEST_PAUSE_S * S, "a day at most, whatever is asked for"
     assert len(await scrubs.direct("resume", 0.0, lambda status: True)) == 1
     while not all(len(surface.turns) > 3 for _, surface in rigs):
         await asyncio.sleep(0)

@@ -23,6 +23,7 @@ class Counting:
     def __init__(self, dataset: str, side: Side, peer: str) -> None:
         self.dataset, self.side, self.peer = dataset, side, peer
         self.verified_ns = self.structures = 0
+        self.retry_s = 60.0
 
     async def extent(self, before_ns: int) -> Extent:
         never = 0 if self.verified_ns else 4000

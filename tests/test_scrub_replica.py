@@ -542,3 +542,36 @@ def test_where_blocks_are_used_and_how_files_are_called_is_found_page_by_page(
         assert [one for page in inventory.uses(ids) for one in page] == [row for row in blocks if row.id in ids]
         assert [one for page in inventory.names_of(files) for one in page] == [n for n in names if n.file in files]
         assert not any(inventory.uses([b"x" * 32])) and not any(inventory.names_of([1 << 40]))
+
+
+def test_a_snapshot_that_arrives_during_a_check_of_the_structure_is_no_contradiction(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compared with one another is asked of one state of the catalog, however long that takes."""
+    real = Inventory.heads
+
+    def heads(self: Inventory, after: tuple[int, int] = (0, -1)) -> Iterator[tuple[int, int, bytes]]:
+        rig.put(5, {b"late": block("late ", 700)})
+        return real(self, after)
+
+    monkeypatch.setattr(Inventory, "heads", heads)
+    asyncio.run(rig.surface.structure())
+    assert rig.findings.listed(state=None) == []
+
+
+async def test_a_store_is_scrubbed_as_soon_as_its_findings_can_be_kept(tmp_path: Path) -> None:
+    """A damaged findings book that was moved away, as its error says, needs no restart of the daemon."""
+    rig = make(tmp_path)
+    rig.close()
+    book = rig.directory / "findings.db"
+    checkpoint(book)
+    write_at(book, 0, b"rot" * 2000)
+    shelves = Shelves(ListenConfig(tmp_path), list, Disk(), Clock())
+    await shelves.open_all()
+    key = ("ams1", "www")
+    with pytest.raises(ReplicadError, match="damaged"):
+        await shelves.surface(*key)
+    book.rename(tmp_path / "moved.db")
+    assert (await (await shelves.surface(*key)).verify(ALL, 0)).units
+    assert [line.reason for line in shelves.statuses] == [""]
+    await shelves.close()

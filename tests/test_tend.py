@@ -48,7 +48,7 @@ from replicad.work.account_record import Sums
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.confirm import Opinions
 from replicad.work.dataset import Dataset
-from replicad.work.tend import AGAIN_ROUNDS, LAST_AGAIN_ROUNDS, Patience, Tending
+from replicad.work.tend import AGAIN_ROUNDS, AWAITED_S, LAST_AGAIN_ROUNDS, Patience, Tending
 
 DATA = random.Random(5).randbytes(5 * BLOCK + 1000)
 
@@ -450,6 +450,19 @@ async def test_the_replicas_scrub_is_mirrored_and_can_be_started(tmp_path: Path)
         assert (status.peer, status.side, status.state, status.reason) == ("fra1", "replica", "running", "so?it is")
         assert status.divergent == {"both_rot": 2} and status.requested == 0
         assert await w.job.start_scrub() == status.requested == 1
+
+
+async def test_a_scrub_that_is_held_up_is_not_asked_about_all_the_time(tmp_path: Path) -> None:
+    """Every two seconds while it goes on and somebody waits for it; it may be paused for a day."""
+    async with world(tmp_path) as w:
+        await w.job.start_scrub()
+        for state, is_soon in {"running": True, "paused": False, "waiting": False, "idle": True}.items():
+            w.scrub.status.state = state
+            await w.round()
+            assert (w.job._every_s == AWAITED_S) is is_soon
+        w.scrub.status.served = w.scrub.status.requested
+        await w.round()
+        assert w.job._every_s == w.job._dataset.config.tend_every_s
 
 
 LIES = {

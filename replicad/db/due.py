@@ -37,6 +37,8 @@ OVERDUE_SHARE = 2
 must not keep all others from their turn."""
 MOST_AHEAD_NS = 3600 * 10**9
 """How far a moment of verification may lie in the future, after a clock was set back, and still be believed."""
+PAGE_PARTS = 256
+"""Parts that were verified before read at once: about as many as one batch holds."""
 PAGE_FILES = 512
 """Files of a run of new ones looked up at once."""
 RANGES = 64
@@ -110,6 +112,10 @@ class Ages:
     """Neither verified nor looked at since the moment asked about."""
     waiting_bytes: int
     """Looked at since then, but could not be judged, and not to be tried again yet."""
+    tried_bytes: int
+    """The same, and what is to be tried again by now."""
+    tried_never_bytes: int
+    """What was never verified, and could not be judged when it was looked at last."""
     oldest_ns: int
 
 
@@ -177,19 +183,32 @@ class DueParts:
 
     # whose turn it is
 
-    def take(self, budget_bytes: int, limit: int, *, before_ns: int, overdue_ns: int, retry_ns: int) -> list[Due]:
+    def take(
+        self,
+        budget_bytes: int,
+        limit: int,
+        *,
+        before_ns: int,
+        overdue_ns: int,
+        retry_ns: int,
+        since_ns: int | None = None,
+    ) -> list[Due]:
         """The next parts in order, about `budget_bytes` of them and at most `limit`, one at least if any is due.
 
         Parts verified or looked at from `before_ns` on are left out, also those that could not be judged since
-        `retry_ns`. Once the oldest were verified before `overdue_ns` they have their share beside what is new.
+        `retry_ns`. Once the oldest were verified before `overdue_ns` they have their share beside what is new. What
+        was verified since `since_ns` is taken only when nothing else is left, not even what could not be judged.
         """
-        self._back_from_the_future(before_ns + MOST_AHEAD_NS)
+        self.back_from_the_future(before_ns)
         bag = _Bag(budget_bytes // OVERDUE_SHARE, limit // OVERDUE_SHARE)
-        bag.fill(self._old(overdue_ns, retry_ns, limit), at_least=1)
+        bag.fill(self._old(overdue_ns, retry_ns), at_least=1)
         late, bag.budget_bytes, bag.limit = set(bag.parts), budget_bytes, limit
         bag.fill(self._never(limit), at_least=1)
-        rest = (part for part in self._old(before_ns, retry_ns, limit) if part not in late)
-        bag.fill(rest, at_least=0 if bag.parts else 1)
+        since_ns = before_ns if since_ns is None else min(since_ns, before_ns)
+        for parts in (self._old(since_ns, retry_ns), self._unjudged(since_ns, min(before_ns, retry_ns))):
+            bag.fill((part for part in parts if part not in late), at_least=0 if bag.parts else 1)
+        if not bag.parts:
+            bag.fill(self._old(before_ns, retry_ns), at_least=1)
         return bag.parts
 
     def settle(self, verified: Sequence[Due], at_ns: int, sizes: Sequence[int]) -> int:
@@ -241,11 +260,21 @@ class DueParts:
             " coalesce(sum(bytes) FILTER (WHERE at_ns < ?), 0), coalesce(min(at_ns), 0) FROM tally",
             (before_ns,),
         ) or (0, 0, 0, 0)
-        waiting = self._db.value(
-            "SELECT coalesce(sum(bytes), 0) FROM part WHERE turn > at_ns AND turn >= ? AND at_ns < ?",
-            (max(before_ns, retry_ns), before_ns),
+        waiting, tried, tried_never = self._db.one(
+            "SELECT coalesce(sum(bytes) FILTER (WHERE turn >= ? AND at_ns < ?), 0),"
+            " coalesce(sum(bytes) FILTER (WHERE turn >= ? AND at_ns < ?), 0),"
+            " coalesce(sum(bytes) FILTER (WHERE at_ns = 0), 0) FROM part WHERE turn > at_ns AND turn >= 0",
+            (max(before_ns, retry_ns), before_ns, before_ns, before_ns),
+        ) or (0, 0, 0)
+        return Ages(
+            total_bytes=total + fresh,
+            never_bytes=never + fresh,
+            since_bytes=since + fresh - waiting,
+            waiting_bytes=int(waiting),
+            tried_bytes=int(tried),
+            tried_never_bytes=int(tried_never),
+            oldest_ns=0 if fresh else int(oldest),
         )
-        return Ages(total + fresh, never + fresh, since + fresh - waiting, int(waiting), 0 if fresh else int(oldest))
 
     # below: how
 
@@ -296,8 +325,9 @@ class DueParts:
         part = self._db.value("SELECT max(turn) FROM part WHERE turn < 0")
         return max(_FIRST_TURN if fresh is None else fresh, _FIRST_TURN if part is None else part) + 1
 
-    def _back_from_the_future(self, latest_ns: int) -> None:
+    def back_from_the_future(self, now_ns: int) -> None:
         """Verified later than now? The clock was wrong then, and would keep the part waiting until that moment."""
+        latest_ns = now_ns + MOST_AHEAD_NS
         if self._db.value("SELECT 1 FROM part WHERE turn > ? LIMIT 1", (latest_ns,)):
             self._db.execute("UPDATE part SET at_ns = 0, turn = ? WHERE turn > ?", (self._next_turn(), latest_ns))
 
@@ -310,13 +340,26 @@ class DueParts:
         known = ((row[0], Due(*row[1:])) for row in marked)
         return (part for _, part in merge(known, self._fresh(), key=itemgetter(0)))
 
-    def _old(self, before_ns: int, retry_ns: int, limit: int) -> list[Due]:
-        rows = self._db.all(
-            "SELECT file, stretch, at_ns, bytes, marks FROM part WHERE turn >= 0 AND turn < ?"
-            " AND (turn = at_ns OR turn < ?) ORDER BY turn, file, stretch LIMIT ?",
-            (before_ns, retry_ns, limit),
-        )
-        return list(map(Due._make, rows))
+    def _old(self, before_ns: int, retry_ns: int) -> Iterator[Due]:
+        return self._in_order("turn = at_ns OR turn < ?", retry_ns, 0, before_ns)
+
+    def _unjudged(self, since_ns: int, retry_ns: int) -> Iterator[Due]:
+        """What was looked at since then and could not be judged, nor was it verified since."""
+        return self._in_order("turn > at_ns AND at_ns < ?", since_ns, since_ns, retry_ns)
+
+    def _in_order(self, what: str, value: int, first_turn: int, end_turn: int) -> Iterator[Due]:
+        """Parts with a turn from `first_turn` up to, not including, `end_turn`, in pages: mostly a few are wanted."""
+        after = (first_turn, -(2**63), -1)
+        while rows := self._db.all(
+            "SELECT turn, file, stretch, at_ns, bytes, marks FROM part"
+            f" WHERE (turn, file, stretch) > (?, ?, ?) AND turn < ? AND ({what}) ORDER BY turn, file, stretch LIMIT ?",
+            (*after, end_turn, value, PAGE_PARTS),
+        ):
+            for row in rows:
+                yield Due._make(row[1:])
+            if len(rows) < PAGE_PARTS:
+                return
+            after = rows[-1][:3]
 
     def _fresh(self) -> Iterator[tuple[int, Due]]:
         for turn, first, last in self._ranges():

@@ -25,6 +25,7 @@ from replicad.model.attestation import MAX_ASKED_PINS
 from replicad.model.divergence import Divergence, Receipt, Side, State, Suspect, divergence_id
 from replicad.model.errors import UsageError
 from replicad.model.retention import Pin
+from replicad.model.verdict import Verdict
 
 REMEDY = (
     "move the file away: what is still wrong is found again by the next scrub; its history is lost, and so are the pins"
@@ -115,9 +116,9 @@ class Findings:
         same. What is returned stands in the book."""
 
         def write() -> Divergence:
-            if known := self._latest(found, State.OPEN):
+            if known := self.open_at(found.side, found.peer, found.key):
                 return self._write(known.found_again(found))
-            noted = self._latest(found, State.ACKNOWLEDGED)
+            noted = self._latest(found.side, found.peer, found.key, State.ACKNOWLEDGED)
             if noted and found.state is State.OPEN and noted.is_same_damage(found):
                 return noted
             return self._write(msgspec.structs.replace(found, id=self._free_id(found)))
@@ -167,6 +168,25 @@ class Findings:
             (side, side, state, state, MAX_LISTED),
         )
         return [_divergence.decode(body) for (body,) in rows]
+
+    def open_counts(self, side: Side) -> dict[Verdict, tuple[int, int]]:
+        """How many open divergences of this side have each verdict, and when the oldest of those was found."""
+        rows = self._db.all(
+            "SELECT verdict, count(*), min(found_ns) FROM divergence WHERE side = ? AND state = ? GROUP BY verdict",
+            (side, State.OPEN),
+        )
+        return {Verdict(verdict): (count, oldest_ns) for verdict, count, oldest_ns in rows}
+
+    def open_keys(self, side: Side, peer: str, limit: int) -> list[str]:
+        """Keys of open divergences, `limit` at most: many more are told apart this way than can be listed."""
+        rows = self._db.all(
+            "SELECT key FROM divergence WHERE side = ? AND peer = ? AND state = 'open' LIMIT ?", (side, peer, limit)
+        )
+        return [key for (key,) in rows]
+
+    def open_at(self, side: Side, peer: str, key: str) -> Divergence | None:
+        """The open divergence with this key."""
+        return self._latest(side, peer, key, State.OPEN)
 
     def settled(self, since_ns: int, limit: int) -> tuple[list[Divergence], int]:
         """The last divergences that changed since then and are not open, the latest first, and how many there are."""
@@ -327,11 +347,11 @@ class Findings:
 
     # below: how
 
-    def _latest(self, found: Divergence, state: State) -> Divergence | None:
+    def _latest(self, side: Side, peer: str, key: str, state: State) -> Divergence | None:
         body = self._db.value(
             "SELECT body FROM divergence WHERE side = ? AND peer = ? AND key = ? AND state = ?"
             " ORDER BY changed_ns DESC LIMIT 1",
-            (found.side, found.peer, found.key, state),
+            (side, peer, key, state),
         )
         return _divergence.decode(body) if body else None
 

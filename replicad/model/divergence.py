@@ -284,6 +284,13 @@ def block_key(file: int, number: int) -> str:
     return f"block:{file}:{number}"
 
 
+def block_of_key(key: str) -> tuple[int, int] | None:
+    """The file and number that such a key speaks of; None for any other key."""
+    kind, _, place = key.partition(":")
+    file, _, number = place.partition(":")
+    return (int(file), int(number)) if kind == "block" and number else None
+
+
 def metadata_key(path: bytes) -> str:
     """Key of a finding about an entry's metadata."""
     return f"metadata:{path.hex()}"

@@ -46,9 +46,10 @@ from replicad.system.direct import (
 
 KEPT_BYTES = 4 * 1024 * 1024
 """Bad bytes of one part that are handed on for the quarantine; of a part that is rotten as a whole, the first ones."""
-MEDIUM_ERRORS = (errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EBADMSG, errno.EUCLEAN)
+MEDIUM_ERRORS = (errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO, errno.EBADMSG, errno.EUCLEAN)
 """What reading gives when the medium, or a checksum below the file system, fails. (The kernel says ENODATA for a sector
-that a disk cannot read, btrfs EIO, ext4 EBADMSG and EUCLEAN for its own structures.)"""
+that a disk cannot read, EILSEQ and EREMOTEIO for what a disk refuses otherwise, btrfs EIO, ext4 EBADMSG and EUCLEAN for
+its own structures.)"""
 _RIGHTS_DEPENDENT = (b"trusted.", b"security.")
 """Attributes that a process sees or does not see depending on its rights."""
 

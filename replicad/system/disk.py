@@ -16,7 +16,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from replicad.model.block import Buffer
@@ -128,9 +128,13 @@ class Lock:
                 raise ReplicadError(f"cannot lock: {error.strerror}", where=str(path)) from error
             text = f"process {holder} already works here"
             raise LockedError(text, where=str(path), hint="stop it, or use another directory") from None
-        with errors_at(path, "writing the lock"):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            with errors_at(path, "writing the lock"):
+                os.ftruncate(self._fd, 0)
+                os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        except BaseException:
+            self.release()  # else nobody could lock it again before this process ends
+            raise
 
     def release(self) -> None:
         """Let others in. The file stays: removing it would let two processes lock two files of one name."""
@@ -145,17 +149,25 @@ class Disk:
     def write_durable(self, path: Path, data: bytes, mode: int = 0o600) -> None:
         """Replace `path` by a file with `data`: after a crash there is the old file or the new one, whole."""
         temporary = path.with_name(f".{path.name}.new")
-        with errors_at(path, "writing"):
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-            try:
-                os.fchmod(fd, mode)
-                done = 0
-                while done < len(data):
-                    done += self.pwrite(fd, data[done:], done)
-                self.sync(fd)
-            finally:
-                os.close(fd)
+        try:
+            with errors_at(path, "writing"):
+                self._write_whole(temporary, data, mode)
+        except ReplicadError:
+            with suppress(OSError):
+                temporary.unlink()  # where there was no room, it takes none
+            raise
         self.rename_durable(temporary, path)
+
+    def _write_whole(self, path: Path, data: bytes, mode: int) -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        try:
+            os.fchmod(fd, mode)
+            done = 0
+            while done < len(data):
+                done += self.pwrite(fd, data[done:], done)
+            self.sync(fd)
+        finally:
+            os.close(fd)
 
     def rename_durable(self, source: Path, target: Path) -> None:
         """Rename within one directory or between two, replacing `target`; on the disk when this returns."""
@@ -199,7 +211,11 @@ class Disk:
     def create(self, path: Path) -> Appender:
         """A new, empty file to append to; its name is durable when this returns. Raises FileExistsError."""
         appender = Appender(self, path, os.O_CREAT | os.O_EXCL, 0)
-        self.sync_directory(path.parent)
+        try:
+            self.sync_directory(path.parent)
+        except BaseException:
+            appender.close()
+            raise
         return appender
 
     def open_append(self, path: Path, position: int) -> Appender:
@@ -270,10 +286,18 @@ class Appender:
         self._broken = False
         with errors_at(path, "opening"):
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
-            set_direct(self._fd, True)
-            if position > self._start:
-                kept = read_at(self._fd, self._buffer, self._start, position - self._start)
-                assert len(kept) == position - self._start, "position is not the end of the file"
+        try:
+            with errors_at(path, "reading"):
+                self._take_up(position)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_up(self, position: int) -> None:
+        set_direct(self._fd, True)
+        if position > self._start:
+            kept = read_at(self._fd, self._buffer, self._start, position - self._start)
+            assert len(kept) == position - self._start, "position is not the end of the file"
 
     def append(self, data: Buffer) -> None:
         """Add `data` at the end. Raises DiskFullError, ReplicadError."""

@@ -46,10 +46,15 @@ class Crew:
         return [pid for one in self._members if (pid := one.child.pid)]
 
     async def thin_out(self, kept: int) -> None:
-        """End those without a task, but for so many of them."""
-        for one in [one for one in self._members if not one.tasks][kept:]:
-            self._members.remove(one)
-            await one.child.close()
+        """End those without a task, but for so many of them. From here on none of them is chosen: ending takes time."""
+        idle = [one for one in self._members if not one.tasks][kept:]
+        self._members = [one for one in self._members if one not in idle]
+        try:
+            while idle:
+                await idle[-1].child.close()
+                idle.pop()
+        finally:
+            self._members += idle  # cancelled: somebody ends them later
 
     async def close(self) -> None:
         """End all of them."""

@@ -49,6 +49,8 @@ class Lookouts:
         """End all of them."""
         if self._timer:
             self._timer.cancel()
+        if self._ending:
+            await asyncio.gather(self._ending, return_exceptions=True)
         await self._crew.close()
 
     @property
@@ -69,7 +71,7 @@ class Lookouts:
 
     def _end(self) -> None:
         if not self._crew.is_busy:
-            self._ending = asyncio.create_task(self.close())
+            self._ending = asyncio.create_task(self._crew.thin_out(0))
 
 
 def _plain(stretch: Stretch) -> Plain | None:

@@ -46,6 +46,8 @@ _SAID = {
     Sight.UNKNOWN: "a block gave two different answers when it was read twice",
 }
 _PASSING = "a block was read wrongly once, and well when it was read again: memory, cable or controller may be failing"
+MAX_KEYS = 100_000
+"""Open findings that are kept in mind while parts are looked at: ten megabytes."""
 MAX_PROBLEMS = 20
 """Lines about a damaged ledger that one finding holds."""
 
@@ -106,7 +108,7 @@ class PrimaryFindings:
     def report_block(self, place: Place, affected: tuple[Affected, ...], count: int, kept: str, at_ns: int) -> None:
         """Remember a block that was not well. One that was well at the second look is gone with that."""
         odd, passing = place.odd, place.odd.is_passing
-        if passing and block_key(place.part.file, odd.number) in self.open():
+        if passing and self._open_at(block_key(place.part.file, odd.number)):
             return  # it failed before: one good look does not settle it
         evidence = Evidence(primary=odd.sight, writing=Writing.UNWRITTEN)
         bits, positions = _bits(place)
@@ -184,14 +186,20 @@ class PrimaryFindings:
             )
         )
 
-    def open(self) -> dict[str, Divergence]:
-        """Open findings of this side, by key."""
-        found = self._dataset.findings.listed(side=Side.PRIMARY)
-        return {one.key: one for one in found if not one.peer}
+    def open(self) -> list[Divergence]:
+        """Open findings of this side, the oldest if there are very many."""
+        return [one for one in self._dataset.findings.listed(side=Side.PRIMARY) if not one.peer]
+
+    def open_keys(self) -> list[str]:
+        """Their keys."""
+        return self._dataset.findings.open_keys(Side.PRIMARY, "", MAX_KEYS)
+
+    def _open_at(self, key: str) -> Divergence | None:
+        return self._dataset.findings.open_at(Side.PRIMARY, "", key)
 
     def set_gone(self, key: str, why: str, at_ns: int) -> bool:
         """What was found there can be found no more; whether anything open stood there."""
-        found = self.open().get(key)
+        found = self._open_at(key)
         if found is None:
             return False
         self._dataset.findings.update(found.with_event(at_ns, why, state=State.GONE))

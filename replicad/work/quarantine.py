@@ -38,12 +38,13 @@ class Quarantine:
         return Quarantine(self._base, disk, self._name)
 
     def keep(self, name: str, data: bytes) -> str:
-        """Keep bytes; the file's path relative to the base, "" when there is no room for them."""
+        """Keep bytes; the file's path relative to the base, "" when they cannot be kept: whatever is wrong with the
+        directory keeps nobody from telling what was found."""
         path = self.directory / name
         try:
             self._make_room(len(data))
             self._disk.write_durable(path, data)
-        except ReplicadError as error:
+        except (ReplicadError, OSError) as error:
             log.warning("bad bytes cannot be kept", path=str(path), reason=str(error))
             return ""
         return f"{self._name}/{name}"
@@ -74,13 +75,18 @@ class Quarantine:
         return [self.directory / name for _, name, _ in reversed(self._files()) if name.endswith(".seg")]
 
     def _make_room(self, size: int) -> None:
-        self._disk.make_directory(self.directory)
-        files = self._files()
-        used = sum(kept for *_, kept in files)
-        while files and (used + size > MAX_KEPT_BYTES or len(files) >= MAX_KEPT_FILES):
-            _, oldest, kept = files.pop(0)
-            used -= kept
-            (self.directory / oldest).unlink(missing_ok=True)
+        """Raises ReplicadError, whatever is wrong with the directory."""
+        try:
+            self._disk.make_directory(self.directory)
+            files = self._files()
+            used = sum(kept for *_, kept in files)
+            while files and (used + size > MAX_KEPT_BYTES or len(files) >= MAX_KEPT_FILES):
+                _, oldest, kept = files.pop(0)
+                used -= kept
+                (self.directory / oldest).unlink(missing_ok=True)
+        except OSError as error:
+            text, hint = f"no room can be made: {error.strerror}", "check rights and mount"
+            raise ReplicadError(text, where=str(self.directory), hint=hint) from error
 
     def _files(self) -> list[tuple[int, str, int]]:
         """(ctime, name, size), oldest first. Several threads keep bytes here: what one sees another may finish."""

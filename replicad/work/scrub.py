@@ -15,6 +15,7 @@ from functools import partial
 
 from replicad.config import DatasetConfig, ListenConfig
 from replicad.config.units import parse_hours
+from replicad.db.due import MOST_AHEAD_NS
 from replicad.model import pace
 from replicad.model.divergence import Side
 from replicad.model.errors import ReplicadError
@@ -46,6 +47,7 @@ ALIVE_EVERY_S = 600.0
 """How often it is written down that the scrub is alive."""
 STOOD_SHARE = 0.02
 """An interruption shorter than this share of `scrub_every` is not worth a word."""
+NOT_SINCE_START = "what could not be looked at before the daemon was started is tried again"
 MEMORY_S, LASTING_S = 1.0, 300.0
 """Seconds of reading after which a measured speed counts half: for the length of turns, and for forecasts."""
 
@@ -89,6 +91,8 @@ class Scrubbing:
         self._turn_s, self._turn_bytes, self._turn_ended_s = 0.0, 0, float("-inf")
         self._nothing_until_s = self._wake_s = float("-inf")
         self._doubts: tuple[str, ...] = ()
+        """What could not be looked at, until it could: no request ends before."""
+        self._more_doubts = self._doubted_ns = 0
         self._structure_error = ""
         self._poked = asyncio.Event()
 
@@ -156,10 +160,11 @@ class Scrubbing:
         self._poked.clear()
         try:
             await self._step()
-        except ReplicadError as error:
+        except Exception as error:  # a defect of ours too: the runner counts it, and nothing is on track meanwhile
             self._surface = None
             self._looked_s = float("-inf")
-            self._show("failed", f"nothing could be read: {error}", on_track=False)
+            said = error if isinstance(error, ReplicadError) else f"defect: {type(error).__name__}: {error}"
+            self._show("failed", f"nothing could be read: {said}", on_track=False)
             raise
 
     async def _step(self) -> None:
@@ -173,7 +178,7 @@ class Scrubbing:
             await self._serve(memory, "there is nothing to verify")
             self._rest("waiting", "nothing is recorded yet", CALM_LOOK_S)
             return
-        if not self._requested_bytes:
+        if not (self._requested_bytes or self._doubts):
             await self._serve(memory, "everything has been verified since")
         situation = self._situation(policy, memory)
         now = pace.decide(policy, situation)
@@ -196,19 +201,27 @@ class Scrubbing:
         """One turn, or the rest that the last one has earned."""
         at_s = self._clock.monotonic_s()
         rest_s = self._turn_ended_s + now.rest_s(self._turn_s, self._turn_bytes) - at_s if self._turn_s else 0.0
-        if self._nothing_until_s > at_s and self._doubts:
-            text = f"{len(self._doubts)} parts could not be looked at and stay due, the first: {self._doubts[0]}"
-            self._rest("waiting", text, self._nothing_until_s - at_s, on_track=now.on_track)
-        elif not now.share or self._nothing_until_s > at_s:
-            self._rest("idle", self._remark(now), CALM_LOOK_S, on_track=now.on_track)
+        is_asked_in_vain = bool(memory.requested_ns) and not (self._requested_bytes or now.share)
+        if self._doubts and (self._nothing_until_s > at_s or is_asked_in_vain):
+            again_s = self._nothing_until_s - at_s
+            self._rest("waiting", self._remark(now), again_s if again_s > 0 else CALM_LOOK_S, on_track=now.on_track)
+        elif not (now.share or self._is_to_be_tried_again(now)) or self._nothing_until_s > at_s:
+            state = "waiting" if is_asked_in_vain and self._structure_error else "idle"
+            self._rest(state, self._remark(now), CALM_LOOK_S, on_track=now.on_track)
         elif rest_s > 0:
             self._rest("idle" if rest_s > CALM_LOOK_S else "running", self._remark(now), rest_s, on_track=now.on_track)
         else:
             self._show("running", self._remark(now), on_track=now.on_track)
             async with self._turnstile:
                 await self._take_turn(surface, memory, now)
+            if self._is_to_be_tried_again(now):
+                self._looked_s = float("-inf")
             after_s = now.rest_s(self._turn_s, self._turn_bytes)
             self._wake_s = min(self._turn_ended_s + after_s, self._looked_s + self._look_every_s())
+
+    def _is_to_be_tried_again(self, now: Pace) -> bool:
+        """Whether nothing asks for any pace, and something that could not be judged has waited for long enough."""
+        return not now.share and self._outstanding.extent.since_bytes > 0
 
     async def _hurry(self, surface: Surface, policy: Policy, memory: Memory) -> None:
         """Turns beside the check of the structure, while somebody waits and all of the time may be read in."""
@@ -220,10 +233,16 @@ class Scrubbing:
 
     async def _take_turn(self, surface: Surface, memory: Memory, now: Pace) -> None:
         began_s = self._clock.monotonic_s()
-        verified = await surface.verify(now.turn_bytes, self._since_ns(memory))
+        try:
+            verified = await surface.verify(now.turn_bytes, self._since_ns(memory))
+        except ReplicadError as error:
+            self._doubt((str(error),))
+            await self._remember_doubt(memory)
+            raise
         self._turn_ended_s = self._clock.monotonic_s()
         self._turn_s = max(1e-6, self._turn_ended_s - began_s)
         self._note(verified, memory)
+        await self._remember_doubt(memory)
 
     def _note(self, verified: Verified, memory: Memory) -> None:
         size = self._turn_bytes = verified.media_bytes + verified.cache_bytes
@@ -239,21 +258,24 @@ class Scrubbing:
             self._requested_bytes = max(1, self._requested_bytes - size)
             if self._requested_bytes == 1:  # it may be done, but only a look says so
                 self._looked_s = float("-inf")
-        if verified.doubts or not verified.units:
-            self._doubts = verified.doubts
+        if verified.doubts:
+            self._doubt(verified.doubts, verified.more_doubts)
         if not verified.units:
             self._nothing_until_s = self._turn_ended_s + NOTHING_AGAIN_S
-            if not verified.doubts:
+            if not self._doubts:
                 self._requested_bytes = 0
         if verified.found:
             self._recounted_s = float("-inf")
+
+    def _doubt(self, doubts: tuple[str, ...], more: int = 0) -> None:
+        self._doubts, self._more_doubts, self._doubted_ns = doubts, more, self._clock.now_ns()
 
     async def _check_structure(self, surface: Surface, memory: Memory) -> None:
         """What hashing cannot see. That it could not be checked is shown and tried again; reading goes on."""
         self._show("running", "the structure is checked")
         began_ns, self._wake_s = self._clock.now_ns(), float("-inf")
         try:
-            self._doubts = (await surface.structure()).doubts
+            await surface.structure()
         except ReplicadError as error:
             self._structure_error = f"the structure could not be checked: {error}"
             self._structure_again_s = self._clock.monotonic_s() + STRUCTURE_AGAIN_S
@@ -275,7 +297,8 @@ class Scrubbing:
         """End the request under way, if there is one, and if the structure was checked since as well."""
         is_checked = memory.structure_ns >= memory.requested_ns or not self._outstanding.extent.total_bytes
         if memory.requested_ns and is_checked:
-            memory.served, memory.requested_ns, memory.from_peer = memory.requested, 0, False
+            memory.served, memory.requested_ns = memory.requested, 0
+            memory.from_peer = memory.is_in_doubt = False
             await self._remember()
             log.info("scrub request served", scrub=self.name, what=what)
 
@@ -291,10 +314,15 @@ class Scrubbing:
         """Ask how much there is to do; measure what was done and how busy the host is."""
         now_ns, at_s = self._clock.now_ns(), self._clock.monotonic_s()
         await self._outstanding.look(surface, policy, now_ns)
+        since = self._outstanding.extent
         if memory.requested_ns:
-            requested = (await surface.extent(memory.requested_ns)).since_bytes
-            is_over = not requested or (self._nothing_until_s > at_s and not self._doubts)
-            self._requested_bytes = 0 if is_over else requested
+            since = await surface.extent(memory.requested_ns)
+            is_over = not since.since_bytes or (self._nothing_until_s > at_s and not self._doubts)
+            self._requested_bytes = 0 if is_over else since.since_bytes
+        is_tried_again = now_ns - self._doubted_ns > surface.retry_s * 1e9
+        if not since.since_bytes and (not since.waiting_bytes or is_tried_again):
+            self._doubts = ()  # all that waits was tried again since and was not in doubt: it is being written
+        await self._remember_doubt(memory)
         elapsed_s = at_s - self._looked_s
         if 0 < elapsed_s < float("inf"):
             fade = 0.5 ** (elapsed_s / CALM_LOOK_S)
@@ -330,7 +358,7 @@ class Scrubbing:
             second_of_day=self._clock.second_of_day(),
             demands=self._outstanding.demands,
             requested_bytes=self._requested_bytes if memory.requested_ns else 0,
-            breaks_quiet=bool(memory.requested_ns) and not memory.from_peer,
+            breaks_quiet=bool(memory.requested_ns and self._requested_bytes) and not memory.from_peer,
             paused_until_ns=memory.paused_until_ns,
             speed_bytes_s=self._speed.bytes_s,
             lasting_bytes_s=self._lasting.bytes_s,
@@ -339,7 +367,7 @@ class Scrubbing:
         )
 
     def _look_every_s(self) -> float:
-        if self._memory and self._memory.requested_ns:
+        if self._memory and self._memory.requested_ns and (self._requested_bytes or not self._doubts):
             return ASKED_LOOK_S
         return CALM_LOOK_S if self.status.state in ("idle", "waiting", "paused", "quiet") else LOOK_EVERY_S
 
@@ -356,8 +384,11 @@ class Scrubbing:
                 self._memory = memory
                 self._outstanding = Outstanding(memory.new_by_ns)
                 self._requested_bytes = 1 if memory.requested_ns else 0
+                if memory.is_in_doubt:
+                    self._doubt((NOT_SINCE_START,))
                 if memory.alive_ns:
                     self._stood(memory, "the daemon did not run", memory.alive_ns)
+        _back_from_the_future(self._memory, self._clock.now_ns())
         self._show_memory(self._memory)
         return self._memory
 
@@ -367,6 +398,13 @@ class Scrubbing:
         memory.alive_ns = self._clock.now_ns()
         self._show_memory(memory)
         await self._in_book(partial(remember, memory=packed(memory)))
+
+    async def _remember_doubt(self, memory: Memory) -> None:
+        """While a request is under way: a restart must not end it as if all were well."""
+        is_in_doubt = bool(self._doubts) and memory.requested_ns > 0
+        if memory.is_in_doubt != is_in_doubt:
+            memory.is_in_doubt = is_in_doubt
+            await self._remember()
 
     async def _recount(self, memory: Memory) -> None:
         """How the findings stand, into the status; and whether a pause is over."""
@@ -407,7 +445,8 @@ class Scrubbing:
         self._wake_s = self._clock.monotonic_s() + min(rest_s, self._look_every_s())
 
     def _show(self, state: str, reason: str, *, on_track: bool = True) -> None:
-        on_track = on_track and not self._structure_error
+        is_kept_from_it = self._doubts and self.status.overdue_bytes
+        on_track = on_track and not (self._structure_error or is_kept_from_it)
         self.status.state, self.status.reason = state, _joined(self._structure_error, reason)
         self.status.on_track = on_track
 
@@ -430,10 +469,14 @@ class Scrubbing:
         status.forecast_ns = min(ends_ns, MOST)
 
     def _remark(self, now: Pace) -> str:
+        if self._doubts:
+            count, first = len(self._doubts) + self._more_doubts, self._doubts[0]
+            text = f"{count} parts could not be looked at and stay due, the first: {first}"
+            return _joined(now.reason, first if first == NOT_SINCE_START else text)
         if now.reason or self._memory is None:
             return now.reason
-        if waiting := self._outstanding.extent.waiting_bytes:
-            return f"{pace.show_size(waiting)} are being written: they are judged once they are recorded anew"
+        if tried := self._outstanding.extent.tried_bytes:
+            return f"{pace.show_size(tried)} are being written: they are judged once they are recorded anew"
         ended_ns = self._memory.stood_until_ns
         if self._memory.stood_s and self._clock.now_ns() - ended_ns < LONGEST_PAUSE_S * 1e9:
             return f"{self._memory.stood} until {format_ns(ended_ns)}, and is making up for it"
@@ -443,6 +486,14 @@ class Scrubbing:
         """Look again now."""
         self._looked_s = self._recounted_s = self._nothing_until_s = float("-inf")
         self._poked.set()
+
+
+def _back_from_the_future(memory: Memory, now_ns: int) -> None:
+    """What was written down by a clock that was ahead must not keep anything waiting until that moment comes."""
+    memory.requested_ns = min(memory.requested_ns, now_ns)
+    memory.alive_ns, memory.stood_until_ns = min(memory.alive_ns, now_ns), min(memory.stood_until_ns, now_ns)
+    if memory.structure_ns > now_ns + MOST_AHEAD_NS:
+        memory.structure_ns = 0
 
 
 def _joined(*reasons: str) -> str:

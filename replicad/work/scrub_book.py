@@ -12,12 +12,15 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from replicad.db.findings import Findings
-from replicad.model.divergence import Side, count_open
+from replicad.model.divergence import Side
 from replicad.model.verdict import Verdict
 
 MEMORY_KEY = "scrub"
 BREAKER_KEY = "breaker"
 """A remembered value that stands in the book while repairs have stopped because there were too many."""
+
+NEVER_LOST = {Verdict.INCONCLUSIVE, Verdict.RECORD_ROT, Verdict.RECORD_DIVERGENCE}
+"""Where nothing else is open, as while a disk is found to be rotten, no finding is looked at one by one to count it."""
 
 Result = TypeVar("Result", covariant=True)
 
@@ -39,6 +42,8 @@ class Memory(msgspec.Struct):
     """Everything is to be verified after this; 0 = no request is under way."""
     from_peer: bool = False
     """The request under way came over the link: it ends no pause and breaks no quiet hours."""
+    is_in_doubt: bool = False
+    """Something could not be looked at for the request under way."""
     paused_from_ns: int = 0
     paused_until_ns: int = 0
     structure_ns: int = 0
@@ -96,15 +101,15 @@ def tally(findings: Findings, side: Side, known: Tally | None) -> Tally:
     stamp = findings.stamp()
     if known and known.stamp == stamp:
         return known
-    found = findings.listed(side=side)
-    doubtful = (one.found_ns for one in found if one.verdict is Verdict.INCONCLUSIVE)
+    found = findings.open_counts(side)
+    may_be_lost = found.keys() - NEVER_LOST
     return Tally(
         stamp=stamp,
-        divergent=count_open(found),
+        divergent={verdict.value: count for verdict, (count, _) in found.items()},
         divergences={verdict: count for (at, verdict), count in findings.totals().items() if at == side},
-        oldest_open_ns=min((one.found_ns for one in found), default=0),
-        oldest_inconclusive_ns=min(doubtful, default=0),
-        lost=sum(one.is_lost for one in found),
+        oldest_open_ns=min((oldest_ns for _, oldest_ns in found.values()), default=0),
+        oldest_inconclusive_ns=found.get(Verdict.INCONCLUSIVE, (0, 0))[1],
+        lost=sum(one.is_lost for one in findings.listed(side=side)) if may_be_lost else 0,
         suspects=len(findings.suspects()),
         repairs=findings.repair_totals(),
         breaker_open=bool(findings.get(BREAKER_KEY)),

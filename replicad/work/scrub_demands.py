@@ -29,7 +29,8 @@ class Outstanding:
         """Of new data that were verified."""
         self._new, self._cycle = NOTHING, NOTHING
         self._ages: list[Demand] = []
-        self._ages_ns = 0
+        self._ages_ns = self._oldest_ns = 0
+        """When they were looked at, and a moment after which all that they are about was verified."""
         self._policy: Policy | None = None
 
     @property
@@ -47,11 +48,11 @@ class Outstanding:
         begin_ns = pace.cycle_begin_ns(policy, surface.dataset, surface.side, now_ns)
         extent = await surface.extent(begin_ns)
         fresh = policy != self._policy or not 0 <= now_ns - self._ages_ns < _ages_every_ns(policy)
-        ages = await _ages(surface, policy, now_ns, extent) if fresh else self._ages
+        ages, oldest_ns = await _ages(surface, policy, now_ns, extent) if fresh else (self._ages, self._oldest_ns)
         self.extent, self.cycle_begin_ns = extent, begin_ns
-        self._look_at_new(policy, max(0, extent.never_bytes - extent.waiting_bytes), now_ns)
-        self._cycle = pace.cycle_demand(policy, extent.since_bytes, extent.total_bytes, begin_ns, now_ns)
-        self._ages, self._policy = ages, policy
+        self._look_at_new(policy, extent.new_bytes, now_ns)
+        self._cycle = pace.cycle_demand(policy, extent.untried_bytes, extent.total_bytes, begin_ns, now_ns)
+        self._ages, self._oldest_ns, self._policy = ages, oldest_ns, policy
         if fresh:
             self._ages_ns = now_ns
 
@@ -62,11 +63,7 @@ class Outstanding:
 
     def oldest_ns(self, policy: Policy) -> int:
         """Everything that is not new was verified after this, everything new came after it; 0 = there is nothing."""
-        known = [self.extent.oldest_ns] if self.extent.oldest_ns else []
-        if not known:
-            target_ns = int(policy.every_s * pace.TARGET_AGE * 1e9)
-            step_ns = int(policy.every_s * pace.AGE_STEP * 1e9)
-            known = [demand.by_ns - target_ns - step_ns for demand in self._ages if demand.left_bytes][:1]
+        known = [moment_ns for moment_ns in (self.extent.oldest_ns or self._oldest_ns,) if moment_ns]
         if self._new.left_bytes:
             known.append(self._new.by_ns - int(policy.new_within_s / 2 * 1e9))
         return min(known, default=0)
@@ -81,24 +78,26 @@ class Outstanding:
         if not never_bytes:
             self.new_by_ns, self._new = 0, NOTHING
             return
-        if not left:
-            left = never_bytes
-            self.new_by_ns = self.new_by_ns or pace.new_due_ns(policy, now_ns)
-        self._new = Demand(left, self.new_by_ns, Why.NEW)
+        due_ns = pace.new_due_ns(policy, now_ns)
+        self.new_by_ns = min(self.new_by_ns or due_ns, due_ns)  # never later, also after a clock was set back
+        self._new = Demand(left or never_bytes, self.new_by_ns, Why.NEW)
 
 
-async def _ages(surface: Surface, policy: Policy, now_ns: int, extent: Extent) -> list[Demand]:
-    """Of what was verified before, how much at which step; only steps that add something."""
+async def _ages(surface: Surface, policy: Policy, now_ns: int, extent: Extent) -> tuple[list[Demand], int]:
+    """Of what was verified before, how much at which step; only steps that add something. And after which moment all of
+    it was, whether or not it could be looked at since."""
     found: list[Demand] = []
-    known = max(0, extent.never_bytes - extent.waiting_bytes)
+    known, oldest_ns = extent.new_bytes, 0
     for moment_ns in pace.age_steps(policy, now_ns):
         if extent.oldest_ns >= moment_ns:
             continue
-        since_bytes = (await surface.extent(moment_ns)).since_bytes
-        if since_bytes > known:
-            found.append(pace.age_demand(policy, since_bytes, moment_ns))
-            known = since_bytes
-    return found
+        then = await surface.extent(moment_ns)
+        if then.old_bytes and not oldest_ns:
+            oldest_ns = moment_ns - int(policy.every_s * pace.AGE_STEP * 1e9)
+        if then.untried_bytes > known:
+            found.append(pace.age_demand(policy, then.untried_bytes, moment_ns))
+            known = then.untried_bytes
+    return found, oldest_ns
 
 
 def _ages_every_ns(policy: Policy) -> int:

@@ -20,10 +20,10 @@ from functools import partial
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from replicad.db.audit import audit
-from replicad.db.due import STRETCH_BLOCKS, Due, stretch_count
+from replicad.db.due import STRETCH_BLOCKS, Ages, Due, stretch_count
 from replicad.db.ledger import BlockRow
 from replicad.db.look_up import LookUp
-from replicad.model.divergence import Divergence, Part, Side, block_key, metadata_key
+from replicad.model.divergence import Part, Side, block_key, block_of_key, metadata_key
 from replicad.model.entry import show_path
 from replicad.model.errors import BookDamagedError, SourceError
 from replicad.source.read import REAL, Access
@@ -78,13 +78,12 @@ class Standing(NamedTuple):
     """Numbers of blocks by file."""
 
     @classmethod
-    def of(cls, found: dict[str, Divergence]) -> Standing:
+    def of(cls, keys: Sequence[str]) -> Standing:
         """From the book."""
         blocks: dict[int, list[int]] = {}
-        for one in found.values():
-            if one.part is Part.BLOCK:
-                blocks.setdefault(one.file, []).append(one.number)
-        return cls(frozenset(found), blocks)
+        for place in filter(None, map(block_of_key, keys)):
+            blocks.setdefault(place[0], []).append(place[1])
+        return cls(frozenset(keys), blocks)
 
 
 @dataclass(slots=True)
@@ -96,6 +95,8 @@ class Tally:
     units: int = 0
     found: int = 0
     doubts: list[str] = field(default_factory=list)
+    more: int = 0
+    """Doubts that are only counted: there may be as many as files."""
 
     def count(self, seen: Examined) -> None:
         """Count what was read."""
@@ -106,14 +107,14 @@ class Tally:
 
     def doubt(self, path: bytes, reason: str) -> None:
         """Something could not be looked at."""
-        self.doubts.append(f"{show_path(path)}: {reason}")
+        if len(self.doubts) < MAX_DOUBTS:
+            self.doubts.append(f"{show_path(path)}: {reason}")
+        else:
+            self.more += 1
 
     def verified(self) -> Verified:
         """The sum."""
-        doubts = self.doubts[:MAX_DOUBTS]
-        if len(self.doubts) > MAX_DOUBTS:
-            doubts.append(f"and {len(self.doubts) - MAX_DOUBTS} more")
-        return Verified(self.media_bytes, self.cache_bytes, self.units, self.found, tuple(doubts))
+        return Verified(self.media_bytes, self.cache_bytes, self.units, self.found, tuple(self.doubts), self.more)
 
 
 class PrimarySurface:
@@ -121,6 +122,7 @@ class PrimarySurface:
 
     side = Side.PRIMARY
     peer = ""
+    retry_s = RETRY_NS / 1e9
 
     def __init__(
         self, dataset: Dataset, pool: Executor, lookouts: Lookouts, clock: Clock, *, access: Access = REAL
@@ -136,11 +138,17 @@ class PrimarySurface:
     async def extent(self, before_ns: int) -> Extent:
         """How it stands; see `Surface`."""
         await self._open()
-        retry_ns = self._clock.now_ns() - RETRY_NS
-        ages = await self._in_ledger(lambda: self._dataset.ledger.due.ages(before_ns, retry_ns))
+        ages = await self._in_ledger(self._ages, before_ns, self._clock.now_ns())
         old_bytes = max(0, ages.since_bytes + ages.waiting_bytes - ages.never_bytes)
         return Extent(
-            ages.total_bytes, ages.never_bytes, ages.oldest_ns, ages.since_bytes, ages.waiting_bytes, old_bytes
+            total_bytes=ages.total_bytes,
+            never_bytes=ages.never_bytes,
+            oldest_ns=ages.oldest_ns,
+            since_bytes=ages.since_bytes,
+            waiting_bytes=ages.waiting_bytes,
+            old_bytes=old_bytes,
+            tried_bytes=ages.tried_bytes,
+            tried_never_bytes=ages.tried_never_bytes,
         )
 
     async def verify(self, budget_bytes: int, since_ns: int) -> Verified:
@@ -179,11 +187,21 @@ class PrimarySurface:
 
     # whose turn it is: in the ledger's thread
 
+    def _ages(self, before_ns: int, now_ns: int) -> Ages:
+        due = self._dataset.ledger.due
+        due.back_from_the_future(now_ns)
+        return due.ages(before_ns, now_ns - RETRY_NS)
+
     def _take(self, budget_bytes: int, started_ns: int, since_ns: int) -> list[Due]:
         overdue_ns = started_ns - int(OVERDUE_SHARE * self._dataset.config.scrub_every_s * 1e9)
         retry_ns = max(started_ns - RETRY_NS, min(since_ns, started_ns))
         return self._dataset.ledger.due.take(
-            budget_bytes, MAX_PARTS, before_ns=started_ns, overdue_ns=overdue_ns, retry_ns=retry_ns
+            budget_bytes,
+            MAX_PARTS,
+            before_ns=started_ns,
+            overdue_ns=overdue_ns,
+            retry_ns=retry_ns,
+            since_ns=since_ns,
         )
 
     def _load(self, parts: Sequence[Due]) -> list[Job]:
@@ -213,7 +231,7 @@ class PrimarySurface:
     async def _verify(self, parts: Sequence[Due], tally: Tally, started_ns: int) -> None:
         """Several batches at once; when one fails the others end first."""
         waiting = deque(_batches([part for part in parts if part.file > 0]))
-        standing = Standing.of(await self._in_books(self._findings.open))
+        standing = Standing.of(await self._in_books(self._findings.open_keys))
         is_helped = len(waiting) >= READERS
 
         async def work() -> None:
@@ -349,7 +367,7 @@ class PrimarySurface:
         if 0 <= now_ns - self._outdated_ns < OUTDATED_NS:
             return
         self._outdated_ns = now_ns
-        for found in (await self._in_books(self._findings.open)).values():
+        for found in await self._in_books(self._findings.open):
             if found.part in (Part.BLOCK, Part.METADATA):
                 why = await self._in_ledger(self._findings.outdated, found)
                 if why:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from replicad.db.database import CACHE_KIB
+from replicad.db.due import MOST_AHEAD_NS
 from replicad.db.findings import Findings
 from replicad.db.inventory import Inventory
 from replicad.model.divergence import Divergence, Part, Side, State
@@ -80,12 +81,22 @@ class _Unit:
         """Whether some of it was never verified."""
         return not self.at_ns or self.verified < self.size
 
+    @property
+    def never_bytes(self) -> int:
+        """How much of it was not."""
+        return max(0, self.size - self.verified) if self.at_ns else self.size
+
+    def owed_bytes(self, before_ns: int) -> int:
+        """How much of it was not since that moment."""
+        return self.size if self.at_ns < before_ns else self.never_bytes
+
 
 class _Began(NamedTuple):
     """How the archive stood when a segment began to be read."""
 
     laid: int
     end: Position
+    at_ns: int
     is_last_try: bool
 
 
@@ -93,6 +104,7 @@ class ReplicaSurface:
     """Keeps the contract of work/surface.Surface for one store."""
 
     side = Side.REPLICA
+    retry_s = RETRY_NS / 1e9
 
     def __init__(
         self,
@@ -111,7 +123,9 @@ class ReplicaSurface:
         self._clock, self._disk = clock, disk
         self._book = StoreFindings(client, dataset, findings, Quarantine(directory, disk), clock)
         self._units: dict[int, _Unit] = {}
+        """For the shelf's thread: segments appear while one session is asked how it stands and another one stores."""
         self._last = 0
+        self._laid = archive.laid
         self._is_loaded = False
         self._marks: dict[int, tuple[int, int, int, str, bytes]] = {}
         """Verifications that are not in the catalog yet, because a session has unsealed work in it."""
@@ -120,23 +134,26 @@ class ReplicaSurface:
 
     async def extent(self, before_ns: int) -> Extent:
         """See `Surface`."""
-        await self._in_shelf(self._refresh)
+        return await self._in_shelf(partial(self._extent, before_ns))
+
+    def _extent(self, before_ns: int) -> Extent:
+        self._refresh()
         units, now_ns = self._units.values(), self._clock.now_ns()
-        wanted = [unit for unit in units if unit.is_due or unit.at_ns < before_ns]
-        waiting = [unit.size for unit in wanted if unit.is_waiting(now_ns, before_ns)]
+        waiting_bytes = sum(unit.owed_bytes(before_ns) for unit in units if unit.is_waiting(now_ns, before_ns))
         return Extent(
             total_bytes=sum(unit.size for unit in units),
-            never_bytes=sum(unit.size - (unit.verified if unit.at_ns else 0) for unit in units if unit.is_due),
+            never_bytes=sum(unit.never_bytes for unit in units),
             oldest_ns=0 if any(unit.is_due for unit in units) else min((unit.at_ns for unit in units), default=0),
-            since_bytes=sum(unit.size for unit in wanted) - sum(waiting),
-            waiting_bytes=sum(waiting),
+            since_bytes=sum(unit.owed_bytes(before_ns) for unit in units) - waiting_bytes,
+            waiting_bytes=waiting_bytes,
             old_bytes=sum(min(unit.size, unit.verified) for unit in units if 0 < unit.at_ns < before_ns),
+            tried_bytes=sum(unit.owed_bytes(before_ns) for unit in units if unit.failed_ns >= max(1, before_ns)),
+            tried_never_bytes=sum(unit.never_bytes for unit in units if unit.failed_ns),
         )
 
     async def verify(self, budget_bytes: int, since_ns: int) -> Verified:
         """See `Surface`."""
-        await self._in_shelf(self._refresh)
-        waiting = deque(self._next(budget_bytes, since_ns))
+        waiting = deque(await self._in_shelf(partial(self._choose, budget_bytes, since_ns)))
         media = cache = units = found = 0
         doubts: list[str] = []
 
@@ -192,6 +209,11 @@ class ReplicaSurface:
             if size or number < end.segment:
                 self._units.setdefault(number, _Unit(size)).size = size
         self._last = end.segment
+        self._back_from_the_future(self._clock.now_ns())
+        if self._laid != self._archive.laid:  # something was mended: whatever could not be looked at may be by now
+            self._laid = self._archive.laid
+            for unit in self._units.values():
+                unit.failed_ns = 0
         if (self._marks or self._uncopied or self._sound) and self._archive.is_settled:
             marks, self._marks = self._marks, {}
             uncopied, self._uncopied = self._uncopied, {}
@@ -209,11 +231,21 @@ class ReplicaSurface:
                 self._units[number] = _Unit(self._size_of(number))
         self._report_damage()
 
+    def _back_from_the_future(self, now_ns: int) -> None:
+        """Verified later than now? The clock was wrong then: it counts as never verified."""
+        for unit in self._units.values():
+            if unit.at_ns > now_ns + MOST_AHEAD_NS:
+                unit.verified, unit.at_ns, unit.end = 0, 0, None
+
     def _size_of(self, number: int) -> int:
         try:
             return segment_path(self._directory, number).stat().st_size
         except OSError:
             return 0  # it is due all the same, and its verification tells why
+
+    def _choose(self, budget_bytes: int, since_ns: int) -> list[int]:
+        self._refresh()
+        return list(self._next(budget_bytes, since_ns))
 
     def _next(self, budget_bytes: int, since_ns: int) -> Iterator[int]:
         """Segments in the order of their turn, until the budget is used up; at least one."""
@@ -230,6 +262,7 @@ class ReplicaSurface:
     async def _verify_one(self, number: int) -> tuple[Checked, int]:
         """Verify a segment and tell what was found. Looked at anew when it was laid anew or mended into meanwhile."""
         for tries_left in reversed(range(TRIES)):
+            began_ns = self._clock.now_ns()
             laid, size, end = await self._in_shelf(self._now)
             unit = self._units[number]
             goes_on = unit.end if unit.end and unit.at_ns and unit.is_due and unit.laid == laid else None
@@ -240,7 +273,7 @@ class ReplicaSurface:
             except BookDamagedError as error:
                 await self._in_shelf(partial(self._book.report_book, [error.what], is_unreadable=True))
                 raise
-            began = _Began(laid, end, is_last_try=not tries_left)
+            began = _Began(laid, end, began_ns, is_last_try=not tries_left)
             count = await self._in_shelf(partial(self._take, number, checked, seen, goes_on, began))
             if count is not None:
                 return checked, count
@@ -297,7 +330,7 @@ class ReplicaSurface:
             return None  # what was told of it is over by now
         told = self._book.report(seen) + self._book.report_book(checked.unknown, is_unreadable=False)
         self._archive.doubt(name for one in told if one.state is State.OPEN for name in one.blocks)
-        self._note(number, checked, start)
+        self._note(number, checked, start, began.at_ns)
         is_sound = not any(not one.wrong.is_transient for one in seen) and not checked.unknown
         if is_sound:
             self._sound.add(number)
@@ -314,13 +347,14 @@ class ReplicaSurface:
         end = wrong.offset + wrong.length
         return any(p.segment == wrong.segment and wrong.offset <= p.offset < end for p in places)
 
-    def _note(self, number: int, checked: Checked, start: Position | None) -> None:
-        unit, now = self._units[number], self._clock.now_ns()
+    def _note(self, number: int, checked: Checked, start: Position | None, began_ns: int) -> None:
+        """Verified when it began to be read: what became of its bytes since is for the next look."""
+        unit = self._units[number]
         before = start.offset if start else 0
         if number < self._archive.checkpoint.segment:  # laid anew it may be shorter than it was found
             unit.size = self._size_of(number)
         unit.verified = max(before + checked.size, unit.size if checked.wrongs else 0)
-        unit.at_ns, unit.failed_ns = unit.at_ns if start else now, 0
+        unit.at_ns, unit.failed_ns = unit.at_ns if start else began_ns, 0
         unit.end, unit.laid = None if checked.wrongs else checked.end, self._archive.laid
         source = "media" if checked.media else "cache"
         self._marks[number] = (number, unit.verified, unit.at_ns, source, checked.imprint)
@@ -332,8 +366,9 @@ class ReplicaSurface:
     def _check_structure(self) -> tuple[Structure, Harm]:
         inventory = Inventory.open(catalog_path(self._directory), CACHE_KIB)  # it looks for each block by its id
         try:
-            structure = check_structure(inventory)
-            return structure, harm_of(inventory, structure.missing)
+            with inventory.at_one_moment():  # a snapshot that arrives meanwhile is no contradiction
+                structure = check_structure(inventory)
+                return structure, harm_of(inventory, structure.missing)
         finally:
             inventory.close()
 

@@ -73,7 +73,7 @@ class Scrubs:
         if action == "start":
             await job.request()
         elif action == "pause":
-            until_ns = await job.pause(self._clock.now_ns() + int((for_s or LONGEST_PAUSE_S) * 1e9))
+            until_ns = await job.pause(self._clock.now_ns() + int(min(for_s or LONGEST_PAUSE_S, LONGEST_PAUSE_S) * 1e9))
         elif not await job.resume():
             return None
         loop.runner.nudge()

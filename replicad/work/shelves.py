@@ -138,15 +138,18 @@ class Shelves:
     async def surface(self, client: str, dataset: str) -> ReplicaSurface:
         """What a scrub of a store that has appeared works on; the store is opened if need be. Raises ReplicadError when
         it, or its findings book, cannot be."""
-        shelf = await self._judged(client, dataset)
-        assert shelf.surface is not None
-        return shelf.surface
-
-    async def _judged(self, client: str, dataset: str) -> _Shelf:
         shelf = await self._open((client, dataset))
-        if shelf.surface is None:
+        surface = shelf.surface or await self._surface_again(shelf, (client, dataset))
+        if surface is None:
             raise ReplicadError(shelf.status.reason or "its findings cannot be kept", where=f"{client}/{dataset}")
-        return shelf
+        return surface
+
+    async def _surface_again(self, shelf: _Shelf, key: Key) -> ReplicaSurface | None:
+        """Somebody may have mended the findings book meanwhile."""
+        await _in_thread(shelf, partial(self._open_findings, shelf, key))
+        if shelf.surface and shelf.status.state == "idle":
+            shelf.status.reason = ""
+        return shelf.surface
 
     async def in_findings(self, client: str, dataset: str, work: Callable[[Findings], Result]) -> Result:
         """Run `work` on the findings book of a store that has appeared, in the store's thread. The store itself need

@@ -30,6 +30,20 @@ class Extent:
     back when they are recorded anew, or after a while, and count as never verified if they never were."""
     old_bytes: int = 0
     """Bytes that were verified, but before that moment."""
+    tried_bytes: int = 0
+    """`waiting_bytes`, and what is to be tried again by now: no haste helps with either."""
+    tried_never_bytes: int = 0
+    """Bytes that were never verified and could not be judged when they were looked at last, whenever that was."""
+
+    @property
+    def new_bytes(self) -> int:
+        """What was never verified and nobody has looked at yet."""
+        return max(0, self.never_bytes - self.tried_never_bytes)
+
+    @property
+    def untried_bytes(self) -> int:
+        """`since_bytes` without what was looked at since and could not be judged."""
+        return max(0, self.since_bytes + self.waiting_bytes - self.tried_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +60,8 @@ class Verified:
     """Findings reported, new or known."""
     doubts: tuple[str, ...] = ()
     """What could not be looked at, and why: it stays due."""
+    more_doubts: int = 0
+    """How much else could not: there may be very much of it."""
 
 
 class Surface(Protocol):
@@ -55,6 +71,8 @@ class Surface(Protocol):
     side: Side
     peer: str
     """At a replica the client's name; at a primary ""."""
+    retry_s: float
+    """What could not be judged is tried again after this, and does not count as waiting any more."""
 
     async def extent(self, before_ns: int) -> Extent:
         """How it stands; `since_bytes` counts what was not verified since `before_ns`. Cheap enough for once a second.

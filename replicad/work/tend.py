@@ -50,6 +50,8 @@ LOOK_EVERY_S = 5.0
 """How often the findings book is looked at for news."""
 AWAITED_S = 2.0
 """How often it is asked while somebody waits for its scrub to end."""
+HELD_UP = ("paused", "quiet", "waiting", "failed")
+"""States of a scrub that does not go on just now."""
 FIRST_COPY_S = 1.0
 """How often is looked whether there is a first copy by now: until then nothing can be said of it."""
 IDLE_CLOSE_S = 300.0
@@ -166,6 +168,12 @@ class Tending:
         return self._status.requested
 
     @property
+    def _every_s(self) -> float:
+        """Until the next round. What may be held up for days is not asked about all the time."""
+        is_soon = not self._is_scrubbed and self._status.state not in HELD_UP
+        return AWAITED_S if is_soon else self._dataset.config.tend_every_s
+
+    @property
     def _is_scrubbed(self) -> bool:
         """Whether nobody here waits for the replica's scrub."""
         return self._status.served >= self._scrubbed_until
@@ -212,7 +220,7 @@ class Tending:
 
     async def wait(self) -> None:
         """Until a nudge, news in the findings book, or the next time."""
-        every_s = self._dataset.config.tend_every_s if self._is_scrubbed else AWAITED_S
+        every_s = self._every_s
         until_s = self._clock.monotonic_s() + every_s
         look_s = min(every_s, LOOK_EVERY_S if self._seen[-1] else FIRST_COPY_S)
         while not self._nudged.is_set() and self._clock.monotonic_s() < until_s:
