@@ -168,7 +168,7 @@ def test_scrubs_are_told_apart_by_side_and_node() -> None:
     assert found[of_scrub("divergent_blocks", kind="replica_rot")] == 0
     assert found[of_scrub("verified_bytes_total", source="media")] == 9e9
     assert found[of_scrub("verified_bytes_total", source="cache")] == 0
-    assert found[of_scrub("repairs_total", result="repaired")] == 0
+    assert [found[of_scrub("repairs_total", result=word)] for word in ("repaired", "failed", "undone")] == [0, 0, 0]
     assert found[of_scrub("scrub_on_track")] == 1
     assert found[of_scrub("scrub_every_seconds")] == 7 * 86400
 

@@ -718,6 +718,22 @@ async def test_a_pass_that_ends_at_the_turnstile_keeps_no_restore_out(
         os.close(directory)
 
 
+async def test_what_is_known_is_told_before_a_pass_has_its_turn(tmp_path: Path, root: Path) -> None:
+    """After a restart a replica whose pass waits for another replica's is not said to have nothing."""
+    (root / "a").write_text("a")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        complete_ns = (await primary.sync(fra1)).last_complete_ns
+        await primary.reopen()
+        status = primary.status["fra1"] = DatasetStatus("www", "fra1")
+        async with primary.dataset.turn:
+            waiting = asyncio.create_task(primary.sync(fra1))
+            async with asyncio.timeout(30):
+                while not status.last_snapshot:
+                    await asyncio.sleep(0.01)
+            assert status.last_complete_ns >= complete_ns > 0 and status.entries
+        await waiting
+
+
 async def test_a_restart_does_not_forget_when_everything_was_on_the_replica(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -733,7 +749,7 @@ async def test_a_restart_does_not_forget_when_everything_was_on_the_replica(
         primary.status["fra1"] = DatasetStatus("www", "fra1")
         status = await primary.sync(fra1)
         assert status.unread == 1
-        assert snapshots(fra1.archive)[0].created_ns == status.last_complete_ns <= complete_ns
+        assert snapshots(fra1.archive)[0].created_ns == status.last_complete_ns >= complete_ns > 0
     async with rig(tmp_path, root) as primary, replica(tmp_path / "other store") as fra1:
         assert (await primary.sync(fra1)).held
         await primary.dataset.in_ledger(primary.dataset.release)

@@ -123,10 +123,11 @@ class Replication:
             raise
 
     async def _pass(self) -> None:
+        if not self._status.last_snapshot:  # first of all: another replica's pass, or a restore, may take hours
+            await self._dataset.open()
+            await self._dataset.in_ledger(self._remember)
         async with self._dataset.turn, self._undisturbed():
             await self._dataset.open()
-            if not self._status.last_snapshot:
-                await self._dataset.in_ledger(self._remember)
             if reason := await self._dataset.in_ledger(self._dataset.held):
                 raise self._dataset.held_error(reason)
             await finish_interrupted(self._dataset, self._pool, Disk())
