@@ -370,8 +370,10 @@ class Daemon:
         async with self._reloading, AsyncExitStack() as stack:
             stack.callback(self.scrub_pool.shutdown)
             stack.callback(self._pool.shutdown)
-            for last in filter(None, (self._http and self._http.stop, self._replica and self._replica.close)):
-                stack.push_async_callback(last)
+            if self._http:
+                stack.push_async_callback(self._http.stop)
+            if self._replica:
+                stack.push_async_callback(self._replica.close)
             for dialler in self._diallers.values():
                 stack.push_async_callback(dialler.close)
             stack.push_async_callback(self._lookouts.close)
