@@ -192,8 +192,10 @@ def test_a_peer_out_of_reach_is_no_mistake_of_who_typed(tmp_path: Path) -> None:
 
 def test_a_wait_that_is_no_number_is_refused(tmp_path: Path) -> None:
     """A question must not stay open for ever."""
-    with Served(FakeDaemon(a_node(a_dataset())), tmp_path), pytest.raises(UsageError, match="no length of time"):
-        Client(tmp_path).status([SyncRequest("www", "fra1", 99)], float("nan"))
+    request = b"GET /status?served=www/fra1/99&timeout_s=nan HTTP/1.0\r\nHost: replicad\r\n\r\n"
+    with Served(FakeDaemon(a_node(a_dataset())), tmp_path):
+        code, body = Client(tmp_path)._exchange(request, 5.0)
+    assert code == 400 and b"no length of time" in body
 
 
 def test_waiting_returns_when_the_pass_has_ended(tmp_path: Path) -> None:
