@@ -743,6 +743,7 @@ async def test_a_restart_does_not_forget_when_everything_was_on_the_replica(
     async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
         complete_ns = (await primary.sync(fra1)).last_complete_ns
         (root / "a").write_text("new")
+        (root / "directory").mkdir()
         monkeypatch.setattr(source_read, "open_file", _refused)
         assert (await primary.sync(fra1)).unread == 1 and not snapshots(fra1.archive)[-1].complete
         await primary.reopen()
