@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from replicad import __version__
@@ -40,7 +41,7 @@ from replicad.model.block import self_test
 from replicad.model.divergence import Side
 from replicad.model.errors import ConfigError, ReplicadError, UsageError
 from replicad.protected import Protected
-from replicad.status import JobStatus, NodeStatus, ScrubStatus
+from replicad.status import JobStatus, NodeStatus, ScrubStatus, printable
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
@@ -89,7 +90,8 @@ class Daemon:
         self._config = config
         self._clock, self._disk = clock or Clock(), disk or Disk()
         self._status = NodeStatus(node=config.node.name, version=__version__, config_file=str(config.file))
-        self._pool = ThreadPoolExecutor(config.node.threads, "work")
+        self._threads = config.node.threads
+        self._pool = ThreadPoolExecutor(self._threads, "work")
         self._scouts, self._lookouts = Scouts(), Lookouts()
         self.scrub_pool = ThreadPoolExecutor(SCRUB_THREADS, "scrub")
         self._turnstile, self._drill_turn = asyncio.Lock(), asyncio.Lock()
@@ -97,6 +99,7 @@ class Daemon:
         self._replica: ReplicaSide | None = None
         self._datasets: dict[str, Protected] = {}
         self._diallers: dict[ReplicaConfig, Dialler] = {}
+        self._dialled_with: Path | None = None
         self._http: HttpServer | None = None
         self._http_wanted = ""
         self._stop = asyncio.Event()
@@ -114,7 +117,9 @@ class Daemon:
             stack.callback(lock.release)
             stack.push_async_callback(self._stop_all)
             self._status.started_ns = self._clock.now_ns()
-            await self._apply(self._config)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)  # it would end the process
+            async with self._reloading:
+                await self._apply(self._config, Clients(self._config))
             self._handle_signals()
             notifier.ready(f"{len(self._datasets)} datasets")
             log.info("ready", node=self._config.node.name, http=self._status.http, listen=self._status.listen)
@@ -140,14 +145,27 @@ class Daemon:
         status.copies = [line for part in parts for line in part.tendings.copies]
         status.policies = [part.policy for part in parts]
         status.scrubs = [line for p in parts for line in (*p.scrubs.statuses, *p.tendings.statuses)]
-        if self._replica:
-            status.scrubs = status.scrubs + self._replica.scrubs.statuses
-            status.stores, status.retentions = self._replica.shelves.statuses, self._replica.retentions.statuses
-            status.jobs = status.jobs + self._replica.jobs + self._replica.scrubs.jobs
-            status.sessions, status.views = self._replica.reception.sessions, len(self._replica.reception.views)
-            status.store_free_bytes = self._disk.free_bytes(self._replica.config.store)
-            status.store_reserve_bytes = self._replica.config.reserve_bytes
+        self._describe_replica_side(status)
         return status
+
+    def _describe_replica_side(self, status: NodeStatus) -> None:
+        """Nothing of one that there is no more is left in the status."""
+        side = self._replica
+        status.stores, status.retentions = (side.shelves.statuses, side.retentions.statuses) if side else ([], [])
+        status.sessions, status.views = (side.reception.sessions, len(side.reception.views)) if side else (0, 0)
+        status.store_free_bytes, status.store_problem = self._free_bytes(side.config.store) if side else (-1, "")
+        status.store_reserve_bytes = side.config.reserve_bytes if side else -1
+        if side:
+            status.scrubs = status.scrubs + side.scrubs.statuses
+            status.jobs = status.jobs + side.jobs + side.scrubs.jobs
+
+    def _free_bytes(self, store: Path) -> tuple[int, str]:
+        """How much is free there; -1, and why, where the file system does not say: a disk that dies must not keep the
+        daemon from telling of everything else."""
+        try:
+            return self._disk.free_bytes(store), ""
+        except (OSError, ReplicadError) as error:
+            return -1, printable(str(error))
 
     def request_sync(self, dataset: str | None) -> list[SyncRequest]:
         """Ask for a pass of one dataset, or of all. Raises UsageError."""
@@ -171,9 +189,9 @@ class Daemon:
         copies = [one for p in parts for one in p.gated(gate.demands(p.config.objectives, asked_ns, *ages))]
         return Gated(asked_ns, await gate.pass_through(copies, asked.pin))
 
-    def release(self, dataset: str) -> None:
-        """Let a held dataset go on. Raises UsageError."""
-        self._protected(dataset).release()
+    async def release(self, dataset: str) -> None:
+        """Let a held dataset go on. Raises ReplicadError when that cannot be written down."""
+        await self._protected(dataset).release()
 
     async def direct_scrub(self, action: str, dataset: str | None, side: str | None, for_s: float) -> Directed:
         """Start, pause or resume the scrubs of one dataset or all, of one side or both, on this node; with side
@@ -208,6 +226,8 @@ class Daemon:
     async def reload(self) -> list[str]:
         """Read the configuration file again; an invalid one changes nothing. The problems, in words."""
         async with self._reloading:
+            if self._stop.is_set():
+                return ["the daemon stops"]
             try:
                 config = await asyncio.to_thread(load, self._config.file)
                 if config.node.state != self._config.node.state:
@@ -222,6 +242,8 @@ class Daemon:
                 return self._refused([f"defect: {type(error).__name__}: {error}"])
             self._status.config_error = ""
             log.info("configuration reloaded", file=config.file)
+            if config.node.threads != self._threads:
+                log.warning("node.threads is another number from the next start on", threads=self._threads)
             return []
 
     def clients(self) -> Sequence[ClientConfig]:
@@ -231,19 +253,24 @@ class Daemon:
     # building
 
     async def _replace(self, config: Config) -> None:
-        """Put `config` in force; when it cannot be (an address in use), what was before is put in force again."""
-        old = self._config
+        """Put `config` in force; when it cannot be (an address in use), what was before is put in force again, with
+        every client that was let in since."""
+        old, authorised = self._config, self.authorised
         try:
-            await self._apply(config)
-        except Exception:
-            await self._apply(old)
+            await self._apply(config, Clients(config))
+        except Exception as refused:
+            try:
+                await self._apply(old, authorised)
+            except Exception as error:
+                text = f"{refused}; and of the old one not all could be put in force again: {error}"
+                raise ReplicadError(text, hint="systemctl restart replicad") from error
             raise
         configure(config.node.log_level, config.node.log_format)
 
-    async def _apply(self, config: Config) -> None:
+    async def _apply(self, config: Config, authorised: Clients) -> None:
         """Make what runs agree with `config`; parts that are configured as before are left alone. The datasets, which
         cannot refuse, come last."""
-        self._config, self.authorised = config, Clients(config)
+        self._config, self.authorised = config, authorised
         await self._apply_replica_side(config)
         await self._apply_http(config)
         await self._apply_datasets(config)
@@ -270,10 +297,13 @@ class Daemon:
     async def _apply_datasets(self, config: Config) -> None:
         key = config.node.key
         wanted = {dataset.name: (dataset, config.replicas_of(dataset)) for dataset in config.datasets}
-        before = {name: p for name, p in self._datasets.items() if (p.config, p.replicas) != wanted.get(name)}
+        has_new_key, self._dialled_with = key != self._dialled_with, key
+        before = {
+            name: p for name, p in self._datasets.items() if has_new_key or (p.config, p.replicas) != wanted.get(name)
+        }
         for part in before.values():
             await part.close()
-        for replica in set(self._diallers) - set(config.replicas):
+        for replica in set(self._diallers) - (set() if has_new_key else set(config.replicas)):
             await self._diallers.pop(replica).close()
         for replica in config.replicas:
             self._diallers.setdefault(replica, Dialler(replica, key, SOFTWARE))
@@ -322,10 +352,10 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def _on_hangup(self) -> None:
-        self._hangup = asyncio.get_running_loop().create_task(self._reload_for_systemd())
+        if not self._stop.is_set():
+            self._hangup = asyncio.get_running_loop().create_task(self._reload_for_systemd())
 
     async def _reload_for_systemd(self) -> None:
         notifier = Notifier()
@@ -334,18 +364,24 @@ class Daemon:
         notifier.ready("configuration refused" if self._status.config_error else "configuration reloaded")
 
     async def _stop_all(self) -> None:
-        """Primary first, so that what it has under way can still be acknowledged or is cut cleanly."""
-        await asyncio.gather(*(part.close() for part in self._datasets.values()))
-        await self._scouts.close()
-        await self._lookouts.close()
-        for dialler in self._diallers.values():
-            await dialler.close()
-        if self._replica:
-            await self._replica.close()
-        if self._http:
-            await self._http.stop()
-        self._pool.shutdown()
-        self.scrub_pool.shutdown()
+        """Primary first, so that what it has under way can still be acknowledged or is cut cleanly. A reload under way
+        comes to its end before; what fails to end keeps nothing else from ending."""
+        self._stop.set()
+        async with self._reloading, AsyncExitStack() as stack:
+            stack.callback(self.scrub_pool.shutdown)
+            stack.callback(self._pool.shutdown)
+            if self._http:
+                stack.push_async_callback(self._http.stop)
+            if self._replica:
+                stack.push_async_callback(self._replica.close)
+            for dialler in self._diallers.values():
+                stack.push_async_callback(dialler.close)
+            stack.push_async_callback(self._lookouts.close)
+            stack.push_async_callback(self._scouts.close)
+            ended = await asyncio.gather(*(part.close() for part in self._datasets.values()), return_exceptions=True)
+            for error in ended:
+                if error is not None:
+                    raise error
 
     def _protected(self, dataset: str) -> Protected:
         if dataset not in self._datasets:

@@ -18,10 +18,12 @@ from replicad.db.findings import Findings
 from replicad.http.contract import SyncRequest
 from replicad.link.ssh import Dialler
 from replicad.model.divergence import Side
+from replicad.model.errors import ReplicadError
 from replicad.model.gate import Demands
 from replicad.status import DatasetStatus, JobStatus, PolicyStatus, ScrubStatus
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
+from replicad.system.logs import logger
 from replicad.work import gate
 from replicad.work.canaries import Canaries
 from replicad.work.dataset import Dataset
@@ -35,7 +37,11 @@ from replicad.work.scrubs import Scrubs
 from replicad.work.surface import Surface
 from replicad.work.tendings import Tendings
 
+log = logger("daemon")
+
 Result = TypeVar("Result")
+RELEASE_S = 3.0
+"""How long whoever releases a dataset waits until that is written down: another replica's pass may be walking."""
 CLEAN_UP_S = 8.0
 """What a post hook gets to clean up when its dataset is stopped. With its ending and that of a session on a dead line
 (5 s each) a stop stays well below what service managers wait."""
@@ -146,10 +152,15 @@ class Protected:
         copies = ((line, self.tendings.of(line.replica)) for line in self.statuses)
         return [(gate.Copy(self._dataset, line, tending, self._clock), wanted) for line, tending in copies]
 
-    def release(self) -> None:
-        """Let the dataset go on."""
+    async def release(self) -> None:
+        """Let the dataset go on; where its books are busy it does as soon as they are not. Raises ReplicadError."""
         if any(status.held for status in self.statuses):
-            self._tasks.append(asyncio.create_task(self._release()))
+            task = asyncio.create_task(self._release())
+            self._tasks.append(task)
+            await asyncio.wait({task}, timeout=RELEASE_S)
+            if task.done():
+                self._tasks.remove(task)
+                task.result()
 
     async def close(self) -> None:
         """Stop the jobs, their sessions and the ledger."""
@@ -166,7 +177,11 @@ class Protected:
         await self._dataset.close()
 
     async def _release(self) -> None:
-        await self._dataset.open()
-        await self._dataset.in_ledger(self._dataset.release)
+        try:
+            await self._dataset.open()
+            await self._dataset.durably(self._dataset.release)
+        except ReplicadError as error:
+            log.error("a dataset could not be released", dataset=self.config.name, reason=str(error))
+            raise
         for loop in self._loops:
             loop.wake()

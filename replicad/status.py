@@ -6,7 +6,9 @@ ns since 1970 written by whoever knows them, 0 meaning "never". `encode` gives t
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import msgspec
 
@@ -19,6 +21,8 @@ from replicad.model.policy import Objectives
 
 LAST_STATUS = "last-status.json"
 """File in the state directory with what the daemon said last: shown when it cannot be asked."""
+RESTORING = "a restore writes into the dataset; the pass comes when that has ended"
+"""Why a dataset waits without anything being wrong, its link included."""
 MOST = 2**63 - 1
 """What a metric and a book can hold."""
 Number = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
@@ -42,8 +46,8 @@ class DatasetStatus(msgspec.Struct):
     dataset: str
     replica: str
     state: str = "starting"
-    """starting, idle, hook, survey, copying, catching-up, committing, held, waiting (for the link), failed (refused by
-    the replica, or something is wrong here; tried again by itself), stopped."""
+    """starting, idle, hook, survey, copying, catching-up, committing, held, waiting (for the link, or for the end of a
+    restore), failed (refused by the replica, or something is wrong here; tried again by itself), stopped."""
     reason: str = ""
     """Why it is held, waiting or failed, in words, with what to do."""
     rpo_s: float = 0.0
@@ -122,6 +126,8 @@ class ScrubStatus(msgspec.Struct):
     """primary or replica."""
     peer: str
     """At the primary: "" for its own side, else the replica that says this. At the replica: the client."""
+    mirrored: bool = False
+    """Whether it is a replica's, as that said last: a node may keep copies for a client that is its replica as well."""
     state: str = "starting"
     """starting, idle (nothing is due), running, paused, quiet (hours), waiting (something is not there yet, or could
     not be looked at and is tried again), failed."""
@@ -310,9 +316,11 @@ class NodeStatus(msgspec.Struct):
     listen: str = ""
     http: str = ""
     store_free_bytes: int = -1
-    """Free bytes on the store's file system; -1 when this node has no store."""
+    """Free bytes on the store's file system; -1 when this node has no store, or it does not say (`store_problem`)."""
     store_reserve_bytes: int = -1
     """Free bytes below which intake stops (`listen.reserve_bytes`); -1 when this node has no store."""
+    store_problem: str = ""
+    """Why the store's file system does not say how much is free; then `store_free_bytes` is -1 as well."""
     sessions: int = 0
     views: int = 0
     """SFTP views under way at this replica."""
@@ -330,7 +338,7 @@ class NodeStatus(msgspec.Struct):
 class Finding(msgspec.Struct, frozen=True):
     """One thing that a person should know about, and what to type or do next. `kind` is API:
 
-    held, rotten, unread, failed, lag (of a dataset); damaged, full, retention (of a store); divergence, lost,
+    held, rotten, unread, failed, lag (of a dataset); damaged, full, retention, silent (of a store); divergence, lost,
     inconclusive, breaker, scrub, suspect (of one side of a dataset); drill, rto, canary (of a dataset and a replica);
     job, config (of the daemon); and link, which alone among them says that a peer is out of reach rather than that
     something is wrong here.
@@ -372,6 +380,9 @@ def findings(status: NodeStatus) -> list[Finding]:
         found += _drill_findings(drill, status.now_ns)
     for canary in status.canaries:
         found += _canary_findings(canary, status.now_ns)
+    if status.store_problem:
+        text, look = f"the store's file system does not answer: {status.store_problem}", "findmnt, dmesg, smartctl"
+        found.append(Finding("silent", "store", text, f"is its disk there? {look}"))
     full = any(store.state == "full" for store in status.stores)
     if 0 <= status.store_free_bytes < status.store_reserve_bytes and not full:
         text = f"only {status.store_free_bytes} bytes are free, the reserve is {status.store_reserve_bytes}"
@@ -417,12 +428,12 @@ def _dataset_findings(line: DatasetStatus, now_ns: int) -> list[Finding]:
     if line.unread:
         text = f"{line.unread} entries could not be copied; the replica keeps what it had of them"
         add("unread", text, f"make them readable for the daemon, then: replicad sync {line.dataset} --wait")
-    elif line.state == "failed" or (line.last_error and line.link_up and not line.pass_ok and not line.held):
+    if line.state == "failed" or (line.last_error and line.link_up and not line.pass_ok and not line.held):
         add("failed", f"the last pass failed: {line.last_error}", f"replicad sync {line.dataset} --wait")
     if is_late(line, now_ns):
         text = f"the replica is {lag_s(line, now_ns):.0f} s behind, the objective is {line.rpo_s:.0f} s"
         add("lag", text, f"replicad sync {line.dataset} --wait")
-    if line.state == "waiting" and not line.link_up:
+    if line.state == "waiting" and not line.link_up and line.reason != RESTORING:
         text = f"no link: {line.reason or line.last_error or 'not connected yet'}"
         add("link", text, f"on {line.replica}: systemctl status replicad")
     return found
@@ -442,7 +453,9 @@ def _store_findings(store: StoreStatus) -> list[Finding]:
 
 def is_here(line: ScrubStatus, status: NodeStatus) -> bool:
     """Whether this scrub runs on the node whose status that is; else it is a replica's, as that said last."""
-    return line.side == "primary" or any((s.client, s.dataset) == (line.peer, line.dataset) for s in status.stores)
+    if line.side == "primary" or line.mirrored:
+        return line.side == "primary"
+    return any((s.client, s.dataset) == (line.peer, line.dataset) for s in status.stores)
 
 
 def scrub_name(line: ScrubStatus, status: NodeStatus) -> str:
@@ -511,13 +524,40 @@ def _canary_findings(line: CanaryStatus, now_ns: int) -> list[Finding]:
     return []
 
 
-_encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(NodeStatus)
+_ODD_BYTE = re.compile("[\udc80-\udcff]")
+"""What Python makes of a byte of a file's name that is no UTF-8."""
 
 
 def encode(status: NodeStatus) -> bytes:
     """The status as JSON."""
-    return _encoder.encode(status)
+    return to_json(status)
+
+
+def to_json(value: object, hook: Callable[[Any], Any] | None = None) -> bytes:
+    """JSON of Structs, dataclasses and plain values; `hook` makes one of these of anything else. A text may hold a
+    name that is no UTF-8, as an error of the system does; its odd bytes become \\xNN, as everywhere."""
+    try:
+        return msgspec.json.encode(value, enc_hook=hook)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_encodable(msgspec.to_builtins(value, enc_hook=hook)))
+
+
+def encodable(text: str) -> str:
+    """`text` with every character that is none as \\xNN."""
+    shown = _ODD_BYTE.sub(lambda odd: f"\\x{ord(odd[0]) - 0xDC00:02x}", text)
+    return shown.encode("utf-8", "backslashreplace").decode()
+
+
+def _encodable(value: Any) -> Any:
+    match value:
+        case str():
+            return encodable(value)
+        case dict():
+            return {_encodable(key): _encodable(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_encodable(one) for one in value]
+    return value
 
 
 def decode(data: bytes) -> NodeStatus:

@@ -228,7 +228,7 @@ class FakeDaemon:
         self.on_sync()
         return requests
 
-    def release(self, dataset: str) -> None:
+    async def release(self, dataset: str) -> None:
         self._ask(f"release {dataset}")
         for line in self.node.datasets:
             if line.dataset == dataset:

@@ -180,6 +180,24 @@ def test_a_refusal_keeps_its_words(tmp_path: Path) -> None:
     assert caught.value.hint == "wait for it"
 
 
+def test_a_peer_out_of_reach_is_no_mistake_of_who_typed(tmp_path: Path) -> None:
+    """What the daemon could not do because a replica is away exits with 3, and its hint stands there once."""
+    daemon = FakeDaemon(a_node(a_dataset(), a_scrub()))
+    daemon.refusal = LinkError("no answer within 20 s", where="fra1", hint="is it running?")
+    with Served(daemon, tmp_path), pytest.raises(LinkError) as caught:
+        Client(tmp_path).scrub("start", "www", "replica")
+    assert caught.value.exit_code == 3
+    assert str(caught.value) == "fra1: no answer within 20 s (is it running?)"
+
+
+def test_a_wait_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    """A question must not stay open for ever."""
+    request = b"GET /status?served=www/fra1/99&timeout_s=nan HTTP/1.0\r\nHost: replicad\r\n\r\n"
+    with Served(FakeDaemon(a_node(a_dataset())), tmp_path):
+        code, body = Client(tmp_path)._exchange(request, 5.0)
+    assert code == 400 and b"no length of time" in body
+
+
 def test_waiting_returns_when_the_pass_has_ended(tmp_path: Path) -> None:
     """A question about a pass is answered once that pass and all others asked about have ended."""
     www, db = a_dataset("www"), a_dataset("db")

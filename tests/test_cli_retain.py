@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -25,6 +26,7 @@ from replicad.store.format import HEADER_BYTES
 from replicad.system.clock import Clock
 from replicad.system.disk import Lock
 from replicad.system.notify import Notifier
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.suspect import EXAMINED
 
 Typed = Callable[..., tuple[int, str, str]]
@@ -122,6 +124,29 @@ def test_a_store_in_which_a_daemon_works_is_left_alone(config: Path, typed: Type
     code, _, err = typed("retain", "run", "--store", config.parent / "store", "--config", config)
     lock.release()
     assert code == 2 and "already works here" in err
+
+
+def test_one_store_that_is_locked_hides_nothing_of_the_others(config: Path, typed: Typed) -> None:
+    """What was let go elsewhere is told, beside the store that was left alone, and the exit code is no success."""
+    shutil.copytree(store_of(config), store_of(config).parent / "zzz")
+    lock = Lock(store_of(config).parent / "zzz" / "lock")
+    code, out, _ = typed("retain", "run", "--store", config.parent / "store", "--json", "--config", config)
+    lock.release()
+    done, left = json.loads(out)["stores"]
+    assert code == 3 and done["dataset"] == "www" and done["dropped"] and not done["error"]
+    assert left["dataset"] == "zzz" and "already works here" in left["error"]
+
+
+def test_a_pin_on_what_is_just_gone_is_not_left_behind(
+    config: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is free for another snapshot."""
+    listed = iter([ArchiveReader.snapshots, lambda reader: []])
+    monkeypatch.setattr(ArchiveReader, "snapshots", lambda reader: next(listed)(reader))
+    code, _, err = typed("pin", "add", "audit", "www", "--at", 1, "--config", config)
+    assert code == 2 and "was dropped just before" in err
+    monkeypatch.undo()
+    assert typed("pin", "list", "--config", config)[1] == "nothing is pinned\n"
 
 
 def test_a_clock_that_is_behind_is_a_finding(config: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,18 @@ from replicad.cli import output
 from replicad.cli.status import COLUMNS, exit_code, render
 from replicad.cli.sync import HELD_S, OUT_OF_REACH_S, STALLED_S, Awaited
 from replicad.http.contract import SyncRequest
-from replicad.status import LAST_STATUS, DatasetStatus, NodeStatus, RetentionStatus, StoreStatus, encode, findings
+from replicad.status import (
+    LAST_STATUS,
+    RESTORING,
+    DatasetStatus,
+    NodeStatus,
+    RetentionStatus,
+    StoreStatus,
+    decode,
+    encode,
+    findings,
+    to_json,
+)
 
 Typed = Callable[..., tuple[int, str, str]]
 
@@ -381,6 +392,15 @@ def test_a_lost_link_is_waited_for_a_minute() -> None:
     assert _judgement(_awaited(), *looks) == ["", "", "", "", "", "unreachable"]
 
 
+def test_a_pass_that_waits_for_a_restore_is_not_out_of_reach() -> None:
+    """A restore may take hours, and nobody dialled yet: that is no link that is down, neither for whoever waits for the
+    pass nor among the findings."""
+    line = a_dataset(link_up=False, state="waiting", reason=RESTORING)
+    assert _judgement(_awaited(), (0.0, line), (OUT_OF_REACH_S + 1, line)) == ["", ""]
+    assert findings(a_node(line)) == []
+    assert "waiting, not connected" in screen(a_node(line)) and "a restore writes" in screen(a_node(line))
+
+
 def test_progress_is_waited_for_without_end() -> None:
     """As long as bytes move the wait goes on; when nothing moves for a quarter of an hour it ends."""
     moving = [(float(hour * 3600), a_dataset(state="copying", read_bytes=hour)) for hour in range(1, 5)]
@@ -457,3 +477,30 @@ def test_a_dead_daemon_is_quoted(tmp_path: Path, typed: Typed) -> None:
     assert re.search(r"does not answer\. At \d{4}-\d\d-\d\dT[\d:]+Z it said:", out)
     assert "  www -> fra1" in out
     assert "systemctl start replicad" in err
+
+
+def test_a_pass_that_fails_is_told_beside_what_an_earlier_one_could_not_read() -> None:
+    """Entries that were left out by a pass that ended must not hide that no pass ends any more."""
+    line = a_dataset(unread=3, pass_ok=False, state="failed", last_error="the replica's disk is full")
+    kinds = {finding.kind: finding.what for finding in findings(a_node(line))}
+    assert kinds.keys() == {"unread", "failed"} and "disk is full" in kinds["failed"]
+    ended = a_dataset(unread=3, pass_ok=False)
+    assert {finding.kind for finding in findings(a_node(ended))} == {"unread"}
+
+
+def test_a_store_that_does_not_answer_is_a_finding() -> None:
+    """What it has of room is not known then, and nothing is said of it."""
+    node = a_node(a_store(), store_free_bytes=-1, store_problem="/srv: Input/output error")
+    assert [(found.kind, found.where) for found in findings(node)] == [("silent", "store")]
+    assert "Input/output error" in screen(node) and "store room" not in screen(node)
+    assert exit_code(findings(node)) == 1
+
+
+def test_a_status_holds_any_text() -> None:
+    """A name that is no UTF-8, in an error of the system, is given out with its odd bytes escaped, wherever it is."""
+    node = a_node(a_job("scan", last_error="no such file: '/srv/caf\udce9'"), a_dataset(troubles=troubles(1)))
+    node.datasets[0].troubles[0].reason = "\udcff"
+    told = decode(encode(node))
+    assert told.jobs[0].last_error == r"no such file: '/srv/caf\xe9'"
+    assert told.datasets[0].troubles[0].reason == r"\xff"
+    assert json.loads(to_json({"\udcff": ["\ud800", 1, None]})) == {r"\xff": [r"\ud800", 1, None]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from kit_retention import history_of
 from kit_store import Primary, open_archive
 from kit_tree import as_nobody, is_root
-from replicad.model.errors import UsageError
+from replicad.model.errors import ReplicadError, UsageError
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.expire import drop
 from replicad.work.lease import FILE, MAX_HELD, Leases, leased, letting_go
@@ -79,6 +80,32 @@ def test_one_reader_holds_a_few_only(store: Path) -> None:
         assert all(leases.hold(number) for number in range(1, MAX_HELD + 4)) and leases.hold(4)
         assert leases.hold(100)
         assert leased(store, range(200)) == {4, *range(6, MAX_HELD + 4), 100}
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_nothing_goes_when_nobody_can_tell_who_reads_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Too many open files, a medium that fails, a file that is not ours: what a restore reads at this moment must not
+    go because retention could not ask."""
+    with closing(Leases(store)) as leases:
+        assert leases.hold(3)
+        opened = os.open
+
+        def refused(path: object, *args: object, **kwargs: object) -> int:
+            if Path(str(path)).name == FILE:
+                raise OSError(code, os.strerror(code))
+            return opened(path, *args, **kwargs)  # type: ignore[arg-type, call-overload, no-any-return]
+
+        monkeypatch.setattr(os, "open", refused)
+        with pytest.raises(ReplicadError), letting_go(store, NUMBERS) as free:
+            assert not free
+        with closing(Leases(store)) as other:
+            if code == errno.EACCES:
+                assert other.hold(3), "a reader who may not make one does without"
+            else:
+                with pytest.raises(ReplicadError, match="cannot be held"):
+                    other.hold(3)
 
 
 @pytest.mark.skipif(not is_root(), reason="needs another user")

@@ -18,7 +18,7 @@ from kit_daemon import NOW_NS, FakeDaemon, S, Served, a_canary, a_dataset, a_dri
 from kit_pair import free_port
 from replicad.http.metrics import FAMILIES, Exposition
 from replicad.model.drill import DrillRecord, Outcome
-from replicad.status import NodeStatus, RetentionStatus
+from replicad.status import NodeStatus, RetentionStatus, findings
 
 DOCS = Path(__file__).parents[1] / "docs" / "METRICS.md"
 CONTRACT = {
@@ -168,7 +168,7 @@ def test_scrubs_are_told_apart_by_side_and_node() -> None:
     assert found[of_scrub("divergent_blocks", kind="replica_rot")] == 0
     assert found[of_scrub("verified_bytes_total", source="media")] == 9e9
     assert found[of_scrub("verified_bytes_total", source="cache")] == 0
-    assert found[of_scrub("repairs_total", result="repaired")] == 0
+    assert [found[of_scrub("repairs_total", result=word)] for word in ("repaired", "failed", "undone")] == [0, 0, 0]
     assert found[of_scrub("scrub_on_track")] == 1
     assert found[of_scrub("scrub_every_seconds")] == 7 * 86400
 
@@ -347,3 +347,19 @@ def test_canaries_are_told_as_they_are() -> None:
     assert never[f"replicad_canary_last_success_timestamp_seconds{of}"] == 0
     assert (never[f"replicad_canary_refused{of}"], never[f"replicad_canary_failed{of}"]) == (1, 0)
     assert not [name for name in values(a_node(a_dataset())) if name.startswith("replicad_canary_")]
+
+
+def test_two_nodes_that_keep_copies_of_each_other_are_told_apart() -> None:
+    """Where a replica is a client as well and both have a dataset of one name, what it said of its copy and the copy of
+    its data here are two lines: no sample stands there twice, and no figure is shown as the other's."""
+    said = a_scrub("www", "replica", "fra1", mirrored=True, lost=3)
+    kept = a_scrub("www", "replica", "fra1", lost=4)
+    node = a_node(a_dataset(), a_store("fra1"), a_scrub(), said, kept)
+    lines = Exposition(lambda: node).render().decode().splitlines()
+    names = [line.rsplit(" ", 1)[0] for line in lines if not line.startswith("#")]
+    assert len(names) == len(set(names))
+    found = values(node)
+    assert found[of_scrub("lost_blocks", "replica", replica="fra1")] == 3
+    assert found[of_scrub("lost_blocks", "replica", client="fra1")] == 4
+    where = {finding.where: finding.what[:1] for finding in findings(node) if finding.kind == "lost"}
+    assert where == {"www on fra1": "3", "store fra1/www": "4"}

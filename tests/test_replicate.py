@@ -31,14 +31,17 @@ from replicad.link.channel import Channel
 from replicad.model.entry import INLINE_BLOCKS, MAX_XATTRS_BYTES, Kind, Meta, Put, xattrs_length
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
 from replicad.source import read as source_read
+from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
 from replicad.work import archive as work_archive
 from replicad.work import copy as work_copy
 from replicad.work import known as work_known
+from replicad.work import replicate as work_replicate
 from replicad.work import scout as work_scout
 from replicad.work import shipping as work_shipping
 from replicad.work.account_record import account_of_ledger
 from replicad.work.half_read import half_read
+from replicad.work.turnstile import enter_to_read, try_exclusive
 
 MIB = 1024 * 1024
 
@@ -688,6 +691,78 @@ async def test_what_cannot_be_read_is_counted_named_and_kept(
         monkeypatch.undo()
         assert (await primary.sync(fra1)).pass_ok
         assert snapshots(fra1.archive)[-1].complete
+
+
+async def test_a_pass_that_ends_at_the_turnstile_keeps_no_restore_out(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reload or a stop may end it while a thread is at the lock: what that gets then is given back."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def slowly(path: bytes) -> int | None:
+        began.set()
+        go_on.wait(30)
+        return enter_to_read(path)
+
+    monkeypatch.setattr(work_replicate, "enter_to_read", slowly)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        running = asyncio.create_task(primary.sync(fra1))
+        await asyncio.to_thread(began.wait, 30)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        go_on.set()
+        directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        async with asyncio.timeout(30):
+            while not try_exclusive(directory):
+                await asyncio.sleep(0.01)
+        os.close(directory)
+
+
+async def test_what_is_known_is_told_before_a_pass_has_its_turn(tmp_path: Path, root: Path) -> None:
+    """After a restart a replica whose pass waits for another replica's is not said to have nothing."""
+    (root / "a").write_text("a")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        complete_ns = (await primary.sync(fra1)).last_complete_ns
+        await primary.reopen()
+        status = primary.status["fra1"] = DatasetStatus("www", "fra1")
+        async with primary.dataset.turn:
+            waiting = asyncio.create_task(primary.sync(fra1))
+            async with asyncio.timeout(30):
+                while not status.last_snapshot:
+                    await asyncio.sleep(0.01)
+            assert status.last_complete_ns >= complete_ns > 0 and status.entries
+        await waiting
+
+
+async def test_a_restart_does_not_forget_when_everything_was_on_the_replica(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a partial snapshot behind it the lag is still the age of the last complete one, not infinite: an alert about
+    it must not end with a restart. A store that was lost in between leaves nothing of it."""
+    (root / "a").write_text("a")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        complete_ns = (await primary.sync(fra1)).last_complete_ns
+        (root / "a").write_text("new")
+        (root / "directory").mkdir()
+        monkeypatch.setattr(source_read, "open_file", _refused)
+        assert (await primary.sync(fra1)).unread == 1 and not snapshots(fra1.archive)[-1].complete
+        await primary.reopen()
+        primary.status["fra1"] = DatasetStatus("www", "fra1")
+        status = await primary.sync(fra1)
+        assert status.unread == 1
+        assert snapshots(fra1.archive)[0].created_ns == status.last_complete_ns >= complete_ns > 0
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "other store") as fra1:
+        assert (await primary.sync(fra1)).held
+        await primary.dataset.in_ledger(primary.dataset.release)
+        await primary.sync(fra1)
+        await primary.reopen()
+        primary.status["fra1"] = DatasetStatus("www", "fra1")
+        status = await primary.sync(fra1)
+        assert status.last_snapshot and not status.last_complete_ns
+
+
+def _refused(*_: object) -> int:
+    raise PermissionError(13, "Permission denied")
 
 
 @pytest.mark.parametrize("kind", ["small", "large", "linked", "directory"])

@@ -217,6 +217,18 @@ def test_a_clock_that_was_set_decides_nothing(rig: Rig) -> None:
     assert rig.run().dropped and not rig.status.hold
 
 
+def test_a_clock_that_was_set_is_no_matter_where_nothing_goes(rig: Rig) -> None:
+    """Without rules nobody is told that a clock keeps snapshots from going: none would, and nobody could end that."""
+    rig.live(2)
+    rig.rules = Rules()
+    rig.clock.jump_ns = 12 * 3600 * S
+    rig.step()
+    assert not rig.status.hold and rig.status.last_run_ns
+    rig.rules = Rules(daily=1)
+    rig.step()
+    assert "was set" in rig.status.hold
+
+
 def test_findings_that_cannot_be_read_stop_everything(rig: Rig) -> None:
     """Who does not know what is pinned lets nothing go."""
     rig.live(40)

@@ -19,7 +19,7 @@ from replicad.cli.control import state_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, seconds_of
 from replicad.http.api import Client
 from replicad.http.contract import DrillRequest, Gated, GateRequest, ScrubRequest, SyncRequest, has_served
-from replicad.model.errors import UsageError
+from replicad.model.errors import ReplicadError, UsageError
 from replicad.model.gate import Judged, is_open
 from replicad.status import NodeStatus, printable
 
@@ -149,7 +149,7 @@ class Waiting:
                 case "drill":
                     tried.drills = self.client.drill(dataset)
             self.obstacles.pop(f"{dataset}: {remedy}", None)
-        except UsageError as error:
+        except ReplicadError as error:  # a daemon that is gone does not answer the gate's next question either
             self.obstacles[f"{dataset}: {remedy}"] = str(error)
 
     def _tell(self, answer: Gated, status: NodeStatus) -> None:

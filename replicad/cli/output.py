@@ -21,7 +21,7 @@ import msgspec
 import typer
 
 from replicad.model.errors import ConfigError, ReplicadError
-from replicad.status import printable
+from replicad.status import encodable, printable, to_json
 
 COLUMNS = 80
 EXIT_PIPE_CLOSED = 141
@@ -53,12 +53,12 @@ def error(failure: ReplicadError) -> None:
 
 def json_document(value: object) -> None:
     """Print one JSON document of Structs, dataclasses, dicts, lists and plain values."""
-    line(msgspec.json.format(msgspec.json.encode(value, enc_hook=_plain)).decode())
+    line(msgspec.json.format(to_json(value, _plain)).decode())
 
 
 def json_line(value: object) -> None:
     """Print one JSON value on a line of its own, for streams of events."""
-    line(msgspec.json.encode(value, enc_hook=_plain).decode())
+    line(to_json(value, _plain).decode())
 
 
 class JsonStream:
@@ -67,18 +67,18 @@ class JsonStream:
     def __init__(self, key: str, head: dict[str, object]) -> None:
         """Print `head`, and begin the list under `key`."""
         self._separator = "\n"
-        opened = msgspec.json.encode(head, enc_hook=_plain).decode().removesuffix("}")
+        opened = to_json(head, _plain).decode().removesuffix("}")
         _write(sys.stdout, f'{opened}{"," if head else ""}"{key}":[')
 
     def add(self, values: Sequence[object]) -> None:
         """Print more elements of the list, one a line."""
         for value in values:
-            _write(sys.stdout, self._separator + msgspec.json.encode(value, enc_hook=_plain).decode())
+            _write(sys.stdout, self._separator + to_json(value, _plain).decode())
             self._separator = ",\n"
 
     def end(self, tail: dict[str, object]) -> None:
         """End the list, and print `tail`."""
-        closed = msgspec.json.encode(tail, enc_hook=_plain).decode().removeprefix("{")
+        closed = to_json(tail, _plain).decode().removeprefix("{")
         _write(sys.stdout, f"\n]{',' if tail else ''}{closed}\n")
 
 
@@ -235,7 +235,10 @@ class _Bar:
 
 def _write(stream: TextIO, text: str) -> None:
     try:
-        stream.write(text)
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:  # a name that is no UTF-8: nothing of the text was written
+            stream.write(encodable(text))
         stream.flush()
     except BrokenPipeError:
         _close_pipe(stream)

@@ -64,9 +64,12 @@ def add(
         chosen, notice = choose_snapshot(reader.snapshots(), at)
         made = Pin(name, chosen.number, Clock().now_ns(), reason)
         with book.writing() as findings:
+            had_it = any(one.name == name for one in findings.pins())
             findings.add_pin(made)
-        if chosen.number not in {line.number for line in reader.snapshots()}:
-            raise UsageError(f"snapshot {chosen.number} was dropped just before", hint="pin another one")
+            if chosen.number not in {line.number for line in reader.snapshots()}:
+                if not had_it:
+                    findings.remove_pin(name)
+                raise UsageError(f"snapshot {chosen.number} was dropped just before", hint="pin another one")
     finally:
         reader.close()
     if json:

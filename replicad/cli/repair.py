@@ -15,7 +15,7 @@ from replicad.cli.control import state_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.http.api import Client
 from replicad.http.contract import RepairResult
-from replicad.model.errors import UsageError
+from replicad.model.errors import ReplicadError, UsageError
 
 UNDO = "undo"
 DONE = frozenset({"planned", "repaired", "undone", "nothing"})
@@ -56,7 +56,7 @@ def repair(
     else:
         _print(results, problems, ids, every=every)
     if problems:
-        raise typer.Exit(UsageError.exit_code)
+        raise typer.Exit(max(problem.exit_code for problem in problems))
     if any(result.result not in DONE for result in results):
         raise typer.Exit(FINDING)
 
@@ -71,25 +71,28 @@ def _check(ids: Sequence[str], *, every: bool, dry_run: bool) -> None:
 
 def _ask(
     client: Client, ids: Sequence[str], *, every: bool, dry_run: bool
-) -> tuple[list[RepairResult], list[UsageError]]:
-    """What became of each; an id that is unknown does not keep the others from being repaired."""
+) -> tuple[list[RepairResult], list[ReplicadError]]:
+    """What became of each; an id that is unknown does not keep the others from being repaired, nor does a daemon that
+    went away keep what was repaired before from being told."""
     if ids[:1] == [UNDO]:
         return client.undo_repair(ids[1]), []
     if every:
         return client.repair(None, dry_run=dry_run), []
     results: list[RepairResult] = []
-    problems: list[UsageError] = []
+    problems: list[ReplicadError] = []
     for name in ids:
         try:
             results += client.repair(name, dry_run=dry_run)
-        except UsageError as error:
+        except ReplicadError as error:
             if len(ids) == 1:
                 raise
             problems.append(error)
     return results, problems
 
 
-def _print(results: Sequence[RepairResult], problems: Sequence[UsageError], ids: Sequence[str], *, every: bool) -> None:
+def _print(
+    results: Sequence[RepairResult], problems: Sequence[ReplicadError], ids: Sequence[str], *, every: bool
+) -> None:
     for result in results:
         style = _STYLES.get(result.result, "bad")
         first, *rest = output.wrapped("", f"{result.id}: {result.result}: {result.text}", "  ")

@@ -7,7 +7,7 @@ there. A dry run reads the stores' books, beside a daemon or without one, and ch
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -90,7 +90,7 @@ def run(
     if store:
         from replicad.store.store import stores_named
 
-        results = [asyncio.run(_run_here(directory, found)) for directory in stores_named(store, dataset)]
+        results = _run_all(stores_named(store, dataset), found)
     else:
         from replicad.http.api import Client
 
@@ -179,6 +179,19 @@ def _frees(frees: Room) -> str:
 
 
 # a run
+
+
+def _run_all(directories: Sequence[Path], config: Config) -> list[RetainResult]:
+    """One store after the other; one of several that cannot be worked on keeps nothing from being done, or told."""
+    results: list[RetainResult] = []
+    for directory in directories:
+        try:
+            results.append(asyncio.run(_run_here(directory, config)))
+        except ReplicadError as error:
+            if len(directories) == 1:
+                raise
+            results.append(RetainResult(directory.parent.name, directory.name, error=str(error)))
+    return results
 
 
 async def _run_here(directory: Path, config: Config) -> RetainResult:

@@ -2,8 +2,8 @@
 
 Owns the client end of the contract. Never imports aiohttp or http.client: one request is one connection in
 HTTP/1.0 that ends with the answer, which plain sockets do in a millisecond and without the 20 to 200 ms that
-importing an HTTP library costs each command. Every failure to get an answer is a LinkError (exit code 3);
-an answer that says no is a UsageError (exit code 2).
+importing an HTTP library costs each command. Every failure to get an answer is a LinkError (exit code 3), and so is one
+that says that the daemon could not do it; an answer that says no is a UsageError (exit code 2).
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ limit allows takes minutes: each block is fetched over the link, written, and re
 GATE_TIMEOUT_S = 120.0
 """How long a gate may take: all replicas are dialled if need be and asked side by side, each within half a minute; then
 they are asked to pin."""
+SCRUB_TIMEOUT_S = 120.0
+"""How long a scrub's beginning may take: a primary passes it on to replicas, which it may have to dial twice."""
 RETAIN_TIMEOUT_S = 6 * 3600.0
 """How long a run of retention may take before the command stops waiting; the daemon goes on. Compaction shares the disk
 with everything else."""
@@ -88,7 +90,7 @@ class Client:
         """Start, pause or resume scrubs. Raises UsageError for what is not there or cannot be passed on."""
         given = [("dataset", dataset), ("side", side), ("for_s", f"{for_s:g}" if for_s else None)]
         query = [("action", action), *((key, value) for key, value in given if value is not None)]
-        return self._ask("POST", "/scrub", query, Directed)
+        return self._ask("POST", "/scrub", query, Directed, SCRUB_TIMEOUT_S)
 
     def drill(self, dataset: str | None = None, *, full: bool = False, globs: Sequence[str] = ()) -> list[DrillRequest]:
         """Ask for a drill of a sample, of everything, or of what matches. Raises UsageError for what is not there."""
@@ -137,7 +139,8 @@ class Client:
             ) from None
         if code >= 500:
             raise LinkError(f"the daemon failed: {failure.error}", hint=failure.hint or "journalctl -u replicad -e")
-        raise UsageError(failure.error, hint=failure.hint)
+        kind_of_failure = LinkError if failure.exit_code == LinkError.exit_code else UsageError
+        raise kind_of_failure(failure.error, hint=failure.hint)
 
     def _exchange(self, request: bytes, timeout_s: float) -> tuple[int, bytes]:
         try:

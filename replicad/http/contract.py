@@ -168,6 +168,8 @@ class Failure(msgspec.Struct, frozen=True):
 
     error: str
     hint: str = ""
+    exit_code: int = 2
+    """What a command that is refused so exits with: 3 when a peer is out of reach, or something could not be done."""
 
 
 class Daemon(Protocol):
@@ -187,8 +189,9 @@ class Daemon(Protocol):
         """Ask every replica of these datasets what it holds now, and judge it; pin it where all are well. Raises
         UsageError for a name that is not configured."""
 
-    def release(self, dataset: str) -> None:
-        """Let a held dataset go on, on all its replicas; nothing happens when it is not held. Raises UsageError."""
+    async def release(self, dataset: str) -> None:
+        """Let a held dataset go on, on all its replicas; nothing happens when it is not held. Raises UsageError,
+        ReplicadError when it cannot be remembered."""
 
     async def direct_scrub(self, action: str, dataset: str | None, side: str | None, for_s: float) -> Directed:
         """Start, pause (for so long) or resume the scrubs of one dataset or all, of one side or both; remembered when

@@ -18,6 +18,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from replicad.model.divergence import REPAIR_RESULTS
 from replicad.model.drill import Outcome
 from replicad.model.policy import Grade
 from replicad.model.verdict import Verdict
@@ -347,9 +348,7 @@ FAMILIES: tuple[Family, ...] = (
         lambda s: s.oldest_inconclusive_ns / 1e9,
     ),
     _scrub("suspect_changes", "Suspect changes that nobody has released.", lambda s: float(s.suspects)),
-    _scrub_by(
-        "repairs_total", "Repairs by result.", "result", lambda s: _zero_for_each(("repaired", "failed"), s.repairs)
-    ),
+    _scrub_by("repairs_total", "Repairs by result.", "result", lambda s: _zero_for_each(REPAIR_RESULTS, s.repairs)),
     _scrub("repair_breaker_open", "1 while repairs by themselves have stopped.", lambda s: float(s.breaker_open)),
     _drill(
         "drill_last_success_timestamp_seconds",

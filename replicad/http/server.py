@@ -43,7 +43,7 @@ from replicad.http.contract import (
 from replicad.http.metrics import CONTENT_TYPE, Exposition
 from replicad.model.errors import LockedError, ReplicadError, UsageError
 from replicad.model.glob import compile_globs
-from replicad.status import NodeStatus, encode, job_problem
+from replicad.status import NodeStatus, encode, job_problem, to_json
 from replicad.system.clock import Clock
 from replicad.system.sockets import socket_address
 
@@ -215,7 +215,7 @@ class HttpServer:
             for line in self._daemon.status().datasets
             if line.dataset == dataset and line.held
         ]
-        self._daemon.release(dataset)
+        await self._daemon.release(dataset)
         return _json(Released(held))
 
     async def _reload(self, request: web.Request) -> web.Response:
@@ -348,13 +348,14 @@ async def _refuse_in_json(request: web.Request, handler: Handler) -> web.StreamR
     except UsageError as error:
         return _json(Failure(error.what, error.hint), 404)
     except ReplicadError as error:
-        return _json(Failure(str(error), error.hint), 409)
+        text = f"{error.where}: {error.what}" if error.where else error.what
+        return _json(Failure(text, error.hint, error.exit_code), 409)
     except web.HTTPException as error:
         return _json(Failure(f"{request.method} {request.path[:80]}: {error.reason}"), error.status)
 
 
 def _json(value: msgspec.Struct, code: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=code, content_type="application/json")
+    return web.Response(body=to_json(value), status=code, content_type="application/json")
 
 
 def _wait_asked_untrusted(request: web.Request) -> tuple[list[SyncRequest], list[ScrubRequest], float]:
@@ -364,6 +365,8 @@ def _wait_asked_untrusted(request: web.Request) -> tuple[list[SyncRequest], list
         timeout_s = float(request.query.get("timeout_s", "0"))
     except ValueError as error:
         raise web.HTTPBadRequest(reason=str(error).replace("\n", " ")[:200]) from None
+    if timeout_s != timeout_s:
+        raise web.HTTPBadRequest(reason="timeout_s is no length of time")
     return requests, scrubs, min(max(timeout_s, 0.0), MAX_WAIT_S)
 
 

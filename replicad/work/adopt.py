@@ -158,6 +158,8 @@ class Adoption:
             self.ledger.put(f"sealed_ns:{replica}", line.created_ns)
         else:
             self.ledger.restart(replica, head)
+            self.ledger.put(f"complete:{replica}", None)
+        self.ledger.put(f"complete_ns:{replica}", line.created_ns if line.complete else None)
         for key in ("adopting", "released", GOES_ON.format(replica)):
             self.ledger.put(key, None)
 

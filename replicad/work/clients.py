@@ -43,10 +43,10 @@ class Clients:
         return self._config
 
 
-def _version(file: Path) -> tuple[int, int, int]:
-    """What changes when a file is replaced or written."""
+def _version(file: Path) -> tuple[int, int, int, int]:
+    """What changes when a file is replaced or written, keeps its time though it be, or becomes readable again."""
     try:
         status = file.stat()
     except OSError:
-        return (0, 0, 0)
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
+        return (0, 0, 0, 0)
+    return (status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns)

@@ -534,6 +534,8 @@ class Pass:
         ledger.forget_drops(self._dataset.replicas)
         ledger.put(f"complete:{self._replica}", int(complete))
         ledger.put(f"sealed_ns:{self._replica}", self._started_ns)
+        if complete:
+            ledger.put(f"complete_ns:{self._replica}", self._started_ns)
         if covered == self._recorder.seq:
             self._recorder.advance()
 

@@ -62,19 +62,18 @@ class Runner:
             while True:
                 try:
                     await self._job.step()
+                    failures = self._status.failures_in_row = 0
+                    self._status.last_success_ns = self._clock.now_ns()
+                    self._status.last_error = ""
+                    await self._job.wait()
                 except asyncio.CancelledError:
                     raise
                 except ReplicadError as error:
                     failures += 1
                     await self._failed(error, failures)
-                except Exception as error:  # a defect must not end the daemon's other jobs; it is counted and shown
+                except Exception as error:  # a defect must not end a job, this one or others; it is counted and shown
                     failures += 1
                     await self._failed(error, failures)
-                else:
-                    failures = self._status.failures_in_row = 0
-                    self._status.last_success_ns = self._clock.now_ns()
-                    self._status.last_error = ""
-                    await self._job.wait()
         finally:
             self._status.running = False
 

@@ -18,6 +18,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from replicad.model.errors import ReplicadError
+from replicad.system.disk import errors_at
+
 FILE = "leases"
 MAX_HELD = 8
 """Snapshots that one reader holds at a time, those it looked at last: a restore reads one, a comparison two. A client
@@ -28,6 +31,9 @@ _FORM = struct.Struct("@hhqqi4x")
 _PLACES = 2**62
 """Numbers beyond share a place, which holds one snapshot too many at worst."""
 _TAKEN = (errno.EAGAIN, errno.EACCES)
+_NOT_NEEDED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
+"""Why a reader has no lease: he may not make one, or there is no such store or no room for the file; a retention that
+would drop what he reads makes it first."""
 _READ, _WRITE, _NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 
 
@@ -46,7 +52,7 @@ class Leases:
             self._held.move_to_end(snapshot)
             return True
         if self._fd < 0:
-            self._fd = _open(self._directory, write=False)
+            self._fd = _open(self._directory)
         if self._fd >= 0 and not _lock(self._fd, _READ, snapshot):
             return False
         self._held[snapshot] = None
@@ -70,20 +76,21 @@ class Leases:
 
 @contextmanager
 def letting_go(directory: Path, numbers: Iterable[int]) -> Iterator[list[int]]:
-    """Those of these snapshots that nobody reads; while the block runs nobody can begin to."""
-    fd = _open(directory, write=True)
+    """Those of these snapshots that nobody reads; while the block runs nobody can begin to. Raises ReplicadError when
+    that cannot be found out, as where there are too many open files: then none may go."""
+    with errors_at(directory / FILE, "asking who reads a snapshot"):
+        fd = _opened(directory, write=True)
     try:
-        yield [number for number in numbers if fd < 0 or _lock(fd, _WRITE, number)]
+        yield [number for number in numbers if _lock(fd, _WRITE, number)]
     finally:
-        if fd >= 0:
-            os.close(fd)
+        os.close(fd)
 
 
 def leased(directory: Path, numbers: Iterable[int]) -> set[int]:
     """Those of these snapshots that somebody reads now."""
     if not (directory / FILE).exists():
         return set()
-    fd = _open(directory, write=False)
+    fd = _open(directory)
     try:
         return {number for number in numbers if fd >= 0 and _is_locked(fd, number)}
     finally:
@@ -91,19 +98,26 @@ def leased(directory: Path, numbers: Iterable[int]) -> set[int]:
             os.close(fd)
 
 
-def _open(directory: Path, *, write: bool) -> int:
-    """The file of leases, made where it is missing; -1 where that is not possible."""
+def _open(directory: Path) -> int:
+    """As `_opened`; -1 where a reader may do without: on a medium, or in a store, that he cannot write to."""
+    try:
+        return _opened(directory, write=False)
+    except OSError as error:
+        if error.errno in _NOT_NEEDED:
+            return -1
+        raise ReplicadError(
+            f"a snapshot cannot be held: {error.strerror}", where=str(directory / FILE), hint="check rights and mount"
+        ) from error
+
+
+def _opened(directory: Path, *, write: bool) -> int:
+    """The file of leases, made where it is missing. Raises OSError."""
     path, flags = directory / FILE, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         return os.open(path, flags)
     except FileNotFoundError:
         pass  # the first one in this store
-    except OSError:
-        return -1
-    try:
-        fd = os.open(path, flags | os.O_CREAT, 0o644)
-    except OSError:
-        return -1
+    fd = os.open(path, flags | os.O_CREAT, 0o644)
     if os.geteuid() == 0:  # a person's restore must not make a file that the daemon cannot write to
         owner = os.stat(directory)
         os.fchown(fd, owner.st_uid, owner.st_gid)

@@ -73,7 +73,7 @@ class Mirror:
 def mirror_status(into: ScrubStatus, said: ScrubStatus) -> None:
     """What the replica says of its scrub, into the line that the primary shows: every field but whose line it is."""
     for name in ScrubStatus.__struct_fields__:
-        if name not in ("dataset", "side", "peer"):
+        if name not in ("dataset", "side", "peer", "mirrored"):
             value = getattr(said, name)
             if isinstance(value, str):
                 value = printable(value[:_TEXT])

@@ -110,6 +110,7 @@ class Receiving:
         status.entries, status.size = commit.entries, commit.size
         status.received_ns = self._clock.now_ns()
         status.stored_bytes = await self._in_thread(self._allowance.measure)
+        status.damaged = await self._in_thread(lambda: len(self._archive.damage))
 
     async def _credit(self, size: int) -> None:
         self._status.received_bytes += size

@@ -13,13 +13,12 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 from replicad.link.channel import Channel
 from replicad.model.errors import HeldError, LinkError, ReplicadError
 from replicad.model.snapshot import Head
-from replicad.status import DatasetStatus
+from replicad.status import RESTORING, DatasetStatus
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
@@ -124,10 +123,11 @@ class Replication:
             raise
 
     async def _pass(self) -> None:
+        if not self._status.last_snapshot:  # first of all: another replica's pass, or a restore, may take hours
+            await self._dataset.open()
+            await self._dataset.in_ledger(self._remember)
         async with self._dataset.turn, self._undisturbed():
             await self._dataset.open()
-            if not self._status.last_snapshot:
-                await self._dataset.in_ledger(self._remember)
             if reason := await self._dataset.in_ledger(self._dataset.held):
                 raise self._dataset.held_error(reason)
             await finish_interrupted(self._dataset, self._pool, Disk())
@@ -154,15 +154,24 @@ class Replication:
     @asynccontextmanager
     async def _undisturbed(self) -> AsyncIterator[None]:
         """While nobody restores into the dataset: a snapshot of what is half restored would be one of nothing."""
-        entering = partial(asyncio.get_running_loop().run_in_executor, self._pool, enter_to_read, self._dataset.root)
-        while (root := await entering()) is None:
-            self._show("waiting", "a restore writes into the dataset; the pass comes when that has ended")
+        while (root := await self._entered()) is None:
+            self._show("waiting", RESTORING, held=self._status.held)
             await self._clock.sleep(RESTORE_LOOK_S)
         try:
             yield
         finally:
             if root >= 0:
                 os.close(root)
+
+    async def _entered(self) -> int | None:
+        """See `enter_to_read`. What a thread gets for a pass that is ended meanwhile is given back: it would keep
+        restores out for as long as the daemon lives."""
+        entering = asyncio.get_running_loop().run_in_executor(self._pool, enter_to_read, self._dataset.root)
+        try:
+            return await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            entering.add_done_callback(_give_back)
+            raise
 
     async def _hooked(self, shipping: Shipping, only: frozenset[bytes] | None) -> Outcome:
         """The pass between its hooks."""
@@ -275,8 +284,11 @@ class Replication:
         status.entries, status.size = totals.entries, totals.size
         status.last_snapshot = ledger.standing(self._replica).head.number
         status.last_snapshot_ns = int(ledger.get(f"sealed_ns:{self._replica}") or 0)
-        if ledger.get(f"complete:{self._replica}"):
-            status.last_complete_ns = max(status.last_complete_ns, status.last_snapshot_ns)
+        complete_ns = int(ledger.get(f"complete_ns:{self._replica}") or 0)
+        if ledger.get(f"complete:{self._replica}"):  # all that a ledger knows to which no complete one was added since
+            complete_ns = max(complete_ns, status.last_snapshot_ns)
+        if status.last_snapshot:
+            status.last_complete_ns = max(status.last_complete_ns, complete_ns)
 
     def _count_sent(self, size: int) -> None:
         self._status.sent_bytes += size
@@ -308,6 +320,11 @@ class Replication:
     def _show(self, state: str, reason: str, *, held: bool = False) -> None:
         self._status.state, self._status.reason, self._status.held = state, reason, held
         self._status.link_up = self._shipping is not None and self._shipping.failure is None
+
+
+def _give_back(entering: asyncio.Future[int | None]) -> None:
+    if not entering.cancelled() and not entering.exception() and (root := entering.result()) is not None and root >= 0:
+        os.close(root)
 
 
 def _diverged(ours: Head, theirs: Head, replica: str) -> str:

@@ -121,8 +121,8 @@ class Retaining:
         return f"retain {self._place.dataset} of {self._place.client}"
 
     async def step(self) -> None:
-        """One run, unless the clock was set meanwhile. Raises ReplicadError."""
-        if jumped_s := self._jumped_s():
+        """One run, unless the clock was set meanwhile and there are rules that go by it. Raises ReplicadError."""
+        if (jumped_s := self._jumped_s()) and not self._rules().is_off:
             text = f"the clock was set by {jumped_s:.0f} s while the daemon ran"
             self.status.hold = f"{text}; when it is right: replicad retain run"
             return

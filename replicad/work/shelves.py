@@ -120,6 +120,7 @@ class Shelves:
         self._quotas = Quotas(clients)
         self._shelves: dict[Key, _Shelf] = {}
         self._opening = asyncio.Lock()
+        self._is_closed = False
 
     @property
     def statuses(self) -> list[StoreStatus]:
@@ -155,18 +156,22 @@ class Shelves:
         """Run `work` on the findings book of a store that has appeared, in the store's thread. The store itself need
         not be one that can be opened. Raises ReplicadError when the book cannot be."""
         key = client, dataset
-        return await _in_thread(self._shelves[key], partial(self._with_findings, key, work))
+        shelf = self._shelves.get(key)
+        if shelf is None:
+            raise self._closed(key)
+        return await _in_thread(shelf, partial(self._with_findings, shelf, key, work))
 
     async def in_store(self, client: str, dataset: str, work: Callable[[Archive, Findings], Result]) -> Result:
         """Run `work` on the archive and the findings of a store that has appeared, in its thread. Raises ReplicadError
         when one of them cannot be opened."""
         opened = await self._opened(await self._open((client, dataset)), (client, dataset))
+        if self._is_closed:
+            raise self._closed((client, dataset))
         return await asyncio.get_running_loop().run_in_executor(
             opened.executor, lambda: work(opened.archive, opened.findings)
         )
 
-    def _with_findings(self, key: Key, work: Callable[[Findings], Result]) -> Result:
-        shelf = self._shelves[key]
+    def _with_findings(self, shelf: _Shelf, key: Key, work: Callable[[Findings], Result]) -> Result:
         shelf.findings = shelf.findings or Findings(findings_of(self._directory(key)))
         return work(shelf.findings)
 
@@ -186,14 +191,16 @@ class Shelves:
                 log.error("a store cannot be opened", store=f"{key[0]}/{key[1]}", reason=str(error))
 
     async def close(self) -> None:
-        """Close all archives; their sessions must have ended."""
-        for shelf in self._shelves.values():
-            if shelf.archive:
-                await _in_thread(shelf, shelf.archive.close)
-            if shelf.findings:
-                await _in_thread(shelf, shelf.findings.close)
-            shelf.executor.shutdown()
-        self._shelves.clear()
+        """Close all archives; their sessions must have ended. Whoever works on one by order of a person meets an error
+        at his next step: a store that was opened anew would stay locked against whoever is to have it now."""
+        shelves, self._shelves, self._is_closed = self._shelves, {}, True
+        async with self._opening:  # one that is being opened is closed as well
+            for shelf in shelves.values():
+                if shelf.archive:
+                    await _in_thread(shelf, shelf.archive.close)
+                if shelf.findings:
+                    await _in_thread(shelf, shelf.findings.close)
+                shelf.executor.shutdown()
 
     async def serve(self, channel: Channel, client: str) -> None:
         """Serve one greeted session. Raises ReplicadError when it ended badly, after telling the client."""
@@ -338,13 +345,22 @@ class Shelves:
             await channel.send(Refuse(code, f"the store cannot be opened: {error.what}"))
             raise
 
+    @staticmethod
+    def _closed(key: Key) -> ReplicadError:
+        hint = "the daemon stops, or its configuration has changed; try again"
+        return ReplicadError("the store was closed meanwhile", where="/".join(key), hint=hint)
+
     async def _open(self, key: Key) -> _Shelf:
+        if self._is_closed:
+            raise self._closed(key)
         if key not in self._shelves:
             executor = ThreadPoolExecutor(1, f"store-{key[0]}-{key[1]}")
             self._shelves[key] = _Shelf(StoreStatus(*key), executor)
             self._appeared(*key)
         shelf = self._shelves[key]
         async with self._opening:
+            if self._is_closed:
+                raise self._closed(key)
             if shelf.archive is None:
                 await self._open_archive(shelf, key)
         return shelf

@@ -7,7 +7,7 @@ side whichever has the block. **Never** raises for a replica that is out of reac
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -64,10 +64,13 @@ class Tendings:
         self._mender = PrimaryMender(dataset, pool, clock, disk)
         self._loops: list[_Loop] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._ordered: set[asyncio.Task[Mended]] = set()
+        """What persons have ordered and is under way."""
+        self._is_closed = False
 
     def add(self, replica: str, place: Place, dial: Dial, tell_anew: Callable[[], None]) -> None:
         """One more replica, which stands there, before `start`."""
-        status = ScrubStatus(self._dataset.config.name, Side.REPLICA, replica)
+        status = ScrubStatus(self._dataset.config.name, Side.REPLICA, replica, mirrored=True)
         copy = CopyStatus(self._dataset.config.name, replica, place)
         job = Tending(
             self._dataset,
@@ -111,10 +114,13 @@ class Tendings:
         self._tasks = [asyncio.create_task(loop.runner.run()) for loop in self._loops]
 
     async def close(self) -> None:
-        """Stop them, and end their sessions."""
-        for task in self._tasks:
+        """Stop them, and end their sessions. A repair that a person has ordered is ended as well, before the books are
+        closed and whoever comes after looks at the file that it writes to."""
+        self._is_closed = True
+        tasks = [*self._tasks, *self._ordered]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for loop in self._loops:
             await loop.job.close()
 
@@ -133,7 +139,27 @@ class Tendings:
         return await self._dataset.in_findings(work)
 
     async def repair(self, found: Divergence, *, dry_run: bool) -> Mended:
-        """Repair a finding of either side, or say what that would do."""
+        """Repair a finding of either side, or say what that would do. Raises ReplicadError when the dataset is closed
+        meanwhile."""
+        return await self._until_closed(self._repair(found, dry_run=dry_run))
+
+    async def undo(self, found: Divergence) -> Mended:
+        """Put back what a repair of this side's data took away. Raises as `repair`."""
+        return await self._until_closed(self._undo(found))
+
+    async def _until_closed(self, order: Coroutine[None, None, Mended]) -> Mended:
+        task = asyncio.create_task(order)
+        self._ordered.add(task)
+        task.add_done_callback(self._ordered.discard)
+        if self._is_closed:
+            task.cancel()
+        await asyncio.wait({task})
+        if task.cancelled():
+            hint = "the daemon stops, or its configuration has changed; see: replicad divergence list"
+            raise ReplicadError("the repair was ended", where=self._dataset.config.name, hint=hint)
+        return task.result()
+
+    async def _repair(self, found: Divergence, *, dry_run: bool) -> Mended:
         if found.state is not State.OPEN:
             return Mended(remedy_of(found), "nothing", f"it is {found.state.value} already")
         jobs = self._jobs_for(found)
@@ -146,8 +172,7 @@ class Tendings:
                 break
         return outcome
 
-    async def undo(self, found: Divergence) -> Mended:
-        """Put back what a repair of this side's data took away."""
+    async def _undo(self, found: Divergence) -> Mended:
         if found.side is not Side.PRIMARY:
             return Mended(remedy_of(found), "refused", "what is appended to a store stays there")
         await self._dataset.open()

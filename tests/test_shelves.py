@@ -1,0 +1,80 @@
+"""Shelves: what is left of a node's stores when they are closed, and what is said of their damage."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from kit_rig import replica, rig
+from kit_store import Primary, open_archive, put_files
+from replicad.config import ListenConfig
+from replicad.db.findings import Findings
+from replicad.model.errors import ReplicadError
+from replicad.system.clock import Clock
+from replicad.system.disk import Disk, Lock
+from replicad.work.archive import Archive
+from replicad.work.shelves import Shelves
+
+
+async def test_a_store_that_was_closed_is_not_opened_again(tmp_path: Path) -> None:
+    """Whoever works on a store by order of a person while its side of the daemon is replaced meets an error in words; a
+    store that he opened anew would stay locked against the side that takes its place."""
+    archive = open_archive(tmp_path / "ams1" / "www")
+    put_files(Primary(archive), 1, {b"a": b"1"})
+    archive.close()
+    appeared: list[tuple[str, str]] = []
+    shelves = Shelves(
+        ListenConfig(tmp_path, reserve_bytes=0), lambda: [], Disk(), Clock(), appeared=lambda *key: appeared.append(key)
+    )
+    await shelves.open_all()
+    began, go_on = threading.Event(), threading.Event()
+
+    def long_step(*_: object) -> str:
+        began.set()
+        go_on.wait(30)
+        return "done"
+
+    under_way = asyncio.create_task(shelves.in_store("ams1", "www", long_step))
+    await asyncio.to_thread(began.wait, 30)
+    closing = asyncio.create_task(shelves.close())
+    await asyncio.sleep(0.05)
+    go_on.set()
+    await closing
+    assert await under_way == "done", "a step that has begun comes to its end"
+    for again in (
+        shelves.in_store("ams1", "www", lambda archive, findings: None),
+        shelves.in_findings("ams1", "www", lambda findings: None),
+        shelves.surface("ams1", "www"),
+    ):
+        with pytest.raises(ReplicadError, match="was closed meanwhile"):
+            await again
+    Lock(tmp_path / "ams1" / "www" / "lock").release()
+    assert appeared == [("ams1", "www")] and shelves.statuses == []
+
+
+async def test_damage_that_was_mended_is_not_told_for_ever(tmp_path: Path) -> None:
+    """How many frames are damaged follows what the catalog says, with each snapshot and not with the next restart."""
+    root = tmp_path / "www"
+    root.mkdir()
+    (root / "a").write_text("a")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+
+        def damage(archive: Archive, findings: Findings) -> None:
+            with archive.upkeep() as (_, catalog):
+                catalog.add_damage(1, 4096, 100, "bad checksum")
+
+        def mend(archive: Archive, findings: Findings) -> None:
+            with archive.upkeep() as (_, catalog):
+                catalog.drop_damage(1, 4096, 100)
+
+        for number, (change, damaged) in enumerate(((damage, 1), (mend, 0))):
+            await fra1._shelves.in_store("ams1", "www", change)
+            (root / "a").write_text(str(number))
+            await primary.sync(fra1)
+            async with asyncio.timeout(30):
+                while fra1.status.damaged != damaged:
+                    await asyncio.sleep(0.01)
