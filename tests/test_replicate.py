@@ -500,6 +500,35 @@ async def test_rot_is_never_sent_by_a_catch_up(tmp_path: Path, root: Path, monke
         assert differences(describe_snapshot(par1.archive), copied(root)) == []
 
 
+async def test_rot_that_a_catch_up_met_is_told_although_another_block_cannot_be_read(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are said of the file, and the rotten block is a finding."""
+    (root / "large").write_bytes(random.Random(7).randbytes(20 * MIB))
+    async with (
+        rig(tmp_path, root, ("fra1", "par1")) as primary,
+        replica(tmp_path / "store1") as fra1,
+        replica(tmp_path / "store2") as par1,
+    ):
+        await primary.sync(fra1)
+        read = source_read.Access.read
+
+        def ailing(self: source_read.Access, fd: int, size: int, offset: int) -> bytes:
+            data = read(self, fd, size, offset)
+            if offset >= 19 * MIB:
+                raise OSError(errno.EIO, "Input/output error")
+            return data[:-1] + bytes([data[-1] ^ 1]) if not offset else data
+
+        monkeypatch.setattr(source_read.Access, "read", ailing)
+        status = await primary.sync(par1, "par1")
+        assert (status.rotten, status.pass_ok) == (1, False)
+        reason = status.troubles[0].reason
+        assert "differ from the ledger" in reason and reason.count("Input/output error") == 1
+        findings = primary.dataset.findings
+        (found,) = await primary.dataset.in_findings(findings.listed)
+        assert (found.path, found.number) == (b"large", 0)
+
+
 async def test_a_catch_up_that_is_cut_forgets_nothing_that_is_lacking(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,7 +106,7 @@ class PrimaryFindings:
     def report_block(self, place: Place, affected: tuple[Affected, ...], count: int, kept: str, at_ns: int) -> None:
         """Remember a block that was not well. One that was well at the second look is gone with that."""
         odd, passing = place.odd, place.odd.is_passing
-        if passing and block_key(place.part.file, odd.number) in self.open():
+        if passing and self._open_at(block_key(place.part.file, odd.number)):
             return  # it failed before: one good look does not settle it
         evidence = Evidence(primary=odd.sight, writing=Writing.UNWRITTEN)
         bits, positions = _bits(place)
@@ -157,8 +157,7 @@ class PrimaryFindings:
                 evidence=evidence,
                 path=name.path,
                 file=file,
-                expected=record_of(name),
-                seen=checksum("\n".join(drift).encode()),
+                **drift_of(name, drift),
                 affected=(Affected(name.path, 0, 0),),
                 affected_count=1,
                 events=(Event(at_ns, what),),
@@ -189,9 +188,12 @@ class PrimaryFindings:
         found = self._dataset.findings.listed(side=Side.PRIMARY)
         return {one.key: one for one in found if not one.peer}
 
+    def _open_at(self, key: str) -> Divergence | None:
+        return self._dataset.findings.open_at(Side.PRIMARY, "", key)
+
     def set_gone(self, key: str, why: str, at_ns: int) -> bool:
         """What was found there can be found no more; whether anything open stood there."""
-        found = self.open().get(key)
+        found = self._open_at(key)
         if found is None:
             return False
         self._dataset.findings.update(found.with_event(at_ns, why, state=State.GONE))
@@ -229,6 +231,11 @@ def name_of(path: bytes, known: Known) -> Name:
         return Name(path, stamp_of(known))
     put = put_of(path, known)
     return Name(path, stamp_of(known), put.meta.xattrs, put.target, put.device)
+
+
+def drift_of(name: Name, drift: Sequence[str]) -> dict[str, bytes]:
+    """The fields of a finding by which a drift is known again, whoever met it: what is recorded, and what differs."""
+    return {"expected": record_of(name), "seen": checksum("\n".join(drift).encode())}
 
 
 def record_of(name: Name) -> bytes:

@@ -14,10 +14,9 @@ import msgspec
 from replicad.db.findings import Findings
 from replicad.model.divergence import Side, count_open
 from replicad.model.verdict import Verdict
+from replicad.work.breaker import is_open
 
 MEMORY_KEY = "scrub"
-BREAKER_KEY = "breaker"
-"""A remembered value that stands in the book while repairs have stopped because there were too many."""
 
 Result = TypeVar("Result", covariant=True)
 
@@ -107,5 +106,5 @@ def tally(findings: Findings, side: Side, known: Tally | None) -> Tally:
         lost=sum(one.is_lost for one in found),
         suspects=len(findings.suspects()),
         repairs=findings.repair_totals(),
-        breaker_open=bool(findings.get(BREAKER_KEY)),
+        breaker_open=is_open(findings),
     )
