@@ -267,19 +267,20 @@ YEAR_NS = 365 * 86_400 * 10**9
 @pytest.mark.parametrize("jump_ns", [-YEAR_NS, YEAR_NS])
 def test_a_clock_that_jumps_keeps_the_breaker_neither_open_nor_shut(rig: Rig, jump_ns: int) -> None:
     """A person's word closes it, whatever the time of the repairs before; it opens again when there are too many."""
+    for number in (5, 6):
+        rig.put(number, {b"large-%d" % number: random.Random(number).randbytes(SMALL)})
     rig.mender._repair_limit = 2
     _damaged(rig, 1, 2, 3)
     rig.settle()
     assert rig.findings.get(BREAKER)
-    rig.clock.ns += max(0, jump_ns)
-    if jump_ns < 0:
-        rig.clock.ns += jump_ns
+    rig.clock.ns += jump_ns
     rig.settle(ordered=True)
-    rig.clock.ns -= max(0, jump_ns)
+    if jump_ns > 0:
+        rig.clock.ns -= jump_ns
     _damaged(rig, 4)
     assert [one.state for one in rig.settle()] == [State.REPAIRED]
-    _damaged(rig, 1, 2, 3)
-    assert State.OPEN in [one.state for one in rig.settle()] and rig.findings.get(BREAKER)
+    _damaged(rig, 5)
+    assert [one.state for one in rig.settle()] == [State.OPEN] and rig.findings.get(BREAKER)
 
 
 def test_a_session_s_unsealed_work_is_not_committed_by_a_repair(rig: Rig, tmp_path: Path) -> None:
@@ -616,9 +617,8 @@ def test_a_segment_that_cannot_be_opened_keeps_no_other_finding_from_being_settl
     for _ in range(2):
         settled = asyncio.run(rig.mender.verify_divergences())
     assert [(one.number, one.state) for one in settled] == [(3, State.GONE)]
-    (left,) = rig.open_ones()
-    said = [event.what for event in left.events if "cannot be opened" in event.what]
-    assert left.part is Part.SEGMENT and len(said) == 1
+    (left,) = [one for one in rig.open_ones() if one.part is Part.SEGMENT]
+    assert [event.what for event in left.events][1:] == ["could not be looked at again: cannot be opened"]
 
 
 def test_a_medium_that_takes_minutes_keeps_nobody_waiting(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,10 +39,17 @@ from replicad.db.touched import restamp
 from replicad.db.unnamed import KEPT_WALKS
 from replicad.http.metrics import Exposition
 from replicad.link.channel import Channel
-from replicad.link.messages import Examined, Want
+from replicad.link.messages import Examined, SnapshotLine, Want
 from replicad.model.block import block_id
 from replicad.model.divergence import Divergence, Part, Side, State
-from replicad.model.errors import DiskFullError, LinkError, PeerError, ReplicadError, StoreDamagedError
+from replicad.model.errors import (
+    BookDamagedError,
+    DiskFullError,
+    LinkError,
+    PeerError,
+    ReplicadError,
+    StoreDamagedError,
+)
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Books, Sight, Verdict, Witness
 from replicad.status import DatasetStatus, NodeStatus, ScrubStatus, decode, encode, findings
@@ -474,17 +481,20 @@ async def test_what_another_replica_could_not_be_asked_for_is_not_called_lost(
         assert [one.sight for one in found[1:]] == [Sight.UNKNOWN] * 4
 
 
-async def test_a_replica_that_refuses_is_not_shown_as_it_was_before(tmp_path: Path) -> None:
+async def test_a_replica_that_refuses_is_not_shown_as_it_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its catalog is damaged, so that it says nothing any more of its scrub: that is what the line says."""
     async with world(tmp_path) as w:
         await w.round()
         assert w.job._status.state == "idle" and not w.job._copy.unheard
         await w.job.close()
-        catalog = w.fra1.archive / "catalog.db"
-        data = bytearray(catalog.read_bytes())
-        data[8192:] = bytes(len(data) - 8192)  # every page but the first
-        catalog.write_bytes(data)
-        with pytest.raises(ReplicadError):
+
+        def damaged(_: ArchiveReader) -> list[SnapshotLine]:
+            raise BookDamagedError("a page fails its checksum")
+
+        monkeypatch.setattr(ArchiveReader, "snapshots", damaged)
+        with pytest.raises(BookDamagedError):
             await w.round()
         assert w.job._status.state == "waiting" and "not heard of" in w.job._status.reason
         assert "not heard of" in w.job._copy.unheard

@@ -184,7 +184,8 @@ async def test_an_order_of_the_replicas_person_is_carried_out(tmp_path: Path) ->
 async def test_an_order_does_not_open_again_what_was_settled_meanwhile(tmp_path: Path) -> None:
     """A person ordered all at once, and the primary was quicker."""
     async with node(tmp_path) as n, n.session() as channel:
-        found = await n.case(channel, (0,))
+        found = (await n.case(channel, (0,))).with_event(4, "judged", verdict=Verdict.REPLICA_ROT)
+        n.mender._ask(lambda: n.mender.findings.update(found))
         ((key, one),) = await n.fra1._shelves.meant(None)
         closed = found.with_event(5, "closed", state=State.REPAIRED)
         n.mender._ask(lambda: n.mender.findings.update(closed))

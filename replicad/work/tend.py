@@ -21,7 +21,7 @@ from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.block import ID_BYTES, checksum
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.entry import Map, Op, Put
-from replicad.model.errors import LinkError, ReplicadError, UsageError
+from replicad.model.errors import BookDamagedError, LinkError, RefusedError, ReplicadError, UsageError
 from replicad.model.glob import escaped
 from replicad.model.remedy import Remedy, remedy_of
 from replicad.model.snapshot import Head
@@ -236,8 +236,8 @@ class Tending:
         except LinkError as error:
             self._note_unheard(f"out of reach: {error.what}")
             raise
-        except ReplicadError as error:
-            if self._copy.heard_ns == heard_ns:  # it may have refused; else it is about something of our own
+        except (BookDamagedError, RefusedError) as error:
+            if self._copy.heard_ns == heard_ns:
                 self._note_unheard(f"not heard of: {error}")
             raise
 
