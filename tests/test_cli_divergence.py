@@ -237,7 +237,7 @@ def test_a_finding_and_its_mirror_on_one_node_are_one(primary: Path, typed: Type
     [found] = write_book(store_book(primary, "www"), replica_rot(id="7c1e90ab"))
     write_book(book_of(primary, "www"), msgspec.structs.replace(found, peer="fra1"))
     out = typed("divergence", "show", "7c1e", "--config", primary)[1]
-    assert "ams1/www: " in out and "this host's disk" in out
+    assert "ams1/www: " in out and "changed on this host's" in out
     assert typed("divergence", "ack", "7c1e", "--note", "x", "--config", primary)[0] == 0
     assert known(store_book(primary, "www"), found.id).state is State.ACKNOWLEDGED
     write_book(store_book(primary, "www"), replica_rot(id="7c1effff", key="frame:1:2"))

@@ -30,10 +30,11 @@ from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.breaker import BREAKER
 from replicad.work.known_damage import damaged_paths
-from replicad.work.mend_store import SEAL_WAIT_EVERY_S, SEAL_WAIT_S, VERIFY_S, WAITING
+from replicad.work.mend_store import SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.rest import REST
 from replicad.work.segment_check import SegmentCheck
+from replicad.work.store_case import VERIFY_S
 
 
 @pytest.fixture

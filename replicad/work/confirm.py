@@ -108,7 +108,8 @@ class Confirming:
         another replica's job has made of it meanwhile stays."""
         work, findings = {Part.BLOCK: self._block, Part.METADATA: self._metadata}[found.part], self._dataset.findings
         for _ in range(TRIES):
-            found = await self._dataset.in_findings(findings.get_exactly, found.id) or found
+            known = await self._dataset.in_findings(findings.get_exactly, found.id)
+            found = known if known is not None else found
             now = await work(found, peer) if found.state is State.OPEN else found
             if now == found or await self._dataset.in_findings(findings.revise, found, now) == now:
                 return now

@@ -40,6 +40,8 @@ from replicad.work.quarantine import Quarantine
 from replicad.work.rest import Rest
 from replicad.work.segment_check import SegmentCheck, Wrong
 from replicad.work.store_case import (
+    LAID,
+    VERIFY_S,
     as_one,
     awaits_witness,
     begun_behind,
@@ -68,9 +70,6 @@ WAITING = "waiting for the pass under way to be sealed"
 AWAITS_WITNESS = "its blocks were stored anew by a pass; what stood there is still to be judged with the primary"
 SEAL_WAIT_S, SEAL_LOOK_S, SEAL_WAIT_EVERY_S = 5.0, 0.05, 60.0
 """How long a repair waits for the pass under way, how often it looks, and when again after it was in vain."""
-VERIFY_S = 60.0
-"""How long places are looked at again while the primary waits: a sector of a dying disk takes half a minute each time,
-and whatever can be repaired is to be heard of before the primary gives up waiting."""
 
 Result = TypeVar("Result")
 _Step = Callable[["StoreMender", Divergence, Sequence[bytes]], Divergence]
@@ -165,13 +164,13 @@ class StoreMender:
             if self._clock.monotonic_s() > until_s:
                 break  # the next call goes on
             self._verified = listed.id
-            found = await self._in_shelf(partial(self._findings.get_exactly, listed.id)) or listed
+            found = await self._in_shelf(partial(self._standing, listed))
             after = await self._look_again(found, wrongs) if found.state is State.OPEN else found
             if after.state is not State.OPEN:
                 settled.append(after)
         for found in await self._in_shelf(self._book.noted_ones):
-            if found.part is Part.BLOCK and (after := await self._in_shelf(partial(self._if_moved, found))):
-                settled.append(after)
+            if found.part is Part.BLOCK and (moved := await self._moved(found)):
+                settled.append(moved)
         return settled
 
     # evidence
@@ -386,7 +385,7 @@ class StoreMender:
     def _laid_with(self, found: Divergence) -> list[Divergence]:
         """Open findings that are settled as well when the segment of this one is laid anew."""
         others = self._others_in(found)
-        return [one for one in others if one.part in _LAID and not self._is_unknown(one)]
+        return [one for one in others if one.part in LAID and not self._is_unknown(one)]
 
     def _found_again(self, found: Divergence, left: Sequence[Wrong]) -> list[Divergence]:
         """Open findings about blocks that read well where the segment was laid anew: a file of it that was kept when it
@@ -452,16 +451,17 @@ class StoreMender:
     async def _looked_at(self, found: Divergence, wrongs: dict[int, list[Wrong] | None]) -> Divergence:
         if found.part is Part.BOOK:
             return await self._look_at_book(found)
-        if found.key.startswith("block:") or found.part is Part.BLOCK:
-            moved = await self._in_shelf(lambda: self._if_moved(found))
-            if moved is not None:
-                return moved
+        if found.part is Part.BLOCK and (moved := await self._moved(found)):
+            return moved
         if not found.length and found.part is not Part.SEGMENT:
             return await self._in_shelf(lambda: self._if_told_no_more(found))
         if not found.number:
             return found
         is_well = await asyncio.to_thread(self._is_well, found, wrongs)
         return await self._in_shelf(lambda: self._counted(found, is_well))
+
+    async def _moved(self, found: Divergence) -> Divergence | None:
+        return await self._in_shelf(lambda: self._if_moved(found))
 
     def _if_moved(self, found: Divergence) -> Divergence | None:
         """Settled when every block was stored anew by somebody, and reads well there."""
@@ -559,6 +559,10 @@ class StoreMender:
 
     # the book
 
+    def _standing(self, found: Divergence) -> Divergence:
+        """As it stands by now."""
+        return self._findings.get_exactly(found.id) or found
+
     def _write(self, found: Divergence, text: str, **changes: object) -> Divergence:
         after = found.with_event(self._clock.now_ns(), text, **changes)
         if after.mended and after.state is not State.OPEN:  # the record of what is over names all of it
@@ -592,6 +596,3 @@ class StoreMender:
 
     async def _in_shelf(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-
-
-_LAID = (Part.RECORD, Part.COMMIT, Part.STRUCTURE, Part.SEGMENT)
