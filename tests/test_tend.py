@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import get_type_hints
 
@@ -34,6 +34,7 @@ from kit_tend import (
 )
 from replicad.cli.scrub import describe
 from replicad.cli.status import render
+from replicad.db.findings import Findings
 from replicad.db.ledger import stamp_of
 from replicad.db.touched import restamp
 from replicad.db.unnamed import KEPT_WALKS
@@ -54,7 +55,7 @@ from replicad.model.snapshot import Head
 from replicad.model.verdict import Books, Sight, Verdict, Witness
 from replicad.status import DatasetStatus, NodeStatus, ScrubStatus, decode, encode, findings
 from replicad.system.disk import Disk
-from replicad.work import account_record, compare_records, elsewhere, holdings, tended
+from replicad.work import account_record, compare_records, elsewhere, holdings, mirror, tended
 from replicad.work.account_record import Sums
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.breaker import is_open, open_breaker
@@ -63,6 +64,7 @@ from replicad.work.dataset import Dataset
 from replicad.work.elsewhere import Elsewhere
 from replicad.work.half_read import half_read
 from replicad.work.holdings import Held
+from replicad.work.mirror import Mirror
 from replicad.work.orders import close_breakers
 from replicad.work.tend import AGAIN_ROUNDS, LAST_AGAIN_ROUNDS, Patience, Tending
 from replicad.work.tendings import Tendings
@@ -446,6 +448,20 @@ async def test_findings_about_a_replica_that_is_none_any_more_are_closed(tmp_pat
             Part.BLOCK,
             Part.ENTRY,
         }
+
+
+def test_what_is_found_by_the_thousand_is_mirrored_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finding that is new here costs a look at its own place, and none at all the others; the limit holds."""
+    monkeypatch.setattr(mirror, "MAX_MIRRORED", 3)
+    with closing(Findings(tmp_path / "findings.db")) as book:
+        taking, listed = Mirror(book, "www", "fra1"), book.listed
+        monkeypatch.setattr(book, "listed", None)
+        for number in range(5):
+            taking.take(replica_rot(id=f"{number:08x}", key=f"frame:1:{number}"))
+        taking.take(replica_rot(id="aaaaaaaa", key="frame:1:0"))
+        assert {one.id for one in listed()} == {"aaaaaaaa", "00000001", "00000002"}
+        (before,) = listed(state=State.GONE)
+        assert "another finding of it, aaaaaaaa" in before.events[-1].what
 
 
 async def test_an_order_to_repair_all_closes_every_breaker(tmp_path: Path) -> None:

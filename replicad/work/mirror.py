@@ -58,12 +58,11 @@ class Mirror:
 
     def _replace_open(self, found: Divergence) -> None:
         """Write a finding that is new here. One of the same place under another id is not open there any more."""
-        count = self._findings.count_open(Side.REPLICA, self._replica)
         other = self._findings.open_at(Side.REPLICA, self._replica, found.key)
         if other and found.state is State.OPEN:
             text = f"{self._replica} has made another finding of it, {found.id}"
             self._findings.update(other.with_event(found.changed_ns, text, state=State.GONE))
-        if count < MAX_MIRRORED:
+        if self._findings.count_open(Side.REPLICA, self._replica) < MAX_MIRRORED:
             self._findings.report(found)
 
     def _open(self) -> list[Divergence]:
