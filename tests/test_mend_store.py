@@ -31,6 +31,7 @@ from replicad.work.archive_reader import ArchiveReader
 from replicad.work.breaker import BREAKER
 from replicad.work.known_damage import damaged_paths
 from replicad.work.mend_store import SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING
+from replicad.work.quarantine import Quarantine
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.rest import REST
 from replicad.work.segment_check import SegmentCheck
@@ -650,6 +651,39 @@ def test_bytes_that_nobody_has_any_more_keep_no_finding_open(rig: Rig) -> None:
     write_at(segment(rig.directory, 2), found.offset, b"something else again")
     (settled,) = asyncio.run(rig.mender.verify_divergences())
     assert settled.state is State.REPAIRED and "by a pass" in settled.events[-1].what
+
+
+def test_bytes_that_changed_once_more_are_judged_as_they_are_now(rig: Rig, tmp_path: Path) -> None:
+    """Of a run of blocks a pass brought some, what was found is kept no more, and other rot has hit the rest since: no
+    scrub tells of that anew, and it is repaired all the same."""
+    rig.scrub()
+    first, *_, last = rig.frames(FrameType.BLOCK, 2)[1:4]
+    write_at(segment(rig.directory, 2), first.offset + 30, os.urandom(last.end - first.offset - 60))
+    rig.scrub()
+    (found,) = rig.open_ones()
+    primary = Primary(rig.archive)
+    primary.send(rig.has[found.blocks[0]])
+    rig.expected[5] = dict(rig.expected[4])
+    primary.seal(5)
+    (rig.directory / found.quarantine).unlink()
+    write_at(segment(rig.directory, 2), last.offset + 40, os.urandom(20))
+    rig.scrub()
+    assert [one.id for one in rig.open_ones()] == [found.id]
+    rig.settle_all()
+    rig.assert_clean(tmp_path)
+
+
+def test_what_is_kept_of_other_bytes_accuses_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There was no room for what was found last, and what was found before is still kept: it is not sent for it."""
+    (found,) = _damaged(rig, 2)
+    write_at(segment(rig.directory, 2), found.offset + 90, b"something else again")
+    with monkeypatch.context() as patch:
+        patch.setattr(Quarantine, "keep", lambda *_: "")
+        rig.scrub()
+    (again,) = rig.open_ones()
+    assert (again.id, again.quarantine) == (found.id, found.quarantine) and again.seen != found.seen
+    (settled,) = rig.settle()
+    assert (settled.state, settled.evidence.witness) == (State.REPAIRED, Witness.CONFIRMS)
 
 
 def test_a_loss_that_a_pass_made_good_is_a_loss_no_more(rig: Rig) -> None:

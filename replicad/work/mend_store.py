@@ -11,7 +11,6 @@ has unsealed work in the archive nothing is touched.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -34,6 +33,7 @@ from replicad.store.segments import segment_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path
+from replicad.work.bad_bytes import seen_bytes, standing_bytes
 from replicad.work.breaker import close_breaker, is_open, open_breaker, repairs_that_count
 from replicad.work.harm import KnownHarm, harm_of
 from replicad.work.quarantine import Quarantine
@@ -181,17 +181,7 @@ class StoreMender:
         return frozenset(name for one in cases for name in one.blocks + one.mended)
 
     def _seen(self, found: Divergence) -> bytes:
-        kept = self._quarantine.read(found.quarantine, MAX_SEEN_BYTES)
-        if kept or not (found.seen and found.number):
-            return kept
-        try:
-            reader = self._disk.open_read(segment_path(self._directory, found.number))
-            with contextlib.closing(reader):
-                size = min(found.length, MAX_SEEN_BYTES, reader.size - found.offset)
-                stands = bytes(reader.read_at(found.offset, size))
-        except (ReplicadError, FileNotFoundError):
-            return b""  # as when it is not kept: nobody can be asked about it
-        return stands if checksum(stands) == found.seen else b""
+        return seen_bytes(found, self._quarantine, self._directory, self._disk)
 
     def _testify(self, found: Divergence, digest: bytes, sights: Sequence[Sight]) -> Divergence:
         known = self._findings.get_exactly(found.id)
@@ -458,7 +448,21 @@ class StoreMender:
         if not found.number:
             return found
         is_well = await asyncio.to_thread(self._is_well, found, wrongs)
-        return await self._in_shelf(lambda: self._counted(found, is_well))
+        now = await self._in_shelf(lambda: self._counted(found, is_well))
+        return await self._in_shelf(lambda: self._judged_anew(now)) if is_well is False else now
+
+    def _judged_anew(self, found: Divergence) -> Divergence:
+        """Of bytes that are neither kept nor there any more nobody can say anything, but of those that stand there now;
+        what a scrub finds there may be taken for what is left of the same."""
+        if found.state is not State.OPEN or not awaits_witness(found) or self._seen(found):
+            return found
+        stands, text = (
+            standing_bytes(found, self._directory, self._disk),
+            "other bytes stand there now: those are judged",
+        )
+        name = f"{found.number:08d}-{found.offset:08d}-{self._clock.now_ns()}.bad"
+        kept = self._quarantine.keep(name, stands) if stands else ""
+        return self._write(found, text, seen=checksum(stands), quarantine=kept) if stands else found
 
     async def _moved(self, found: Divergence) -> Divergence | None:
         return await self._in_shelf(lambda: self._if_moved(found))
