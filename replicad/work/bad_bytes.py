@@ -27,6 +27,19 @@ def seen_bytes(found: Divergence, quarantine: Quarantine, directory: Path, disk:
     return stands if checksum(stands) == found.seen else b""
 
 
+def renewed(found: Divergence, quarantine: Quarantine, directory: Path, disk: Disk, at_ns: int) -> Divergence:
+    """The finding, about the bytes that stand there now where those that were found are gone: of these nobody could
+    ever say anything."""
+    if seen_bytes(found, quarantine, directory, disk):
+        return found
+    stands = standing_bytes(found, directory, disk)
+    if not stands:
+        return found
+    kept = quarantine.keep(f"{found.number:08d}-{found.offset:08d}-{at_ns}.bad", stands)
+    text = "what was found is kept no more, and other bytes stand there by now: those are judged"
+    return found.with_event(at_ns, text, seen=checksum(stands), quarantine=kept)
+
+
 def standing_bytes(found: Divergence, directory: Path, disk: Disk) -> bytes:
     """What stands in that place now, as far; b"" when the medium gives nothing."""
     if not found.number:

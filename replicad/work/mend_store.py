@@ -23,7 +23,6 @@ from replicad.db.catalog import BlockPlace
 from replicad.db.findings import Findings
 from replicad.db.inventory import Expected, Inventory
 from replicad.link.messages import MAX_SEEN_BYTES, MAX_WANTS, Want
-from replicad.model.block import checksum
 from replicad.model.divergence import Divergence, Part, State
 from replicad.model.errors import BookDamagedError, ReplicadError, StoreDamagedError
 from replicad.model.remedy import Remedy, remedy_for
@@ -33,7 +32,7 @@ from replicad.store.segments import segment_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path
-from replicad.work.bad_bytes import seen_bytes, standing_bytes
+from replicad.work.bad_bytes import renewed, seen_bytes
 from replicad.work.breaker import close_breaker, is_open, open_breaker, repairs_that_count
 from replicad.work.harm import KnownHarm, harm_of
 from replicad.work.quarantine import Quarantine
@@ -452,17 +451,13 @@ class StoreMender:
         return await self._in_shelf(lambda: self._judged_anew(now)) if is_well is False else now
 
     def _judged_anew(self, found: Divergence) -> Divergence:
-        """Of bytes that are neither kept nor there any more nobody can say anything, but of those that stand there now;
-        what a scrub finds there may be taken for what is left of the same."""
-        if found.state is not State.OPEN or not awaits_witness(found) or self._seen(found):
+        """What a scrub finds in the place of bytes that are gone may be taken for what is left of the same."""
+        if found.state is not State.OPEN or not awaits_witness(found):
             return found
-        stands, text = (
-            standing_bytes(found, self._directory, self._disk),
-            "other bytes stand there now: those are judged",
-        )
-        name = f"{found.number:08d}-{found.offset:08d}-{self._clock.now_ns()}.bad"
-        kept = self._quarantine.keep(name, stands) if stands else ""
-        return self._write(found, text, seen=checksum(stands), quarantine=kept) if stands else found
+        after = renewed(found, self._quarantine, self._directory, self._disk, self._clock.now_ns())
+        if after is not found:
+            self._findings.update(after)
+        return after
 
     async def _moved(self, found: Divergence) -> Divergence | None:
         return await self._in_shelf(lambda: self._if_moved(found))
