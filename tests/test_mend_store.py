@@ -639,6 +639,24 @@ def test_a_medium_that_takes_minutes_keeps_nobody_waiting(rig: Rig, monkeypatch:
         assert looks == (found * 2)[: 2 * number]
 
 
+def test_a_repair_that_waited_for_a_verdict_is_due_as_soon_as_it_is_given(rig: Rig) -> None:
+    """Its primary looks at what stays as it is more and more seldom: that what it waited for is there is news."""
+    rig.scrub()
+    for frame in [rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL)]:
+        flip(segment(rig.directory, 2), frame.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    block, seal = sorted(rig.open_ones(), key=lambda one: one.part.value)
+    asyncio.run(rig.mender.testimony(seal, seal.seen, []))
+    waiting = asyncio.run(rig.mender.mend(seal, []))
+    assert "judged first" in waiting.events[-1].what
+    asyncio.run(rig.mender.testimony(block, b"", [Sight.MATCHES]))
+    assert rig.findings.get_exactly(seal.id) == waiting, "nothing is judged yet"
+    asyncio.run(rig.mender.testimony(block, block.seen, [Sight.MATCHES]))
+    now = rig.findings.get_exactly(seal.id)
+    assert now and now.changed_ns > waiting.changed_ns
+    assert asyncio.run(rig.mender.mend(seal, [])).state is State.REPAIRED
+
+
 def test_bytes_that_nobody_has_any_more_keep_no_finding_open(rig: Rig) -> None:
     """Its blocks were stored anew by a pass; what stood there cannot be judged any more, and nobody waits for that."""
     (found,) = _damaged(rig, 2)

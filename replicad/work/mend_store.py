@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -39,6 +40,7 @@ from replicad.work.quarantine import Quarantine
 from replicad.work.rest import Rest
 from replicad.work.segment_check import SegmentCheck, Wrong
 from replicad.work.store_case import (
+    JUDGED_FIRST,
     LAID,
     VERIFY_S,
     as_one,
@@ -204,7 +206,11 @@ class StoreMender:
         text = f"the primary was asked: {after.verdict.value}"
         if after.is_lost and not known.is_lost:
             text = f"no side has {blocks_worded(after.blocks)} of this any more: {after.verdict.value}"
-        return self._write(known, text, evidence=evidence, verdict=after.verdict)
+        judged = self._write(known, text, evidence=evidence, verdict=after.verdict)
+        for other in self._others_in(judged) if is_unjudged(known) and not is_unjudged(judged) else ():
+            if other.events and other.events[-1].what == JUDGED_FIRST.format(other.number):
+                self._write(other, "what else was found there is judged")  # which makes it due at once
+        return judged
 
     # remedies
 
@@ -225,7 +231,7 @@ class StoreMender:
             if remedy is Remedy.LAY_SEGMENT and not self._is_unknown(found):
                 self._look_at_all(found)
                 if self._has_unjudged(found) and not ordered:
-                    return self._noted(found, f"what else was found in segment {found.number} is judged first")
+                    return self._noted(found, JUDGED_FIRST.format(found.number))
             return self._REMEDIES[remedy](self, found, frames)
         except (ReplicadError, FileNotFoundError) as error:
             self._recover()
@@ -542,16 +548,11 @@ class StoreMender:
     async def _look_at_book(self, found: Divergence) -> Divergence:
         def check() -> bool:
             try:
-                inventory = Inventory.open(catalog_path(self._directory))
+                with closing(Inventory.open(catalog_path(self._directory))) as inventory:
+                    structure = check_structure(inventory)
             except BookDamagedError:
                 return False
-            try:
-                structure = check_structure(inventory)
-                return not (structure.pages or structure.false)
-            except BookDamagedError:
-                return False
-            finally:
-                inventory.close()
+            return not (structure.pages or structure.false)
 
         is_well = await asyncio.to_thread(check)
         return await self._in_shelf(lambda: self._counted(found, is_well))

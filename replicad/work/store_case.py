@@ -26,6 +26,7 @@ LAID = (Part.RECORD, Part.COMMIT, Part.STRUCTURE, Part.SEGMENT)
 """Parts that are settled as soon as their segment is laid anew."""
 LOOKS_TO_BE_WELL = 2
 """How often in a row a place must read well, in looks apart, before a finding about it is gone."""
+JUDGED_FIRST = "what else was found in segment {} is judged first"
 WELL_AGAIN = "read well again from the medium"
 BAD_AGAIN = "read badly once more, when it was looked at again"
 _SAYS_MORE = (Sight.MATCHES, Sight.UNKNOWN, Sight.DIFFERS, Sight.UNREADABLE, Sight.ABSENT)
