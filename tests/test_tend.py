@@ -397,6 +397,22 @@ async def test_a_job_that_was_asking_does_not_open_again_what_another_has_repair
         assert done.state is State.REPAIRED and await standing(primary, found) == done
 
 
+async def test_what_cannot_be_looked_at_again_and_again_is_said_once(tmp_path: Path) -> None:
+    """The file is not where it is recorded: until a pass has found it, nothing is to be told of each vain look."""
+    async with world(tmp_path) as w:
+        found = await report(w.primary, b"file", 1)
+        seen = msgspec.structs.replace(found, seen=b"s" * 16)
+        await w.primary.dataset.in_findings(w.primary.dataset.findings.update, seen)
+        w.file.rename(w.file.with_name("moved"))
+        await w.round()
+        first = await standing(w.primary, found)
+        assert (first.state, first.evidence.primary) == (State.OPEN, Sight.UNKNOWN)
+        for _ in range(3):
+            w.job._own = Patience(w.primary.clock, 0.0)  # it is due again
+            await w.round()
+        assert await standing(w.primary, found) == first
+
+
 async def test_rot_in_a_file_that_is_recorded_without_an_attribute_stays_open(tmp_path: Path) -> None:
     """Its record has a stamp that no file has, which is no write. It is judged; a repair waits for the attribute."""
     async with world(tmp_path) as w:

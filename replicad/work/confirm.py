@@ -179,7 +179,7 @@ class Confirming:
         verdict = judge(evidence)
         seen = checksum(own.data) if own.data else b""
         told = replace(evidence, books=found.evidence.books)  # another replica may have more of the record, or less
-        if (verdict, told, seen) == (found.verdict, found.evidence, found.seen):
+        if (verdict, told, seen or found.seen) == (found.verdict, found.evidence, found.seen):
             return found
         bits: tuple[int, tuple[int, ...]] = (found.bits, found.bit_positions) if seen == found.seen else (-1, ())
         if own.data and examined.sight is Sight.MATCHES and row.id != examined.id:
