@@ -61,6 +61,7 @@ from replicad.work.scrubs import Scrubs
 from replicad.work.shelves import Shelves
 from replicad.work.surfaces import SURFACES, Surfaces
 from replicad.work.suspect import Examining
+from replicad.work.tendings import Tendings
 from replicad.work.view import OnView
 
 log = logger("daemon")
@@ -206,7 +207,10 @@ class Daemon:
     async def repair(self, id: str | None, *, dry_run: bool) -> list[RepairResult]:
         """Repair one finding, or all that are open, of whichever side; in a dry run only say what would be done. Raises
         UsageError when there is no such finding, or more than one."""
-        done = await orders.repair(await self._meant(id), dry_run=dry_run)
+        meant = await self._meant(id)
+        if id is None and not dry_run:
+            await orders.close_breakers(*self._holders())
+        done = await orders.repair(meant, dry_run=dry_run)
         return [contract.repair_result(found, one) for found, one in done if id is not None or one.result != "nothing"]
 
     async def undo_repair(self, id: str) -> list[RepairResult]:
@@ -220,8 +224,11 @@ class Daemon:
         return [contract.retain_result(*one) for one in await self._replica.retentions.run(dataset)]
 
     async def _meant(self, id: str | None) -> list[orders.Order]:
-        datasets = [part.tendings for part in self._datasets.values()]
-        return await orders.meant(id, datasets, self._replica.shelves if self._replica else None, self._clock)
+        return await orders.meant(id, *self._holders(), self._clock)
+
+    def _holders(self) -> tuple[list[Tendings], Shelves | None]:
+        """Who has findings here: of datasets, and of stores."""
+        return [part.tendings for part in self._datasets.values()], self._replica.shelves if self._replica else None
 
     async def reload(self) -> list[str]:
         """Read the configuration file again; an invalid one changes nothing. The problems, in words."""

@@ -130,7 +130,7 @@ class Rig:
             wants = await self.mender.wants(found)
             sights = [Sight.MATCHES if want.id in self.has else Sight.ABSENT for want in wants]
             seen = await self.mender.seen(found)
-            found = await self.mender.testimony(found, checksum(seen), sights)
+            found = await self.mender.testimony(found, checksum(seen) if seen else b"", sights)
             frames = [block_frame(self.has[want.id]) for want in wants if want.id in self.has]
             settled.append(await self.mender.mend(found, frames, ordered=ordered))
         return settled

@@ -11,6 +11,7 @@ import pytest
 
 from kit_rig import Replica, Rig, replica, rig
 from kit_store import Primary, open_archive, put_files
+from kit_tend import tending
 from replicad.config import DatasetConfig
 from replicad.db.findings import Findings
 from replicad.db.ledger import Ledger
@@ -76,6 +77,20 @@ def test_a_damage_that_is_met_again_is_one_finding(tmp_path: Path) -> None:
     assert (found.state, found.events[-1].what) == (State.REPAIRED, "made anew")
     note_at(book, damaged(Side.REPLICA, "www", "ams1", ERROR, 10))
     assert len(listed(book)) == 2
+
+
+def test_a_damage_that_a_person_has_noted_is_settled_as_well(tmp_path: Path) -> None:
+    """The book that is damaged after it was made anew is told again."""
+    book = tmp_path / "findings.db"
+    note_at(book, damaged(Side.PRIMARY, "www", "", ERROR, 5))
+    with closing(Findings(book)) as findings:
+        (found,) = findings.listed()
+        findings.update(found.with_event(6, "acknowledged", state=State.ACKNOWLEDGED))
+    note_at(book, damaged(Side.PRIMARY, "www", "", ERROR, 7))
+    assert [one.state for one in listed(book)] == [State.ACKNOWLEDGED]
+    mended(book, LEDGER, 8, "made anew")
+    note_at(book, damaged(Side.PRIMARY, "www", "", ERROR, 9))
+    assert [one.state for one in listed(book)] == [State.REPAIRED, State.OPEN]
 
 
 def test_findings_that_cannot_be_written_hide_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +168,13 @@ async def _meet_while_writing(primary: Rig, fra1: Replica) -> None:
         await primary.sync(fra1)
 
 
+async def _meet_while_tending(primary: Rig, fra1: Replica) -> None:
+    job = tending(primary, fra1)
+    with pytest.raises(ReplicadError):
+        await job.step()
+    await job.close()
+
+
 async def _session_ended(fra1: Replica) -> None:
     """The primary is told first; then the session ends with its error."""
     async with asyncio.timeout(30):
@@ -160,10 +182,13 @@ async def _session_ended(fra1: Replica) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("meet", [_meet_at_open, _meet_while_reading, _meet_while_writing])
+MEETINGS = [_meet_at_open, _meet_while_reading, _meet_while_writing, _meet_while_tending]
+
+
+@pytest.mark.parametrize("meet", MEETINGS)
 async def test_a_damaged_catalog_is_found_and_a_rebuild_settles_it(tmp_path: Path, root: Path, meet: object) -> None:
-    """Whether a session opens, reads or writes the store: an open finding names the catalog; after `replicad rebuild`
-    it is repaired, with the moment and how."""
+    """Whether a session opens, reads, writes or tends the store: an open finding names the catalog; after
+    `replicad rebuild` it is repaired, with the moment and how."""
     async with rig(tmp_path, root) as primary:
         async with replica(tmp_path / "store") as fra1:
             await primary.sync(fra1)

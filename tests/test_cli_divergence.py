@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kit_daemon import FakeDaemon, Served, a_node
@@ -227,6 +228,20 @@ def test_show_knows_the_replica_s_side(replica: Path, typed: Typed) -> None:
     out = typed("divergence", "show", found.id, "--config", replica)[1]
     assert "ams1/www: a stored block of old changed on this host's disk" in out
     assert f"replicad restore ams1/www /var/tmp/www-{found.id} --path old --at 2 --config {replica}" in out
+
+
+def test_a_finding_and_its_mirror_on_one_node_are_one(primary: Path, typed: Typed) -> None:
+    """A node that keeps a store for itself has a finding of it in two books: it is shown and noted where it belongs."""
+    primary.write_text(primary.read_text() + f'[listen]\nstore = "{primary.parent}/store"\n')
+    (primary.parent / "store/ams1/www/segments").mkdir(parents=True)
+    [found] = write_book(store_book(primary, "www"), replica_rot(id="7c1e90ab"))
+    write_book(book_of(primary, "www"), msgspec.structs.replace(found, peer="fra1"))
+    out = typed("divergence", "show", "7c1e", "--config", primary)[1]
+    assert "ams1/www: " in out and "changed on this host's" in out
+    assert typed("divergence", "ack", "7c1e", "--note", "x", "--config", primary)[0] == 0
+    assert known(store_book(primary, "www"), found.id).state is State.ACKNOWLEDGED
+    write_book(store_book(primary, "www"), replica_rot(id="7c1effff", key="frame:1:2"))
+    assert "more than one" in typed("divergence", "show", "7c1e", "--config", primary)[2]
 
 
 def test_ids_that_name_none_or_many_are_usage_errors(primary: Path, typed: Typed) -> None:

@@ -24,11 +24,15 @@ from replicad.db.ledger import stamp_of
 from replicad.db.touched import restamp
 from replicad.model.block import Buffer, checksum
 from replicad.model.divergence import Divergence, Event, Part, Side, State
+from replicad.model.errors import DiskFullError
+from replicad.model.remedy import Remedy
 from replicad.model.verdict import Verdict
 from replicad.system.disk import Disk
 from replicad.work import mend_primary
 from replicad.work import patch as work_patch
+from replicad.work.dataset import Dataset
 from replicad.work.interrupted import MENDING, Intent
+from replicad.work.mended import Mended
 
 DATA = random.Random(7).randbytes(5 * BLOCK + 1000)
 MTIME_NS, ATIME_NS = 1_500_000_000_123_456_789, 1_400_000_000_987_654_321
@@ -287,6 +291,142 @@ async def test_undo_puts_back_what_was_there(tmp_path: Path) -> None:
         await job.close()
 
 
+class TornDisk(Disk):
+    """Takes half of what is written into the dataset."""
+
+    def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
+        if "/quarantine/" in os.readlink(f"/proc/self/fd/{fd}"):
+            return super().pwrite(fd, data, offset)
+        super().pwrite(fd, data[: len(data) // 2], offset)
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize(("disk", "state"), [(FullDisk(), State.REPAIRED), (TornDisk(), State.OPEN)])
+async def test_an_undo_that_the_medium_does_not_take_has_undone_nothing(
+    tmp_path: Path, disk: Disk, state: State
+) -> None:
+    """It is read again like any repair: what the repair wrote stays repaired, what is torn is open."""
+    async with world(tmp_path) as (primary, fra1):
+        old = bytes(BLOCK - 10)
+        await rot(primary, b"file", 5, old)
+        found = await report(primary, b"file", 0)
+        assert (await repaired(primary, fra1, found)).result == "repaired"
+        job = tending(primary, fra1, disk=disk)
+        done = await job.mender.undo(await standing(primary, found))
+        await job.close()
+        assert done.result == "failed" and "does not give back" in done.text
+        assert (await standing(primary, found)).state is state
+        assert ((primary.root / "file").read_bytes() == DATA) is (state is State.REPAIRED)
+        assert await is_unchanged(primary)
+
+
+async def test_an_undo_waits_for_a_pass_as_long_as_a_repair_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so then, instead of letting a person wait for hours."""
+    monkeypatch.setattr(mend_primary, "TURN_S", 0.05)
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        await repaired(primary, fra1, found)
+        job = tending(primary, fra1)
+        async with primary.dataset.turn, asyncio.timeout(20):
+            assert (await job.mender.undo(await standing(primary, found))).result == "waiting"
+        assert (await job.mender.undo(await standing(primary, found))).result == "undone"
+        await job.close()
+
+
+async def test_what_a_person_has_repaired_after_all_is_repaired_by_itself_again(tmp_path: Path) -> None:
+    """An undo is to last until the person orders the repair: a bad cell rots the same way each time."""
+    async with world(tmp_path, repair="auto") as (primary, fra1):
+        found = []
+        for _ in range(2):
+            await rot(primary, b"file", 0)
+            found.append(await report(primary, b"file", 0))
+            job = tending(primary, fra1)
+            await job.step()
+            assert (primary.root / "file").read_bytes() == DATA
+            if len(found) == 1:
+                assert (await job.mender.undo(await standing(primary, found[0]))).result == "undone"
+                assert (await job.repair(await standing(primary, found[0]), dry_run=False)).result == "repaired"
+            await job.close()
+        assert found[0].id != found[1].id
+
+
+class SlowDisk(Disk):
+    """Takes its time with the dataset's file."""
+
+    def __init__(self) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+
+    def sync(self, fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/www/file"):
+            self.began.set()
+            assert self.go_on.wait(20)
+            os.pwrite(fd, DATA[:BLOCK], 0)  # as the rest of a long write does
+        super().sync(fd)
+
+
+async def test_a_repair_that_is_cancelled_while_it_writes_goes_on_to_its_end(tmp_path: Path) -> None:
+    """A reload ends the job; the file stays ours, and no pass begins, until the thread that writes has ended. The
+    receipt is there."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found, disk = await report(primary, b"file", 0), SlowDisk()
+        repairing = asyncio.create_task(repaired(primary, fra1, found, disk))
+        await asyncio.to_thread(disk.began.wait, 20)
+        repairing.cancel()
+        done, _ = await asyncio.wait({repairing}, timeout=0.3)
+        try:
+            assert not done and primary.dataset.turn.locked()
+            with pytest.raises(BlockingIOError):
+                os.open(primary.root / "file", os.O_RDWR | os.O_NONBLOCK)
+        finally:
+            disk.go_on.set()
+            await asyncio.wait({repairing})
+        assert repairing.cancelled() and not primary.dataset.turn.locked()
+        assert (primary.root / "file").read_bytes() == DATA and await is_unchanged(primary)
+        assert (await standing(primary, found)).state is State.REPAIRED
+        assert await primary.dataset.in_findings(primary.dataset.findings.receipts, found.id)
+        assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is None
+
+
+async def test_a_dataset_is_not_closed_under_a_repair_that_writes(tmp_path: Path) -> None:
+    """A reload closes it and opens another, whose pass knows nothing of the thread that writes: the repair comes to its
+    end first, and none begins behind it."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 0)
+        found, disk = await report(primary, b"file", 0), SlowDisk()
+        repairing = asyncio.create_task(repaired(primary, fra1, found, disk))
+        await asyncio.to_thread(disk.began.wait, 20)
+        closing = asyncio.create_task(primary.dataset.close())
+        done, _ = await asyncio.wait({closing}, timeout=0.3)
+        try:
+            assert not done
+        finally:
+            disk.go_on.set()
+            await closing
+        assert (await repairing).result == "repaired"
+        assert (await repaired_alone(primary)).result == "refused"
+        primary.dataset = Dataset(primary._config, tuple(primary._names), primary.directory / "state")
+        await primary.dataset.open()
+        await primary.dataset.open_findings()
+        assert (await standing(primary, found)).state is State.REPAIRED and await is_unchanged(primary)
+
+
+async def repaired_alone(primary: Rig) -> Mended:
+    """What becomes of a repair that would begin to write now."""
+    mender = mend_primary.PrimaryMender(primary.dataset, primary.pool, primary.clock, Disk())
+
+    async def write() -> Mended:
+        raise AssertionError("it was begun")
+
+    try:
+        return await mender._whole(write)
+    except work_patch.Refusal as error:
+        return Mended(Remedy.MEND_PRIMARY, "refused", str(error))
+
+
 async def test_undo_of_a_file_that_was_written_since_is_refused(tmp_path: Path) -> None:
     """Its bytes are somebody's."""
     async with world(tmp_path) as (primary, fra1):
@@ -366,6 +506,48 @@ async def test_metadata_that_drifted_is_set_again(tmp_path: Path, kind: str) -> 
         assert (await job.repair(await standing(primary, found), dry_run=False)).result == "repaired"
         assert stamp_now(primary.root, path)[:4] == drifted[:4]
         await job.close()
+
+
+class NoQuarantine(Disk):
+    """Has no room where bad bytes are kept."""
+
+    def write_durable(self, path: Path, data: bytes, mode: int = 0o600) -> None:
+        raise DiskFullError("No space left on device", where=str(path))
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+async def test_metadata_that_cannot_be_kept_is_not_overwritten(tmp_path: Path, kind: str) -> None:
+    """A repair that could not be taken back is not made: what says that nothing was written has written nothing."""
+    async with world(tmp_path) as (primary, fra1):
+        path = await drifted_entry(primary, fra1, kind)
+        found, before = await metadata_finding(primary, path), stamp_now(primary.root, path)
+        done = await repaired(primary, fra1, found, NoQuarantine())
+        assert (done.result, "nothing was written" in done.text) == ("refused", True), done
+        assert stamp_now(primary.root, path) == before
+        assert (await standing(primary, found)).state is State.OPEN
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+async def test_metadata_of_which_the_system_refuses_a_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The rest is set, which is said, with a receipt; when nothing is left that can be set, nothing is written."""
+    async with world(tmp_path) as (primary, fra1):
+        path = await drifted_entry(primary, fra1, kind)
+        found, mode = await metadata_finding(primary, path), (await known_of(primary, path)).mode
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "removexattr", refuse)
+        done = await repaired(primary, fra1, found)
+        assert done.result == "failed" and "user.drifted" in done.text and "nothing was written" not in done.text
+        assert stamp_now(primary.root, path).mode == mode and await is_unchanged(primary, path)
+        assert (await standing(primary, found)).state is State.OPEN
+        again = await repaired(primary, fra1, await standing(primary, found))
+        assert (again.result, "nothing was written" in again.text) == ("refused", True)
+        receipts = await primary.dataset.in_findings(primary.dataset.findings.receipts, found.id)
+        assert [receipt.result for receipt in receipts] == ["failed"]
 
 
 class BusyDisk(Disk):

@@ -19,7 +19,7 @@ from kit_scrub import SMALL, Rig, repaired, unsettled_changes, write_at
 from kit_store import FaultyDisk, Primary, block_frame, contents, file_put, flip, record_frame, segment
 from replicad.db.inventory import Inventory
 from replicad.model.block import Buffer, block_id, checksum
-from replicad.model.divergence import Divergence, Part, State
+from replicad.model.divergence import Affected, Divergence, Part, State
 from replicad.model.errors import ReplicadError
 from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.store import store as store_module
@@ -28,10 +28,14 @@ from replicad.store.segments import segment_numbers
 from replicad.work import harm, mend_store
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
-from replicad.work.mend_store import BREAKER, SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING
+from replicad.work.breaker import BREAKER
+from replicad.work.known_damage import damaged_paths
+from replicad.work.mend_store import SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING
+from replicad.work.quarantine import Quarantine
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.rest import REST
 from replicad.work.segment_check import SegmentCheck
+from replicad.work.store_case import VERIFY_S
 
 
 @pytest.fixture
@@ -257,6 +261,28 @@ def test_too_many_repairs_open_the_breaker_and_a_person_closes_it(rig: Rig) -> N
     assert done.state is State.REPAIRED and not rig.findings.get(BREAKER)
     _damaged(rig, 4)
     assert [one.state for one in rig.settle()] == [State.REPAIRED], "what was before the person's word counts no more"
+
+
+YEAR_NS = 365 * 86_400 * 10**9
+
+
+@pytest.mark.parametrize("jump_ns", [-YEAR_NS, YEAR_NS])
+def test_a_clock_that_jumps_keeps_the_breaker_neither_open_nor_shut(rig: Rig, jump_ns: int) -> None:
+    """A person's word closes it, whatever the time of the repairs before; it opens again when there are too many."""
+    for number in (5, 6):
+        rig.put(number, {b"large-%d" % number: random.Random(number).randbytes(SMALL)})
+    rig.mender._repair_limit = 2
+    _damaged(rig, 1, 2, 3)
+    rig.settle()
+    assert rig.findings.get(BREAKER)
+    rig.clock.ns += jump_ns
+    rig.settle(ordered=True)
+    if jump_ns > 0:
+        rig.clock.ns -= jump_ns
+    _damaged(rig, 4)
+    assert [one.state for one in rig.settle()] == [State.REPAIRED]
+    _damaged(rig, 5)
+    assert [one.state for one in rig.settle()] == [State.OPEN] and rig.findings.get(BREAKER)
 
 
 def test_a_session_s_unsealed_work_is_not_committed_by_a_repair(rig: Rig, tmp_path: Path) -> None:
@@ -564,6 +590,158 @@ def test_what_reads_well_twice_is_gone(rig: Rig, tmp_path: Path) -> None:
     (settled,) = asyncio.run(rig.mender.verify_divergences())
     assert settled.state is State.GONE
     rig.assert_clean(tmp_path)
+
+
+def test_a_bad_look_between_two_good_ones_begins_the_row_anew(rig: Rig, tmp_path: Path) -> None:
+    """A medium that gives now this and now that is not well, and nothing says that it was so twice in a row."""
+    good = segment(rig.directory, 2).read_bytes()
+    _damaged(rig, 2)
+    bad = segment(rig.directory, 2).read_bytes()
+    for data in (good, bad, good):
+        write_at(segment(rig.directory, 2), 0, data)
+        assert asyncio.run(rig.mender.verify_divergences()) == []
+    (settled,) = asyncio.run(rig.mender.verify_divergences())
+    assert settled.state is State.GONE and "2 times in a row" in settled.events[-1].what
+    rig.assert_clean(tmp_path)
+
+
+def test_a_segment_that_cannot_be_opened_keeps_no_other_finding_from_being_settled(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong with it stays open and says why; the rest goes on."""
+    good = segment(rig.directory, 3).read_bytes()
+    rig.scrub()
+    _truncated(rig)
+    _flip_in(FrameType.BLOCK, number=3)(rig)
+    rig.scrub()
+    write_at(segment(rig.directory, 3), 0, good)
+    monkeypatch.setattr(SegmentCheck, "run", _cannot_be_opened)
+    for _ in range(2):
+        settled = asyncio.run(rig.mender.verify_divergences())
+    assert [(one.number, one.state) for one in settled] == [(3, State.GONE)]
+    (left,) = [one for one in rig.open_ones() if one.part is Part.SEGMENT]
+    assert [event.what for event in left.events][1:] == ["could not be looked at again: cannot be opened"]
+
+
+def test_a_medium_that_takes_minutes_keeps_nobody_waiting(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places are looked at again for a while, and the next call goes on behind them: what is found is told in time."""
+    found = [one.id for one in _damaged(rig, 1, 2, 3, 4)]
+    looks: list[str] = []
+
+    async def look_slowly(one: Divergence, _: object) -> Divergence:
+        looks.append(one.id)
+        rig.clock.slept.append(0.7 * VERIFY_S)
+        return one
+
+    monkeypatch.setattr(rig.mender, "_looked_at", look_slowly)
+    for number in range(1, 5):
+        asyncio.run(rig.mender.verify_divergences())
+        assert looks == (found * 2)[: 2 * number]
+
+
+def test_a_repair_that_waited_for_a_verdict_is_due_as_soon_as_it_is_given(rig: Rig) -> None:
+    """Its primary looks at what stays as it is more and more seldom: that what it waited for is there is news."""
+    rig.scrub()
+    for frame in [rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL)]:
+        flip(segment(rig.directory, 2), frame.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    block, seal = sorted(rig.open_ones(), key=lambda one: one.part.value)
+    asyncio.run(rig.mender.testimony(seal, seal.seen, []))
+    waiting = asyncio.run(rig.mender.mend(seal, []))
+    assert "judged first" in waiting.events[-1].what
+    asyncio.run(rig.mender.testimony(block, b"", [Sight.MATCHES]))
+    assert rig.findings.get_exactly(seal.id) == waiting, "nothing is judged yet"
+    asyncio.run(rig.mender.testimony(block, block.seen, [Sight.MATCHES]))
+    now = rig.findings.get_exactly(seal.id)
+    assert now and now.changed_ns > waiting.changed_ns
+    assert asyncio.run(rig.mender.mend(seal, [])).state is State.REPAIRED
+
+
+def test_bytes_that_nobody_has_any_more_keep_no_finding_open(rig: Rig) -> None:
+    """Its blocks were stored anew by a pass; what stood there cannot be judged any more, and nobody waits for that."""
+    (found,) = _damaged(rig, 2)
+    primary = Primary(rig.archive)
+    primary.send(rig.has[found.blocks[0]])
+    rig.expected[5] = dict(rig.expected[4])
+    primary.seal(5)
+    assert asyncio.run(rig.mender.verify_divergences()) == []
+    (rig.directory / found.quarantine).unlink()
+    write_at(segment(rig.directory, 2), found.offset, b"something else again")
+    (settled,) = asyncio.run(rig.mender.verify_divergences())
+    assert settled.state is State.REPAIRED and "by a pass" in settled.events[-1].what
+
+
+def test_bytes_that_changed_once_more_are_judged_as_they_are_now(rig: Rig, tmp_path: Path) -> None:
+    """Of a run of blocks a pass brought some, what was found is kept no more, and other rot has hit the rest since: no
+    scrub tells of that anew, and it is repaired all the same."""
+    rig.scrub()
+    first, *_, last = rig.frames(FrameType.BLOCK, 2)[1:4]
+    write_at(segment(rig.directory, 2), first.offset + 30, os.urandom(last.end - first.offset - 60))
+    rig.scrub()
+    (found,) = rig.open_ones()
+    primary = Primary(rig.archive)
+    primary.send(rig.has[found.blocks[0]])
+    rig.expected[5] = dict(rig.expected[4])
+    primary.seal(5)
+    (rig.directory / found.quarantine).unlink()
+    write_at(segment(rig.directory, 2), last.offset + 40, os.urandom(20))
+    rig.scrub()
+    assert [one.id for one in rig.open_ones()] == [found.id]
+    rig.settle_all()
+    rig.assert_clean(tmp_path)
+
+
+def test_what_is_kept_of_other_bytes_accuses_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There was no room for what was found last, and what was found before is still kept: it is not sent for it."""
+    (found,) = _damaged(rig, 2)
+    write_at(segment(rig.directory, 2), found.offset + 90, b"something else again")
+    with monkeypatch.context() as patch:
+        patch.setattr(Quarantine, "keep", lambda *_: "")
+        rig.scrub()
+    (again,) = rig.open_ones()
+    assert (again.id, again.quarantine) == (found.id, found.quarantine) and again.seen != found.seen
+    (settled,) = rig.settle()
+    assert (settled.state, settled.evidence.witness) == (State.REPAIRED, Witness.CONFIRMS)
+
+
+def test_a_loss_that_a_pass_made_good_is_a_loss_no_more(rig: Rig) -> None:
+    """Also when a person has taken note of it: no file is shown as damaged, and should it come back it is told."""
+    rig.scrub()
+    (place,) = rig.archive.inventory.places([block_id(rig.expected[4][b"changes"])]).values()
+    flip(segment(rig.directory, place.segment), place.offset + 80)
+    rig.scrub()
+    (found,) = rig.open_ones()
+    rig.findings.update(found.with_event(5, "acknowledged", state=State.ACKNOWLEDGED))
+    assert damaged_paths(rig.directory, 4) == {b"changes"}
+    assert asyncio.run(rig.mender.verify_divergences()) == []
+    primary = Primary(rig.archive)
+    primary.send(rig.has[found.blocks[0]])
+    primary.seal(5)
+    (settled,) = asyncio.run(rig.mender.verify_divergences())
+    assert (settled.id, settled.state) == (found.id, State.REPAIRED)
+    assert damaged_paths(rig.directory, 4) == frozenset()
+
+
+def test_a_repair_that_fails_as_it_did_before_is_told_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line and one receipt: what cannot be repaired for days fills no history, and opens no breaker."""
+    rig.scrub()
+    (seal,) = rig.frames(FrameType.SEAL, 2)
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    monkeypatch.setattr(SegmentCheck, "run", _cannot_be_opened)
+    (first,) = rig.settle()
+    for _ in range(2 * 100):
+        (found,) = rig.settle()
+    assert found == first and [one.result for one in rig.findings.receipts(found.id)] == ["failed"]
+    assert not rig.findings.get(BREAKER)
+
+
+def test_neighbouring_blocks_of_one_file_are_one_place() -> None:
+    """They are named as one range, and nothing says that there are more."""
+    one, two = block_id(b"1"), block_id(b"2")
+    here = {one: [Affected(b"f", 0, 65536, 1)], two: [Affected(b"f", 65536, 65536, 1)]}
+    assert harm.Harm(here, {one: 1, two: 1}).of([one, two]) == ((Affected(b"f", 0, 131072, 1),), 1)
+    assert harm.Harm(here, {one: 1, two: 500}).of([one, two])[1] == 500
 
 
 def test_a_segment_of_many_findings_is_looked_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import pytest_asyncio
 
-from kit_restore import Writer, damage_block, greeted_pair, meta, reading_pair
+from kit_restore import Writer, damage_block, greeted_pair, meta, reading_pair, served_pair
+from replicad.config import ReplicaConfig
+from replicad.link import ssh
+from replicad.link.channel import Channel
 from replicad.link.messages import MAX_OFFER, Blocks, Bye, Listing, Lost, Message, Opened, Refuse, Snapshots
 from replicad.model.block import block_id
 from replicad.model.entry import Kind, Map, Op, Put, encode_ops
@@ -24,6 +29,7 @@ from replicad.model.errors import (
 )
 from replicad.model.snapshot import Head
 from replicad.store.format import Frame, FrameType, encode_frame, split_frames
+from replicad.work.origin import reading_replica
 from replicad.work.read_local import LocalReader
 from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import Reader, open_block, split_ids
@@ -298,3 +304,43 @@ async def test_a_replica_without_the_dataset_is_a_usage_error() -> None:
         with pytest.raises(UsageError, match="no dataset"):
             await RemoteReader.open(pair.client, "nothing")
         await refusing
+
+
+# where a reader comes from
+
+
+class Dialled:
+    """The way to a replica, which is a store of this test, or an error where it leads nowhere."""
+
+    stores: ClassVar[dict[str, Path | ReplicadError]] = {}
+
+    def __init__(self, replica: ReplicaConfig, *_: object) -> None:
+        self._store, self._open = self.stores[replica.name], contextlib.AsyncExitStack()
+
+    async def dial(self) -> Channel:
+        if isinstance(self._store, ReplicadError):
+            raise self._store
+        pair, _ = await self._open.enter_async_context(served_pair(self._store))
+        return pair.client
+
+    async def close(self) -> None:
+        await self._open.aclose()
+
+
+@pytest.mark.parametrize(
+    "error", [LinkError("cut"), PeerError("rubbish"), RefusedError("no"), StoreDamagedError("damaged"), UsageError("?")]
+)
+async def test_a_replica_that_cannot_give_the_dataset_is_passed_over(
+    store: Path, monkeypatch: pytest.MonkeyPatch, error: ReplicadError
+) -> None:
+    """Whatever is wrong with it: the next one may have all of it, and that is what a restore is about."""
+    monkeypatch.setattr(ssh, "Dialler", Dialled)
+    replicas, told = [ReplicaConfig(name, "", "") for name in ("bad", "good")], list[ReplicadError]()
+    monkeypatch.setattr(Dialled, "stores", {"bad": error, "good": store})
+    async with reading_replica(replicas, Path("key"), "www", told.append) as reader:
+        assert len(await reader.snapshots()) == 2
+    assert told == [error]
+    monkeypatch.setattr(Dialled, "stores", {"bad": error, "good": error})
+    with pytest.raises(type(error)):
+        async with reading_replica(replicas, Path("key"), "www", told.append):
+            raise AssertionError("there is none")

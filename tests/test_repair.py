@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from replicad.db.ledger import Ledger, stamp_of
 from replicad.db.touched import restamp
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.verdict import Evidence, Sight, Verdict, Writing
+from replicad.work.breaker import is_open, open_breaker
 from replicad.work.dataset import findings_path
 
 DATA = random.Random(11).randbytes(3 * BLOCK)
@@ -93,7 +95,10 @@ def test_rot_is_judged_repaired_on_command_and_undone(pair: Pair) -> None:
         assert file.read_bytes() == bad
         (done,) = repair(pair, name[:6])
         assert (done["result"], file.read_bytes()) == ("repaired", DATA)
-        assert repair(pair, "--all") == []
+        with closing(Findings(findings_path(pair.primary.state, "www"))) as book:
+            open_breaker(book, 1)
+            assert repair(pair, "--all", "--dry-run") == [] and is_open(book)
+            assert repair(pair, "--all") == [] and not is_open(book), "also when nothing is left to be repaired"
         pair.sync()
         assert pair.line.last_error == "" and finding(pair).state is State.REPAIRED
         (undone,) = repair(pair, "undo", name)

@@ -24,7 +24,7 @@ from kit_tend import stamp_now
 from kit_tree import build_tree, is_root
 from replicad.db.audit import audit
 from replicad.db.database import PAGE_BYTES
-from replicad.db.ledger import EntryRow, Ledger, stamp_of
+from replicad.db.ledger import EntryRow, Ledger, put_of, stamp_of
 from replicad.db.touched import restamp
 from replicad.db.unnamed import KEPT_WALKS
 from replicad.link.channel import Channel
@@ -501,6 +501,61 @@ async def test_rot_is_never_sent_by_a_catch_up(tmp_path: Path, root: Path, monke
         status = await primary.sync(par1, "par1")
         assert (status.rotten, status.unread, status.pass_ok) == (0, 0, True)
         assert differences(describe_snapshot(par1.archive), copied(root)) == []
+
+
+async def test_a_name_that_was_not_looked_for_yet_makes_no_ledger_damaged(tmp_path: Path, root: Path) -> None:
+    """One of a file's names is removed, and the file grows under the other one: until the directory of the first is
+    walked it is recorded as short as it was, which is no reason to have the ledger made anew."""
+    for name in ("a", "b"):
+        (root / name).mkdir()
+    (root / "a" / "x").write_bytes(random.Random(1).randbytes(15_000))
+    os.link(root / "a" / "x", root / "b" / "y")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        (root / "a" / "x").unlink()
+        (root / "b" / "y").write_bytes(random.Random(2).randbytes(500_000))
+        ledger = primary.dataset.ledger
+
+        async def problems() -> list[str]:
+            return await asyncio.to_thread(audit, ledger.path, lambda: False)
+
+        short = await primary.dataset.in_ledger(ledger.known, b"a/x")
+        assert short
+        await primary.sync(fra1)
+        old = EntryRow(put_of(b"a/x", short), stamp_of(short), short.seq)
+        await primary.dataset.in_ledger(ledger.record_entries, [old])  # as between two batches of a pass
+        assert await problems() == []
+        await primary.dataset.in_ledger(ledger.drop, [b"b/y"], short.seq)
+        assert [text for text in await problems() if "but has block 7" in text]
+
+
+async def test_rot_that_a_catch_up_met_is_told_although_another_block_cannot_be_read(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are said of the file, and the rotten block is a finding."""
+    (root / "large").write_bytes(random.Random(7).randbytes(20 * MIB))
+    async with (
+        rig(tmp_path, root, ("fra1", "par1")) as primary,
+        replica(tmp_path / "store1") as fra1,
+        replica(tmp_path / "store2") as par1,
+    ):
+        await primary.sync(fra1)
+        read = source_read.Access.read
+
+        def ailing(self: source_read.Access, fd: int, size: int, offset: int) -> bytes:
+            data = read(self, fd, size, offset)
+            if offset >= 19 * MIB:
+                raise OSError(errno.EIO, "Input/output error")
+            return data[:-1] + bytes([data[-1] ^ 1]) if not offset else data
+
+        monkeypatch.setattr(source_read.Access, "read", ailing)
+        status = await primary.sync(par1, "par1")
+        assert (status.rotten, status.pass_ok) == (1, False)
+        reason = status.troubles[0].reason
+        assert "differ from the ledger" in reason and reason.count("Input/output error") == 1
+        findings = primary.dataset.findings
+        (found,) = await primary.dataset.in_findings(findings.listed)
+        assert (found.path, found.number) == (b"large", 0)
 
 
 async def test_a_catch_up_that_is_cut_forgets_nothing_that_is_lacking(

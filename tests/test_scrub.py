@@ -19,9 +19,10 @@ from replicad.model.verdict import Evidence, Sight, Verdict, Witness, Writing
 from replicad.status import MOST, JobStatus, ScrubStatus
 from replicad.system import load
 from replicad.work import scrub as engine
+from replicad.work.breaker import BREAKER
 from replicad.work.job import Runner
 from replicad.work.scrub import LONGEST_PAUSE_S, Scrubbing, policy_of
-from replicad.work.scrub_book import BREAKER_KEY, MEMORY_KEY
+from replicad.work.scrub_book import MEMORY_KEY
 from replicad.work.scrubs import Scrubs
 
 GB = 10**9
@@ -469,7 +470,7 @@ async def test_the_status_counts_what_stands_in_the_book(rig: Rig) -> None:
     receipt = Receipt(divergence="x", at_ns=1, remedy="", path=b"", offset=0, length=0, before=b"", after=b"",
                       source="", result="repaired")  # fmt: skip
     rig.findings.add_receipt(receipt)
-    rig.findings.put(BREAKER_KEY, 1)
+    rig.findings.put(BREAKER, 1)
     rig.surface.add(GB)
     await rig.live(60)
     status = rig.status

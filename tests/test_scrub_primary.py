@@ -23,7 +23,7 @@ from replicad.db.due import STRETCH_BLOCKS
 from replicad.db.look_up import LookUp
 from replicad.db.unnamed import KEPT_WALKS
 from replicad.model.block import block_id, checksum
-from replicad.model.divergence import Part, Side, State
+from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.errors import BookDamagedError, ReplicadError, SourceError
 from replicad.model.verdict import Sight, Verdict, Writing
 from replicad.system.direct import DirectReader
@@ -305,6 +305,37 @@ async def test_findings_end_with_what_they_speak_of(tmp_path: Path, root: Path) 
 
 
 @pytest.mark.skipif(not is_root(), reason="gives files away")
+@pytest.mark.parametrize("first", ["pass", "scrub"])
+async def test_a_drift_that_a_person_has_noted_is_told_by_nobody_again(tmp_path: Path, root: Path, first: str) -> None:
+    """Pass and scrub meet the same entry in turns: to both it is the same drift. Another one is told."""
+    (root / "entry").write_text("x")
+    async with scrubbed(tmp_path, root) as s:
+
+        async def tamper(column: str) -> None:
+            ledger = s.primary.dataset.ledger
+            await s.primary.dataset.in_ledger(
+                ledger._db.execute, f"UPDATE entry SET {column} = 77 WHERE name = x'656e747279'"
+            )
+
+        async def meet(times: int) -> list[Divergence]:
+            for number in range(times):
+                if (number % 2 == 0) is (first == "pass"):
+                    await s.sync()
+                else:
+                    s.clock.advance(1)
+                    await s.scrub()
+            return await s.found()
+
+        await tamper("mode")
+        (found,) = await meet(1)
+        noted = found.with_event(1, "acknowledged", state=State.ACKNOWLEDGED)
+        await s.primary.dataset.in_findings(s.primary.dataset.findings.update, noted)
+        assert await meet(4) == []
+        await tamper("uid")
+        (other,) = await meet(1)
+        assert other.id != found.id
+
+
 async def test_metadata_that_changed_without_a_write_is_found_and_gone_again(tmp_path: Path, root: Path) -> None:
     """Mode, owner, attributes and targets of files, directories and links are compared with the record."""
     write(root / "a", BLOCK)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from kit_rig import Replica, Rig, replica, rig, snapshots
 from kit_store import META, Primary, directory_put, open_archive
+from replicad.db import findings as findings_module
 from replicad.db.changes import Made, Version
 from replicad.db.findings import Findings
 from replicad.model.divergence import SUSPECT_KINDS, Suspect
@@ -26,7 +27,7 @@ from replicad.model.entry import FUZZY, Drop, Kind, Put
 from replicad.system.clock import Clock
 from replicad.work import suspicion
 from replicad.work.scrub_book import InBook
-from replicad.work.suspect import EXAMINED, RELEASED_NS, WAITING_ALIKE, Examining, unlike
+from replicad.work.suspect import EXAMINED, RELEASED_NS, WAITING_ALIKE, Examining, _remember, unlike
 from replicad.work.suspicion import FEW_BITS, LATE_NS, differs_by_few_bits, has_same_mtime, was_scrambled
 
 HOUR_NS = 3600 * 1_000_000_000
@@ -174,6 +175,25 @@ def test_the_same_file_is_listed_a_few_times_and_not_soon_after_a_release() -> N
     assert unlike([one], [a_suspect("zeroed"), a_suspect(path=b"b")] * WAITING_ALIKE, now_ns) == [one]
     assert unlike([one], [a_suspect(released_ns=now_ns - 1)], now_ns) == []
     assert unlike([one], [a_suspect(released_ns=now_ns - RELEASED_NS)], now_ns) == [one]
+    assert unlike([one], [a_suspect(released_ns=now_ns + 1)], now_ns) == [one], "the clock was wrong then"
+
+
+def test_however_many_were_listed_before_the_same_file_is_not_listed_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than one question gives have been listed and released; those that count are found all the same."""
+    monkeypatch.setattr(findings_module, "MAX_LISTED", 5)
+    now_ns = 2 * RELEASED_NS
+    book = Findings(tmp_path / "findings.db")
+    book.add_suspects([a_suspect(path=b"%d" % number) for number in range(10)])
+    book.release_suspects(None, 1)
+    for snapshot in range(4, 12):
+        _remember(snapshot, [msgspec.structs.replace(a_suspect(), snapshot=snapshot)], now_ns, book)
+    assert len(book.suspects()) == WAITING_ALIKE
+    book.release_suspects(None, now_ns)
+    _remember(12, [msgspec.structs.replace(a_suspect(), snapshot=12)], now_ns + 1, book)
+    assert book.suspects() == [] and book.get(EXAMINED) == 12
+    book.close()
 
 
 # from a real tree, through a real store

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import get_type_hints
 
@@ -14,7 +16,7 @@ import msgspec
 import pytest
 
 from kit_engine import JumpingClock
-from kit_findings import a_divergence
+from kit_findings import a_divergence, replica_rot
 from kit_rig import Replica, Rig, copied, describe_snapshot, differences, replica, rig
 from kit_store import flip, segment
 from kit_tend import (
@@ -32,23 +34,40 @@ from kit_tend import (
 )
 from replicad.cli.scrub import describe
 from replicad.cli.status import render
+from replicad.db.findings import Findings
 from replicad.db.ledger import stamp_of
 from replicad.db.touched import restamp
 from replicad.db.unnamed import KEPT_WALKS
 from replicad.http.metrics import Exposition
-from replicad.link.messages import Want
+from replicad.link.channel import Channel
+from replicad.link.messages import Examined, SnapshotLine, Want
 from replicad.model.block import block_id
 from replicad.model.divergence import Divergence, Part, Side, State
-from replicad.model.errors import LinkError, PeerError
+from replicad.model.errors import (
+    BookDamagedError,
+    DiskFullError,
+    LinkError,
+    PeerError,
+    ReplicadError,
+    StoreDamagedError,
+)
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Books, Sight, Verdict, Witness
 from replicad.status import DatasetStatus, NodeStatus, ScrubStatus, decode, encode, findings
-from replicad.work import account_record, compare_records, holdings, tended
+from replicad.system.disk import Disk
+from replicad.work import account_record, compare_records, elsewhere, holdings, mirror, tended
 from replicad.work.account_record import Sums
 from replicad.work.archive_reader import ArchiveReader
+from replicad.work.breaker import is_open, open_breaker
 from replicad.work.confirm import Opinions
 from replicad.work.dataset import Dataset
+from replicad.work.elsewhere import Elsewhere
+from replicad.work.half_read import half_read
+from replicad.work.holdings import Held
+from replicad.work.mirror import Mirror
+from replicad.work.orders import close_breakers
 from replicad.work.tend import AGAIN_ROUNDS, AWAITED_S, LAST_AGAIN_ROUNDS, Patience, Tending
+from replicad.work.tendings import Tendings
 
 DATA = random.Random(5).randbytes(5 * BLOCK + 1000)
 
@@ -304,7 +323,213 @@ async def test_with_two_replicas_nothing_is_lost_before_both_were_asked(tmp_path
             await job.close()
 
 
+def test_what_all_replicas_say_does_not_depend_on_who_was_asked_last() -> None:
+    """Else two jobs would contradict one another for ever, at once each time that the other one has spoken."""
+    for order in itertools.permutations([("a", Sight.ABSENT), ("b", Sight.DIFFERS), ("c", Sight.UNREADABLE)]):
+        opinions = Opinions()
+        said = [opinions.add("f", name, sight, ("a", "b", "c")) for name, sight in order]
+        assert said == [Sight.UNKNOWN, Sight.UNKNOWN, Sight.DIFFERS]
+        assert {opinions.add("f", name, sight, ("a", "b", "c")) for name, sight in order} == {Sight.DIFFERS}
+        assert opinions.add("f", "a", Sight.MATCHES, ("a", "b", "c")) is Sight.MATCHES
+
+
+@asynccontextmanager
+async def two_replicas(tmp_path: Path) -> AsyncIterator[tuple[Rig, list[Replica], list[Tending]]]:
+    """A primary whose file both have, and the two jobs."""
+    root = tmp_path / "www"
+    root.mkdir()
+    (root / "file").write_bytes(DATA)
+    async with (
+        rig(tmp_path, root, ("fra1", "ber1")) as primary,
+        replica(tmp_path / "fra1") as fra1,
+        replica(tmp_path / "ber1") as ber1,
+    ):
+        opinions, both = Opinions(), {"fra1": fra1, "ber1": ber1}
+        for name, there in both.items():
+            await primary.sync(there, name)
+        jobs = [tending(primary, there, name, opinions=opinions) for name, there in both.items()]
+        try:
+            yield primary, [fra1, ber1], jobs
+        finally:
+            for job in jobs:
+                await job.close()
+
+
+async def test_two_replicas_that_lost_a_block_in_two_ways_do_not_argue_about_it(tmp_path: Path) -> None:
+    """One has other bytes, the other nothing at all: it is lost, which is said once, and then there is no news."""
+    async with two_replicas(tmp_path) as (primary, (fra1, ber1), jobs):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        name = found.blocks[0]
+        World(primary, fra1, jobs[0], Menders(), Scrub()).damage_block(name)
+        change_catalog(ber1.archive, f"DELETE FROM block WHERE id = x'{name.hex()}'")
+        for job in jobs:
+            await job.step()
+        lost = await standing(primary, found)
+        assert (lost.verdict, lost.is_lost) == (Verdict.BOTH_ROT, True)
+        for job in jobs * 2:
+            job._own = Patience(primary.clock, 0.0)  # it is due again
+            await job.step()
+        assert await standing(primary, found) == lost
+
+
+async def test_a_job_that_was_asking_does_not_open_again_what_another_has_repaired(tmp_path: Path) -> None:
+    """The answer came late: what the book has by then stays."""
+    async with two_replicas(tmp_path) as (primary, _, (slow, quick)):
+        await rot(primary, b"file", 0)
+        found = await report(primary, b"file", 0)
+        talk, asked, answered = await slow._session(), asyncio.Event(), asyncio.Event()
+        examine = talk.examine
+
+        async def examine_slowly(name: bytes, data: bytes) -> Examined:
+            answer = await examine(name, data)
+            asked.set()
+            await answered.wait()
+            return answer
+
+        talk.examine = examine_slowly  # type: ignore[method-assign]
+        asking = asyncio.create_task(slow.step())
+        await asked.wait()
+        assert (await quick.repair(found, dry_run=False)).result == "repaired"
+        done = await standing(primary, found)
+        answered.set()
+        await asking
+        assert done.state is State.REPAIRED and await standing(primary, found) == done
+
+
+async def test_what_cannot_be_looked_at_again_and_again_is_said_once(tmp_path: Path) -> None:
+    """The file is not where it is recorded: until a pass has found it, nothing is to be told of each vain look."""
+    async with world(tmp_path) as w:
+        found = await report(w.primary, b"file", 1)
+        seen = msgspec.structs.replace(found, seen=b"s" * 16)
+        await w.primary.dataset.in_findings(w.primary.dataset.findings.update, seen)
+        w.file.rename(w.file.with_name("moved"))
+        await w.round()
+        first = await standing(w.primary, found)
+        assert (first.state, first.evidence.primary) == (State.OPEN, Sight.UNKNOWN)
+        for _ in range(3):
+            w.job._own = Patience(w.primary.clock, 0.0)  # it is due again
+            await w.round()
+        assert await standing(w.primary, found) == first
+
+
+async def test_rot_in_a_file_that_is_recorded_without_an_attribute_stays_open(tmp_path: Path) -> None:
+    """Its record has a stamp that no file has, which is no write. It is judged; a repair waits for the attribute."""
+    async with world(tmp_path) as w:
+        await rot(w.primary, b"file", 0)
+        stamp = stamp_of(await known_of(w.primary, b"file"))
+        await w.primary.dataset.in_ledger(restamp, w.primary.dataset.ledger, b"file", stamp, half_read(stamp))
+        found = await report(w.primary, b"file", 0)
+        await w.round()
+        now = await standing(w.primary, found)
+        assert (now.state, now.verdict) == (State.OPEN, Verdict.PRIMARY_ROT)
+        done = await w.job.repair(now, dry_run=False)
+        assert (done.result, "an attribute of it cannot be read" in done.text) == ("refused", True)
+
+
 # the replica's findings
+
+
+async def test_a_replica_that_breaks_the_protocol_costs_its_blocks_only(tmp_path: Path) -> None:
+    """Whatever is wrong with it, what was found on another one is settled as if it were out of reach."""
+    wants, held = [Want(b"1" * 32, 0, 0)], [Held(Sight.ABSENT)]
+    for error in (LinkError("cut"), PeerError("sent rubbish"), StoreDamagedError("is damaged"), DiskFullError("full")):
+
+        async def dial(error: ReplicadError = error) -> Channel:
+            raise error
+
+        with ThreadPoolExecutor(1) as pool:
+            assert await Elsewhere("www", {"ber1": dial}, pool).fill("fra1", wants, held) == held
+
+
+async def test_findings_about_a_replica_that_is_none_any_more_are_closed(tmp_path: Path) -> None:
+    """Its own that are mirrored here, and those about its record: it is not asked any more, and nobody else can close
+    them. What this side has found stays."""
+    async with world(tmp_path) as w:
+        await w.primary.dataset.open_findings()
+        findings = w.primary.dataset.findings
+        for found in (
+            replica_rot(id="aaaaaaaa", peer="old1"),
+            a_divergence(key="entry:00", part=Part.ENTRY, peer="old1"),
+            a_divergence(key="entry:00", part=Part.ENTRY, peer="fra1", verdict=Verdict.RECORD_DIVERGENCE),
+            a_divergence(part=Part.BOOK, key="book:ledger"),
+        ):
+            await w.primary.dataset.in_findings(findings.report, found)
+        await w.round()
+        left = await w.primary.dataset.in_findings(findings.listed)
+        assert {(one.part, one.peer) for one in left} <= {(Part.BOOK, ""), (Part.ENTRY, "fra1")}
+        assert Part.BOOK in {one.part for one in left}
+        gone = await w.primary.dataset.in_findings(lambda: findings.listed(state=State.GONE))
+        assert {one.part for one in gone if "no replica of this dataset" in one.events[-1].what} == {
+            Part.BLOCK,
+            Part.ENTRY,
+        }
+
+
+def test_what_is_found_by_the_thousand_is_mirrored_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finding that is new here costs a look at its own place, and none at all the others; the limit holds."""
+    monkeypatch.setattr(mirror, "MAX_MIRRORED", 3)
+    with closing(Findings(tmp_path / "findings.db")) as book:
+        taking, listed = Mirror(book, "www", "fra1"), book.listed
+        monkeypatch.setattr(book, "listed", None)
+        for number in range(5):
+            taking.take(replica_rot(id=f"{number:08x}", key=f"frame:1:{number}"))
+        taking.take(replica_rot(id="aaaaaaaa", key="frame:1:0"))
+        assert {one.id for one in listed()} == {"aaaaaaaa", "00000001", "00000002"}
+        (before,) = listed(state=State.GONE)
+        assert "another finding of it, aaaaaaaa" in before.events[-1].what
+
+
+async def test_an_order_to_repair_all_closes_every_breaker(tmp_path: Path) -> None:
+    """Of the dataset and of the store, though nothing is open any more: nothing else would ever close them."""
+    async with world(tmp_path) as w:
+        dataset, shelves = w.primary.dataset, w.fra1._shelves
+        await dataset.open_findings()
+        books = [
+            lambda work: dataset.in_findings(work, dataset.findings),
+            lambda work: shelves.in_findings("ams1", "www", work),
+        ]
+        for in_book in books:
+            await in_book(lambda book: open_breaker(book, 1))
+        tendings = Tendings(dataset, w.primary.pool, w.primary.clock, Disk(), lambda *_: None, lambda _: ())
+        await close_breakers([tendings], shelves)
+        assert [await in_book(is_open) for in_book in books] == [False, False]
+
+
+async def test_what_another_replica_could_not_be_asked_for_is_not_called_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two blocks fit into one testimony; of the third it is known that it can be had, of the others nothing is."""
+    monkeypatch.setattr(elsewhere, "AT_ONCE", 3)
+    monkeypatch.setattr(elsewhere, "MAX_TESTIMONY_BYTES", 2 * BLOCK + 1000)
+    async with two_replicas(tmp_path) as (primary, (_, ber1), _):
+        wants = [Want(block_id(DATA[n * BLOCK : (n + 1) * BLOCK]), 0, 0) for n in range(5)]
+        held = [Held(Sight.ABSENT)] * 5
+        found = await Elsewhere("www", {"ber1": ber1.dial}, primary.pool).fill("fra1", wants, held)
+        assert [one.sight for one in found] == [Sight.MATCHES] * 3 + [Sight.UNKNOWN] * 2
+        assert [bool(one.frame) for one in found] == [True, True, False, False, False]
+        full = [Held(Sight.MATCHES, bytes(2 * BLOCK + 1000)), *held[1:]]
+        found = await Elsewhere("www", {"ber1": ber1.dial}, primary.pool).fill("fra1", wants, full)
+        assert [one.sight for one in found[1:]] == [Sight.UNKNOWN] * 4
+
+
+async def test_a_replica_that_refuses_is_not_shown_as_it_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its catalog is damaged, so that it says nothing any more of its scrub: that is what the line says."""
+    async with world(tmp_path) as w:
+        await w.round()
+        assert w.job._status.state == "idle" and not w.job._copy.unheard
+        await w.job.close()
+
+        def damaged(_: ArchiveReader) -> list[SnapshotLine]:
+            raise BookDamagedError("a page fails its checksum")
+
+        monkeypatch.setattr(ArchiveReader, "snapshots", damaged)
+        with pytest.raises(BookDamagedError):
+            await w.round()
+        assert w.job._status.state == "waiting" and "not heard of" in w.job._status.reason
+        assert "not heard of" in w.job._copy.unheard
 
 
 async def test_a_block_that_the_replica_lost_is_proven_and_sent(tmp_path: Path) -> None:

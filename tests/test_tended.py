@@ -181,6 +181,20 @@ async def test_an_order_of_the_replicas_person_is_carried_out(tmp_path: Path) ->
         assert not await orders.is_ordered(found.id)
 
 
+async def test_an_order_does_not_open_again_what_was_settled_meanwhile(tmp_path: Path) -> None:
+    """A person ordered all at once, and the primary was quicker."""
+    async with node(tmp_path) as n, n.session() as channel:
+        found = (await n.case(channel, (0,))).with_event(4, "judged", verdict=Verdict.REPLICA_ROT)
+        n.mender._ask(lambda: n.mender.findings.update(found))
+        ((key, one),) = await n.fra1._shelves.meant(None)
+        closed = found.with_event(5, "closed", state=State.REPAIRED)
+        n.mender._ask(lambda: n.mender.findings.update(closed))
+        done = await n.fra1._shelves.repair(key, one, dry_run=False, now_ns=9)
+        assert (done.result, "repaired already" in done.text) == ("nothing", True)
+        assert n.mender._ask(lambda: n.mender.findings.get_exactly(found.id)) == closed
+        assert not await ShelfOrders(n.mender.opened).is_ordered(found.id)
+
+
 async def test_what_needs_no_block_is_mended_at_once_by_order(tmp_path: Path) -> None:
     """Without waiting for a primary."""
     async with node(tmp_path) as n:

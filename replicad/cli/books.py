@@ -88,7 +88,10 @@ def ask_all(
 def find(books: Sequence[Book], prefix: str) -> tuple[Book, Divergence]:
     """The one divergence of these books whose id begins so. Raises UsageError, and ReplicadError when it is in none and
     not all books could be read."""
-    found, unread = ask_all(books, lambda findings: findings.beginning_with(prefix))
+    every, unread = ask_all(books, lambda findings: findings.beginning_with(prefix))
+    owned = {one.id for book, one in every if book.seat.side is one.side}
+    # of a store on this very node the book of a primary here may be a mirror
+    found = [(book, one) for book, one in every if book.seat.side is one.side or one.id not in owned]
     if len(found) > 1 or (found and not prefix):
         raise UsageError(MANY.format(prefix), hint="write more of it: replicad divergence list")
     if not found and unread:

@@ -74,8 +74,19 @@ class _Audit:
             (UNSETTLED, file, PAGE_FILES),
         ):
             file = rows[-1][0]
-            for row in rows:
-                yield from _file_problems(*row)
+            for number, size, block_bytes, kind, last, *where in rows:
+                ends = last is None or last < block_count(size, block_bytes or 1) or self._has_end(number, block_bytes)
+                yield from _file_problems(size, block_bytes, kind, None if ends else last, *where)
+
+    def _has_end(self, file: int, block_bytes: int) -> bool:
+        """Whether the blocks of a file end where the longest of its names does: a name that was removed, while the file
+        grew under another one, is recorded as it was until its directory is walked."""
+        is_beyond = self._book.value(
+            "SELECT (SELECT max(number) FROM block WHERE file = ?1 AND seq <> ?2) * ?3"
+            " >= (SELECT max(CASE WHEN size < 0 THEN ?2 ELSE size END) FROM entry WHERE file = ?1)",
+            (file, UNSETTLED, block_bytes),
+        )
+        return not is_beyond
 
     def _orphans(self) -> Iterator[str]:
         """Blocks of files that no entry names; and what no block may be."""
@@ -115,7 +126,7 @@ class _Audit:
 
 
 def _file_problems(
-    file: int, size: int, block_bytes: int, kind: int, last: int | None, directory: bytes | None, name: bytes
+    size: int, block_bytes: int, kind: int, last: int | None, directory: bytes | None, name: bytes
 ) -> Iterator[str]:
     where = show_path(directory + b"/" + name if directory else name)
     if kind != Kind.FILE:

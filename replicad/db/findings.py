@@ -139,10 +139,29 @@ class Findings:
 
         self._durably(write)
 
+    def revise(self, before: Divergence, after: Divergence) -> Divergence:
+        """Write what `before` has become, unless somebody else has changed it meanwhile; what stands in the book."""
+
+        def write() -> Divergence:
+            known = self.get_exactly(before.id)
+            assert known is not None, f"{before.id} was never reported"
+            return self._write(after) if known == before else known
+
+        return self._durably(write)
+
     def get_exactly(self, name: str) -> Divergence | None:
         """The divergence with this id, None when there is none."""
         body = self._db.value("SELECT body FROM divergence WHERE id = ?", (name,))
         return _divergence.decode(body) if body else None
+
+    def open_at(self, side: Side, peer: str, key: str) -> Divergence | None:
+        """The open divergence of that place, however many others there are."""
+        return self._latest(side, peer, key, State.OPEN)
+
+    def count_open(self, side: Side, peer: str) -> int:
+        """How many are open of that side and peer."""
+        query = "SELECT count(*) FROM divergence WHERE state = 'open' AND side = ? AND peer = ?"
+        return int(self._db.value(query, (side, peer)))
 
     def find(self, prefix: str) -> Divergence:
         """The one divergence whose id begins with `prefix`. Raises UsageError when there is none or more than one."""
@@ -184,10 +203,6 @@ class Findings:
         )
         return [key for (key,) in rows]
 
-    def open_at(self, side: Side, peer: str, key: str) -> Divergence | None:
-        """The open divergence with this key."""
-        return self._latest(side, peer, key, State.OPEN)
-
     def settled(self, since_ns: int, limit: int) -> tuple[list[Divergence], int]:
         """The last divergences that changed since then and are not open, the latest first, and how many there are."""
         where = "FROM divergence WHERE state != ? AND changed_ns >= ?"
@@ -217,7 +232,7 @@ class Findings:
         """Remember what a repair did; the receipt with its number."""
 
         def write() -> Receipt:
-            number = int(self._db.value("SELECT coalesce(max(number), 0) + 1 FROM receipt"))
+            number = self.last_receipt() + 1
             numbered = msgspec.structs.replace(receipt, number=number)
             self._db.execute(
                 "INSERT INTO receipt VALUES(?, ?, ?, ?, ?)",
@@ -232,9 +247,14 @@ class Findings:
         rows = self._db.all("SELECT body FROM receipt WHERE divergence = ? ORDER BY number", (divergence,))
         return [_receipt.decode(body) for (body,) in rows]
 
-    def repaired_since(self, at_ns: int) -> int:
-        """Repairs made since then, well or not; to undo one is none."""
-        return int(self._db.value("SELECT count(*) FROM receipt WHERE at_ns >= ? AND result != 'undone'", (at_ns,)))
+    def repaired_since(self, at_ns: int, after: int = 0) -> int:
+        """Repairs made since then, well or not, with a number above `after`; to undo one is none."""
+        query = "SELECT count(*) FROM receipt WHERE at_ns >= ? AND number > ? AND result != 'undone'"
+        return int(self._db.value(query, (at_ns, after)))
+
+    def last_receipt(self) -> int:
+        """The number of the last receipt, 0 when there is none."""
+        return int(self._db.value("SELECT coalesce(max(number), 0) FROM receipt"))
 
     def repair_totals(self) -> dict[str, int]:
         """How many repairs had each result."""
@@ -264,6 +284,19 @@ class Findings:
             (released, MAX_LISTED),
         )
         return [msgspec.structs.replace(_suspect.decode(body), released_ns=at) for body, at in rows]
+
+    def suspects_like(self, suspects: Sequence[Suspect], since_ns: int) -> list[Suspect]:
+        """Known suspect changes of the same kinds and paths that wait for a person, or were released since then,
+        however many others there are."""
+        wanted = {(one.kind, one.path) for one in suspects}
+        rows = self._db.rows(
+            "SELECT kind, path, body, released_ns FROM suspect WHERE released_ns = 0 OR released_ns > ?", (since_ns,)
+        )
+        return [
+            msgspec.structs.replace(_suspect.decode(body), released_ns=at)
+            for kind, path, body, at in rows
+            if (kind, path) in wanted
+        ]
 
     def release_suspects(self, numbers: Sequence[int] | None, at_ns: int) -> int:
         """A person has looked at these (None: all); how many were waiting. Their pins are gone."""

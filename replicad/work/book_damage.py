@@ -76,10 +76,12 @@ def mended(path: Path, key: str, now_ns: int, how: str) -> None:
 
 
 def settle(findings: Findings, key: str, now_ns: int, how: str) -> None:
-    """The same, in a book that is open."""
-    for found in findings.listed():
-        if found.key == key:
-            findings.update(found.with_event(now_ns, how, state=State.REPAIRED))
+    """The same, in a book that is open. Also what a person has taken note of: should the new book be damaged as well,
+    that is another damage."""
+    for state in (State.OPEN, State.ACKNOWLEDGED):
+        for found in findings.listed(state=state):
+            if found.key == key:
+                findings.update(found.with_event(now_ns, how, state=State.REPAIRED))
 
 
 @contextmanager

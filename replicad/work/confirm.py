@@ -31,12 +31,16 @@ from replicad.source.reread import Ask, Moved, Reread, block_length, reread
 from replicad.source.root import Root, Trouble
 from replicad.system.clock import Clock
 from replicad.work.dataset import Dataset
+from replicad.work.half_read import content_identity
 from replicad.work.medium import is_medium
+from replicad.work.store_case import as_one
 
 Result = TypeVar("Result")
 
 WELL = "read well twice"
 WRITTEN = "written since"
+TRIES = 3
+"""A finding that somebody else changes while both sides are asked about it is judged anew, as it is then."""
 
 
 class Peer(Protocol):
@@ -78,13 +82,11 @@ class Opinions:
         return replica in self.said.get(finding, {})
 
     def add(self, finding: str, replica: str, sight: Sight, replicas: Sequence[str]) -> Sight:
-        """Remember what a replica said; what all say together: one good copy is enough, and while somebody was not
-        asked nothing is lost."""
+        """Remember what a replica said; what all say together, whoever was asked last: one good copy is enough, and
+        while somebody was not asked nothing is lost."""
         said = self.said.setdefault(finding, {})
         said[replica] = sight
-        if Sight.MATCHES in said.values():
-            return Sight.MATCHES
-        return sight if all(said.get(name, Sight.UNKNOWN) is not Sight.UNKNOWN for name in replicas) else Sight.UNKNOWN
+        return as_one([said.get(name, Sight.UNKNOWN) for name in {*replicas, replica}])
 
     def holds(self, finding: str, replica: str) -> bool:
         """Whether this replica said that it has the block."""
@@ -102,12 +104,16 @@ class Confirming:
         self._dataset, self._root, self._pool, self._clock, self._opinions = dataset, root, pool, clock, opinions
 
     async def judge(self, found: Divergence, peer: Peer) -> Divergence:
-        """The finding as it stands after one more look of both sides, in the book already."""
-        work = {Part.BLOCK: self._block, Part.METADATA: self._metadata}[found.part]
-        now = await work(found, peer)
-        if now is not found:
-            await self._dataset.in_findings(self._dataset.findings.update, now)
-        return now
+        """The finding as it stands after one more look of both sides, in the book already. What a scrub, a repair or
+        another replica's job has made of it meanwhile stays."""
+        work, findings = {Part.BLOCK: self._block, Part.METADATA: self._metadata}[found.part], self._dataset.findings
+        for _ in range(TRIES):
+            known = await self._dataset.in_findings(findings.get_exactly, found.id)
+            found = known if known is not None else found
+            now = await work(found, peer) if found.state is State.OPEN else found
+            if now == found or await self._dataset.in_findings(findings.revise, found, now) == now:
+                return now
+        return found
 
     # blocks
 
@@ -172,7 +178,8 @@ class Confirming:
     ) -> Divergence:
         verdict = judge(evidence)
         seen = checksum(own.data) if own.data else b""
-        if (verdict, evidence, seen) == (found.verdict, found.evidence, found.seen):
+        told = replace(evidence, books=found.evidence.books)  # another replica may have more of the record, or less
+        if (verdict, told, seen or found.seen) == (found.verdict, found.evidence, found.seen):
             return found
         bits: tuple[int, tuple[int, ...]] = (found.bits, found.bit_positions) if seen == found.seen else (-1, ())
         if own.data and examined.sight is Sight.MATCHES and row.id != examined.id:
@@ -256,7 +263,7 @@ def recorded_block(ledger: Ledger, found: Divergence) -> tuple[bytes, Known, Blo
 
 def look_at_block(root: Root, path: bytes, known: Known, row: BlockRow) -> Own:
     """Read a block twice from the medium, each time between two looks at the file's identity. In a thread."""
-    ask = Ask(path, (row.number,), known.block_bytes, stamp_of(known).identity)
+    ask = Ask(path, (row.number,), known.block_bytes, content_identity(known))
     first, second = (reread(root, [ask], medium=True)[0] for _ in range(2))
     for one in (first, second):
         if isinstance(one, Moved):

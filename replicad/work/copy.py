@@ -37,7 +37,7 @@ from replicad.system.clock import Clock
 from replicad.work.dataset import Dataset
 from replicad.work.half_read import half_read, read_whole
 from replicad.work.known import KnownEntries
-from replicad.work.met import drift, report
+from replicad.work.met import drift, known_as, recorded_names, report
 from replicad.work.outcome import Outcome
 from replicad.work.record import Recorder, given
 from replicad.work.scout import Book
@@ -181,7 +181,9 @@ class Pass:
                 self._outcome.look_again(one.path)
         if not still:
             return
-        drifted = [drift(one, dataset.config.name, now_ns) for one in still]
+        names = await dataset.in_ledger(recorded_names, dataset.ledger, still)
+        fields = await self._in_pool(known_as, self._root, names, self._clock)
+        drifted = [drift(one, dataset.config.name, now_ns, fields.get(one.path)) for one in still]
         try:
             await dataset.open_findings()
             await dataset.in_findings(report, dataset.findings, drifted)

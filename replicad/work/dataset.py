@@ -100,6 +100,9 @@ class Dataset:
         self.root = os.fsencode(config.path)
         self.excluded = Excluded(config.exclude)
         self.turn = asyncio.Lock()
+        self.mending = asyncio.Lock()
+        """Held while a repair writes into the data and until that stands in the books."""
+        self.is_closed = False
         self.stopping = threading.Event()
         """Set when long work in threads should end early."""
         self.watch = Watch(self.root, self.excluded, config.debounce_s) if config.watch else None
@@ -138,8 +141,10 @@ class Dataset:
         await self._in_thread(self._open_findings)
 
     async def close(self) -> None:
-        """Let the thread finish its work, then close both books."""
+        """Let a repair that writes come to its end and the thread finish its work, then close both books."""
         self.stopping.set()
+        async with self.mending:
+            self.is_closed = True
         await self._in_thread(self._close)
         await self._in_thread(self._close_findings)
         self._executor.shutdown()

@@ -1,7 +1,7 @@
 """Elsewhere: blocks that a replica lost and the primary cannot give, from the dataset's other replicas.
 
 The primary is where all replicas meet: none of them knows of another. **Never** passes on what it has not proven, and a
-replica that is out of reach costs nothing but its blocks.
+replica that cannot be asked, for whatever reason, costs nothing but its blocks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 
 from replicad.link.channel import Channel
 from replicad.link.messages import MAX_TESTIMONY_BYTES, Lost, Want
-from replicad.model.errors import LinkError, RefusedError, StoreDamagedError, UsageError
+from replicad.model.errors import ReplicadError
 from replicad.model.verdict import Sight
 from replicad.store.format import Frame, FrameError, FrameType, encode_frame, plain_payload
 from replicad.work.holdings import Held
@@ -39,11 +39,14 @@ class Elsewhere:
         found, room = list(held), MAX_TESTIMONY_BYTES - sum(len(one.frame) for one in held)
         for name, dial in self._dials.items():
             left = [i for i, one in enumerate(found) if one.sight is not Sight.MATCHES]
-            if not left or room <= 0 or name == replica or not self._may_be_tried(name):
+            if not left or name == replica or not self._may_be_tried(name):
                 continue
+            if room <= 0:
+                _not_asked(found, left)
+                break
             try:
                 room = await self._fill_from(dial, wants, found, left, room)
-            except (LinkError, RefusedError, UsageError, StoreDamagedError):
+            except ReplicadError:  # out of reach, damaged, or it breaks the protocol, which its own job tells
                 self._failed_s[name] = asyncio.get_running_loop().time()  # asked again when the finding is due again
         return found
 
@@ -55,11 +58,15 @@ class Elsewhere:
         reader = await RemoteReader.open(await dial(), self._dataset)
         try:
             for at in range(0, len(left), AT_ONCE):
+                if room <= 0:
+                    _not_asked(found, left[at:])
+                    break
                 group = left[at : at + AT_ONCE]
                 for i, frame in zip(group, await self._frames(reader, [wants[i].id for i in group]), strict=True):
-                    if frame and len(frame) <= room:
-                        found[i] = Held(Sight.MATCHES, frame)
-                        room -= len(frame)
+                    if frame:
+                        fits = len(frame) <= room
+                        found[i] = Held(Sight.MATCHES, frame if fits else b"")  # the next testimony brings it
+                        room = room - len(frame) if fits else 0
         finally:
             await reader.close()
         return room
@@ -74,6 +81,12 @@ class Elsewhere:
 
     async def _proven(self, frame: Frame) -> bytes:
         return await asyncio.get_running_loop().run_in_executor(self._pool, _proven, frame)
+
+
+def _not_asked(found: list[Held], left: Sequence[int]) -> None:
+    """There was no room for these any more, and somebody may have them: nothing says that they are lost."""
+    for i in left:
+        found[i] = Held(Sight.UNKNOWN)
 
 
 def _proven(frame: Frame) -> bytes:

@@ -20,6 +20,11 @@ def half_read(stamp: Stamp) -> Stamp:
     return stamp._replace(ctime_ns=~stamp.ctime_ns)
 
 
+def is_half_read(known: Known) -> bool:
+    """Whether an entry is recorded so."""
+    return known.ctime_ns < 0
+
+
 def content_identity(known: Known) -> Identity:
     """The identity that a file had when its content was read."""
     identity = stamp_of(known).identity

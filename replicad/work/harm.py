@@ -46,10 +46,12 @@ class Harm:
         )
 
     def of(self, ids: Iterable[bytes]) -> tuple[tuple[Affected, ...], int]:
-        """What these blocks touch, adjacent ranges joined, and how many places that is."""
+        """What these blocks touch, adjacent ranges joined, and how many such ranges there are."""
         names = list(dict.fromkeys(ids))
         every = [one for name in names for one in self.affected.get(name, ())]
-        return tuple(_joined(every)[:MAX_AFFECTED]), sum(self.counts.get(name, 0) for name in names)
+        joined = _joined(every)
+        count = sum(self.counts.get(name, 0) for name in names) - (len(every) - len(joined))
+        return tuple(joined[:MAX_AFFECTED]), count
 
 
 class KnownHarm:

@@ -269,11 +269,19 @@ class _Rereading:
         asks = [_ask(parts[0][1], [place[2].number for _, place in parts]) for parts in wanted.values()]
         for parts, answer in zip(wanted.values(), reread(self._root, asks), strict=True):
             if isinstance(answer, Moved | Trouble):
-                self.failed[parts[0][1][0]] = _failure(answer)
+                self._fail(parts[0][1][0], _failure(answer))
                 continue
             for (order, place), data in zip(parts, answer.blocks, strict=True):
                 found[order] = self._judged(place, data)
         return found
+
+    def _fail(self, path: bytes, failure: Failure) -> None:
+        """The file could not be read. What was found rotten of it before is told as well, unless it was written."""
+        before = self.failed.get(path)
+        if before is None or not before.rotten or not failure.reason:
+            self.failed[path] = failure
+        elif failure.reason not in before.reason:
+            before.reason = f"{before.reason}; {failure.reason}"
 
     def _judged(self, place: Place, data: bytes) -> bytes | None:
         path, known, row = place

@@ -30,24 +30,26 @@ from replicad.model.divergence import Divergence, Part, Receipt, State
 from replicad.model.entry import Kind, Put, Stamp, show_path
 from replicad.model.errors import ReplicadError
 from replicad.model.remedy import WRITES_PRIMARY, Remedy, remedy_of
-from replicad.source.meta import describe
+from replicad.source.meta import Described, describe
 from replicad.source.root import Root, Trail, Trouble, lstat_at, split, within_reach
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, errors_at
 from replicad.system.logs import logger
 from replicad.work.attributes import opened_path, set_attributes
+from replicad.work.breaker import close_breaker, is_open, open_breaker, repairs_that_count
 from replicad.work.confirm import length_of, recorded_block
 from replicad.work.dataset import Dataset
+from replicad.work.half_read import is_half_read
 from replicad.work.interrupted import MENDING, WRITES_WITHIN_S, Intent, finish_interrupted
 from replicad.work.mended import PLANS, Mended
 from replicad.work.patch import Moved, Overtaken, Patch, Refusal
 from replicad.work.quarantine import NOT_KEPT
+from replicad.work.together import to_its_end
 
 log = logger("work.mend_primary")
 
 TURN_S = 30.0
 """How long a repair waits for a pass to end; longer, and it says so instead of letting a person wait."""
-HOUR_NS = 3600 * 10**9
 MAX_PIECE_BYTES = 2 * LARGEST_BLOCK_BYTES
 """What one repair took away, at most: a block, or an entry's metadata."""
 Given = ParamSpec("Given")
@@ -55,6 +57,7 @@ Result = TypeVar("Result")
 Fetch = Callable[[bytes, int], Awaitable[bytes | str]]
 """A block by id and size, proven, or why it cannot be had."""
 
+_NOT_TAKEN = "{} was written, but the medium does not give back what was written: replace the disk"
 _encode, _decode = msgspec.msgpack.encode, msgspec.msgpack.decode
 
 
@@ -97,19 +100,12 @@ class PrimaryMender:
 
     def _breaker_lets_through(self, found: Divergence) -> bool:
         findings, now_ns = self._dataset.findings, self._clock.now_ns()
-        if findings.get("breaker") or findings.get(_undone(found)) == found.seen:
+        if is_open(findings) or findings.get(_undone(found)) == found.seen:
             return False
-        since_ns = max(now_ns - HOUR_NS, int(findings.get("breaker_closed_ns") or 0))
-        if findings.repaired_since(since_ns) < self._dataset.config.repair_limit:
+        if repairs_that_count(findings, now_ns) < self._dataset.config.repair_limit:
             return True
-        findings.put("breaker", f"{self._dataset.config.repair_limit} repairs within an hour")
+        open_breaker(findings, now_ns)
         return False
-
-    def _close_breaker(self) -> None:
-        findings = self._dataset.findings
-        if findings.get("breaker"):
-            findings.put("breaker", None)
-            findings.put("breaker_closed_ns", self._clock.now_ns())
 
     # repair
 
@@ -132,14 +128,18 @@ class PrimaryMender:
         if planned.result != "planned":
             return planned
         if by_person:
-            await self._dataset.in_findings(self._close_breaker)
+            await self._dataset.in_findings(close_breaker, self._dataset.findings)
+        return await self._in_turn(found, planned.remedy, partial(self._mend, found, fetch, source))
+
+    async def _in_turn(self, found: Divergence, remedy: Remedy, work: Callable[[], Awaitable[Mended]]) -> Mended:
+        """Do it when no pass is under way; for a while that is waited for."""
         try:
             async with asyncio.timeout(TURN_S):
                 await self._dataset.turn.acquire()
         except TimeoutError:
-            return planned._replace(result="waiting", text="a pass is under way: repair again when it has ended")
+            return Mended(remedy, "waiting", "a pass is under way: say it again when it has ended")
         try:
-            return await self._guarded(found, planned.remedy, partial(self._mend, found, fetch, source))
+            return await self._guarded(found, remedy, work)
         finally:
             self._dataset.turn.release()
 
@@ -160,19 +160,33 @@ class PrimaryMender:
 
     async def _mend(self, found: Divergence, fetch: Fetch, source: str) -> Mended:
         if found.part is Part.METADATA:
-            return await self._mend_metadata(found)
+            return await self._whole(partial(self._mend_metadata, found))
         target = await self._dataset.in_ledger(_target, self._dataset.ledger, found)
         if target is None:
             raise Moved("the record has another block there now")
+        if is_half_read(target.known):
+            raise Refusal("an attribute of it cannot be read; it is repaired once that can be")
         zeros = bytes(target.length)
         if block_id(zeros) == target.row.id:
-            return await self._write(found, target, zeros, "the record: all zeros")
+            return await self._whole(partial(self._write, found, target, zeros, "the record: all zeros"))
         good = await fetch(target.row.id, target.length)
         if isinstance(good, str):
             return Mended(Remedy.MEND_PRIMARY, "waiting", f"{source} cannot give the block now: {good}")
         if block_id(good) != target.row.id or (target.row.checksum and checksum(good) != target.row.checksum):
             return Mended(Remedy.MEND_PRIMARY, "failed", f"{source} gives a block that is not the recorded one")
-        return await self._write(found, target, good, source)
+        return await self._whole(partial(self._write, found, target, good, source))
+
+    async def _whole(self, work: Callable[[], Awaitable[Mended]]) -> Mended:
+        """A repair that has begun goes on to its end, receipt included, whoever is cancelled or closed meanwhile: its
+        thread is not to write into a file that was let go, or beside the next pass. Raises Refusal."""
+
+        async def alone() -> Mended:
+            async with self._dataset.mending:
+                if self._dataset.is_closed:
+                    raise Refusal("the daemon stops, or reads its configuration anew; try again")
+                return await work()
+
+        return await to_its_end(asyncio.ensure_future(alone()))
 
     async def _write(self, found: Divergence, target: _Target, good: bytes, source: str) -> Mended:
         """Write the proven bytes; settle the finding when the medium gives them back."""
@@ -183,7 +197,23 @@ class PrimaryMender:
         bad, seen_after, quarantine = written
         result = "repaired" if seen_after == checksum(good) else "failed"
         found = msgspec.structs.replace(found, quarantine=quarantine or found.quarantine)
-        text = await self._settle(found, target.path, target.offset, target.length, bad, seen_after, source, result)
+        text = f"{target.length} bytes at byte {target.offset} of {show_path(target.path)} are those of {source} again"
+        if result == "failed":
+            text = _NOT_TAKEN.format(show_path(target.path))
+        receipt = Receipt(
+            divergence=found.id,
+            at_ns=self._clock.now_ns(),
+            remedy=remedy_of(found).value,
+            path=target.path,
+            offset=target.offset,
+            length=target.length,
+            before=bad,
+            after=seen_after,
+            source=source,
+            result=result,
+            detail=found.quarantine,
+        )
+        await self._settle(found, receipt, text)
         return Mended(Remedy.MEND_PRIMARY, result, text)
 
     async def _patched(
@@ -248,46 +278,17 @@ class PrimaryMender:
             raise Refusal(f"{NOT_KEPT}, so nothing is written")
         return kept
 
-    async def _settle(
-        self,
-        found: Divergence,
-        path: bytes,
-        offset: int,
-        length: int,
-        before: bytes,
-        after: bytes,
-        source: str,
-        result: str,
-    ) -> str:
-        """The receipt and the finding's new state; what happened, in words."""
-        now_ns, remedy = self._clock.now_ns(), remedy_of(found)
-        text = f"{length} bytes at byte {offset} of {show_path(path)} are those of {source} again"
-        if found.part is Part.METADATA:
-            text = f"mode, owner and attributes of {show_path(path)} are the recorded ones again"
-        if result == "failed":
-            text = (
-                f"{show_path(path)} was written, but the medium does not give back what was written: replace the disk"
-            )
-        receipt = Receipt(
-            divergence=found.id,
-            at_ns=now_ns,
-            remedy=remedy.value,
-            path=path,
-            offset=offset,
-            length=length,
-            before=before,
-            after=after,
-            source=source,
-            result=result,
-            detail=found.quarantine,
-        )
-        settled = found.with_event(now_ns, text, state=State.REPAIRED if result == "repaired" else State.OPEN)
+    async def _settle(self, found: Divergence, receipt: Receipt, text: str) -> None:
+        """The receipt and the finding's new state, and what happened in words."""
+        state = State.REPAIRED if receipt.result == "repaired" else State.OPEN
+        settled = found.with_event(receipt.at_ns, text, state=state)
         await self._dataset.in_findings(self._write_down, settled, receipt)
-        return text
 
     def _write_down(self, found: Divergence, receipt: Receipt) -> None:
         self._dataset.findings.add_receipt(receipt)
         self._dataset.findings.update(found)
+        if found.state is State.REPAIRED:
+            self._dataset.findings.put(_undone(found), None)  # should it rot so again, nobody has said to leave it
 
     # metadata
 
@@ -296,29 +297,56 @@ class PrimaryMender:
         known = await self._dataset.in_ledger(ledger.known, found.path)
         if known is None:
             raise Moved("the entry was dropped")
-        before = await self._set_metadata(found.path, known, put_of(found.path, known))
-        found = msgspec.structs.replace(found, quarantine=await self._in_pool(self._keep_aside, found, _encode(before)))
-        after = checksum(_encode(put_of(found.path, known).meta))
-        text = await self._settle(found, found.path, 0, 0, checksum(_encode(before)), after, "the record", "repaired")
-        return Mended(Remedy.MEND_METADATA, "repaired", text)
+        wanted = put_of(found.path, known)
+        before, kept, unset = await self._set_metadata(found.path, known, wanted, partial(self._keep_aside, found))
+        text = f"mode, owner and attributes of {show_path(found.path)} are the recorded ones again"
+        if unset:
+            text = f"the system refuses to set {'; '.join(unset)} of {show_path(found.path)}; the rest is as recorded"
+        receipt = Receipt(
+            divergence=found.id,
+            at_ns=self._clock.now_ns(),
+            remedy=Remedy.MEND_METADATA.value,
+            path=found.path,
+            offset=0,
+            length=0,
+            before=checksum(before),
+            after=checksum(_encode(wanted.meta)) if not unset else b"",
+            source="the record",
+            result="failed" if unset else "repaired",
+            detail=kept,
+        )
+        await self._settle(msgspec.structs.replace(found, quarantine=kept), receipt, text)
+        return Mended(Remedy.MEND_METADATA, receipt.result, text)
 
-    async def _set_metadata(self, path: bytes, known: Known, wanted: Put) -> Put:
-        """Give the entry this metadata; what it had before. Raises Refusal, Moved, ReplicadError."""
+    async def _set_metadata(
+        self, path: bytes, known: Known, wanted: Put, keep: Callable[[bytes], str]
+    ) -> tuple[bytes, str, list[str]]:
+        """Give the entry this metadata: what it had before, where that is kept, and what the system refused of it.
+
+        Raises Refusal when nothing was set, Moved, ReplicadError."""
         root = await self._in_pool(Root, self._dataset.root)
         try:
-            (entry,) = await self._in_pool(describe, root, [path])
-            if isinstance(entry, Trouble):
-                raise Moved(entry.reason) if entry.vanished else Refusal(entry.reason)
-            if entry.stamp.identity != stamp_of(known).identity or entry.stamp.kind != wanted.kind:
-                raise Moved("somebody changed it since it was recorded")
-            had = msgspec.structs.replace(wanted, meta=entry.description.meta)
+            entry = await self._described(root, path, known, wanted)
+            had = _encode(msgspec.structs.replace(wanted, meta=entry.description.meta))
+            kept = await self._in_pool(keep, had)
             set_on = self._set_on_file if wanted.kind is Kind.FILE else self._set_on_other
             unset = await set_on(root, path, stamp_of(known), wanted)
             if unset:
-                raise Refusal(f"the system refuses to set {'; '.join(unset)}")
-            return had
+                (after,) = await self._in_pool(describe, root, [path])
+                if isinstance(after, Trouble) or after.description.meta == entry.description.meta:
+                    raise Refusal(f"the system refuses to set {'; '.join(unset)}")
+            return had, kept, unset
         finally:
             await self._in_pool(root.close)
+
+    async def _described(self, root: Root, path: bytes, known: Known, wanted: Put) -> Described:
+        """What stands there now, which is the recorded entry. Raises Refusal, Moved."""
+        (entry,) = await self._in_pool(describe, root, [path])
+        if isinstance(entry, Trouble):
+            raise Moved(entry.reason) if entry.vanished else Refusal(entry.reason)
+        if entry.stamp.identity != stamp_of(known).identity or entry.stamp.kind != wanted.kind:
+            raise Moved("somebody changed it since it was recorded")
+        return entry
 
     async def _set_on_file(self, root: Root, path: bytes, before: Stamp, wanted: Put) -> list[str]:
         """With nobody else in it; what the system refused."""
@@ -351,8 +379,7 @@ class PrimaryMender:
         kept = await self._in_pool(self._dataset.quarantine.read, found.quarantine, MAX_PIECE_BYTES)
         if not kept:
             return Mended(remedy, "refused", "the bytes from before were not readable and could not be kept")
-        async with self._dataset.turn:
-            return await self._guarded(found, remedy, partial(self._undo, found, done, kept))
+        return await self._in_turn(found, remedy, lambda: self._whole(partial(self._undo, found, done, kept)))
 
     async def _undo(self, found: Divergence, done: Receipt, bad: bytes) -> Mended:
         if checksum(bad) != done.before:
@@ -361,24 +388,43 @@ class PrimaryMender:
             known = await self._dataset.in_ledger(self._dataset.ledger.known, found.path)
             if known is None:
                 raise Moved("the entry was dropped")
-            await self._set_metadata(found.path, known, _decode(bad, type=Put))
+            *_, unset = await self._set_metadata(found.path, known, _decode(bad, type=Put), lambda _: "")
+            if unset:
+                raise ReplicadError(f"the system refuses to set {'; '.join(unset)}", where=show_path(found.path))
         else:
             target = await self._dataset.in_ledger(_target, self._dataset.ledger, found)
             if target is None or len(bad) != target.length:
                 raise Moved("the record has another block there now")
-            await self._patched(target, bad, partial(_check_repaired, done))
+            written = await self._patched(target, bad, partial(_check_repaired, done))
+            if written and written[1] != done.before:
+                return await self._not_undone(found, done, written[1])
         now_ns, text = self._clock.now_ns(), f"{show_path(found.path)} is as it was before the repair"
         receipt = msgspec.structs.replace(
             done, at_ns=now_ns, result="undone", before=done.after, after=done.before, source="quarantine"
         )
-        await self._dataset.in_findings(self._open_again, found.with_event(now_ns, text, state=State.OPEN), receipt)
+        await self._dataset.in_findings(self._undo_is_over, found.with_event(now_ns, text, state=State.OPEN), receipt)
         return Mended(remedy_of(found), "undone", text)
 
+    async def _not_undone(self, found: Divergence, done: Receipt, seen: bytes) -> Mended:
+        """The medium took less than all of it: what it gives now is what the repair wrote, or it is damaged again."""
+        now_ns, text = self._clock.now_ns(), _NOT_TAKEN.format(show_path(found.path))
+        if seen != done.after:
+            receipt = msgspec.structs.replace(
+                done, at_ns=now_ns, result="failed", before=done.after, after=seen, source="quarantine"
+            )
+            damaged = found.with_event(now_ns, text, state=State.OPEN)
+            await self._dataset.in_findings(self._open_again, damaged, receipt)
+        return Mended(remedy_of(found), "failed", text)
+
+    def _undo_is_over(self, found: Divergence, receipt: Receipt) -> None:
+        self._dataset.findings.put(_undone(found), found.seen)
+        self._open_again(found, receipt)
+
     def _open_again(self, found: Divergence, receipt: Receipt) -> None:
+        """Unless something newer is open there."""
         findings = self._dataset.findings
-        findings.put(_undone(found), found.seen)
         findings.add_receipt(receipt)
-        if all(one.key != found.key for one in findings.listed(side=found.side)):
+        if findings.open_at(found.side, found.peer, found.key) is None:
             findings.update(found)
 
     async def _in_pool(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:

@@ -11,9 +11,10 @@ has unsealed work in the archive nothing is touched.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -23,8 +24,7 @@ from replicad.db.catalog import BlockPlace
 from replicad.db.findings import Findings
 from replicad.db.inventory import Expected, Inventory
 from replicad.link.messages import MAX_SEEN_BYTES, MAX_WANTS, Want
-from replicad.model.block import checksum
-from replicad.model.divergence import Divergence, Part, Receipt, State
+from replicad.model.divergence import Divergence, Part, State
 from replicad.model.errors import BookDamagedError, ReplicadError, StoreDamagedError
 from replicad.model.remedy import Remedy, remedy_for
 from replicad.model.verdict import Evidence, Sight, Witness, Writing, judge
@@ -33,17 +33,25 @@ from replicad.store.segments import segment_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path
+from replicad.work.bad_bytes import renewed, seen_bytes
+from replicad.work.breaker import close_breaker, is_open, open_breaker, repairs_that_count
 from replicad.work.harm import KnownHarm, harm_of
 from replicad.work.quarantine import Quarantine
 from replicad.work.rest import Rest
 from replicad.work.segment_check import SegmentCheck, Wrong
 from replicad.work.store_case import (
+    JUDGED_FIRST,
+    LAID,
+    VERIFY_S,
     as_one,
     awaits_witness,
+    begun_behind,
     blocks_worded,
     end_of,
     is_lost_record,
     is_unjudged,
+    receipt_of,
+    said_by_look,
     touches,
     with_bits,
 )
@@ -59,18 +67,10 @@ from replicad.work.upkeep import (
     rebuild_book,
 )
 
-BREAKER = "breaker"
-"""Remembered value of the findings book: when the breaker opened, ns; absent while it is closed."""
-CLOSED = "breaker_closed"
-"""When a person closed it last: repairs before that do not count any more."""
-HOUR_NS = 3600 * 10**9
 WAITING = "waiting for the pass under way to be sealed"
 AWAITS_WITNESS = "its blocks were stored anew by a pass; what stood there is still to be judged with the primary"
-WELL_AGAIN = "read well again from the medium"
 SEAL_WAIT_S, SEAL_LOOK_S, SEAL_WAIT_EVERY_S = 5.0, 0.05, 60.0
 """How long a repair waits for the pass under way, how often it looks, and when again after it was in vain."""
-LOOKS_TO_BE_WELL = 2
-"""How often in a row a place must read well, in looks apart, before a finding about it is gone."""
 
 Result = TypeVar("Result")
 _Step = Callable[["StoreMender", Divergence, Sequence[bytes]], Divergence]
@@ -105,6 +105,8 @@ class StoreMender:
         self._rests: dict[int, Rest] = {}
         """When a whole segment is looked at again, by number."""
         self._uncovered = Rest(clock)
+        self._verified = ""
+        """The finding whose place was looked at last."""
         self._patient_s = float("-inf")
         """When a pass under way is waited for again."""
 
@@ -155,13 +157,21 @@ class StoreMender:
             await self._clock.sleep(SEAL_LOOK_S)
 
     async def verify_divergences(self) -> list[Divergence]:
-        """Look at the places of all open findings again; those that were settled meanwhile."""
+        """Look at places of open findings again, as many as there is time for; those that were settled meanwhile."""
         settled: list[Divergence] = []
         wrongs: dict[int, list[Wrong] | None] = {}
-        for found in await self._in_shelf(self._book.open_ones):
-            after = await self._look_again(found, wrongs)
+        until_s = self._clock.monotonic_s() + VERIFY_S
+        for listed in begun_behind(await self._in_shelf(self._book.open_ones), self._verified):
+            if self._clock.monotonic_s() > until_s:
+                break  # the next call goes on
+            self._verified = listed.id
+            found = await self._in_shelf(partial(self._standing, listed))
+            after = await self._look_again(found, wrongs) if found.state is State.OPEN else found
             if after.state is not State.OPEN:
                 settled.append(after)
+        for found in await self._in_shelf(self._book.noted_ones):
+            if found.part is Part.BLOCK and (moved := await self._moved(found)):
+                settled.append(moved)
         return settled
 
     # evidence
@@ -172,17 +182,7 @@ class StoreMender:
         return frozenset(name for one in cases for name in one.blocks + one.mended)
 
     def _seen(self, found: Divergence) -> bytes:
-        kept = self._quarantine.read(found.quarantine, MAX_SEEN_BYTES)
-        if kept or not (found.seen and found.number):
-            return kept
-        try:
-            reader = self._disk.open_read(segment_path(self._directory, found.number))
-            with contextlib.closing(reader):
-                size = min(found.length, MAX_SEEN_BYTES, reader.size - found.offset)
-                stands = bytes(reader.read_at(found.offset, size))
-        except (ReplicadError, FileNotFoundError):
-            return b""  # as when it is not kept: nobody can be asked about it
-        return stands if checksum(stands) == found.seen else b""
+        return seen_bytes(found, self._quarantine, self._directory, self._disk)
 
     def _testify(self, found: Divergence, digest: bytes, sights: Sequence[Sight]) -> Divergence:
         known = self._findings.get_exactly(found.id)
@@ -206,7 +206,11 @@ class StoreMender:
         text = f"the primary was asked: {after.verdict.value}"
         if after.is_lost and not known.is_lost:
             text = f"no side has {blocks_worded(after.blocks)} of this any more: {after.verdict.value}"
-        return self._write(known, text, evidence=evidence, verdict=after.verdict)
+        judged = self._write(known, text, evidence=evidence, verdict=after.verdict)
+        for other in self._others_in(judged) if is_unjudged(known) and not is_unjudged(judged) else ():
+            if other.events and other.events[-1].what == JUDGED_FIRST.format(other.number):
+                self._write(other, "what else was found there is judged")  # which makes it due at once
+        return judged
 
     # remedies
 
@@ -227,27 +231,27 @@ class StoreMender:
             if remedy is Remedy.LAY_SEGMENT and not self._is_unknown(found):
                 self._look_at_all(found)
                 if self._has_unjudged(found) and not ordered:
-                    return self._noted(found, f"what else was found in segment {found.number} is judged first")
+                    return self._noted(found, JUDGED_FIRST.format(found.number))
             return self._REMEDIES[remedy](self, found, frames)
         except (ReplicadError, FileNotFoundError) as error:
             self._recover()
+            text = f"repair failed: {error}"
+            if found.events and found.events[-1].what == text:
+                return found  # as it did the last time: one line, and one receipt
             self._receipt(found, remedy, "failed", detail=str(error))
-            return self._write(found, f"repair failed: {error}")
+            return self._write(found, text)
 
     def _held(self, count: int, ordered: bool) -> str:
         """Why no repair may be made now, or ""."""
-        now = self._clock.now_ns()
+        now_ns = self._clock.now_ns()
         if ordered:
-            if self._findings.get(BREAKER):
-                self._findings.put(BREAKER, None)
-                self._findings.put(CLOSED, now)
+            close_breaker(self._findings)
             return ""
         if self._repair != "auto":
             return "waiting for a person: replicad repair"
-        since = max(now - HOUR_NS, int(self._findings.get(CLOSED) or 0))
-        if not self._findings.get(BREAKER) and self._findings.repaired_since(since) + count > self._repair_limit:
-            self._findings.put(BREAKER, now)
-        if self._findings.get(BREAKER):
+        if not is_open(self._findings) and repairs_that_count(self._findings, now_ns) + count > self._repair_limit:
+            open_breaker(self._findings, now_ns)
+        if is_open(self._findings):
             return f"more than {self._repair_limit} repairs within an hour: stopped until a person says replicad repair"
         return ""
 
@@ -376,7 +380,7 @@ class StoreMender:
     def _laid_with(self, found: Divergence) -> list[Divergence]:
         """Open findings that are settled as well when the segment of this one is laid anew."""
         others = self._others_in(found)
-        return [one for one in others if one.part in _LAID and not self._is_unknown(one)]
+        return [one for one in others if one.part in LAID and not self._is_unknown(one)]
 
     def _found_again(self, found: Divergence, left: Sequence[Wrong]) -> list[Divergence]:
         """Open findings about blocks that read well where the segment was laid anew: a file of it that was kept when it
@@ -430,19 +434,39 @@ class StoreMender:
     # looking again
 
     async def _look_again(self, found: Divergence, wrongs: dict[int, list[Wrong] | None]) -> Divergence:
-        """`wrongs`: of whole segments that were looked at for others just now."""
+        """What cannot be looked at keeps nothing else from being settled. `wrongs`: of whole segments that were looked
+        at for others just now. Raises BookDamagedError."""
+        try:
+            return await self._looked_at(found, wrongs)
+        except BookDamagedError:
+            raise
+        except ReplicadError as error:
+            return await self._in_shelf(partial(self._noted, found, f"could not be looked at again: {error}"))
+
+    async def _looked_at(self, found: Divergence, wrongs: dict[int, list[Wrong] | None]) -> Divergence:
         if found.part is Part.BOOK:
             return await self._look_at_book(found)
-        if found.key.startswith("block:") or found.part is Part.BLOCK:
-            moved = await self._in_shelf(lambda: self._if_moved(found))
-            if moved is not None:
-                return moved
+        if found.part is Part.BLOCK and (moved := await self._moved(found)):
+            return moved
         if not found.length and found.part is not Part.SEGMENT:
             return await self._in_shelf(lambda: self._if_told_no_more(found))
         if not found.number:
             return found
         is_well = await asyncio.to_thread(self._is_well, found, wrongs)
-        return await self._in_shelf(lambda: self._counted(found, is_well))
+        now = await self._in_shelf(lambda: self._counted(found, is_well))
+        return await self._in_shelf(lambda: self._judged_anew(now)) if is_well is False else now
+
+    def _judged_anew(self, found: Divergence) -> Divergence:
+        """What a scrub finds in the place of bytes that are gone may be taken for what is left of the same."""
+        if found.state is not State.OPEN or not awaits_witness(found):
+            return found
+        after = renewed(found, self._quarantine, self._directory, self._disk, self._clock.now_ns())
+        if after is not found:
+            self._findings.update(after)
+        return after
+
+    async def _moved(self, found: Divergence) -> Divergence | None:
+        return await self._in_shelf(lambda: self._if_moved(found))
 
     def _if_moved(self, found: Divergence) -> Divergence | None:
         """Settled when every block was stored anew by somebody, and reads well there."""
@@ -453,7 +477,8 @@ class StoreMender:
             item = Expected(place.offset, place.stored, place.plain, place.id, b"")
             if not places_read_well(self._directory, self._disk, place.segment, [item]):
                 return None
-        if awaits_witness(found):
+        # of bytes that are gone nobody can be asked any more, of what a person has noted nobody has to be
+        if found.state is State.OPEN and awaits_witness(found) and self._seen(found):
             return self._noted(found, AWAITS_WITNESS)
         return self._stored_by_pass(found)
 
@@ -480,8 +505,9 @@ class StoreMender:
             return found
         return self._write(found, "the catalog was made anew and lacks nothing there", state=State.GONE)
 
-    def _is_well(self, found: Divergence, wrongs: dict[int, list[Wrong] | None]) -> bool:
-        """Whether nothing of this finding is found again; of the whole segment, when what should stand is unknown."""
+    def _is_well(self, found: Divergence, wrongs: dict[int, list[Wrong] | None]) -> bool | None:
+        """Whether nothing of this finding is found again; of the whole segment, when what should stand is unknown. None
+        when that was looked at not long ago."""
         inventory = Inventory.open(catalog_path(self._directory))
         try:
             items = list(inventory.expected(found.number, found.offset, end_of(found)))
@@ -494,7 +520,9 @@ class StoreMender:
             return False
         finally:
             inventory.close()
-        return seen is not None and not any(touches(wrong, found) for wrong in seen if not wrong.is_transient)
+        if seen is None:
+            return None
+        return not any(touches(wrong, found) for wrong in seen if not wrong.is_transient)
 
     def _look_at_whole(self, inventory: Inventory, number: int) -> list[Wrong] | None:
         """What is wrong in a segment; None when it was looked at not long ago. Raises FileNotFoundError."""
@@ -507,39 +535,33 @@ class StoreMender:
         rest.begin(began_s)
         return checked.wrongs
 
-    def _counted(self, found: Divergence, is_well: bool) -> Divergence:
-        """Gone when it read well in LOOKS_TO_BE_WELL looks in a row."""
+    def _counted(self, found: Divergence, is_well: bool | None) -> Divergence:
+        """Gone when it read well often enough; nothing changes when it was not looked at."""
         known = self._findings.get_exactly(found.id)
-        if not is_well or known is None or known.state is not State.OPEN:
+        if is_well is None or known is None or known.state is not State.OPEN:
             return known or found
-        looks = 1
-        for event in reversed(known.events):
-            if event.what != WELL_AGAIN:
-                break
-            looks += 1
-        if looks < LOOKS_TO_BE_WELL:
-            return self._write(known, WELL_AGAIN)
-        self._archive.trust(known.blocks)
-        return self._write(known, f"{WELL_AGAIN}, {looks} times in a row", state=State.GONE)
+        text, state = said_by_look(known, is_well)
+        if state is State.GONE:
+            self._archive.trust(known.blocks)
+        return self._write(known, text, state=state) if text else known
 
     async def _look_at_book(self, found: Divergence) -> Divergence:
         def check() -> bool:
             try:
-                inventory = Inventory.open(catalog_path(self._directory))
+                with closing(Inventory.open(catalog_path(self._directory))) as inventory:
+                    structure = check_structure(inventory)
             except BookDamagedError:
                 return False
-            try:
-                structure = check_structure(inventory)
-                return not (structure.pages or structure.false)
-            except BookDamagedError:
-                return False
-            finally:
-                inventory.close()
+            return not (structure.pages or structure.false)
 
         is_well = await asyncio.to_thread(check)
         return await self._in_shelf(lambda: self._counted(found, is_well))
 
     # the book
+
+    def _standing(self, found: Divergence) -> Divergence:
+        """As it stands by now."""
+        return self._findings.get_exactly(found.id) or found
 
     def _write(self, found: Divergence, text: str, **changes: object) -> Divergence:
         after = found.with_event(self._clock.now_ns(), text, **changes)
@@ -568,24 +590,9 @@ class StoreMender:
     def _receipt(
         self, found: Divergence, remedy: Remedy, result: str, *, appended: Appended | None = None, detail: str = ""
     ) -> None:
-        place = appended.place if appended else None
-        receipt = Receipt(
-            divergence=found.id,
-            at_ns=self._clock.now_ns(),
-            remedy=remedy.value,
-            path=b"segments/%08d.seg" % place.segment if place else found.path,
-            offset=place.offset if place else found.offset,
-            length=HEADER_BYTES + place.stored if place else found.length,
-            before=found.seen,
-            after=appended.checksum if appended else b"",
-            source="the primary" if appended else "good frames and the catalog's copies",
-            result=result,
-            detail=detail,
-        )
-        self._findings.add_receipt(receipt)
+        now_ns = self._clock.now_ns()
+        at, after = (appended.place, appended.checksum) if appended else (None, b"")
+        self._findings.add_receipt(receipt_of(found, remedy, result, now_ns, at=at, after=after, detail=detail))
 
     async def _in_shelf(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-
-
-_LAID = (Part.RECORD, Part.COMMIT, Part.STRUCTURE, Part.SEGMENT)

@@ -7,12 +7,13 @@ differs is read once more from the medium first, and two looks that contradict e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from replicad.db.findings import Findings
+from replicad.db.ledger import Ledger
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import (
     Affected,
@@ -31,6 +32,9 @@ from replicad.model.verdict import Evidence, Sight, Writing
 from replicad.source.reread import Ask, Moved, reread
 from replicad.source.root import Root, Trouble
 from replicad.source.scan import Drifted
+from replicad.source.verify import Examined, Name, examine_entries
+from replicad.system.clock import Clock
+from replicad.work.primary_findings import drift_of, name_of
 
 
 class Rotten(NamedTuple):
@@ -103,8 +107,22 @@ def _rot(rotten: Rotten, dataset: str, looks: Sequence[Look], sight: Sight, now_
     )
 
 
-def drift(drifted: Drifted, dataset: str, now_ns: int) -> Divergence:
-    """The finding that an entry with other metadata, unchanged since it was recorded, amounts to."""
+def recorded_names(ledger: Ledger, drifted: Iterable[Drifted]) -> list[Name]:
+    """These entries as a scrub compares them. In the ledger's thread."""
+    recorded = ((one.path, ledger.known(one.path)) for one in drifted)
+    return [name_of(path, known) for path, known in recorded if known]
+
+
+def known_as(root: Root, names: Sequence[Name], clock: Clock) -> dict[bytes, dict[str, bytes]]:
+    """By path, the fields by which each drift is known again, as a scrub that looks at the entry would have them: what
+    a person has taken note of is not told anew by whichever of the two meets it next. In a thread."""
+    looks = zip(names, examine_entries(root, names, clock), strict=True)
+    return {name.path: drift_of(name, seen.drift) for name, seen in looks if isinstance(seen, Examined)}
+
+
+def drift(drifted: Drifted, dataset: str, now_ns: int, fields: Mapping[str, bytes] | None = None) -> Divergence:
+    """The finding that an entry with other metadata, unchanged since it was recorded, amounts to; `fields` are those of
+    `known_as`."""
     content = (drifted.known.kind, drifted.known.size) == (drifted.stamp.kind, drifted.stamp.size)
     sight = Sight.MATCHES if content else Sight.UNREADABLE  # as far as can be told without reading
     evidence = Evidence(primary=sight, writing=Writing.UNWRITTEN, metadata_differs=True)
@@ -123,6 +141,7 @@ def drift(drifted: Drifted, dataset: str, now_ns: int) -> Divergence:
         affected_count=1,
         looks=(Look(now_ns, Side.PRIMARY, sight, "cache", reason=what),),
         events=(Event(now_ns, "found by a pass; it was not replicated"),),
+        **(fields or {}),
     )
 
 

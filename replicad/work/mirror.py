@@ -58,16 +58,24 @@ class Mirror:
 
     def _replace_open(self, found: Divergence) -> None:
         """Write a finding that is new here. One of the same place under another id is not open there any more."""
-        standing = self._open()
-        for other in standing:
-            if other.key == found.key and found.state is State.OPEN:
-                text = f"{self._replica} has made another finding of it, {found.id}"
-                self._findings.update(other.with_event(found.changed_ns, text, state=State.GONE))
-        if len(standing) < MAX_MIRRORED:
+        other = self._findings.open_at(Side.REPLICA, self._replica, found.key)
+        if other and found.state is State.OPEN:
+            text = f"{self._replica} has made another finding of it, {found.id}"
+            self._findings.update(other.with_event(found.changed_ns, text, state=State.GONE))
+        if self._findings.count_open(Side.REPLICA, self._replica) < MAX_MIRRORED:
             self._findings.report(found)
 
     def _open(self) -> list[Divergence]:
         return [found for found in self._findings.listed(side=Side.REPLICA) if found.peer == self._replica]
+
+
+def close_those_of_others(findings: Findings, replicas: Collection[str], at_ns: int) -> None:
+    """What is open about a replica that this dataset has no more: nobody is left who would ever close it. Should it be
+    one again, it tells what is open there. In the books' thread."""
+    for found in findings.listed():
+        if found.peer and found.peer not in replicas:
+            text = f"{found.peer} is no replica of this dataset any more"
+            findings.update(found.with_event(at_ns, text, state=State.GONE))
 
 
 def mirror_status(into: ScrubStatus, said: ScrubStatus) -> None:

@@ -45,6 +45,15 @@ async def meant(prefix: str | None, datasets: Iterable[Tendings], shelves: Shelv
     return list(orders.values())
 
 
+async def close_breakers(datasets: Iterable[Tendings], shelves: Shelves | None) -> None:
+    """A person has ordered all repairs: from here on they happen by themselves again, also where nothing is left to be
+    repaired by now. Raises ReplicadError when a book cannot be written."""
+    for tendings in datasets:
+        await tendings.close_breaker()
+    if shelves:
+        await shelves.close_breakers()
+
+
 async def repair(orders: Sequence[Order], *, dry_run: bool) -> list[tuple[Divergence, Mended]]:
     """Repair them one after the other, or say what would be done."""
     return [(order.found, await _outcome(order.found, order.repair(dry_run))) for order in orders]

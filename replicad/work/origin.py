@@ -18,7 +18,7 @@ from pathlib import Path
 
 from replicad import __version__
 from replicad.config import Config, ReplicaConfig
-from replicad.model.errors import LinkError, RefusedError, ReplicadError, UsageError
+from replicad.model.errors import ReplicadError, UsageError
 from replicad.model.pairing import ReplicaLine
 from replicad.store.store import stores_in
 from replicad.work.archive import catalog_path
@@ -53,7 +53,7 @@ def replica_of(line: ReplicaLine) -> ReplicaConfig:
 async def reading_replica(
     replicas: Sequence[ReplicaConfig], key: Path, dataset: str, passed_over: Callable[[ReplicadError], None]
 ) -> AsyncIterator[HistoryReader]:
-    """A reader of `dataset` on the first of `replicas` that can be reached and has it.
+    """A reader of `dataset` on the first of `replicas` that can be reached, has it and can read it.
 
     `passed_over` is told why another one was not taken. Raises the last one's error when none is left.
     """
@@ -65,7 +65,7 @@ async def reading_replica(
         try:
             try:
                 reader = await RemoteReader.open(await dialler.dial(), dataset)
-            except (LinkError, RefusedError, UsageError) as error:
+            except ReplicadError as error:
                 if number == len(replicas):
                     raise
                 passed_over(error)

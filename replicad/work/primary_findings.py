@@ -159,8 +159,7 @@ class PrimaryFindings:
                 evidence=evidence,
                 path=name.path,
                 file=file,
-                expected=record_of(name),
-                seen=checksum("\n".join(drift).encode()),
+                **drift_of(name, drift),
                 affected=(Affected(name.path, 0, 0),),
                 affected_count=1,
                 events=(Event(at_ns, what),),
@@ -237,6 +236,11 @@ def name_of(path: bytes, known: Known) -> Name:
         return Name(path, stamp_of(known))
     put = put_of(path, known)
     return Name(path, stamp_of(known), put.meta.xattrs, put.target, put.device)
+
+
+def drift_of(name: Name, drift: Sequence[str]) -> dict[str, bytes]:
+    """The fields of a finding by which a drift is known again, whoever met it: what is recorded, and what differs."""
+    return {"expected": record_of(name), "seen": checksum("\n".join(drift).encode())}
 
 
 def record_of(name: Name) -> bytes:

@@ -14,10 +14,9 @@ import msgspec
 from replicad.db.findings import Findings
 from replicad.model.divergence import Side
 from replicad.model.verdict import Verdict
+from replicad.work.breaker import is_open
 
 MEMORY_KEY = "scrub"
-BREAKER_KEY = "breaker"
-"""A remembered value that stands in the book while repairs have stopped because there were too many."""
 
 NEVER_LOST = {Verdict.INCONCLUSIVE, Verdict.RECORD_ROT, Verdict.RECORD_DIVERGENCE}
 """Where nothing else is open, as while a disk is found to be rotten, no finding is looked at one by one to count it."""
@@ -112,5 +111,5 @@ def tally(findings: Findings, side: Side, known: Tally | None) -> Tally:
         lost=sum(one.is_lost for one in findings.listed(side=side)) if may_be_lost else 0,
         suspects=len(findings.suspects()),
         repairs=findings.repair_totals(),
-        breaker_open=bool(findings.get(BREAKER_KEY)),
+        breaker_open=is_open(findings),
     )

@@ -40,6 +40,7 @@ from replicad.work import mend_store
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.book_damage import damaged, findings_of, note_at
+from replicad.work.breaker import close_breaker
 from replicad.work.mended import PLANS, Mended
 from replicad.work.quarantine import Quarantine
 from replicad.work.quota import Allowance, Quotas
@@ -231,6 +232,11 @@ class Shelves:
             found += [(key, one) for one in await self.in_findings(*key, ask)]
         return found
 
+    async def close_breakers(self) -> None:
+        """A person has ordered all repairs."""
+        for key in sorted(self._shelves):
+            await self.in_findings(*key, close_breaker)
+
     async def repair(self, key: Key, found: Divergence, *, dry_run: bool, now_ns: int) -> Mended:
         """Repair one finding about a store, by order of a person: now if that needs nothing from the primary, else when
         it comes with the blocks. Raises ReplicadError."""
@@ -245,7 +251,9 @@ class Shelves:
         if dry_run:
             return Mended(remedy, "planned", f"{PLANS[remedy]} ({len(wants)} blocks wanted from {key[0]})")
         if wants:
-            await ShelfOrders(opened).order(found, now_ns)
+            now = await ShelfOrders(opened).order(found, now_ns)
+            if now.state is not State.OPEN:
+                return Mended(remedy, "nothing", f"it is {now.state.value} already")
             return Mended(remedy, "waiting", f"ordered: it is done as soon as {key[0]} brings the blocks, in a minute")
         async with shelf.tending:
             after = await mender.mend(found, [], ordered=True)
@@ -314,7 +322,8 @@ class Shelves:
             tended = Tended(
                 channel, opened.directory, mender=mender, scrub=scrub, orders=orders, witness=witness, disk=self._disk
             )
-            await tended.run()
+            async with self._noting_damage(shelf, key):
+                await tended.run()
 
     def _mender(self, shelf: _Shelf, opened: OpenStore) -> StoreMender:
         if shelf.mender is None:
@@ -450,11 +459,19 @@ class ShelfOrders:
         if await self.is_ordered(name):
             await self._ask(partial(self._findings.put, f"ordered:{name}", None))
 
-    async def order(self, found: Divergence, now_ns: int) -> None:
-        """Remember that a person wants it repaired; that the finding changed brings the primary's next round to it."""
-        ordered = found.with_event(now_ns, "a person has ordered its repair")
-        await self._ask(partial(self._findings.put, f"ordered:{found.id}", now_ns))
-        await self._ask(partial(self._findings.update, ordered))
+    async def order(self, found: Divergence, now_ns: int) -> Divergence:
+        """Remember that a person wants it repaired, unless it was settled meanwhile; the finding as it stands now. That
+        it changed brings the primary's next round to it."""
+        return await self._ask(partial(self._order, found, now_ns))
+
+    def _order(self, found: Divergence, now_ns: int) -> Divergence:
+        now = self._findings.get_exactly(found.id) or found
+        if now.state is not State.OPEN:
+            return now
+        ordered = now.with_event(now_ns, "a person has ordered its repair")
+        self._findings.put(f"ordered:{found.id}", now_ns)
+        self._findings.update(ordered)
+        return ordered
 
     async def _ask(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)

@@ -7,20 +7,45 @@ at several blocks say as one, which range is meant, and whether another wrong pl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import msgspec
 
+from replicad.db.catalog import BlockPlace
 from replicad.model.block import checksum
-from replicad.model.divergence import Divergence, Part, differing_bits
+from replicad.model.divergence import Divergence, Part, Receipt, State, differing_bits
+from replicad.model.remedy import Remedy
 from replicad.model.verdict import Sight, Verdict, Witness
+from replicad.store.format import HEADER_BYTES
 from replicad.work.segment_check import Wrong
 
+VERIFY_S = 60.0
+"""How long places are looked at again while the primary waits: a sector of a dying disk takes half a minute each time,
+and whatever can be repaired is to be heard of before the primary gives up waiting."""
+LAID = (Part.RECORD, Part.COMMIT, Part.STRUCTURE, Part.SEGMENT)
+"""Parts that are settled as soon as their segment is laid anew."""
+LOOKS_TO_BE_WELL = 2
+"""How often in a row a place must read well, in looks apart, before a finding about it is gone."""
+JUDGED_FIRST = "what else was found in segment {} is judged first"
+WELL_AGAIN = "read well again from the medium"
+BAD_AGAIN = "read badly once more, when it was looked at again"
 _SAYS_MORE = (Sight.MATCHES, Sight.UNKNOWN, Sight.DIFFERS, Sight.UNREADABLE, Sight.ABSENT)
 
 
 def as_one(sights: Sequence[Sight]) -> Sight:
     """What looks at several blocks say as one: that some can be had, else unknown while one is, else the worst."""
     return next((sight for sight in _SAYS_MORE if sight in sights), Sight.UNKNOWN)
+
+
+def said_by_look(found: Divergence, is_well: bool) -> tuple[str, State]:
+    """What one more look at its place adds to the history of an open finding, "" for nothing, and its state then: gone
+    when it read well so often in a row. A look between two good ones that was none begins the row anew."""
+    row = sum(1 for _ in takewhile(lambda event: event.what == WELL_AGAIN, reversed(found.events)))
+    if not is_well:
+        return BAD_AGAIN if row else "", State.OPEN
+    if row + 1 < LOOKS_TO_BE_WELL:
+        return WELL_AGAIN, State.OPEN
+    return f"{WELL_AGAIN}, {row + 1} times in a row", State.GONE
 
 
 def awaits_witness(found: Divergence) -> bool:
@@ -51,6 +76,38 @@ def with_bits(found: Divergence, new: bytes, old: bytes) -> Divergence:
         return found
     bits, positions = differing_bits(new, old)
     return msgspec.structs.replace(found, bits=bits, bit_positions=positions, expected=checksum(new))
+
+
+def begun_behind(found: Sequence[Divergence], name: str) -> Sequence[Divergence]:
+    """All of them in their order, the one behind `name` first."""
+    at = next((number for number, one in enumerate(found, 1) if one.id == name), 0)
+    return [*found[at:], *found[:at]]
+
+
+def receipt_of(
+    found: Divergence,
+    remedy: Remedy,
+    result: str,
+    at_ns: int,
+    *,
+    at: BlockPlace | None = None,
+    after: bytes = b"",
+    detail: str = "",
+) -> Receipt:
+    """What a repair did; `at` is where a block was stored anew, and `after` what was read there."""
+    return Receipt(
+        divergence=found.id,
+        at_ns=at_ns,
+        remedy=remedy.value,
+        path=b"segments/%08d.seg" % at.segment if at else found.path,
+        offset=at.offset if at else found.offset,
+        length=HEADER_BYTES + at.stored if at else found.length,
+        before=found.seen,
+        after=after,
+        source="the primary" if at else "good frames and the catalog's copies",
+        result=result,
+        detail=detail,
+    )
 
 
 def end_of(found: Divergence) -> int:

@@ -50,11 +50,13 @@ class StoreFindings:
         """All open findings about this store."""
         return self._findings.listed(side=Side.REPLICA)
 
+    def noted_ones(self) -> list[Divergence]:
+        """Those of which a person has taken note, and that are not repaired."""
+        return self._findings.listed(side=Side.REPLICA, state=State.ACKNOWLEDGED)
+
     def told_blocks(self) -> set[bytes]:
         """All blocks that stand in a finding which is open, or of which a person has taken note."""
-        states = (State.OPEN, State.ACKNOWLEDGED)
-        found = [one for state in states for one in self._findings.listed(side=Side.REPLICA, state=state)]
-        return {name for one in found for name in one.blocks}
+        return {name for one in (*self.open_ones(), *self.noted_ones()) for name in one.blocks}
 
     def news(self, places: Sequence[Wrong]) -> list[Wrong]:
         """Those that nothing is told of yet, or something else: `report` would."""
@@ -96,8 +98,9 @@ class StoreFindings:
         return self._remember([(self._divergence(CATALOG, Part.BOOK, what, evidence, path=b"catalog.db"), None)])
 
     def settle_book(self, inventory: Inventory) -> None:
-        """A catalog that was found damaged and has been put right meanwhile, by a rebuild, is no finding any more."""
-        for found in self.open_ones():
+        """A catalog that was found damaged and has been put right meanwhile, by a rebuild, is no finding any more, open
+        or taken note of."""
+        for found in (*self.open_ones(), *self.noted_ones()):
             if found.part is Part.BOOK and not inventory.verify():
                 text = "the catalog was put right while nobody worked on the store"
                 self._findings.update(found.with_event(self._clock.now_ns(), text, state=State.GONE))
@@ -181,8 +184,7 @@ class StoreFindings:
 
     def _told(self) -> tuple[dict[str, Divergence], dict[str, Divergence]]:
         """What is open, and what a person has acknowledged, by key."""
-        noted = self._findings.listed(side=Side.REPLICA, state=State.ACKNOWLEDGED)
-        return {one.key: one for one in self.open_ones()}, {one.key: one for one in noted}
+        return {one.key: one for one in self.open_ones()}, {one.key: one for one in self.noted_ones()}
 
     def _remember_transient(self, found: Divergence, known: Divergence | None) -> Divergence:
         """It read badly once and well when it was read again: noted, and settled unless it was open before."""

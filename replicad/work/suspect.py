@@ -88,14 +88,14 @@ class Examining:
 def _remember(number: int, suspects: Sequence[Suspect], now_ns: int, book: Findings) -> None:
     """In this order: what was listed twice after a crash in between stands there once."""
     if suspects:
-        book.add_suspects(unlike(suspects, book.suspects(released=True), now_ns))
+        book.add_suspects(unlike(suspects, book.suspects_like(suspects, now_ns - RELEASED_NS), now_ns))
     book.put(EXAMINED, number)
 
 
 def unlike(suspects: Sequence[Suspect], known: Sequence[Suspect], now_ns: int) -> list[Suspect]:
     """Those of which not enough alike are known: few wait for a person, and none was released lately. Pure."""
     waiting = Counter((one.kind, one.path) for one in known if not one.released_ns)
-    released = {(one.kind, one.path) for one in known if now_ns - one.released_ns < RELEASED_NS}
+    released = {(one.kind, one.path) for one in known if 0 <= now_ns - one.released_ns < RELEASED_NS}
     return [
         one for one in suspects if (one.kind, one.path) not in released and waiting[one.kind, one.path] < WAITING_ALIKE
     ]

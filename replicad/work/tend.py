@@ -21,7 +21,7 @@ from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.block import ID_BYTES, checksum
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.entry import Map, Op, Put
-from replicad.model.errors import LinkError, ReplicadError, UsageError
+from replicad.model.errors import BookDamagedError, LinkError, RefusedError, ReplicadError, UsageError
 from replicad.model.glob import escaped
 from replicad.model.remedy import Remedy, remedy_of
 from replicad.model.snapshot import Head
@@ -39,7 +39,7 @@ from replicad.work.holdings import Held, Holdings, pieces_of
 from replicad.work.interrupted import MENDING, finish_interrupted
 from replicad.work.mend_primary import PrimaryMender
 from replicad.work.mended import PLANS, Mended
-from replicad.work.mirror import Mirror, mirror_attestation, mirror_status
+from replicad.work.mirror import Mirror, close_those_of_others, mirror_attestation, mirror_status
 from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import open_block
 from replicad.work.replica_history import ReplicaHistory
@@ -141,6 +141,8 @@ class Tending:
         self._scrubbed_until = 0
         """Somebody here waits for the replica's scrub to serve this number."""
         self._wants_account = False
+        self._has_swept = False
+        """Whether findings about replicas that are none any more were closed."""
         self._nudged = asyncio.Event()
         self._asking = 0
         """How many questions from outside the rounds are under way."""
@@ -175,8 +177,9 @@ class Tending:
 
     @property
     def _is_scrubbed(self) -> bool:
-        """Whether nobody here waits for the replica's scrub."""
-        return self._status.served >= self._scrubbed_until
+        """Whether nobody here waits for the replica's scrub; one that lost its memory, request and all, is not waited
+        for."""
+        return self._status.served >= min(self._scrubbed_until, self._status.requested)
 
     async def attest(self) -> Attestation:
         """What the replica says of its copy now, from its own books. Raises LinkError, ReplicadError; UsageError when
@@ -234,18 +237,30 @@ class Tending:
     async def step(self) -> None:
         """One round. Raises ReplicadError; LinkError when the replica is out of reach."""
         self._nudged.clear()
+        heard_ns = self._copy.heard_ns
         try:
             async with self._rounds:
                 await self._round()
         except LinkError as error:
-            self._status.state, self._status.reason = "waiting", f"out of reach: {error.what}"
-            self._copy.unheard = f"out of reach: {error.what}"
+            self._note_unheard(f"out of reach: {error.what}")
             raise
+        except (BookDamagedError, RefusedError) as error:
+            if self._copy.heard_ns == heard_ns:
+                self._note_unheard(f"not heard of: {error}")
+            raise
+
+    def _note_unheard(self, why: str) -> None:
+        """What was heard last is not how it stands now."""
+        self._status.state, self._status.reason, self._copy.unheard = "waiting", why, why
 
     async def _round(self) -> None:
         dataset = self._dataset
         await dataset.open()
         await dataset.open_findings()
+        if not self._has_swept:
+            now_ns = self._clock.now_ns()
+            await dataset.in_findings(close_those_of_others, dataset.findings, dataset.replicas, now_ns)
+            self._has_swept = True
         self._seen = await self._news()
         try:
             talk = await self._session()
@@ -329,6 +344,8 @@ class Tending:
         mended = await self.mender.mend(found, side.fetch, self.replica, by_person=False)
         findings = self._dataset.findings
         now = await self._dataset.in_findings(findings.get_exactly, found.id)
+        if mended.result == "nothing" and side.root:  # it is well by now: that is for a judge to say
+            now = await self._judged(side, side.root, found)
         if now and now.state is State.OPEN and (not now.events or now.events[-1].what != mended.text):
             now = now.with_event(self._clock.now_ns(), mended.text)
             await self._dataset.in_findings(findings.update, now)

@@ -20,6 +20,7 @@ from replicad.model.remedy import remedy_of
 from replicad.status import CopyStatus, JobStatus, ScrubStatus
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
+from replicad.work.breaker import close_breaker
 from replicad.work.confirm import Opinions
 from replicad.work.dataset import Dataset
 from replicad.work.elsewhere import Dial, Elsewhere
@@ -137,6 +138,11 @@ class Tendings:
         findings = self._dataset.findings
         work = findings.listed if prefix is None else partial(findings.beginning_with, prefix)
         return await self._dataset.in_findings(work)
+
+    async def close_breaker(self) -> None:
+        """A person has ordered all repairs."""
+        await self._dataset.open_findings()
+        await self._dataset.in_findings(close_breaker, self._dataset.findings)
 
     async def repair(self, found: Divergence, *, dry_run: bool) -> Mended:
         """Repair a finding of either side, or say what that would do. Raises ReplicadError when the dataset is closed
