@@ -13,7 +13,8 @@ from replicad.model import errors
 
 ROOT = Path(__file__).parents[1]
 RULES = (ROOT / "replicad/monitoring/alerts.yml").read_text()
-TESTS = (ROOT / "tests/alerts_test.yml").read_text()
+TEST_FILES = ("tests/alerts_test.yml", "tests/alerts_long_test.yml")
+TESTS = "\n".join((ROOT / file).read_text() for file in TEST_FILES)
 RUNBOOK = (ROOT / "docs/RUNBOOK.md").read_text()
 ALERTS = re.findall(r"- alert: (\w+)", RULES)
 
@@ -25,7 +26,7 @@ def test_promtool_accepts_the_rules() -> None:
 
 def test_each_alert_fires_when_it_should() -> None:
     """promtool plays time series through the rules; every test says exactly which alerts fire at a moment."""
-    _promtool("test", "rules", "tests/alerts_test.yml")
+    _promtool("test", "rules", *TEST_FILES)
 
 
 def test_each_alert_is_tested() -> None:

@@ -50,7 +50,7 @@ def let_go(archive: Archive, numbers: list[int]) -> None:
 @given(st.integers(0, 2**32), st.sets(st.integers(1, 19), max_size=19), st.sets(st.integers(1, 19), max_size=6))
 def test_whatever_goes_the_forecast_is_what_it_frees(seed: int, going: set[int], before: set[int]) -> None:
     """For any history, any snapshots that went before and any that go now: never more than what is unused afterwards,
-    and no less than the filter may hide."""
+    and no less than the filter may hide: twice its one block in sixteen, and a few where there are few."""
     directory = Path(tempfile.mkdtemp())
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -65,7 +65,8 @@ def test_whatever_goes_the_forecast_is_what_it_frees(seed: int, going: set[int],
             let_go(archive, sorted(going))
             real = unused_bytes(store)
             archive.close()
-        assert 0.9 * real <= found.unused_bytes + found.frees_bytes <= real
+        hidden = 4 * (HEADER_BYTES + BLOCK_BYTES) + real / 8
+        assert real - hidden <= found.unused_bytes + found.frees_bytes <= real
     finally:
         shutil.rmtree(directory)
 

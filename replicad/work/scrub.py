@@ -176,7 +176,7 @@ class Scrubbing:
             await self._look(surface, policy, memory)
         if not self._outstanding.extent.total_bytes:
             await self._serve(memory, "there is nothing to verify")
-            self._rest("waiting", "nothing is recorded yet", CALM_LOOK_S)
+            self._rest("waiting", "nothing is recorded yet", LOOK_EVERY_S)
             return
         if not (self._requested_bytes or self._doubts):
             await self._serve(memory, "everything has been verified since")
@@ -369,6 +369,8 @@ class Scrubbing:
     def _look_every_s(self) -> float:
         if self._memory and self._memory.requested_ns and (self._requested_bytes or not self._doubts):
             return ASKED_LOOK_S
+        if not self._outstanding.extent.total_bytes:
+            return LOOK_EVERY_S  # it costs nothing, and the first blocks may come at any moment
         return CALM_LOOK_S if self.status.state in ("idle", "waiting", "paused", "quiet") else LOOK_EVERY_S
 
     def _is_time_to(self, last_s: float) -> bool:
