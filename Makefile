@@ -7,8 +7,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Test processes; 0 runs the tests in one process (better for debugging).
-WORKERS ?= auto
+# Test processes: one more than there are cores, because daemons under test wait for one another; 0 runs the tests in one
+# process (better for debugging).
+WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check unit format bench campaign packages constraints clean
