@@ -300,18 +300,7 @@ async def test_an_unmounted_root_says_nothing(tmp_path: Path) -> None:
 
 async def test_with_two_replicas_nothing_is_lost_before_both_were_asked(tmp_path: Path) -> None:
     """The first one's copy is damaged; the second has it, and the verdict says so."""
-    root = tmp_path / "www"
-    root.mkdir()
-    (root / "file").write_bytes(DATA)
-    async with (
-        rig(tmp_path, root, ("fra1", "ber1")) as primary,
-        replica(tmp_path / "fra1") as fra1,
-        replica(tmp_path / "ber1") as ber1,
-    ):
-        for there, name in ((fra1, "fra1"), (ber1, "ber1")):
-            await primary.sync(there, name)
-        opinions = Opinions()
-        jobs = [tending(primary, there, name, opinions=opinions) for there, name in ((fra1, "fra1"), (ber1, "ber1"))]
+    async with two_replicas(tmp_path) as (primary, [fra1, _], jobs):
         await rot(primary, b"file", 0)
         found = await report(primary, b"file", 0)
         World(primary, fra1, jobs[0], Menders(), Scrub()).damage_block(found.blocks[0])
@@ -319,8 +308,6 @@ async def test_with_two_replicas_nothing_is_lost_before_both_were_asked(tmp_path
         assert (await standing(primary, found)).verdict is Verdict.INCONCLUSIVE
         await jobs[1].step()
         assert (await standing(primary, found)).verdict is Verdict.PRIMARY_ROT
-        for job in jobs:
-            await job.close()
 
 
 def test_what_all_replicas_say_does_not_depend_on_who_was_asked_last() -> None:
