@@ -7,6 +7,7 @@ be data loss. `self_test` runs known answers of both before any store is opened.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NewType
 
 from blake3 import blake3
@@ -28,6 +29,11 @@ ZSTD = 1
 """Codec of a payload that is stored as one zstd frame."""
 
 Buffer = bytes | bytearray | memoryview
+
+
+def in_one(parts: Sequence[Buffer]) -> Buffer:
+    """The parts, one behind another; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def checksum(data: Buffer) -> Checksum:

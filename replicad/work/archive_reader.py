@@ -16,7 +16,7 @@ from replicad.db.catalog import BlockPlace
 from replicad.db.database import CACHE_KIB
 from replicad.db.listing import Listing
 from replicad.link.messages import Lost, SnapshotLine
-from replicad.model.block import Buffer, self_test
+from replicad.model.block import self_test
 from replicad.model.entry import Op, Put
 from replicad.model.errors import (
     LockedError,
@@ -40,6 +40,7 @@ from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path, no_catalog
 from replicad.work.known_damage import damaged_paths, with_damage
 from replicad.work.lease import Leases
+from replicad.work.reader import Stored
 from replicad.work.untrusted import split_ids
 
 FETCH_BYTES = 1024 * 1024
@@ -49,10 +50,6 @@ WINDOW_BYTES = 2 * 1024 * 1024
 met them, and asked for by name, and a small read for each of them costs the disk far more than its bytes."""
 FETCH_GAP_BYTES = 64 * 1024
 """Frames closer than this are read together: reading on costs less than another request to the disk."""
-
-
-Stored = Buffer | Lost
-"""Whole frames as they are stored, one behind another, or why the next block cannot be had."""
 
 
 class _Lying(NamedTuple):

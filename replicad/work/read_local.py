@@ -16,10 +16,9 @@ from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.entry import Op
 from replicad.model.errors import LinkError, ReplicadError
 from replicad.model.travel import Difference, Version
-from replicad.store.format import split_frames
 from replicad.system.disk import Disk
-from replicad.work.archive_reader import ArchiveReader, Stored
-from replicad.work.reader import Answer
+from replicad.work.archive_reader import ArchiveReader
+from replicad.work.reader import Answer, Stored, answers_of
 
 RUN_BYTES = 1024 * 1024
 """Frames read in one hop into the thread: large enough that the hop costs nothing, small enough to be held often."""
@@ -87,7 +86,7 @@ class LocalReader:
         async for run in self.fetch_stored(ids):
             answers: list[Answer] = []
             for item in run:
-                answers.extend([item] if isinstance(item, Lost) else split_frames(item))
+                answers.extend(answers_of(item))
             yield answers
 
     async def fetch_stored(self, ids: bytes) -> AsyncIterator[list[Stored]]:

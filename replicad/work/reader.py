@@ -14,10 +14,17 @@ from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.block import ID_BYTES, Buffer
 from replicad.model.entry import Op
 from replicad.model.travel import Difference, Version
-from replicad.store.format import Frame, FrameError, FrameType, plain_payload
+from replicad.store.format import Frame, FrameError, FrameType, plain_payload, split_frames
 
 Answer = Frame | Lost
 """One block that was asked for: its frame as stored, or why it cannot be had."""
+Stored = Buffer | Lost
+"""Whole frames as they are stored, one behind another, or why the next block cannot be had."""
+
+
+def answers_of(stored: Stored) -> Sequence[Answer]:
+    """The same, taken apart. Raises FrameError."""
+    return [stored] if isinstance(stored, Lost) else split_frames(stored)
 
 
 class Reader(Protocol):

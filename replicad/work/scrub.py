@@ -176,7 +176,7 @@ class Scrubbing:
             await self._look(surface, policy, memory)
         if not self._outstanding.extent.total_bytes:
             await self._serve(memory, "there is nothing to verify")
-            self._rest("waiting", "nothing is recorded yet", LOOK_EVERY_S)
+            self._rest("waiting", "nothing is recorded yet", CALM_LOOK_S)
             return
         if not (self._requested_bytes or self._doubts):
             await self._serve(memory, "everything has been verified since")

@@ -33,7 +33,7 @@ from replicad.link.messages import (
     Trace,
     Visit,
 )
-from replicad.model.block import Buffer
+from replicad.model.block import Buffer, in_one
 from replicad.model.entry import encode_ops
 from replicad.model.errors import (
     BookDamagedError,
@@ -46,8 +46,8 @@ from replicad.model.errors import (
 from replicad.model.snapshot import Head
 from replicad.model.travel import encode_told
 from replicad.system.disk import Disk
-from replicad.work.archive_reader import Stored
 from replicad.work.read_local import LocalReader
+from replicad.work.reader import Stored
 
 MAX_FETCHES = 64
 """Fetch messages waiting for their answers (8 MiB of ids at most). A restore has half as many under way."""
@@ -183,21 +183,17 @@ class Serving:
                 frames.append(item)
                 continue
             if frames:
-                await self._channel.send(_blocks(frames))
+                await self._channel.send(Blocks(in_one(frames)))
                 frames = []
             await self._channel.send(item)
         if frames:
-            await self._channel.send(_blocks(frames))
+            await self._channel.send(Blocks(in_one(frames)))
 
     async def _refuse(self, error: ReplicadError) -> None:
         try:
             await self._channel.send(Refuse(_REFUSALS.get(type(error), "invalid"), error.what))
         except LinkError:
             pass  # nobody is left to be told; the error itself is raised
-
-
-def _blocks(frames: list[Buffer]) -> Blocks:
-    return Blocks(frames[0] if len(frames) == 1 else b"".join(frames))
 
 
 _REFUSALS: dict[type[ReplicadError], str] = {

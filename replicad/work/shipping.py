@@ -33,7 +33,7 @@ from replicad.link.messages import (
     Refuse,
     Seal,
 )
-from replicad.model.block import ID_BYTES, Buffer, block_id
+from replicad.model.block import ID_BYTES, Buffer, block_id, in_one
 from replicad.model.entry import Map, Op, Put, encode_ops, xattrs_length
 from replicad.model.errors import DiskFullError, DivergedError, LinkError, PeerError, RefusedError, ReplicadError
 from replicad.model.snapshot import Commit, Head, encode_commit, records_digest
@@ -358,15 +358,11 @@ def joined(frames: Iterable[Sequence[Buffer]]) -> list[Buffer]:
     for frame in frames:
         length = sum(map(len, frame))
         if size and size + length > PIECE_BYTES:
-            pieces.append(_one(parts))
+            pieces.append(in_one(parts))
             parts, size = [], 0
         parts.extend(frame)
         size += length
-    return [*pieces, _one(parts)] if parts else pieces
-
-
-def _one(parts: Sequence[Buffer]) -> Buffer:
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return [*pieces, in_one(parts)] if parts else pieces
 
 
 def _record_frame(ops: list[Op]) -> tuple[bytes, bytes]:

@@ -18,9 +18,8 @@ from replicad.model.block import block_count
 from replicad.model.entry import Put
 from replicad.model.errors import ReplicadError
 from replicad.model.show import show_path
-from replicad.store.format import split_frames
-from replicad.work.archive_reader import ArchiveReader, Stored
-from replicad.work.reader import Answer, open_block
+from replicad.work.archive_reader import ArchiveReader
+from replicad.work.reader import answers_of, open_block
 
 KEPT_BYTES = 4 * 1024 * 1024
 """Plain blocks that one view keeps: those of a few files that are read side by side."""
@@ -135,14 +134,10 @@ class Content:
 def _fetched(reader: ArchiveReader, put: Put, span: dict[int, bytes], numbers: Sequence[int]) -> Iterator[bytes | Lost]:
     """These blocks, proven."""
     names = [span[number] for number in numbers]
-    answers = (answer for item in reader.fetch(b"".join(names)) for answer in _answers(item))
+    answers = (answer for item in reader.fetch(b"".join(names)) for answer in answers_of(item))
     for answer, name, number in zip(answers, names, numbers, strict=True):
         block = open_block(answer, name, _size(put, number))
         yield block if isinstance(block, Lost) else bytes(block)  # a copy, which keeps nothing else alive
-
-
-def _answers(item: Stored) -> Sequence[Answer]:
-    return [item] if isinstance(item, Lost) else split_frames(item)
 
 
 def _size(put: Put, number: int) -> int:
