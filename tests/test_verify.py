@@ -209,19 +209,23 @@ def test_stores_into_mapped_memory_show_once_the_content_was_settled(tmp_path: P
     def moved() -> int:
         return (tmp_path / "a").stat().st_ctime_ns
 
+    def store(memory: mmap.mmap) -> int:
+        await_tick()
+        memory[0] ^= 1
+        return moved()
+
     with open(tmp_path / "a", "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-        start = moved()
-        await_tick()
-        memory[0] ^= 1
-        first = moved()
-        assert first > start
-        await_tick()
-        memory[0] ^= 1
-        assert moved() == first, "nobody could see this one"
+        for _ in range(10):
+            settle_content(file.fileno())
+            before = moved()
+            first = store(memory)
+            assert first > before
+            if store(memory) == first:
+                break  # else the kernel wrote the page meanwhile, of its own accord
+        else:
+            pytest.fail("every store shows, also into a page that is dirty")
         settle_content(file.fileno())
-        await_tick()
-        memory[0] ^= 1
-        assert moved() > first
+        assert store(memory) > first
 
 
 def test_a_long_write_is_waited_for(tmp_path: Path) -> None:
