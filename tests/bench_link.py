@@ -23,6 +23,7 @@ from replicad.link.reception import House, Reception
 from replicad.link.ssh import Dialler, generate_key, listen, public_key
 from replicad.model.errors import ReplicadError
 from replicad.model.snapshot import Head
+from replicad.system.heap import suit_bulk
 
 MEBIBYTE = 1024 * 1024
 WINDOW_BYTES = 32 * MEBIBYTE
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bandwidth-mbit", type=float, default=0.0)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
+    suit_bulk()  # as the daemon does
     asyncio.run(serve(parsed.serve) if parsed.serve else measure(parsed))
 
 

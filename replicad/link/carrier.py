@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from replicad.link.inbox import Inbox
 from replicad.link.intake import Intake
+from replicad.link.sealing import Sealing
 from replicad.link.session import show_text
 from replicad.model.block import Buffer
 
@@ -34,7 +35,7 @@ MAX_SAID_BYTES = 2048
 class Receiver(Protocol):
     """What a `Stream` calls: a `Channel`, or a session of the SFTP view."""
 
-    def data_received(self, data: bytes) -> None: ...
+    def data_received(self, data: Buffer) -> None: ...
     def heard(self, size: int) -> None: ...
     def pause_writing(self) -> None: ...
     def resume_writing(self) -> None: ...
@@ -55,6 +56,7 @@ class Line:
         self._send = connection.send_packet
         connection.send_packet = self._send_packet
         self.connection.data_received = self._received
+        self.sealing = Sealing(connection)
 
     def _pause(self) -> None:
         self.full = True
@@ -139,7 +141,9 @@ class Carrier:
     def write(self, data: Buffer) -> None:
         with suppress(OSError), memoryview(data) as view:  # it has ended; connection_lost follows or has been
             for at in range(0, len(view), PACKET_BYTES):
-                self._ssh.write(view[at : at + PACKET_BYTES])  # packet by packet: asyncssh need not cut, and copy, it
+                packet = view[at : at + PACKET_BYTES]
+                if not self.line.sealing.send(self._ssh, packet):
+                    self._ssh.write(packet)
 
     def pause_reading(self) -> None:
         self._reading = False
@@ -157,13 +161,13 @@ class Carrier:
         """Cut the whole connection: a peer that is silent on one channel is silent on all."""
         self.line.connection.abort()
 
-    def _accept(self, data: bytes, datatype: int | None = None) -> None:
+    def _accept(self, data: Buffer, datatype: int | None = None) -> None:
         """Data of the peer, in one packet."""
         if self._closed:
             return
         self._intake.arrived(len(data))
         if datatype is not None:
-            self._said = (self._said + data)[-MAX_SAID_BYTES:]
+            self._said = (self._said + bytes(data))[-MAX_SAID_BYTES:]
         elif self.channel and self._reading:
             self.channel.data_received(data)
         else:

@@ -180,7 +180,7 @@ class Channel:
 
     # What the stream calls.
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: Buffer) -> None:
         """Bytes of the peer."""
         self.received_bytes += len(data)
         self._heard_s = self._loop.time()

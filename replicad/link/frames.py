@@ -88,7 +88,7 @@ class Splitter:
         """Bytes received of a message that is not yet complete."""
         return len(self._rest)
 
-    def feed(self, data: bytes) -> list[Framed]:
+    def feed(self, data: Buffer) -> list[Framed]:
         """The messages that `data` completes, in order.
 
         Raises PeerError when the stream breaks the format; nothing after that may be fed.
@@ -100,18 +100,18 @@ class Splitter:
             return []
         return self._split_untrusted(self._rest.take_all())
 
-    def _split_untrusted(self, source: bytes) -> list[Framed]:
+    def _split_untrusted(self, source: Buffer) -> list[Framed]:
         framed = []
         view, start = memoryview(source), 0
         while (end := start + self._next_bytes(source, start)) <= len(source):
             framed.append(Framed(decode_untrusted(_lasting(view[start + LENGTH_BYTES : end], source)), end - start))
             start = end
         self._wanted = end - start
-        self._rest.keep(source[start:])
+        self._rest.keep(bytes(view[start:]) if start else source)
         return framed
 
     @staticmethod
-    def _next_bytes(source: bytes, start: int) -> int:
+    def _next_bytes(source: Buffer, start: int) -> int:
         """Size of the frame that begins at `start`, or what is needed to know it."""
         if len(source) - start < _HEAD_BYTES:
             return _HEAD_BYTES
@@ -122,7 +122,7 @@ class Splitter:
         return LENGTH_BYTES + size
 
 
-def _lasting(part: memoryview, source: bytes) -> memoryview | bytes:
+def _lasting(part: memoryview, source: Buffer) -> memoryview | bytes:
     """A part that may be kept: Blocks are views of what they came in, and hold all of it as long as they live."""
     return part if len(part) > len(source) // 2 else bytes(part)
 

@@ -7,6 +7,7 @@ most of what it copied. Here the front is cut off by counting. Only the uses tha
 from __future__ import annotations
 
 from replicad.link.pieces import Pieces
+from replicad.model.block import Buffer
 
 
 class Inbox:
@@ -26,6 +27,14 @@ class Inbox:
     def __getitem__(self, part: slice) -> bytes | Inbox:
         """`[:end]` and `[start:end]` are bytes; `[start:]` cuts off what is before and is this very object."""
         if part.stop is None:
-            self._pieces.skip(part.start)
+            self.skip(part.start)
             return self
-        return self._pieces.look(part.start or 0, part.stop)
+        return bytes(self.look(part.start or 0, part.stop))
+
+    def look(self, start: int, end: int) -> Buffer:
+        """The same as `[start:end]`, not copied where it came in one piece: to be used before more comes."""
+        return self._pieces.look(start, end)
+
+    def skip(self, size: int) -> None:
+        """Cut off so much of the front."""
+        self._pieces.skip(size)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from replicad.link.pieces import Pieces
+from replicad.model.block import Buffer
 
 WINDOW_ADJUST = 93
 """SSH_MSG_CHANNEL_WINDOW_ADJUST (RFC 4254)."""
@@ -32,11 +33,11 @@ class Intake:
         """The peer has used up so much of its window."""
         self._ssh._recv_window -= size
 
-    def keep(self, data: bytes) -> None:
+    def keep(self, data: Buffer) -> None:
         """Have `data` wait."""
         self._waiting.keep(data)
 
-    def take(self) -> bytes:
+    def take(self) -> Buffer:
         """What has waited longest."""
         return self._waiting.take()
 

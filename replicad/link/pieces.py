@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from replicad.model.block import Buffer, in_one
+
 SMALL_BYTES = 4096
 """Pieces below this are joined."""
 JOINED_BYTES = 64 * 1024
@@ -18,14 +20,14 @@ class Pieces:
     """A queue of bytes."""
 
     def __init__(self) -> None:
-        self._pieces: deque[bytes | bytearray] = deque()
+        self._pieces: deque[Buffer] = deque()
         self._size = self._skipped = 0
 
     def __len__(self) -> int:
         """Bytes that wait."""
         return self._size
 
-    def keep(self, data: bytes) -> None:
+    def keep(self, data: Buffer) -> None:
         """Have `data` wait."""
         self._size += len(data)
         last = self._pieces[-1] if self._pieces else b""
@@ -43,8 +45,8 @@ class Pieces:
         self._size -= len(piece)
         return piece
 
-    def look(self, start: int, end: int) -> bytes:
-        """The bytes from `start` to `end`, or as far as there are any; they stay."""
+    def look(self, start: int, end: int) -> Buffer:
+        """The bytes from `start` to `end`, or as far as there are any; they stay, and may be a view of what came."""
         found: list[memoryview] = []
         at = -self._skipped  # where each piece begins
         for piece in self._pieces:
@@ -53,7 +55,7 @@ class Pieces:
             at += len(piece)
             if at >= end:
                 break
-        return b"".join(found)
+        return in_one(found)
 
     def skip(self, size: int) -> None:
         """Drop so many of the oldest bytes, or all there are."""
@@ -63,7 +65,7 @@ class Pieces:
         while self._pieces and self._skipped >= len(self._pieces[0]):
             self._skipped -= len(self._pieces.popleft())
 
-    def take_all(self) -> bytes:
+    def take_all(self) -> Buffer:
         """Everything that waits, in one."""
         everything = self.look(0, self._size)
         self.drop()

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 from replicad.link import sftp
 from replicad.link.channel import Stream
 from replicad.link.sftp import Attributes, Code, Request, Verb
+from replicad.model.block import Buffer
 from replicad.model.errors import PeerError, RefusedError, ReplicadError, UsageError
 from replicad.model.show import show_path
 
@@ -87,7 +88,7 @@ class Viewing:
 
     # What the stream calls.
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: Buffer) -> None:
         """Bytes of the client."""
         self._taken += data
         if self._reading and len(self._taken) > _LENGTH_BYTES + sftp.MAX_PACKET_BYTES:
