@@ -138,6 +138,8 @@ class ScrubStatus(msgspec.Struct):
     requested: Number = 0
     """Raised by each `scrub start`; `served` follows when everything has been verified since."""
     served: Number = 0
+    held_up: bool = False
+    """Whether the request under way lacks only what could not be looked at, which is tried again and again."""
     total_bytes: Number = 0
     never_bytes: Number = 0
     """Bytes that were never verified since they were recorded."""

@@ -139,4 +139,4 @@ def _own_scrubs(node: Node, side: Side) -> list[ScrubStatus]:
 
 def _is_hopeless(line: ScrubStatus) -> bool:
     """Whether it waits for a person: its book has to be made anew."""
-    return line.state == "failed" and "replicad rebuild" in line.reason
+    return (line.held_up or line.state == "failed") and "replicad rebuild" in line.reason

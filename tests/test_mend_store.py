@@ -36,6 +36,7 @@ from replicad.work.rebuild import rebuild_catalog
 from replicad.work.rest import REST
 from replicad.work.segment_check import SegmentCheck
 from replicad.work.store_case import VERIFY_S
+from replicad.work.structure_check import check_structure
 
 
 @pytest.fixture
@@ -769,6 +770,28 @@ def test_a_segment_of_many_findings_is_looked_at_once(rig: Rig, monkeypatch: pyt
     rig.clock.slept.append(REST)
     asyncio.run(rig.mender.verify_divergences())
     assert looks == [2, 2]
+
+
+def test_a_damaged_book_is_not_looked_through_all_the_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for a person, perhaps for days: a look at all of it rests for many times as long as it took."""
+    rig.scrub()
+    _row_lost(rig)
+    rig.scrub()
+    assert Part.BOOK in {one.part for one in rig.open_ones()}
+    looks: list[Inventory] = []
+
+    def slow(inventory: Inventory) -> object:
+        looks.append(inventory)
+        rig.clock.slept.append(1.0)
+        return check_structure(inventory)
+
+    monkeypatch.setattr(mend_store, "check_structure", slow)
+    for _ in range(3):
+        asyncio.run(rig.mender.verify_divergences())
+    assert len(looks) == 1
+    rig.clock.slept.append(REST)
+    asyncio.run(rig.mender.verify_divergences())
+    assert len(looks) == 2
 
 
 def test_a_place_of_which_nobody_knows_keeps_no_segment_from_being_laid(rig: Rig) -> None:

@@ -113,6 +113,31 @@ async def test_a_file_that_cannot_be_looked_at_keeps_a_request_open(tmp_path: Pa
         assert asked.status.served == number and not asked.status.divergent
 
 
+async def test_a_request_says_that_only_what_cannot_be_looked_at_is_lacking(tmp_path: Path, root: Path) -> None:
+    """Also while a short cycle has all others read again and again, so that it never rests; no sooner than all else was
+    read, and no longer than until the request ends."""
+    async with scrubbed(tmp_path, root) as made:
+        asked = Asked(made)
+        policy = Policy(120.0, 1.0)
+        asked.scrub._policy_now = lambda: policy
+        await asked.live(10)
+        made.disk.error = errno.EACCES
+        made.disk.fail(root / "a", 0)
+        assert not asked.status.held_up, "nobody has asked for anything"
+        number = await asked.scrub.request()
+        assert not asked.status.held_up
+        await asked.live(30)
+        states = set()
+        for _ in range(300):
+            await asked.live(1)
+            states.add(asked.status.state)
+            assert asked.status.held_up and asked.status.served == number - 1
+        assert states != {"waiting"}
+        made.disk.heal()
+        await asked.live(240)
+        assert asked.status.served == number and not asked.status.held_up
+
+
 async def test_a_request_ends_after_a_restart_though_a_file_is_being_written(tmp_path: Path, root: Path) -> None:
     """Nothing is in doubt about what somebody writes."""
     async with scrubbed(tmp_path, root) as made:

@@ -237,8 +237,8 @@ class Awaited:
             return "divergent" if line.divergent else "clean"
         if self.timeout_s is not None and now_s - self.began_s >= self.timeout_s:
             return "late"
-        done = (line.media_bytes, line.cache_bytes, line.structure_ns)
-        if line.state in ("failed", "waiting", "paused"):
+        done = None if line.held_up else (line.media_bytes, line.cache_bytes, line.structure_ns)
+        if line.held_up or line.state in ("failed", "waiting", "paused"):
             if self._stuck_since_s is None or done != self._stuck_at:  # a try that fails again is no progress
                 self._stuck_since_s, self._stuck_at = now_s, done
             return "incomplete" if now_s - self._stuck_since_s >= STUCK_S else ""

@@ -104,7 +104,7 @@ class StoreMender:
         self._harm = KnownHarm(catalog_path(directory), clock)
         self._rests: dict[int, Rest] = {}
         """When a whole segment is looked at again, by number."""
-        self._uncovered = Rest(clock)
+        self._uncovered, self._whole_book = Rest(clock), Rest(clock)
         self._verified = ""
         """The finding whose place was looked at last."""
         self._patient_s = float("-inf")
@@ -170,7 +170,7 @@ class StoreMender:
             if after.state is not State.OPEN:
                 settled.append(after)
         for found in await self._in_shelf(self._book.noted_ones):
-            if found.part is Part.BLOCK and (moved := await self._moved(found)):
+            if found.part is Part.BLOCK and (moved := await self._in_shelf(partial(self._if_moved, found))):
                 settled.append(moved)
         return settled
 
@@ -446,7 +446,7 @@ class StoreMender:
     async def _looked_at(self, found: Divergence, wrongs: dict[int, list[Wrong] | None]) -> Divergence:
         if found.part is Part.BOOK:
             return await self._look_at_book(found)
-        if found.part is Part.BLOCK and (moved := await self._moved(found)):
+        if found.part is Part.BLOCK and (moved := await self._in_shelf(partial(self._if_moved, found))):
             return moved
         if not found.length and found.part is not Part.SEGMENT:
             return await self._in_shelf(lambda: self._if_told_no_more(found))
@@ -464,9 +464,6 @@ class StoreMender:
         if after is not found:
             self._findings.update(after)
         return after
-
-    async def _moved(self, found: Divergence) -> Divergence | None:
-        return await self._in_shelf(lambda: self._if_moved(found))
 
     def _if_moved(self, found: Divergence) -> Divergence | None:
         """Settled when every block was stored anew by somebody, and reads well there."""
@@ -554,7 +551,11 @@ class StoreMender:
                 return False
             return not (structure.pages or structure.false)
 
+        if not self._whole_book.is_over:
+            return found
+        began_s = self._clock.monotonic_s()
         is_well = await asyncio.to_thread(check)
+        self._whole_book.begin(began_s)
         return await self._in_shelf(lambda: self._counted(found, is_well))
 
     # the book

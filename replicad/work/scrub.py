@@ -319,6 +319,7 @@ class Scrubbing:
             since = await surface.extent(memory.requested_ns)
             is_over = not since.since_bytes or (self._nothing_until_s > at_s and not self._doubts)
             self._requested_bytes = 0 if is_over else since.since_bytes
+        self.status.held_up = bool(memory.requested_ns and self._doubts) and not since.untried_bytes
         is_tried_again = now_ns - self._doubted_ns > surface.retry_s * 1e9
         if not since.since_bytes and (not since.waiting_bytes or is_tried_again):
             self._doubts = ()  # all that waits was tried again since and was not in doubt: it is being written
