@@ -20,7 +20,7 @@ from replicad.system.disk import Disk
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.reader import Answer, Stored, answers_of
 
-RUN_BYTES = 1024 * 1024
+RUN_BYTES = 2 * 1024 * 1024
 """Frames read in one hop into the thread: large enough that the hop costs nothing, small enough to be held often."""
 
 Result = TypeVar("Result")

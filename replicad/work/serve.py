@@ -53,6 +53,8 @@ MAX_FETCHES = 64
 """Fetch messages waiting for their answers (8 MiB of ids at most). A restore has half as many under way."""
 RUNS_AHEAD = 2
 """Runs of frames that are read before the last one is sent."""
+BLOCKS_BYTES = 1024 * 1024
+"""Frames that are joined for one message, unless one is longer: a copy that saves messages."""
 LINES_PER_MESSAGE = 1000
 """Snapshots in one message: well below the limit for messages without frames."""
 Item = TypeVar("Item")
@@ -176,16 +178,19 @@ class Serving:
             await self._send_run(await runs.get())
 
     async def _send_run(self, run: list[Stored]) -> None:
-        """Send frames together, lost blocks in between in their place."""
+        """Send frames, small ones together, lost blocks in between in their place."""
         frames: list[Buffer] = []
+        size = 0
         for item in run:
-            if not isinstance(item, Lost):
-                frames.append(item)
-                continue
-            if frames:
+            length = BLOCKS_BYTES if isinstance(item, Lost) else len(item)
+            if frames and size + length > BLOCKS_BYTES:
                 await self._channel.send(Blocks(in_one(frames)))
-                frames = []
-            await self._channel.send(item)
+                frames, size = [], 0
+            if isinstance(item, Lost):
+                await self._channel.send(item)
+            else:
+                frames.append(item)
+                size += length
         if frames:
             await self._channel.send(Blocks(in_one(frames)))
 
