@@ -20,8 +20,9 @@ from replicad.system.disk import Disk
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.reader import Answer, Stored, answers_of
 
-RUN_BYTES = 2 * 1024 * 1024
-"""Frames read in one hop into the thread: large enough that the hop costs nothing, small enough to be held often."""
+RUN_BYTES = 4 * 1024 * 1024
+"""Frames read in one hop into the thread: enough for what a restore asks for at once (planner.PARCEL_BYTES), so that
+hops cost next to nothing, and little enough to be held a few times for each session."""
 
 Result = TypeVar("Result")
 
@@ -92,8 +93,9 @@ class LocalReader:
     async def fetch_stored(self, ids: bytes) -> AsyncIterator[list[Stored]]:
         """As `fetch`, with the frames as stored, not taken apart."""
         async with self._turn:  # the archive reads one fetch after the other
-            found = await self._ask(lambda: self._archive.fetch(ids))
-            while run := await self._ask(lambda: _take(found)):
+            found, more = self._archive.fetch(ids), True  # nothing is read before the first item is taken
+            while more:
+                run, more = await self._ask(lambda: _take(found))
                 yield run
 
     async def close(self) -> None:
@@ -117,8 +119,8 @@ class LocalReader:
             raise ReplicadError(f"cannot be read: {error.strerror}", where=self.name) from error
 
 
-def _take(found: Iterator[Stored]) -> list[Stored]:
-    """The next items, about RUN_BYTES of them; none at the end."""
+def _take(found: Iterator[Stored]) -> tuple[list[Stored], bool]:
+    """The next items, about RUN_BYTES of them; whether there may be more."""
     run: list[Stored] = []
     size = 0
     for item in found:
@@ -126,5 +128,5 @@ def _take(found: Iterator[Stored]) -> list[Stored]:
         length = len(item.reason if isinstance(item, Lost) else item)
         size += length
         if size + length > RUN_BYTES:  # one more like this one would be too many
-            break
-    return run
+            return run, True
+    return run, False

@@ -51,8 +51,8 @@ from replicad.work.reader import Stored
 
 MAX_FETCHES = 64
 """Fetch messages waiting for their answers (8 MiB of ids at most). A restore has half as many under way."""
-RUNS_AHEAD = 2
-"""Runs of frames that are read before the last one is sent."""
+RUNS_AHEAD = 1
+"""Runs of frames that wait to be sent, beside the one that is read and the one that is sent meanwhile."""
 BLOCKS_BYTES = 1024 * 1024
 """Frames that are joined for one message, unless one is longer: a copy that saves messages."""
 LINES_PER_MESSAGE = 1000
