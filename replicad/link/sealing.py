@@ -94,7 +94,7 @@ class Sealing:
             channel._send_state != "open"
             or channel._send_buf
             or not 0 < len(data) <= min(channel._send_window, channel._send_pktsize)
-            or not (connection._kex_complete and connection._auth_complete and connection._transport)
+            or not (connection._kex_complete and connection._auth_complete)
             or connection._compressor
             or connection._rekey_bytes_sent >= connection._rekey_bytes
             or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
@@ -112,7 +112,7 @@ class Sealing:
         channel._send_window -= len(data)
         connection._send_seq = (connection._send_seq + 1) % 2**32
         connection._rekey_bytes_sent += size + padding
-        connection._transport.writelines((header, sealed))
+        connection._send(header + sealed)  # writelines, where it joins nothing, does not tell that a socket is full
         return True
 
     def _receive(self) -> bool:
