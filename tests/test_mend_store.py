@@ -25,10 +25,11 @@ from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.store import store as store_module
 from replicad.store.format import HEADER_BYTES, Frame, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
-from replicad.work import harm, mend_store
+from replicad.work import harm, mend_store, whole_looks
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.breaker import BREAKER
+from replicad.work.expire import drop, purge_step
 from replicad.work.known_damage import damaged_paths
 from replicad.work.mend_store import SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING
 from replicad.work.quarantine import Quarantine
@@ -785,7 +786,7 @@ def test_a_damaged_book_is_not_looked_through_all_the_time(rig: Rig, monkeypatch
         rig.clock.slept.append(1.0)
         return check_structure(inventory)
 
-    monkeypatch.setattr(mend_store, "check_structure", slow)
+    monkeypatch.setattr(whole_looks, "check_structure", slow)
     for _ in range(3):
         asyncio.run(rig.mender.verify_divergences())
     assert len(looks) == 1
@@ -920,6 +921,64 @@ def test_a_lost_record_that_comes_back_is_lost_no_more(rig: Rig, tmp_path: Path)
     assert _lost(rig) == 0
     rig.settle_all()
     rig.assert_clean(tmp_path)
+
+
+def _missing(rig: Rig, name: bytes, *, is_told: bool) -> None:
+    """No side has this block any more, and the catalog is made anew without it; `is_told`: a person knows before."""
+    rig.scrub()
+    (place,) = rig.archive.inventory.places([name]).values()
+    flip(segment(rig.directory, place.segment), place.offset + HEADER_BYTES + 3)
+    del rig.has[name]
+    if is_told:
+        rig.scrub()
+        (found,) = rig.settle()
+        assert found.is_lost and found.blocks == (name,)
+        rig.findings.update(found.with_event(1, "taken note of", state=State.ACKNOWLEDGED))
+    rig.close()
+    rebuild_catalog(rig.directory)
+    rig.open()
+    rig.scrub()
+
+
+def test_a_block_that_stands_nowhere_stays_a_finding(rig: Rig) -> None:
+    """It is not called gone as long as a snapshot names it: told once, with its file, and said to be lost."""
+    name = block_id(rig.expected[1][b"changes"])
+    _missing(rig, name, is_told=False)
+    (found,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
+    for _ in range(3):
+        asyncio.run(rig.mender.verify_divergences())
+        rig.settle()
+        rig.clock.slept.append(3600.0)
+        rig.scrub()
+    (now,) = [one for one in rig.findings.listed(state=None) if one.part is Part.BLOCK]
+    assert (now.id, now.state, now.blocks, now.is_lost) == (found.id, State.OPEN, (name,), True)
+    assert [one.path for one in now.affected] == [b"changes"]
+
+
+def test_a_block_that_stands_nowhere_and_that_nothing_names_any_more_is_no_loss(rig: Rig) -> None:
+    """When retention has let go the snapshots that need it; that is looked at once in a while."""
+    name = block_id(rig.expected[1][b"changes"])
+    _missing(rig, name, is_told=False)
+    (found,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
+    asyncio.run(rig.mender.verify_divergences())
+    drop(rig.archive, [1])
+    while purge_step(rig.archive):
+        pass
+    rig.clock.slept.append(3600.0)
+    asyncio.run(rig.mender.verify_divergences())
+    now = rig.findings.get_exactly(found.id)
+    assert now and now.state is State.GONE and now.events[-1].what == "no snapshot that is kept names it any more"
+    rig.scrub()
+    assert [one for one in rig.open_ones() if one.part is Part.BLOCK] == []
+
+
+def test_a_loss_that_a_person_has_taken_note_of_is_not_told_anew_by_a_new_catalog(rig: Rig) -> None:
+    """The place that it had is unknown to a catalog that was made anew; the block is the same."""
+    name = block_id(rig.expected[1][b"changes"])
+    _missing(rig, name, is_told=True)
+    rig.scrub()
+    assert [one for one in rig.open_ones() if one.part is Part.BLOCK] == []
+    assert [one.state for one in rig.findings.listed(state=None) if name in one.blocks] == [State.ACKNOWLEDGED]
 
 
 def test_damage_older_than_the_catalog_is_settled_when_nothing_is_missing(rig: Rig, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -37,7 +36,6 @@ from replicad.work.bad_bytes import renewed, seen_bytes
 from replicad.work.breaker import close_breaker, is_open, open_breaker, repairs_that_count
 from replicad.work.harm import KnownHarm, harm_of
 from replicad.work.quarantine import Quarantine
-from replicad.work.rest import Rest
 from replicad.work.segment_check import SegmentCheck, Wrong
 from replicad.work.store_case import (
     JUDGED_FIRST,
@@ -56,7 +54,7 @@ from replicad.work.store_case import (
     with_bits,
 )
 from replicad.work.store_findings import Seen, StoreFindings
-from replicad.work.structure_check import check_structure, is_covered
+from replicad.work.structure_check import check_structure
 from replicad.work.upkeep import (
     Appended,
     append_blocks,
@@ -66,6 +64,7 @@ from replicad.work.upkeep import (
     prove,
     rebuild_book,
 )
+from replicad.work.whole_looks import WholeLooks
 
 WAITING = "waiting for the pass under way to be sealed"
 AWAITS_WITNESS = "its blocks were stored anew by a pass; what stood there is still to be judged with the primary"
@@ -102,9 +101,7 @@ class StoreMender:
         self._sights: dict[str, dict[bytes, Sight]] = {}
         """What the primary said last of each block of a case."""
         self._harm = KnownHarm(catalog_path(directory), clock)
-        self._rests: dict[int, Rest] = {}
-        """When a whole segment is looked at again, by number."""
-        self._uncovered, self._whole_book = Rest(clock), Rest(clock)
+        self._looks = WholeLooks(directory, disk, clock)
         self._verified = ""
         """The finding whose place was looked at last."""
         self._patient_s = float("-inf")
@@ -172,7 +169,18 @@ class StoreMender:
         for found in await self._in_shelf(self._book.noted_ones):
             if found.part is Part.BLOCK and (moved := await self._in_shelf(partial(self._if_moved, found))):
                 settled.append(moved)
-        return settled
+        return settled + await self._settle_unnamed()
+
+    async def _settle_unnamed(self) -> list[Divergence]:
+        """A block that stands nowhere is no loss any more once no snapshot that is kept names it."""
+        missing = [
+            one for one in await self._in_shelf(self._book.open_ones) if one.part is Part.BLOCK and not one.number
+        ]
+        ids = frozenset(name for one in missing for name in one.blocks)
+        unnamed = await asyncio.to_thread(self._looks.unnamed, ids)
+        text = "no snapshot that is kept names it any more"
+        gone = [one for one in missing if unnamed.issuperset(one.blocks)]
+        return [await self._in_shelf(partial(self._write, one, text, state=State.GONE)) for one in gone]
 
     # evidence
 
@@ -398,22 +406,11 @@ class StoreMender:
         return not is_behind and next(inventory.expected(found.number, found.offset, end_of(found)), None) is None
 
     def _settle_unknown(self, found: Divergence) -> Divergence:
-        if not self._is_covered():
+        if not self._looks.is_covered(self._archive.inventory, self._book.told_blocks()):
             return self._noted(found, "nobody knows what stood here, and snapshots lack something that is not told yet")
         note_mended(self._archive, found.number, [(found.offset, found.length)], self._clock.now_ns())
         text = "nobody knows what stood here; whatever a snapshot lacks has a finding of its own"
         return self._write(found, text, state=State.GONE)
-
-    def _is_covered(self) -> bool:
-        """Whether every block that a snapshot names stands somewhere, or somebody was told that it does not; that it is
-        not so is believed for a while, since it takes a look at all of them."""
-        if not self._uncovered.is_over:
-            return False
-        began_s = self._clock.monotonic_s()
-        if is_covered(self._archive.inventory, self._book.told_blocks()):
-            return True
-        self._uncovered.begin(began_s)
-        return False
 
     def _rebuild(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
         rebuild_book(self._archive, self._disk)
@@ -445,13 +442,14 @@ class StoreMender:
 
     async def _looked_at(self, found: Divergence, wrongs: dict[int, list[Wrong] | None]) -> Divergence:
         if found.part is Part.BOOK:
-            return await self._look_at_book(found)
+            is_well = await asyncio.to_thread(self._looks.is_book_well)
+            return await self._in_shelf(lambda: self._counted(found, is_well))
         if found.part is Part.BLOCK and (moved := await self._in_shelf(partial(self._if_moved, found))):
             return moved
-        if not found.length and found.part is not Part.SEGMENT:
-            return await self._in_shelf(lambda: self._if_told_no_more(found))
         if not found.number:
             return found
+        if not found.length and found.part is not Part.SEGMENT:
+            return await self._in_shelf(lambda: self._if_told_no_more(found))
         is_well = await asyncio.to_thread(self._is_well, found, wrongs)
         now = await self._in_shelf(lambda: self._counted(found, is_well))
         return await self._in_shelf(lambda: self._judged_anew(now)) if is_well is False else now
@@ -511,7 +509,7 @@ class StoreMender:
             if items and found.part is not Part.SEGMENT:
                 return places_read_well(self._directory, self._disk, found.number, items)
             if found.number not in wrongs:
-                wrongs[found.number] = self._look_at_whole(inventory, found.number)
+                wrongs[found.number] = self._looks.segment(inventory, found.number, self._archive.store.owner.store)
             seen = wrongs[found.number]
         except FileNotFoundError:
             return False
@@ -520,17 +518,6 @@ class StoreMender:
         if seen is None:
             return None
         return not any(touches(wrong, found) for wrong in seen if not wrong.is_transient)
-
-    def _look_at_whole(self, inventory: Inventory, number: int) -> list[Wrong] | None:
-        """What is wrong in a segment; None when it was looked at not long ago. Raises FileNotFoundError."""
-        rest = self._rests.setdefault(number, Rest(self._clock))
-        if not rest.is_over:
-            return None
-        began_s = self._clock.monotonic_s()
-        path, store = segment_path(self._directory, number), self._archive.store.owner.store
-        checked = SegmentCheck(inventory, self._disk, path, number, store, size=0).run()
-        rest.begin(began_s)
-        return checked.wrongs
 
     def _counted(self, found: Divergence, is_well: bool | None) -> Divergence:
         """Gone when it read well often enough; nothing changes when it was not looked at."""
@@ -541,22 +528,6 @@ class StoreMender:
         if state is State.GONE:
             self._archive.trust(known.blocks)
         return self._write(known, text, state=state) if text else known
-
-    async def _look_at_book(self, found: Divergence) -> Divergence:
-        def check() -> bool:
-            try:
-                with closing(Inventory.open(catalog_path(self._directory))) as inventory:
-                    structure = check_structure(inventory)
-            except BookDamagedError:
-                return False
-            return not (structure.pages or structure.false)
-
-        if not self._whole_book.is_over:
-            return found
-        began_s = self._clock.monotonic_s()
-        is_well = await asyncio.to_thread(check)
-        self._whole_book.begin(began_s)
-        return await self._in_shelf(lambda: self._counted(found, is_well))
 
     # the book
 

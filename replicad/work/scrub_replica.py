@@ -183,7 +183,8 @@ class ReplicaSurface:
         found = 0
         try:
             found += await self._in_shelf(self._report_damage)
-            structure, harm = await asyncio.to_thread(self._check_structure)
+            noted = await self._in_shelf(self._book.noted_blocks)
+            structure, harm = await asyncio.to_thread(self._check_structure, noted)
         except BookDamagedError as error:
             structure, harm = Structure(pages=[error.what]), Harm()
         if structure.pages or structure.false:
@@ -363,11 +364,11 @@ class ReplicaSurface:
 
     # all together
 
-    def _check_structure(self) -> tuple[Structure, Harm]:
+    def _check_structure(self, noted: set[bytes]) -> tuple[Structure, Harm]:
         inventory = Inventory.open(catalog_path(self._directory), CACHE_KIB)  # it looks for each block by its id
         try:
             with inventory.at_one_moment():  # a snapshot that arrives meanwhile is no contradiction
-                structure = check_structure(inventory)
+                structure = check_structure(inventory, noted)
                 return structure, harm_of(inventory, structure.missing)
         finally:
             inventory.close()

@@ -58,6 +58,10 @@ class StoreFindings:
         """All blocks that stand in a finding which is open, or of which a person has taken note."""
         return {name for one in (*self.open_ones(), *self.noted_ones()) for name in one.blocks}
 
+    def noted_blocks(self) -> set[bytes]:
+        """All blocks of findings that a person has taken note of, wherever they stood once."""
+        return {name for one in self.noted_ones() for name in one.blocks}
+
     def news(self, places: Sequence[Wrong]) -> list[Wrong]:
         """Those that nothing is told of yet, or something else: `report` would."""
         known, noted = self._told() if places else ({}, {})

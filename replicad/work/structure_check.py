@@ -39,7 +39,6 @@ class Structure:
 
     missing: list[bytes] = field(default_factory=list)
     """Ids of blocks that files name and the catalog has no place for."""
-    missing_count: int = 0
     pages: list[str] = field(default_factory=list)
     """What is wrong with its pages."""
     false: list[str] = field(default_factory=list)
@@ -51,12 +50,12 @@ class Structure:
             self.false.append(text)
 
 
-def check_structure(inventory: Inventory) -> Structure:
-    """All checks. Raises BookDamagedError, ReplicadError."""
+def check_structure(inventory: Inventory, noted: Container[bytes] = ()) -> Structure:
+    """All checks. `noted`: blocks that a person knows to be missing. Raises BookDamagedError, ReplicadError."""
     found = Structure()
     found.pages += inventory.verify()
     if not found.pages:
-        _check_coverage(inventory, found)
+        _check_coverage(inventory, found, noted)
         _check_ends(inventory, found)
         _check_chain(inventory, found)
     return found
@@ -67,14 +66,15 @@ def is_covered(inventory: Inventory, told: Container[bytes]) -> bool:
     return not inventory.lost and all(name in told for page in inventory.unplaced() for name in page)
 
 
-def _check_coverage(inventory: Inventory, found: Structure) -> None:
+def _check_coverage(inventory: Inventory, found: Structure, noted: Container[bytes]) -> None:
     named: set[bytes] = set()
     for page in inventory.unplaced():
         for name in page:
+            if name in noted:
+                continue
             if name not in named and len(named) < MAX_MISSING:
                 named.add(name)
                 found.missing.append(name)
-            found.missing_count += 1
 
 
 def _check_ends(inventory: Inventory, found: Structure) -> None:
