@@ -1066,6 +1066,21 @@ async def test_a_long_pass_is_restorable_as_it_progresses(
         assert differences(describe_snapshot(fra1.archive), tree) == []
 
 
+async def test_a_file_that_is_longer_than_a_pass_goes_without_a_seal(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large file alone is copied, and snapshots made while it is half read count neither it nor its bytes."""
+    (root / "big").write_bytes(random.Random(11).randbytes(24 * MIB))
+    monkeypatch.setattr(work_copy, "CHECKPOINT_BYTES", 8 * MIB)
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        status = await primary.sync(fra1)
+        assert status.pass_ok, status.last_error
+        lines = snapshots(fra1.archive)
+        assert [line.complete for line in lines] == [False] * (len(lines) - 1) + [True] and len(lines) > 1
+        assert [(line.entries, line.size) for line in lines] == [(1, 0)] * (len(lines) - 1) + [(2, 24 * MIB)]
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+
+
 async def test_excluded_paths_stay_at_home(tmp_path: Path, root: Path) -> None:
     """Patterns in gitignore syntax keep files out, and drop them when they are added later."""
     (root / "keep").write_text("k")

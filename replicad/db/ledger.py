@@ -341,10 +341,11 @@ class Ledger:
         return seq
 
     def totals(self) -> Totals:
-        """Entries and bytes of the dataset as recorded."""
-        # with the plus the table is read as it lies: of all its rows an index is no help
-        size = self._db.value("SELECT coalesce(sum(size), 0) FROM entry WHERE +file > 0")
-        return Totals(self.count(), int(size))
+        """Entries and bytes of the dataset as recorded; files that were never read to their end are not counted."""
+        # the table is read as it lies: of all its rows an index is no help
+        of_files = "SELECT count(*), coalesce(sum(CASE WHEN file > 0 THEN size END), 0) FROM entry WHERE +size >= 0"
+        entries, size = self._db.one(of_files) or (0, 0)
+        return Totals(int(entries), int(size))
 
     def count(self) -> int:
         """Entries as recorded; their bytes would take a look at each of them."""
