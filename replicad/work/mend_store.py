@@ -158,7 +158,8 @@ class StoreMender:
         settled: list[Divergence] = []
         wrongs: dict[int, list[Wrong] | None] = {}
         until_s = self._clock.monotonic_s() + VERIFY_S
-        for listed in begun_behind(await self._in_shelf(self._book.open_ones), self._verified):
+        opened = await self._in_shelf(self._book.open_ones)
+        for listed in begun_behind(opened, self._verified):
             if self._clock.monotonic_s() > until_s:
                 break  # the next call goes on
             self._verified = listed.id
@@ -169,18 +170,19 @@ class StoreMender:
         for found in await self._in_shelf(self._book.noted_ones):
             if found.part is Part.BLOCK and (moved := await self._in_shelf(partial(self._if_moved, found))):
                 settled.append(moved)
-        return settled + await self._settle_unnamed()
+        missing = [one for one in opened if one.part is Part.BLOCK and not one.number and one.blocks]
+        unnamed = await asyncio.to_thread(self._looks.unnamed, frozenset(one.blocks[0] for one in missing))
+        for found in missing:
+            if found.blocks[0] in unnamed:
+                settled.append(await self._in_shelf(partial(self._no_loss, found)))
+        return settled
 
-    async def _settle_unnamed(self) -> list[Divergence]:
-        """A block that stands nowhere is no loss any more once no snapshot that is kept names it."""
-        missing = [
-            one for one in await self._in_shelf(self._book.open_ones) if one.part is Part.BLOCK and not one.number
-        ]
-        ids = frozenset(name for one in missing for name in one.blocks)
-        unnamed = await asyncio.to_thread(self._looks.unnamed, ids)
-        text = "no snapshot that is kept names it any more"
-        gone = [one for one in missing if unnamed.issuperset(one.blocks)]
-        return [await self._in_shelf(partial(self._write, one, text, state=State.GONE)) for one in gone]
+    def _no_loss(self, found: Divergence) -> Divergence:
+        """A block that stands nowhere is none any more once no snapshot that is kept names it."""
+        found = self._standing(found)
+        if found.state is not State.OPEN:
+            return found
+        return self._write(found, "no snapshot that is kept names it any more", state=State.GONE)
 
     # evidence
 
