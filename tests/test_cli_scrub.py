@@ -133,7 +133,7 @@ def test_a_scrub_that_cannot_go_on_is_given_up_on() -> None:
 
 def test_a_scrub_that_lacks_only_what_cannot_be_looked_at_is_given_up_on() -> None:
     """Whatever else the daemon reads meanwhile; one that is held up no longer is waited for."""
-    held_up = {"state": "idle", "held_up": True, "reason": "1 parts could not be looked at"}
+    held_up = {"state": "idle", "held_up": True, "reason": "1 part could not be looked at"}
     watch = awaited()
     watch.look(running(**held_up, media_bytes=1), 100.0)
     watch.look(running(media_bytes=2), 100.0 + STUCK_S)
@@ -141,7 +141,7 @@ def test_a_scrub_that_lacks_only_what_cannot_be_looked_at_is_given_up_on() -> No
     watch.look(running(**held_up | {"state": "running"}, media_bytes=4), 100.0 + 2 * STUCK_S)
     assert watch.result == ""
     watch.look(running(**held_up, media_bytes=5), 101.0 + 2 * STUCK_S)
-    assert (watch.result, watch.outcome().reason) == ("incomplete", "1 parts could not be looked at")
+    assert (watch.result, watch.outcome().reason) == ("incomplete", "1 part could not be looked at")
 
 
 def test_progress_is_what_is_left() -> None:

@@ -412,7 +412,7 @@ async def test_what_cannot_be_looked_at_is_named_while_the_rest_is_read(rig: Rig
     rig.surface.add(100 * GB)
     await rig.live(600)
     assert rig.status.state in ("running", "idle") and rig.surface.never
-    assert rig.status.reason.endswith("stay due, the first: big.img: Permission denied")
+    assert rig.status.reason.endswith("1 part could not be looked at and stays due: big.img: Permission denied")
 
 
 async def test_a_structure_that_cannot_be_checked_stops_no_reading(rig: Rig) -> None:

@@ -475,6 +475,8 @@ class Scrubbing:
         if self._doubts:
             count, first = len(self._doubts) + self._more_doubts, self._doubts[0]
             text = f"{count} parts could not be looked at and stay due, the first: {first}"
+            if count == 1:
+                text = f"1 part could not be looked at and stays due: {first}"
             return _joined(now.reason, first if first == NOT_SINCE_START else text)
         if now.reason or self._memory is None:
             return now.reason
