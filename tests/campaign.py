@@ -310,14 +310,21 @@ class Campaign:
         return number
 
     def _settle(self, cases: list[Case]) -> None:
-        """Wait until each case is found and dealt with, or patience ends."""
-        end = time.monotonic() + self.plan.patience_s
+        """Wait until each case is found and dealt with, or patience ends; what it waits for is said before that."""
+        began = time.monotonic()
+        is_said = False
         while True:
             documents = self.detector.documents()
             is_over = self.account.judge(cases, documents, live_blocks(self.shelf).keys())
-            if is_over or time.monotonic() > end:
+            waited = time.monotonic() - began
+            if is_over or waited > self.plan.patience_s:
                 self.account.find_false_alarms(documents)
                 return
+            if not is_said and waited > self.plan.patience_s / 4:
+                is_said = True
+                for case in cases:
+                    if case.problems:
+                        self.say(f"waits for {case.fault.kind}, {case.fault.what}: {'; '.join(case.problems)}")
             time.sleep(1)
 
     def _take_losses(self, cases: list[Case]) -> None:
