@@ -271,9 +271,10 @@ def _run(*words: str) -> None:
 
 
 def fill(directory: Path, leave: int = 0) -> Path:
-    """Take all room of a file system but `leave` bytes; remove the file that is returned to give it back."""
+    """Take all room of a file system but `leave` bytes, once more if some came back; remove the file that is returned
+    to give all of it back."""
     path = directory / "filler"
-    with path.open("wb", buffering=0) as file:
+    with path.open("ab", buffering=0) as file:
         for size in (MIB, 4096, 1):
             while free(directory) > leave:
                 try:

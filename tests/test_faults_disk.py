@@ -70,14 +70,6 @@ def restores(pair: Pair, snapshot: int, tree: Path) -> None:
         assert_same_tree(tree, target)
 
 
-def filled_up(filler: Path) -> bool:
-    """Take what is left of a file system; whether it is full then (writes that waited may have given room back)."""
-    with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-    return free(filler.parent) < BRIM
-
-
 @contextlib.contextmanager
 def store_on(path: Path, root: Path, mib: int, kind: str, reserve: str) -> Iterator[Pair]:
     """A running pair whose store has a small disk of its own."""
@@ -154,7 +146,7 @@ def test_a_disk_that_others_fill_to_the_brim_costs_nothing_acknowledged(tmp_path
         filler = fill(pair.store, 6 * MIB)
         fill_tree(root / "b", 4, 12)
         assert not served(pair).pass_ok
-        wait_until(lambda: filled_up(filler), "the disk is full to the brim")
+        wait_until(lambda: free(fill(pair.store).parent) < BRIM, "the disk is full to the brim")
         (root / "c").write_text("c")
         assert not served(pair).pass_ok
         assert "full" in shown(pair.primary, code=1)

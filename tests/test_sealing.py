@@ -19,13 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit_link import open_writing, wait_for
+from kit_ssh import Link, carried, linked
 from replicad.link import ssh
 from replicad.link.carrier import PACKET_BYTES
 from replicad.link.inbox import Inbox
 from replicad.link.messages import Blocks
 from replicad.link.sealing import CHANNEL_DATA, DATA_AT, HEADER_BYTES, TAG_BYTES, Gcm, Sealing
 from replicad.model.errors import LinkError
-from test_ssh import Link
 
 MEBIBYTE = 1024 * 1024
 KEY, IV = bytes(range(16)), bytes(range(100, 112))
@@ -79,10 +79,8 @@ def test_other_ciphers_are_left_alone() -> None:
 
 @pytest.fixture
 async def link(tmp_path: Path) -> AsyncIterator[Link]:
-    link = Link(tmp_path)
-    await link.start()
-    yield link
-    await link.close()
+    async with linked(tmp_path) as link:
+        yield link
 
 
 class Ways:
@@ -112,25 +110,15 @@ class Ways:
         monkeypatch.setattr(Sealing, "send", shortened)
 
 
-async def carried(link: Link, count: int = 40) -> None:
-    """Send that many messages; they arrive unchanged and in order."""
-    channel = await open_writing(await link.dialler().dial())
-    source, sent = Random(3), hashlib.sha256()
-    for _ in range(count):
-        data = source.randbytes(source.choice([1, 100, PACKET_BYTES - 1, PACKET_BYTES, MEBIBYTE, 3_000_000]))
-        sent.update(data)
-        await channel.send(Blocks(data))
-    await channel.close()
-    await wait_for(lambda: link.node.reception.sessions == 0)
-    received = hashlib.sha256(b"".join(m.frames for m in link.node.received if isinstance(m, Blocks)))
-    assert received.digest() == sent.digest()
-    assert link.node.reports == []
+async def carry(link: Link) -> None:
+    """Messages of sizes around that of a packet arrive unchanged and in order."""
+    await carried(link, Random(3), 40, [1, 100, PACKET_BYTES - 1, PACKET_BYTES, MEBIBYTE, 3_000_000])
 
 
 async def test_data_take_the_short_way(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """asyncssh takes none of them, and sends those alone that the peer's window has no room for yet."""
     ways = Ways(monkeypatch)
-    await carried(link)
+    await carry(link)
     assert ways.taken == 0
     assert ways.short > 3 * ways.sent
 
@@ -145,7 +133,7 @@ async def test_both_ways_understand_each_other(
         monkeypatch.setattr(Sealing, "send", lambda *_: False)
     if not is_short[1]:
         monkeypatch.setattr(Sealing, "_receive", lambda self: self._long_way())
-    await carried(link)
+    await carry(link)
     assert (ways.sent > 100) is not is_short[0]
     assert (ways.taken > 100) is not is_short[1]
 
@@ -161,7 +149,7 @@ async def test_keys_are_exchanged_anew_amid_data(link: Link, monkeypatch: pytest
         made(self, key, iv)
 
     monkeypatch.setattr(Gcm, "__init__", noted)
-    await carried(link)
+    await carry(link)
     assert len(keys) > 10
 
 

@@ -343,8 +343,8 @@ class Ledger:
     def totals(self) -> Totals:
         """Entries and bytes of the dataset as recorded; files that were never read to their end are not counted."""
         # the table is read as it lies: of all its rows an index is no help
-        of_files = "SELECT count(*), coalesce(sum(CASE WHEN file > 0 THEN size END), 0) FROM entry WHERE +size >= 0"
-        entries, size = self._db.one(of_files) or (0, 0)
+        query = "SELECT count(*), coalesce(sum(CASE WHEN file > 0 THEN size END), 0) FROM entry WHERE +size >= 0"
+        entries, size = self._db.one(query) or (0, 0)
         return Totals(int(entries), int(size))
 
     def count(self) -> int:

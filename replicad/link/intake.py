@@ -37,7 +37,7 @@ class Intake:
         """Have `data` wait."""
         self._waiting.keep(data)
 
-    def take(self) -> Buffer:
+    def take(self) -> bytes:
         """What has waited longest."""
         return self._waiting.take()
 

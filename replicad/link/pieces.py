@@ -46,7 +46,8 @@ class Pieces:
         return piece
 
     def look(self, start: int, end: int) -> Buffer:
-        """The bytes from `start` to `end`, or as far as there are any; they stay, and may be a view of what came."""
+        """The bytes from `start` to `end`, or as far as there are any; they stay. It may be a view of what came: to be
+        used before more comes."""
         found: list[memoryview] = []
         at = -self._skipped  # where each piece begins
         for piece in self._pieces:

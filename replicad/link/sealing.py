@@ -129,27 +129,25 @@ class Sealing:
         if len(inbox) < max(end, CIPHER_BLOCK_BYTES):
             return False
         plain = gcm.open(header, inbox.look(HEADER_BYTES, end))
-        channel, data = self._data(plain)
-        if channel is None:
+        if plain is None or (channel := self._channel_of(plain)) is None:
             gcm.opened = plain
             return bool(self._long_way())
         inbox.skip(end)
         connection._recv_seq = (connection._recv_seq + 1) % 2**32
-        channel._accept_data(data)
+        channel._accept_data(memoryview(plain)[DATA_AT : len(plain) - plain[0]])
         return True
 
-    def _data(self, plain: bytes | None) -> tuple[Any, memoryview]:
-        """The data of a packet and the channel that they are for; None for the channel where it is not that simple."""
-        if not plain or len(plain) <= DATA_AT or plain[1] != CHANNEL_DATA or self._connection._decompressor:
-            return None, memoryview(b"")
+    def _channel_of(self, plain: bytes) -> Any:
+        """The channel that a packet's data are for; None where it is not that simple."""
+        if len(plain) <= DATA_AT or plain[1] != CHANNEL_DATA or self._connection._decompressor:
+            return None
         channel = self._connection._channels.get(int.from_bytes(plain[2:6], "big"))
         size = len(plain) - DATA_AT - plain[0]
-        if (
-            channel is None
-            or channel._recv_state != "open"
-            or plain[0] < MIN_PADDING_BYTES
-            or not 0 < size <= channel._recv_window
-            or int.from_bytes(plain[6:DATA_AT], "big") != size
-        ):
-            return None, memoryview(b"")
-        return channel, memoryview(plain)[DATA_AT : DATA_AT + size]
+        is_simple = (
+            channel is not None
+            and channel._recv_state == "open"
+            and plain[0] >= MIN_PADDING_BYTES
+            and 0 < size <= channel._recv_window
+            and int.from_bytes(plain[6:DATA_AT], "big") == size
+        )
+        return channel if is_simple else None

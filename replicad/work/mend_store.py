@@ -170,11 +170,10 @@ class StoreMender:
         for found in await self._in_shelf(self._book.noted_ones):
             if found.part is Part.BLOCK and (moved := await self._in_shelf(partial(self._if_moved, found))):
                 settled.append(moved)
-        missing = [one for one in opened if one.part is Part.BLOCK and not one.number and one.blocks]
-        unnamed = await asyncio.to_thread(self._looks.unnamed, frozenset(one.blocks[0] for one in missing))
-        for found in missing:
-            if found.blocks[0] in unnamed:
-                settled.append(await self._in_shelf(partial(self._no_loss, found)))
+        if missing := [one for one in opened if one.part is Part.BLOCK and not one.number and one.blocks]:
+            unnamed = await asyncio.to_thread(self._looks.unnamed, frozenset(one.blocks[0] for one in missing))
+            gone = [one for one in missing if one.blocks[0] in unnamed]
+            settled += [await self._in_shelf(partial(self._no_loss, one)) for one in gone]
         return settled
 
     def _no_loss(self, found: Divergence) -> Divergence:

@@ -33,7 +33,7 @@ from replicad.link.messages import (
     Trace,
     Visit,
 )
-from replicad.model.block import Buffer, in_one
+from replicad.model.block import Buffer
 from replicad.model.entry import encode_ops
 from replicad.model.errors import (
     BookDamagedError,
@@ -48,13 +48,12 @@ from replicad.model.travel import encode_told
 from replicad.system.disk import Disk
 from replicad.work.read_local import LocalReader
 from replicad.work.reader import Stored
+from replicad.work.shipping import joined
 
 MAX_FETCHES = 64
 """Fetch messages waiting for their answers (8 MiB of ids at most). A restore has half as many under way."""
 RUNS_AHEAD = 1
 """Runs of frames that wait to be sent, beside the one that is read and the one that is sent meanwhile."""
-BLOCKS_BYTES = 1024 * 1024
-"""Frames that are joined for one message, unless one is longer: a copy that saves messages."""
 LINES_PER_MESSAGE = 1000
 """Snapshots in one message: well below the limit for messages without frames."""
 Item = TypeVar("Item")
@@ -180,19 +179,18 @@ class Serving:
     async def _send_run(self, run: list[Stored]) -> None:
         """Send frames, small ones together, lost blocks in between in their place."""
         frames: list[Buffer] = []
-        size = 0
         for item in run:
-            length = BLOCKS_BYTES if isinstance(item, Lost) else len(item)
-            if frames and size + length > BLOCKS_BYTES:
-                await self._channel.send(Blocks(in_one(frames)))
-                frames, size = [], 0
-            if isinstance(item, Lost):
-                await self._channel.send(item)
-            else:
+            if not isinstance(item, Lost):
                 frames.append(item)
-                size += length
-        if frames:
-            await self._channel.send(Blocks(in_one(frames)))
+                continue
+            await self._send_frames(frames)
+            frames = []
+            await self._channel.send(item)
+        await self._send_frames(frames)
+
+    async def _send_frames(self, frames: list[Buffer]) -> None:
+        for piece in joined((frame,) for frame in frames):
+            await self._channel.send(Blocks(piece))
 
     async def _refuse(self, error: ReplicadError) -> None:
         try:

@@ -56,7 +56,7 @@ class StoreFindings:
 
     def told_blocks(self) -> set[bytes]:
         """All blocks that stand in a finding which is open, or of which a person has taken note."""
-        return {name for one in (*self.open_ones(), *self.noted_ones()) for name in one.blocks}
+        return {name for one in self.open_ones() for name in one.blocks} | self.noted_blocks()
 
     def noted_blocks(self) -> set[bytes]:
         """All blocks of findings that a person has taken note of, wherever they stood once."""

@@ -67,14 +67,12 @@ def is_covered(inventory: Inventory, told: Container[bytes]) -> bool:
 
 
 def _check_coverage(inventory: Inventory, found: Structure, noted: Container[bytes]) -> None:
-    named: set[bytes] = set()
+    named: dict[bytes, None] = {}
     for page in inventory.unplaced():
-        for name in page:
-            if name in noted:
-                continue
-            if name not in named and len(named) < MAX_MISSING:
-                named.add(name)
-                found.missing.append(name)
+        named.update(dict.fromkeys(name for name in page if name not in noted))
+        if len(named) >= MAX_MISSING:
+            break
+    found.missing += list(named)[:MAX_MISSING]
 
 
 def _check_ends(inventory: Inventory, found: Structure) -> None:

@@ -71,7 +71,7 @@ class WholeLooks:
         """Those of blocks that stand nowhere which nothing names any more; none when it was looked not long ago.
 
         Raises BookDamagedError."""
-        if not (missing and self._names.is_over):
+        if not self._names.is_over:
             return frozenset()
         began_s = self._clock.monotonic_s()
         with closing(Inventory.open(catalog_path(self._directory))) as inventory:
