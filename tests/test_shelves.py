@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from kit_rig import replica, rig
 from kit_store import Primary, open_archive, put_files
 from replicad.config import ListenConfig
 from replicad.db.findings import Findings
-from replicad.model.errors import ReplicadError
+from replicad.model.errors import LockedError, ReplicadError
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.work.archive import Archive
@@ -53,6 +54,35 @@ async def test_a_store_that_was_closed_is_not_opened_again(tmp_path: Path) -> No
             await again
     Lock(tmp_path / "ams1" / "www" / "lock").release()
     assert appeared == [("ams1", "www")] and shelves.statuses == []
+
+
+async def test_a_start_waits_for_whoever_has_a_store_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore that reads a store without a daemon has it while it catches the catalog up; a daemon that is started in
+    that moment must not end. Somebody who goes on having it is at work there, and the start says who."""
+    directory = tmp_path / "ams1" / "www"
+    open_archive(directory).close()
+    shelves = Shelves(ListenConfig(tmp_path, reserve_bytes=0), lambda: [], Disk(), Clock(), appeared=lambda *_: None)
+    lock = Lock(directory / "lock")
+    starting = asyncio.create_task(shelves.open_all())
+    try:
+        while [line.state for line in shelves.statuses] != ["closed"]:
+            await asyncio.sleep(0.01)
+        assert not starting.done()
+    finally:
+        lock.release()
+    await starting
+    assert [line.state for line in shelves.statuses] == ["idle"]
+    await shelves.close()
+
+    monkeypatch.setattr("replicad.work.shelves.LOCK_LOOK_S", 0.001)
+    again = Shelves(ListenConfig(tmp_path, reserve_bytes=0), lambda: [], Disk(), Clock(), appeared=lambda *_: None)
+    lock = Lock(directory / "lock")
+    with pytest.raises(LockedError, match=f"process {os.getpid()} already works here"):
+        await again.open_all()
+    await again.close()
+    lock.release()
 
 
 async def test_damage_that_was_mended_is_not_told_for_ever(tmp_path: Path) -> None:

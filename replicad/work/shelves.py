@@ -58,6 +58,10 @@ MAX_UNNAMED = 100
 """Stores that a client may make whose datasets the configuration does not name: each costs a thread and open files,
 and a stolen key must not be able to take them all."""
 
+LOCK_LOOK_S, LOCK_LOOKS = 0.1, 100
+"""How often a start looks whether a store is free that somebody has: a restore that reads it without a daemon catches
+its catalog up first, in a moment; whoever has it for longer than these ten seconds is at work there."""
+
 AUTHORIZE = "on the replica: replicad authorize LINE, with --dataset for each one that it may have"
 
 Result = TypeVar("Result")
@@ -180,16 +184,28 @@ class Shelves:
         """Open what is there, so that damage is found and shown now and not at the first session.
 
         A store that cannot be opened is shown as what it is, and tried again by the next session; the others work.
-        Raises LockedError: another daemon is here.
+        Raises LockedError: another daemon is here, or somebody works on a store for longer than a moment.
         """
         for directory in stores_in(self._config.store):
             key = (directory.parent.name, directory.name)
             try:
-                await self._open(key)
+                await self._open_soon(key)
             except LockedError:
                 raise
             except ReplicadError as error:  # it stands in the status
                 log.error("a store cannot be opened", store=f"{key[0]}/{key[1]}", reason=str(error))
+
+    async def _open_soon(self, key: Key) -> None:
+        """Open a store; one that somebody has for a moment is waited for."""
+        for look in range(LOCK_LOOKS):
+            try:
+                await self._open(key)
+                return
+            except LockedError as error:
+                if not look:
+                    log.info("waiting for a store", store=f"{key[0]}/{key[1]}", reason=str(error))
+                await asyncio.sleep(LOCK_LOOK_S)
+        await self._open(key)
 
     async def close(self) -> None:
         """Close all archives; their sessions must have ended. Whoever works on one by order of a person meets an error
