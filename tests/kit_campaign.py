@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from kit_damage import Expected, Fault, paths_of
+from kit_damage import NOT_FOUND, Expected, Fault, paths_of
 from kit_workload import Guard, Known
 from replicad.model.divergence import Part, Side
 from replicad.model.verdict import Verdict
@@ -78,7 +78,8 @@ class Case:
             self.outcome, self.problems = "overwritten", []
             return True
         problems = [expected.problems(self.documents) for expected in self._expectations()]
-        self.problems = min(problems, key=len) or self._left(live)
+        # of several names the one that something was found under says what is wrong
+        self.problems = min(problems, key=lambda texts: (len(texts), texts == [NOT_FOUND])) or self._left(live)
         lost = any(document["lost"] for document in self.documents if document["state"] not in SETTLED)
         self.outcome = "missed" if not self.documents else "wrong" if self.problems else "lost" if lost else "repaired"
         return not self.problems

@@ -37,6 +37,7 @@ from replicad.store.segments import SegmentScan, Torn, segment_numbers, segment_
 from replicad.system.disk import Disk
 
 ID_BYTES = 32
+NOT_FOUND = "not found"
 
 
 class Harm(StrEnum):
@@ -119,7 +120,7 @@ class Expected:
         """
         mine = [document for document in documents if self.is_found_by(document)]
         if not mine:
-            return ["not found"]
+            return [NOT_FOUND]
         right = [d for d in mine if d["part"] in self.parts and d["verdict"] in self.verdicts]
         if not right:
             return [f"called {document['part']} {document['verdict']}" for document in mine]

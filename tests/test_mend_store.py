@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +25,7 @@ from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.store import store as store_module
 from replicad.store.format import HEADER_BYTES, Frame, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
-from replicad.work import harm, mend_store, whole_looks
+from replicad.work import harm, mend_store, upkeep, whole_looks
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.breaker import BREAKER
@@ -477,6 +477,40 @@ def test_what_laying_a_segment_heals_is_found_first(rig: Rig, tmp_path: Path) ->
     before = rig.bytes_of()
     (first,) = rig.settle()
     assert "judged first" in first.events[-1].what and rig.bytes_of() == before
+    rig.settle_all()
+    *_, told = [one for one in repaired(rig) if one.part is Part.BLOCK]
+    assert (told.blocks, told.verdict) == ((block.id,), Verdict.REPLICA_ROT)
+    rig.assert_clean(tmp_path)
+
+
+@pytest.mark.parametrize("when", ["before it is written", "after it was written"])
+def test_what_goes_bad_while_a_segment_is_laid_is_told_too(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The file that is to be replaced goes bad in another place after it was looked at, and the new one would be well:
+    the old one stays until that is found and judged. Laid anew is what was judged, and no more."""
+    rig.scrub()
+    block, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    rig.settle_all()
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    assert rig.scrub() == 1
+    write, damaged = upkeep._write, []
+
+    def goes_bad(*words: Any) -> Any:
+        if not damaged and when == "before it is written":
+            damaged.append(flip(segment(rig.directory, 2), block.offset + HEADER_BYTES + 3, 0))
+        made = write(*words)
+        if not damaged:
+            damaged.append(flip(segment(rig.directory, 2), block.offset + HEADER_BYTES + 3, 0))
+        return made
+
+    monkeypatch.setattr(upkeep, "_write", goes_bad)
+    kept = sorted((rig.directory / "quarantine").glob("*.seg"))
+    (first,) = rig.settle()
+    assert damaged and first.state is State.OPEN and "judged first" in first.events[-1].what
+    assert len(rig.open_ones()) == 2 and sorted((rig.directory / "quarantine").glob("*.seg")) == kept
     rig.settle_all()
     *_, told = [one for one in repaired(rig) if one.part is Part.BLOCK]
     assert (told.blocks, told.verdict) == ((block.id,), Verdict.REPLICA_ROT)

@@ -348,7 +348,9 @@ class StoreMender:
             return self._settle_unknown(found)
         number = found.number
         was_missed = any(damage.segment == number for damage in self._archive.damage)
-        laid = lay_segment(self._archive, self._disk, self._quarantine, number)
+        laid = lay_segment(self._archive, self._disk, self._quarantine, number, partial(self._is_told, number))
+        if laid is None:
+            return self._lay_later(found)
         self._receipt(found, Remedy.LAY_SEGMENT, "repaired", detail=laid.kept and f"the old file is {laid.kept}")
         left = {one.id: one for one in self._report(laid.left)}
         text = f"repaired: segment {number} was laid anew and verified"
@@ -361,6 +363,22 @@ class StoreMender:
             rebuild_book(self._archive, self._disk)  # what snapshots lack may stand in this segment again
         return after
 
+    def _is_told(self, number: int, old: Path) -> bool:
+        """Whether all that is wrong in a segment's file has been found: it may have gone bad since it was looked at."""
+        return not self._book.news(self._wrongs(number, old))
+
+    def _lay_later(self, found: Divergence) -> Divergence:
+        """The segment's file has gone bad in more places while it was laid anew, and stands again: they come first."""
+        self._report(self._wrongs(found.number, segment_path(self._directory, found.number)))
+        return self._noted(found, JUDGED_FIRST.format(found.number))
+
+    def _wrongs(self, number: int, path: Path) -> list[Wrong]:
+        return (
+            SegmentCheck(self._archive.inventory, self._disk, path, number, self._archive.store.owner.store)
+            .run()
+            .wrongs
+        )
+
     def _has_unjudged(self, found: Divergence) -> bool:
         """Whether something else in the segment is not judged yet. Where nobody knows what should stand, laying it
         changes nothing."""
@@ -371,8 +389,7 @@ class StoreMender:
         to go untold. Not while something else in it waits: nothing is laid then."""
         path = segment_path(self._directory, found.number)
         if path.exists() and not self._has_unjudged(found):
-            inventory, store = self._archive.inventory, self._archive.store.owner.store
-            self._report(SegmentCheck(inventory, self._disk, path, found.number, store).run().wrongs)
+            self._report(self._wrongs(found.number, path))
 
     def _report(self, wrongs: Sequence[Wrong]) -> list[Divergence]:
         """Make findings of what is wrong in a segment, unless they are known; as they stand."""
