@@ -217,8 +217,8 @@ class Filling:
         self._end_part(tally)
 
     @property
-    def is_lent(self) -> bool:
-        """Whether it is worth lending: a large file."""
+    def is_large(self) -> bool:
+        """Whether its blocks are worth giving away one by one: it is written past the page cache."""
         return self._writer.direct
 
     @property

@@ -64,7 +64,7 @@ class Handing:
             for name, answer in zip(parcel.lengths, answers, strict=True)
             if not isinstance(answer, Lost)  # why it is lost is told from here
         }
-        if len(parcel.parts) == 1 and parcel.parts[0].filling.is_lent and len(frames) == len(parcel.lengths):
+        if len(parcel.parts) == 1 and parcel.parts[0].filling.is_large and len(frames) == len(parcel.lengths):
             return await self._fill(parcel.parts[0], _bulk_of(parcel.parts, frames), tally)
         if not self._child.has_room:
             return parcel.parts

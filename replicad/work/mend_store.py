@@ -373,11 +373,8 @@ class StoreMender:
         return self._noted(found, JUDGED_FIRST.format(found.number))
 
     def _wrongs(self, number: int, path: Path) -> list[Wrong]:
-        return (
-            SegmentCheck(self._archive.inventory, self._disk, path, number, self._archive.store.owner.store)
-            .run()
-            .wrongs
-        )
+        inventory, store = self._archive.inventory, self._archive.store.owner.store
+        return SegmentCheck(inventory, self._disk, path, number, store).run().wrongs
 
     def _has_unjudged(self, found: Divergence) -> bool:
         """Whether something else in the segment is not judged yet. Where nobody knows what should stand, laying it
