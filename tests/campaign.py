@@ -314,6 +314,7 @@ class Campaign:
         began = time.monotonic()
         is_said = False
         while True:
+            looked = time.monotonic()
             documents = self.detector.documents()
             is_over = self.account.judge(cases, documents, live_blocks(self.shelf).keys())
             waited = time.monotonic() - began
@@ -325,7 +326,7 @@ class Campaign:
                 for case in cases:
                     if case.problems:
                         self.say(f"waits for {case.fault.kind}, {case.fault.what}: {'; '.join(case.problems)}")
-            time.sleep(1)
+            time.sleep(max(1.0, time.monotonic() - looked))  # the longer the list, the less often: others need the CPU
 
     def _take_losses(self, cases: list[Case]) -> None:
         """A person takes note of what is lost and brings files back from elsewhere; nothing is guarded any more."""

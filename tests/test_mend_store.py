@@ -483,12 +483,13 @@ def test_what_laying_a_segment_heals_is_found_first(rig: Rig, tmp_path: Path) ->
     rig.assert_clean(tmp_path)
 
 
+@pytest.mark.parametrize("has_primary", [True, False])
 @pytest.mark.parametrize("when", ["before it is written", "after it was written"])
 def test_what_goes_bad_while_a_segment_is_laid_is_told_too(
-    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, has_primary: bool
 ) -> None:
-    """The file that is to be replaced goes bad in another place after it was looked at, and the new one would be well:
-    the old one stays until that is found and judged. Laid anew is what was judged, and no more."""
+    """The file that is replaced goes bad in another place after it was looked at, and the new one is well: what was
+    healed so is found in the old file, judged and told, and never called lost, whatever the primary has."""
     rig.scrub()
     block, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
     flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
@@ -499,21 +500,54 @@ def test_what_goes_bad_while_a_segment_is_laid_is_told_too(
     write, damaged = upkeep._write, []
 
     def goes_bad(*words: Any) -> Any:
-        if not damaged and when == "before it is written":
+        if when == "before it is written":
             damaged.append(flip(segment(rig.directory, 2), block.offset + HEADER_BYTES + 3, 0))
         made = write(*words)
         if not damaged:
             damaged.append(flip(segment(rig.directory, 2), block.offset + HEADER_BYTES + 3, 0))
         return made
 
-    monkeypatch.setattr(upkeep, "_write", goes_bad)
-    kept = sorted((rig.directory / "quarantine").glob("*.seg"))
-    (first,) = rig.settle()
-    assert damaged and first.state is State.OPEN and "judged first" in first.events[-1].what
-    assert len(rig.open_ones()) == 2 and sorted((rig.directory / "quarantine").glob("*.seg")) == kept
+    with monkeypatch.context() as patch:
+        patch.setattr(upkeep, "_write", goes_bad)
+        (first,) = rig.settle()
+    assert damaged and first.state is State.REPAIRED
+    (told,) = rig.open_ones()
+    assert (told.part, told.blocks, told.seen != b"") == (Part.BLOCK, (block.id,), True)
+    data = rig.has[block.id]
+    if not has_primary:
+        del rig.has[block.id]
     rig.settle_all()
-    *_, told = [one for one in repaired(rig) if one.part is Part.BLOCK]
-    assert (told.blocks, told.verdict) == ((block.id,), Verdict.REPLICA_ROT)
+    after = rig.findings.get_exactly(told.id)
+    assert after and (after.state, after.verdict) == (State.REPAIRED, Verdict.REPLICA_ROT)
+    assert not any("no side has" in event.what for event in after.events)
+    rig.has[block.id] = data
+    rig.assert_clean(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [FrameType.RECORD, FrameType.COMMIT])
+def test_record_that_goes_bad_while_a_segment_is_laid_is_told_too(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: FrameType
+) -> None:
+    """The same for what the catalog has copies of."""
+    rig.scrub()
+    frame, seal = (rig.frames(one, 2)[0] for one in (kind, FrameType.SEAL))
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    assert rig.scrub() == 1
+    write = upkeep._write
+
+    def goes_bad(*words: Any) -> Any:
+        made = write(*words)
+        flip(segment(rig.directory, 2), frame.offset + HEADER_BYTES + 3, 0)
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upkeep, "_write", goes_bad)
+        rig.settle()
+    (told,) = rig.open_ones()
+    assert told.part is (Part.RECORD if kind is FrameType.RECORD else Part.COMMIT)
+    rig.settle_all()
+    after = rig.findings.get_exactly(told.id)
+    assert after and (after.state, after.verdict) == (State.REPAIRED, Verdict.REPLICA_ROT)
     rig.assert_clean(tmp_path)
 
 

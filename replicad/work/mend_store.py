@@ -212,14 +212,25 @@ class StoreMender:
         after = msgspec.structs.replace(known, evidence=evidence, verdict=judge(evidence))
         if after == known:
             return known
-        text = f"the primary was asked: {after.verdict.value}"
+        text, state = f"the primary was asked: {after.verdict.value}", State.OPEN
         if after.is_lost and not known.is_lost:
             text = f"no side has {blocks_worded(after.blocks)} of this any more: {after.verdict.value}"
-        judged = self._write(known, text, evidence=evidence, verdict=after.verdict)
+            if self._is_healed(known):
+                text, state = f"repaired: segment {known.number} was laid anew since and has it", State.REPAIRED
+                self._receipt(known, Remedy.LAY_SEGMENT, "repaired", detail="found in the file that was replaced")
+                self._archive.trust(known.blocks)
+        judged = self._write(known, text, evidence=evidence, verdict=after.verdict, state=state)
         for other in self._others_in(judged) if is_unjudged(known) and not is_unjudged(judged) else ():
             if other.events and other.events[-1].what == JUDGED_FIRST.format(other.number):
                 self._write(other, "what else was found there is judged")  # which makes it due at once
         return judged
+
+    def _is_healed(self, found: Divergence) -> bool:
+        """Whether all that should stand there does by now: it was found in a file that has been replaced."""
+        items = (
+            list(self._archive.inventory.expected(found.number, found.offset, end_of(found))) if found.number else []
+        )
+        return bool(items) and places_read_well(self._directory, self._disk, found.number, items)
 
     # remedies
 
@@ -348,14 +359,15 @@ class StoreMender:
             return self._settle_unknown(found)
         number = found.number
         was_missed = any(damage.segment == number for damage in self._archive.damage)
-        laid = lay_segment(self._archive, self._disk, self._quarantine, number, partial(self._is_told, number))
-        if laid is None:
-            return self._lay_later(found)
+        laid_with = self._laid_with(found)
+        laid = lay_segment(self._archive, self._disk, self._quarantine, number)
+        if laid.kept:
+            self._tell_of(number, self._directory / laid.kept)
         self._receipt(found, Remedy.LAY_SEGMENT, "repaired", detail=laid.kept and f"the old file is {laid.kept}")
         left = {one.id: one for one in self._report(laid.left)}
         text = f"repaired: segment {number} was laid anew and verified"
         after = left.get(found.id) or self._write(found, text, state=State.REPAIRED)  # a block may be left at its place
-        for other in (*self._laid_with(found), *self._found_again(found, laid.left)):
+        for other in (*laid_with, *self._found_again(found, laid.left)):
             self._receipt(other, Remedy.LAY_SEGMENT, "repaired", detail=f"together with {found.id}")
             self._write(other, text, state=State.REPAIRED)
             self._archive.trust(other.blocks)
@@ -363,14 +375,9 @@ class StoreMender:
             rebuild_book(self._archive, self._disk)  # what snapshots lack may stand in this segment again
         return after
 
-    def _is_told(self, number: int, old: Path) -> bool:
-        """Whether all that is wrong in a segment's file has been found: it may have gone bad since it was looked at."""
-        return not self._book.news(self._wrongs(number, old))
-
-    def _lay_later(self, found: Divergence) -> Divergence:
-        """The segment's file has gone bad in more places while it was laid anew, and stands again: they come first."""
-        self._report(self._wrongs(found.number, segment_path(self._directory, found.number)))
-        return self._noted(found, JUDGED_FIRST.format(found.number))
+    def _tell_of(self, number: int, old: Path) -> None:
+        """What went bad in a segment's old file after it was looked at is judged like all else, healed or not."""
+        self._report(self._book.news(self._wrongs(number, old)))
 
     def _wrongs(self, number: int, path: Path) -> list[Wrong]:
         inventory, store = self._archive.inventory, self._archive.store.owner.store

@@ -10,7 +10,7 @@ ones by the catalog.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,17 +157,8 @@ class Laid:
     """Where the old file is, relative to the store; "" when there was none."""
 
 
-def lay_segment(
-    archive: Archive,
-    disk: Disk,
-    quarantine: Quarantine,
-    number: int,
-    is_told: Callable[[Path], bool] = lambda old: True,
-) -> Laid | None:
+def lay_segment(archive: Archive, disk: Disk, quarantine: Quarantine, number: int) -> Laid:
     """Lay a segment anew from its good frames, the catalog's copies, and files of it that stand elsewhere.
-
-    `is_told`: whether all that is wrong in the file that was replaced is known; if not, that one is put back, and None
-    comes back. Not asked where the catalog was told of frames that only the new one has.
 
     Raises StoreDamagedError when what would be laid is not well either (the old file stays), DiskFullError,
     ReplicadError."""
@@ -179,16 +170,12 @@ def lay_segment(
         return Laid(number, (), _set_aside(archive, disk, quarantine, target))
     archive.store.check_room(expected.offset + expected.stored)
     with archive.upkeep_of_files() as catalog:
-        made = _write(archive, disk, fresh, number, quarantine)
-        catalog.add_copies(made)
+        catalog.add_copies(_write(archive, disk, fresh, number, quarantine))
         left = _checked(archive, disk, fresh, number)
         if any(wrong.part is Part.SEGMENT for wrong in left):
             left = _without_gaps(archive, disk, fresh, number, quarantine, catalog)
         kept = quarantine.keep_file(target, _kept_name(target, quarantine)) if target.exists() else None
         disk.rename_durable(fresh, target)
-        if kept and not made and not is_told(kept):
-            disk.rename_durable(kept, target)
-            return None
     return Laid(number, tuple(left), str(kept.relative_to(directory)) if kept else "")
 
 
