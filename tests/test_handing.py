@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,19 @@ import pytest
 from kit_faults import small_disk
 from kit_restore import ScriptedReader, archive_tree, damage_block, differences, meta, restore, restore_script
 from kit_tree import is_root
-from replicad.model.block import Buffer, block_id, block_size_for
-from replicad.model.entry import SPARSE
+from replicad.model.block import Buffer, block_id
 from replicad.model.errors import DiskFullError, ReplicadError
 from replicad.system.child import Child
 from replicad.system.disk import Disk
-from replicad.system.tasks import Task
-from replicad.work import filling, handing
+from replicad.work import handing
 from replicad.work.account import Account, Tally
-from replicad.work.filling import Lent
-from replicad.work.hand import FILL, Hand, Lot, Place
+from replicad.work.hand import Hand, Lot, Place
 from replicad.work.handing import Handing
 from replicad.work.parcel import Parcel, Part
 from replicad.work.reader import Answer
 from replicad.work.target import Target
 
-FILES, MIB = 1200, 1024 * 1024
+FILES = 1200
 
 
 @pytest.fixture(scope="module")
@@ -67,39 +64,18 @@ def _content(number: int, choose: random.Random) -> bytes:
     return choose.randbytes(choose.randrange(1, 9000))
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tree of large files of all sorts, and a store that holds it."""
-    base, choose = tmp_path_factory.mktemp("large"), random.Random(8)
-    tree = base / "tree"
-    tree.mkdir()
-    noise = choose.randbytes(9 * MIB + 12_345)
-    (tree / "noise").write_bytes(noise)
-    (tree / "again").write_bytes(noise[: 3 * MIB] + noise[: 3 * MIB] + noise[5 * MIB :])
-    (tree / "text").write_bytes(b"".join(b"line %d\n" % choose.randrange(10**9) for _ in range(500_000)))
-    with (tree / "sparse").open("wb") as file:
-        for at in range(0, 40 * MIB, 5 * MIB):
-            file.seek(at + 777)
-            file.write(choose.randbytes(2 * MIB))
-        file.truncate(50 * MIB + 3)
-    os.setxattr(tree / "text", "user.sort", b"text")
-    archive_tree(base / "store", tree)
-    return tree, base / "store"
-
-
 class Lots:
     """What was given away, and what is done to the hand meanwhile."""
 
     def __init__(self) -> None:
-        self.files = self.lots = self.stretches = 0
+        self.files = self.lots = 0
         self.kill_at = -1
-        self.meddle: Callable[[Lent], None] = lambda lent: None
 
 
 @pytest.fixture
 def lots(monkeypatch: pytest.MonkeyPatch) -> Lots:
     """There is a hand from the first parcel on."""
-    seen, take, lay, ask = Lots(), Handing.take, Handing._lay, Handing._asked
+    seen, take, lay = Lots(), Handing.take, Handing._lay
 
     async def taken(self: Handing, parcel: Parcel, answers: Sequence[Answer], tally: Tally) -> Sequence[Part]:
         if self._opening is None and not self._parcels:
@@ -117,19 +93,9 @@ def lots(monkeypatch: pytest.MonkeyPatch) -> Lots:
         seen.files += len(parts) if is_done else 0
         return is_done
 
-    async def asked(self: Handing, task: Task[Any, Any], what: Any, bulk: Sequence[Buffer]) -> Any:
-        if task is FILL:
-            if seen.stretches == seen.kill_at:
-                assert self._child.pid
-                os.kill(self._child.pid, signal.SIGKILL)
-            seen.stretches += 1
-            seen.meddle(what.lent)
-        return await ask(self, task, what, bulk)
-
     monkeypatch.setattr(handing, "AFTER_PARCELS", 0)
     monkeypatch.setattr(Handing, "take", taken)
     monkeypatch.setattr(Handing, "_lay", laid)
-    monkeypatch.setattr(Handing, "_asked", asked)
     return seen
 
 
@@ -310,127 +276,3 @@ async def test_a_hand_that_cannot_begin_is_done_without(
     monkeypatch.setattr(Child, "call", calling)
     account = await restore(store, tmp_path / "back")
     assert differences(tree, tmp_path / "back") == "" and account.exit_code == 0 and not lots.files
-
-
-async def test_large_files_come_back_the_same_with_a_hand_and_without(
-    large: tuple[Path, Path], tmp_path: Path, lots: Lots
-) -> None:
-    """Blocks that occur twice, holes, ends that are no multiple of anything, attributes; and the account of it."""
-    tree, store = large
-    helped = await restore(store, tmp_path / "helped")
-    assert lots.stretches > 10, "what was begun here was given away"
-    alone = await restore(store, tmp_path / "alone", disk=Disk())
-    assert differences(tree, tmp_path / "helped") == "" and differences(tree, tmp_path / "alone") == ""
-    assert counted(helped) == counted(alone) and helped.exit_code == 0
-    assert (tmp_path / "helped" / "sparse").stat().st_blocks * 512 < 30 * MIB
-    again = await restore(store, tmp_path / "helped")
-    assert not again.restored and again.unchanged["files"] == helped.restored["files"]
-
-
-async def test_damage_in_large_files_is_told_of_as_exactly_by_the_hand(
-    large: tuple[Path, Path], tmp_path: Path, lots: Lots
-) -> None:
-    """Each lost block costs its range in each place that has it, and nothing else."""
-    tree, _ = large
-    archive_tree(tmp_path / "store", tree)
-    noise = (tree / "noise").read_bytes()
-    size = block_size_for(len(noise))
-    for at in (size, 3 * size, len(noise) // size * size):
-        damage_block(tmp_path / "store", block_id(noise[at : at + size]))
-    helped = await restore(tmp_path / "store", tmp_path / "helped")
-    alone = await restore(tmp_path / "store", tmp_path / "alone", disk=Disk())
-    assert counted(helped) == counted(alone) and helped.exit_code == 1 and helped.damaged_bytes and lots.stretches
-    for path in tree.iterdir():
-        assert (tmp_path / "helped" / path.name).read_bytes() == (tmp_path / "alone" / path.name).read_bytes()
-
-
-async def test_bytes_that_are_not_the_block_s_are_never_written_to_a_large_file(tmp_path: Path, lots: Lots) -> None:
-    """Well-formed frames of other bytes under the right names: their range stays zero and is named."""
-    reader, content = ScriptedReader(), os.urandom(9 * MIB)
-    reader.directory(b"")
-    reader.file(b"large", content, block_bytes=65536)
-    at = 100 * 65536
-    reader.blocks[block_id(content[at : at + 65536])] = os.urandom(65536)
-    account = await restore_script(reader, tmp_path / "back")
-    assert lots.stretches and account.damaged_bytes == 65536 and account.exit_code == 1
-    assert (tmp_path / "back" / "large").read_bytes() == content[:at] + bytes(65536) + content[at + 65536 :]
-
-
-@pytest.mark.parametrize("when", [0, 3])
-async def test_a_hand_that_is_killed_over_a_large_file_is_done_without(
-    large: tuple[Path, Path], tmp_path: Path, lots: Lots, when: int
-) -> None:
-    """What it had is written here, and counted once."""
-    tree, store = large
-    lots.kill_at = when
-    account = await restore(store, tmp_path / "back")
-    assert lots.stretches > when and differences(tree, tmp_path / "back") == ""
-    assert counted(account) == counted(await restore(store, tmp_path / "alone", disk=Disk()))
-
-
-async def test_a_restore_that_was_cut_off_in_a_large_file_goes_on_with_a_hand(tmp_path: Path, lots: Lots) -> None:
-    """What the hand wrote is found right, and is not fetched again."""
-    reader, content = ScriptedReader(), os.urandom(64 * MIB + 1)
-    reader.directory(b"")
-    reader.file(b"large", content, block_bytes=65536)
-    reader.fail_after = 900
-    with pytest.raises(ReplicadError, match="the line was cut"):
-        await restore_script(reader, tmp_path / "back")
-    reader.fail_after, given = -1, lots.stretches
-    account = await restore_script(reader, tmp_path / "back")
-    assert given and lots.stretches > given
-    assert (tmp_path / "back" / "large").read_bytes() == content
-    assert account.exit_code == 0 and 0 < account.blocks_fetched <= 1025 - 32
-
-
-async def test_a_large_file_is_corrected_in_place_by_the_hand(
-    large: tuple[Path, Path], tmp_path: Path, lots: Lots, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Differing blocks are written to the file that has the name, which stays the same file."""
-    tree, store = large
-    monkeypatch.setattr(filling, "IN_PLACE_FROM_BYTES", MIB)
-    await restore(store, tmp_path / "back")
-    path = tmp_path / "back" / "noise"
-    with path.open("r+b") as file:
-        for at in range(0, 9 * MIB, 128 * 1024):
-            file.seek(at)
-            file.write(b"other")
-    inode, given = path.stat().st_ino, lots.stretches
-    account = await restore(store, tmp_path / "back")
-    assert lots.stretches > given and path.stat().st_ino == inode
-    assert differences(tree, tmp_path / "back") == "" and account.restored["files"] == 1
-
-
-async def test_a_file_that_is_replaced_under_the_hand_is_not_written_to(tmp_path: Path, lots: Lots) -> None:
-    """The file fails with the reason, and the stranger's bytes stay what they are."""
-    reader = ScriptedReader()
-    reader.directory(b"")
-    reader.file(b"large", os.urandom(9 * MIB), block_bytes=65536)
-    strangers: list[Path] = []
-
-    def replaced(lent: Lent) -> None:
-        if not strangers:
-            strangers.append(tmp_path / "back" / os.fsdecode(lent.name))
-            strangers[0].rename(tmp_path / "away")
-            strangers[0].write_bytes(b"a stranger's")
-
-    lots.meddle = replaced
-    account = await restore_script(reader, tmp_path / "back")
-    assert account.failed == {"files": 1} and not account.restored.get("files")
-    assert [finding.reason for finding in account.findings] == ["another process replaced the file during the restore"]
-    assert not (tmp_path / "back" / "large").exists()
-
-
-@pytest.mark.skipif(not is_root(), reason="needs root to mount a file system")
-async def test_a_target_that_the_hand_finds_full_is_told_of(tmp_path: Path, lots: Lots) -> None:
-    """A sparse file has no room set aside: the hand meets the end of the disk, and the next run goes on."""
-    with small_disk(tmp_path / "back", 12) as back:
-        reader, content = ScriptedReader(), os.urandom(20 * MIB)
-        reader.directory(b"")
-        reader.file(b"large", content, block_bytes=65536, flags=SPARSE)
-        with pytest.raises(DiskFullError, match="run the same command again"):
-            await restore_script(reader, back)
-        assert lots.stretches
-        subprocess.run(["mount", "-o", "remount,size=64m", str(back)], check=True)
-        account = await restore_script(reader, back)
-        assert account.exit_code == 0 and (back / "large").read_bytes() == content

@@ -19,15 +19,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 from replicad.link.messages import Lost
 from replicad.model.block import Buffer, block_count
 from replicad.model.entry import SPARSE, Put
-from replicad.system.disk import ALIGN_BYTES, read_at, set_direct
+from replicad.model.errors import DiskFullError
+from replicad.system.disk import ALIGN_BYTES, align_up, read_at, set_direct
 from replicad.work.account import FILES, Fate, Tally
 from replicad.work.attributes import UNUSABLE, attributes_differ, reason_of, set_attributes
-from replicad.work.block_writer import BlockWriter, check_room
 from replicad.work.comparing import SLAB_BYTES, Comparison, Piece, Wanted, block_length, seek_data, thread_buffer
 from replicad.work.conflicts import note_content
 from replicad.work.target import Target, split, temporary_name
@@ -38,12 +37,12 @@ IN_PLACE_FROM_BYTES = 64 * 1024 * 1024
 """Changed files below this are replaced as a whole, so that no reader sees a mixture; above, the copy would cost more
 time and room than that is worth, and only the differing blocks are written."""
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NOT_IN_PLACE = (errno.ETXTBSY, errno.EACCES, errno.EPERM)
 """A running program, a file that is read-only for this user: a new file may still take its name."""
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE = _WRITE | os.O_CREAT | os.O_EXCL
-_REPLACED = "another process replaced the file during the restore"
 
 
 class Way(Enum):
@@ -68,26 +67,6 @@ class Site:
     """Plan: when the snapshot was made; what differs is told. 0 = this is none."""
 
 
-class Lent(NamedTuple):
-    """A file under way, as another process may open it."""
-
-    directory: bytes
-    name: bytes
-    device: int
-    inode: int
-
-    def open(self, target: Target) -> int:
-        """A descriptor to write to it past the page cache. Raises OSError: it is another file now."""
-        with target.directory(self.directory) as parent:
-            fd = os.open(self.name, _WRITE, dir_fd=parent)
-        status = os.fstat(fd)
-        if (status.st_dev, status.st_ino) != (self.device, self.inode):
-            os.close(fd)
-            raise OSError(errno.ESTALE, _REPLACED)
-        set_direct(fd, True)
-        return fd
-
-
 class Filling:
     """One file. Compared and sealed by the planner; `write` may be called from any thread. Open only while it is
     compared or written, so that any number of files may be under way."""
@@ -109,9 +88,9 @@ class Filling:
         "_site",
         "_temporary",
         "_there",
-        "_writer",
         "_writers",
         "_zeros",
+        "direct",
         "put",
         "right_bytes",
         "way",
@@ -123,8 +102,7 @@ class Filling:
         file is to have, so it must become a file of its own even if nothing differs."""
         self.put, self._site, self._there, self._separate = put, site, there, separate
         self.way = Way.NEW if there is None else Way.KEPT
-        direct = put.size >= DIRECT_FROM_BYTES and put.block_bytes % ALIGN_BYTES == 0
-        self._writer = BlockWriter(site.target.disk, put.block_bytes, direct=direct)
+        self.direct = put.size >= DIRECT_FROM_BYTES and put.block_bytes % ALIGN_BYTES == 0
         self.right_bytes = self.written_bytes = 0
         self._directory, self._name = split(put.path)
         self._temporary = temporary_name(self._name)
@@ -166,7 +144,7 @@ class Filling:
             if compared.wrong_zeros and not self._site.target.dry:
                 zeros = [(index, bytes(block_length(self.put, index))) for index in compared.wrong_zeros]
                 with self._writing() as fd:
-                    self._writer.write(fd, zeros)
+                    self._write_blocks(fd, zeros)
             yield compared.missing
 
     def expect(self) -> None:
@@ -214,35 +192,11 @@ class Filling:
                         self._conclude(tally)
         except UNUSABLE as error:
             self._note_failure(error)
-        self._end_part(tally)
-
-    @property
-    def is_large(self) -> bool:
-        """Whether its blocks are worth giving away one by one: it is written past the page cache."""
-        return self._writer.direct
-
-    @property
-    def lent(self) -> Lent | None:
-        """The file for another process to write blocks to, while a part is under way here; None before it is begun."""
         with self._lock:
-            if self._made is None or self._failed:
-                return None
-            return Lent(self._directory, self._name if self.way is Way.PATCHED else self._temporary, *self._made)
-
-    def begin(self) -> None:
-        """Make or open what is written to, so that it can be lent. Raises DiskFullError."""
-        try:
-            with self._writing():
-                pass
-        except UNUSABLE as error:
-            self._note_failure(error)
-
-    def take_back(self, written_bytes: int, lost: Sequence[tuple[int, Lost]], failed: str, tally: Tally) -> None:
-        """A part was written by another process, but for blocks that it could not prove. `failed`: why it could not be
-        written. Raises DiskFullError."""
-        self._failed = self._failed or failed
-        self._count_part(written_bytes, lost, tally)
-        self._end_part(tally)
+            self._parts -= 1
+            last = self._sealed and not self._parts
+        if last:
+            self._finish(tally)
 
     def is_whole_and_new(self, blocks: Sequence[Wanted]) -> bool:
         """Whether these are all blocks of a file of which nothing is there yet, in a directory that nobody else may
@@ -286,7 +240,7 @@ class Filling:
     def _open(self, name: bytes, flags: int) -> int:
         with self._site.target.directory(self._directory) as parent:
             fd = os.open(name, flags, 0o600, dir_fd=parent)
-        if self._writer.direct:
+        if self.direct:
             set_direct(fd, True)
         return fd
 
@@ -348,7 +302,7 @@ class Filling:
         expected = self._made or (there and (there.st_dev, there.st_ino))
         if (status.st_dev, status.st_ino) != expected:
             os.close(fd)
-            raise OSError(errno.ESTALE, _REPLACED)
+            raise OSError(errno.ESTALE, "another process replaced the file during the restore")
         if self._made is None:
             self._made = status.st_dev, status.st_ino
             self._allocate_early(fd)
@@ -372,7 +326,7 @@ class Filling:
 
     def _allocate_early(self, fd: int) -> None:
         """In one extent, where that pays."""
-        if self._writer.direct and not self.put.flags & SPARSE:
+        if self.direct and not self.put.flags & SPARSE:
             _allocate(fd, self.put.size)
 
     def _copy_to(self, fd: int) -> None:
@@ -399,29 +353,19 @@ class Filling:
             if not data:
                 raise OSError(errno.ESTALE, "another process cut the file during the restore")
             position += len(data)
-            if self._writer.direct:  # all of its runs begin aligned, and so at the beginning of the buffer
-                self._writer.write_buffer(fd, len(data), position - len(data))
+            if self.direct:  # all of its runs begin aligned, and so at the beginning of the buffer
+                self._write_buffer(fd, len(data), position - len(data))
             else:
-                self._writer.pwrite(fd, data, position - len(data))
+                self._pwrite(fd, data, position - len(data))
 
     def _take(self, fd: int, blocks: Sequence[tuple[int, Buffer | Lost]], tally: Tally) -> None:
         good = [(index, data) for index, data in blocks if not isinstance(data, Lost)]
-        self._writer.write(fd, good)
-        self._count_part(sum(len(data) for _, data in good), blocks, tally)
-
-    def _count_part(self, written_bytes: int, blocks: Sequence[tuple[int, Buffer | Lost]], tally: Tally) -> None:
-        tally.restored_bytes += written_bytes
+        self._write_blocks(fd, good)
+        written = sum(len(data) for _, data in good)
+        tally.restored_bytes += written
         with self._lock:
-            self.written_bytes += written_bytes
+            self.written_bytes += written
         self._note_lost(blocks)
-
-    def _end_part(self, tally: Tally) -> None:
-        """Whoever brings the last part finishes the file."""
-        with self._lock:
-            self._parts -= 1
-            last = self._sealed and not self._parts
-        if last:
-            self._finish(tally)
 
     def _note_lost(self, blocks: Sequence[tuple[int, Buffer | Lost]]) -> None:
         lost = [
@@ -439,8 +383,45 @@ class Filling:
             tally.note("damaged", self.put.path, "the store knows of damage in it; where was not looked for")
             tally.fates.append((self.put.file, Fate.INCOMPLETE))
 
+    def _write_blocks(self, fd: int, blocks: Sequence[tuple[int, Buffer]]) -> None:
+        """Write blocks; past the page cache neighbours go in one transfer."""
+        if not self.direct:
+            for index, data in blocks:
+                self._pwrite(fd, data, index * self.put.block_bytes)
+            return
+        view, start, used = thread_buffer().view, 0, 0
+        for index, data in blocks:
+            position = index * self.put.block_bytes
+            if used and (position != start + used or used + len(data) > SLAB_BYTES):
+                self._write_buffer(fd, used, start)
+                used = 0
+            start = start if used else position
+            view[used : used + len(data)] = data
+            used += len(data)
+        self._write_buffer(fd, used, start)
+
+    def _write_buffer(self, fd: int, used: int, position: int) -> None:
+        """Write this thread's buffer; what goes beyond the file's end is cut off in `_set_length`."""
+        view, end = thread_buffer().view, align_up(used) if self.direct else used
+        view[used:end] = bytes(end - used)
+        self._pwrite(fd, view[:end], position)
+
+    def _pwrite(self, fd: int, data: Buffer, position: int) -> None:
+        view, done = memoryview(data), 0
+        while done < len(view):
+            try:
+                done += self._site.target.disk.pwrite(fd, view[done:], position + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self.direct:
+                    raise
+                self.direct = False  # refused at the transfer rather than at the flag
+                set_direct(fd, False)
+
     def _note_failure(self, error: BaseException) -> None:
-        check_room(error, self._site.target)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            where = str(self._site.target.path)
+            hint = "free space there and run the same command again; it goes on where it stopped"
+            raise DiskFullError(f"no room left to restore into: {reason_of(error)}", where=where, hint=hint) from error
         self._failed = self._failed or reason_of(error)
 
     # helpers: finishing

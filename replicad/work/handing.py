@@ -1,16 +1,14 @@
 """Handing: what of a restore is given to the hand, the process beside it (work/hand.py).
 
-**Owns** the choice: blocks of large files go there, whole new small files as long as it has room, everything else is
-written here. A hand that dies, or that cannot be started, is done without: what it had is written here once more.
+**Owns** the choice: whole new files go there as long as it has room, everything else is written here. A hand that dies,
+or that cannot be started, is done without: its files are written here once more, from the start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
-
-from msgspec.structs import replace
+from collections.abc import Sequence
 
 from replicad.link.messages import Lost
 from replicad.model.block import Buffer
@@ -18,9 +16,9 @@ from replicad.model.errors import DiskFullError, ReplicadError
 from replicad.store.format import Frame, frame_header
 from replicad.system.child import Child
 from replicad.system.logs import logger
-from replicad.system.tasks import PART_BYTES, Answered, Asked, Task
+from replicad.system.tasks import PART_BYTES
 from replicad.work.account import Tally
-from replicad.work.hand import FILL, LAY, OPEN, Lot, Place, Stretch
+from replicad.work.hand import LAY, OPEN, Lot, Place
 from replicad.work.parcel import Parcel, Part
 from replicad.work.reader import Answer
 from replicad.work.target import Target
@@ -37,9 +35,8 @@ FEWEST_FILES = 8
 class Handing:
     """The hand of one restore. For the event loop."""
 
-    def __init__(self, target: Target, now_ns: int, in_thread: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
-        """`in_thread`: how whatever may wait for a disk is done."""
-        self._target, self._now_ns, self._in_thread = target, now_ns, in_thread
+    def __init__(self, target: Target, now_ns: int) -> None:
+        self._target, self._now_ns = target, now_ns
         self._child = Child(MODULE)
         self._parcels = 0
         self._opening: asyncio.Task[bool] | None = None
@@ -52,67 +49,40 @@ class Handing:
         await self._child.close()
 
     async def take(self, parcel: Parcel, answers: Sequence[Answer], tally: Tally) -> Sequence[Part]:
-        """Give away of a parcel what is for the hand, and wait until that is written; what is left to be written here.
-        Raises DiskFullError."""
+        """Give away of a parcel what there is room for, and wait until that is written; what is left to be written
+        here. Raises DiskFullError."""
         self._parcels += 1
         if self._parcels == AFTER_PARCELS:
             self._opening = asyncio.create_task(self._open())
-        if not (self._opening and self._opening.done() and self._opening.result()):
+        if not (self._opening and self._opening.done() and self._opening.result() and self._child.has_room):
             return parcel.parts
         frames = {
             name: answer
             for name, answer in zip(parcel.lengths, answers, strict=True)
             if not isinstance(answer, Lost)  # why it is lost is told from here
         }
-        if len(parcel.parts) == 1 and parcel.parts[0].filling.is_large and len(frames) == len(parcel.lengths):
-            return await self._fill(parcel.parts[0], _bulk_of(parcel.parts, frames), tally)
-        if not self._child.has_room:
-            return parcel.parts
         parts = [part for part in parcel.parts if _is_for_it(part, frames)]
         bulk = _bulk_of(parts, frames)
-        if len(parts) < FEWEST_FILES or not await self._lay(parts, bulk, tally):
+        if len(parts) < FEWEST_FILES or sum(map(len, bulk)) > PART_BYTES or not await self._lay(parts, bulk, tally):
             return parcel.parts
         given = set(map(id, parts))
         return [part for part in parcel.parts if id(part) not in given]
 
     async def _lay(self, parts: Sequence[Part], bulk: Sequence[Buffer], tally: Tally) -> bool:
-        """Have whole new files written; whether they were."""
-        laid = await self._asked(LAY, Lot([part.filling.put for part in parts]), bulk)
-        if laid is None:
-            return False
-        laid.add_to(tally)
-        for part in parts:
-            part.filling.done_elsewhere()
-        return True
-
-    async def _fill(self, part: Part, bulk: Sequence[Buffer], tally: Tally) -> Sequence[Part]:
-        """Have blocks of a large file written, waiting for room: the hand is sooner done with others than a thread here
-        with these. What is left to be written here. Raises DiskFullError."""
-        filling = part.filling
-        if filling.lent is None:
-            await self._in_thread(filling.begin)
-        if (lent := filling.lent) is None:
-            return [part]
-        outline = replace(filling.put, blocks=(), ids=b"", zeros=())
-        filled = await self._asked(FILL, Stretch(outline, lent, part.blocks), bulk)
-        if filled is None:
-            return [part]
-        await self._in_thread(lambda: filling.take_back(filled.written_bytes, filled.lost, filled.failed, tally))
-        return []
-
-    async def _asked(self, task: Task[Asked, Answered], asked: Asked, bulk: Sequence[Buffer]) -> Answered | None:
-        """What came of a task; None when it is to be done here. Raises DiskFullError."""
-        if sum(map(len, bulk)) > PART_BYTES:
-            return None
+        """Have it done; whether it was."""
         try:
-            return await self._child.call_with_bulk(task, asked, bulk)
+            laid = await self._child.call_with_bulk(LAY, Lot([part.filling.put for part in parts]), bulk)
         except DiskFullError:
             raise
         except ReplicadError as error:
             if self._opening:  # others are told the same
                 log.warning("written without a process beside it", reason=str(error))
             self._opening = None
-            return None
+            return False
+        laid.add_to(tally)
+        for part in parts:
+            part.filling.done_elsewhere()
+        return True
 
     async def _open(self) -> bool:
         """Whether there is one now."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from replicad.link.messages import Lost
 from replicad.model.block import Buffer
-from replicad.model.entry import Put
 from replicad.work.account import Tally
 from replicad.work.comparing import Wanted, block_length
 from replicad.work.filling import Filling
@@ -50,34 +49,21 @@ class Parcel:
             self.size += self.lengths[wanted.id]
 
 
-Proven = dict[bytes, Buffer | Lost]
-"""Blocks by their ids: their bytes, or why they cannot be had."""
-
-
 def write_parts(parts: Sequence[Part], lengths: dict[bytes, int], answers: Sequence[Answer], tally: Tally) -> None:
     """Prove the blocks of these parts and write them to their files. `answers` in the order of `lengths`, which may
     name more than that. Raises DiskFullError."""
-    proven = prove({wanted.id for part in parts for wanted in part.blocks}, lengths, answers)
+    needed = {wanted.id for part in parts for wanted in part.blocks}
+    proven: dict[bytes, Buffer | Lost] = {}
+    for (name, length), answer in zip(lengths.items(), answers, strict=True):
+        if name in needed:
+            proven[name] = open_block(answer, name, length)
     for part in parts:
-        part.filling.write(fitting(part.filling.put, part.blocks, proven), tally)
+        part.filling.write([(wanted.block, _fitting(part.filling, wanted, proven)) for wanted in part.blocks], tally)
 
 
-def prove(needed: set[bytes], lengths: dict[bytes, int], answers: Sequence[Answer]) -> Proven:
-    """Those blocks that are needed, of all that `lengths` names and `answers` brings."""
-    return {
-        name: open_block(answer, name, length)
-        for (name, length), answer in zip(lengths.items(), answers, strict=True)
-        if name in needed
-    }
-
-
-def fitting(put: Put, blocks: Sequence[Wanted], proven: Proven) -> list[tuple[int, Buffer | Lost]]:
-    """Proven blocks by their indexes, those of the length that this file's record asks for."""
-    return [(wanted.block, _fitting(wanted, block_length(put, wanted.block), proven)) for wanted in blocks]
-
-
-def _fitting(wanted: Wanted, length: int, proven: Proven) -> Buffer | Lost:
-    data = proven[wanted.id]
+def _fitting(filling: Filling, wanted: Wanted, proven: dict[bytes, Buffer | Lost]) -> Buffer | Lost:
+    """A proven block, when it has the length that this file's record asks for."""
+    data, length = proven[wanted.id], block_length(filling.put, wanted.block)
     if isinstance(data, Lost) or len(data) == length:
         return data
     return Lost(wanted.id, f"the block has {len(data)} bytes where the record needs {length}")

@@ -130,7 +130,7 @@ class Restore:
                 self._pool = ThreadPoolExecutor(min(MAX_THREADS, (os.cpu_count() or 1) + 1), "restore")
                 stack.callback(self._pool.shutdown, cancel_futures=True)
                 if self._has_hand and not rules.dry_run:
-                    self._handing = Handing(target, site.now_ns, self._in_thread)
+                    self._handing = Handing(target, site.now_ns)
                     stack.push_async_callback(self._handing.close)
                 self._tell_lost_records()
                 closing = Closing(site, self._remembered, self._rules)
