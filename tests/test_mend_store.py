@@ -524,6 +524,42 @@ def test_what_goes_bad_while_a_segment_is_laid_is_told_too(
     rig.assert_clean(tmp_path)
 
 
+def test_a_daemon_that_is_killed_over_a_laid_segment_tells_at_its_next_start(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new file is in place, and what went bad in the old one meanwhile was not told yet."""
+    rig.scrub()
+    block, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    assert rig.scrub() == 1
+    write = upkeep._write
+
+    def goes_bad(*words: Any) -> Any:
+        made = write(*words)
+        flip(segment(rig.directory, 2), block.offset + HEADER_BYTES + 3, 0)
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upkeep, "_write", goes_bad)
+        patch.setattr(mend_store.StoreMender, "_tell_of_replaced", _is_killed)
+        with pytest.raises(KeyboardInterrupt):
+            rig.settle()
+    rig.kill()
+    rig.open()
+    asyncio.run(rig.mender.verify_divergences())
+    (told,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
+    assert told.blocks == (block.id,)
+    rig.settle_all()
+    rig.settle_all()
+    after = rig.findings.get_exactly(told.id)
+    assert after and (after.state, after.verdict) == (State.REPAIRED, Verdict.REPLICA_ROT)
+    rig.assert_clean(tmp_path)
+
+
+def _is_killed(mender: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("kind", [FrameType.RECORD, FrameType.COMMIT])
 def test_record_that_goes_bad_while_a_segment_is_laid_is_told_too(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: FrameType

@@ -104,6 +104,8 @@ class StoreMender:
         self._looks = WholeLooks(directory, disk, clock)
         self._verified = ""
         """The finding whose place was looked at last."""
+        self._has_unread = True
+        """Perhaps: whether there are old files of segments that nobody has looked at."""
         self._patient_s = float("-inf")
         """When a pass under way is waited for again."""
 
@@ -158,6 +160,8 @@ class StoreMender:
         settled: list[Divergence] = []
         wrongs: dict[int, list[Wrong] | None] = {}
         until_s = self._clock.monotonic_s() + VERIFY_S
+        if self._has_unread:
+            await self._in_shelf(self._tell_of_replaced)
         opened = await self._in_shelf(self._book.open_ones)
         for listed in begun_behind(opened, self._verified):
             if self._clock.monotonic_s() > until_s:
@@ -361,8 +365,7 @@ class StoreMender:
         was_missed = any(damage.segment == number for damage in self._archive.damage)
         laid_with = self._laid_with(found)
         laid = lay_segment(self._archive, self._disk, self._quarantine, number)
-        if laid.kept:
-            self._tell_of(number, self._directory / laid.kept)
+        self._tell_of_replaced()
         self._receipt(found, Remedy.LAY_SEGMENT, "repaired", detail=laid.kept and f"the old file is {laid.kept}")
         left = {one.id: one for one in self._report(laid.left)}
         text = f"repaired: segment {number} was laid anew and verified"
@@ -375,9 +378,13 @@ class StoreMender:
             rebuild_book(self._archive, self._disk)  # what snapshots lack may stand in this segment again
         return after
 
-    def _tell_of(self, number: int, old: Path) -> None:
-        """What went bad in a segment's old file after it was looked at is judged like all else, healed or not."""
-        self._report(self._book.news(self._wrongs(number, old)))
+    def _tell_of_replaced(self) -> None:
+        """What went bad in a segment's old file after it was looked at is judged like all else, healed or not; also
+        what a daemon that was killed has not come to tell."""
+        for number, old in self._quarantine.unread():
+            self._report(self._book.news(self._wrongs(number, old)))
+            self._quarantine.note_read(old)
+        self._has_unread = False
 
     def _wrongs(self, number: int, path: Path) -> list[Wrong]:
         inventory, store = self._archive.inventory, self._archive.store.owner.store

@@ -22,6 +22,8 @@ DIRECTORY = "quarantine"
 MAX_KEPT_BYTES = 512 * 1024 * 1024
 """Eight segments, or some hundred blocks with their neighbours."""
 MAX_KEPT_FILES = 1000
+UNREAD = "unread-"
+"""What the name of a segment's old file begins with until somebody has looked at what went bad in it to the last."""
 NOT_KEPT = "the bad bytes could not be kept aside"
 
 
@@ -58,6 +60,14 @@ class Quarantine:
             os.link(path, kept)
         self._disk.sync_directory(self.directory)
         return kept
+
+    def unread(self) -> list[tuple[int, Path]]:
+        """Old files of segments that nobody has looked at since they were replaced, by their numbers."""
+        return [(int(path.stem[len(UNREAD) :][:8]), path) for path in self.segments() if path.name.startswith(UNREAD)]
+
+    def note_read(self, path: Path) -> None:
+        """One of them was looked at. Raises ReplicadError."""
+        self._disk.rename_durable(path, path.with_name(path.name.removeprefix(UNREAD)))
 
     def read(self, kept: str, size: int) -> bytes:
         """The first `size` bytes of what was kept under that relative path; b"" when it is gone."""

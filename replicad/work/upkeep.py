@@ -38,7 +38,7 @@ from replicad.store.format import (
 from replicad.store.segments import Damage, segment_numbers, segment_path
 from replicad.system.disk import Appender, Disk, Reader
 from replicad.work.archive import Archive, catalog_path
-from replicad.work.quarantine import Quarantine
+from replicad.work.quarantine import UNREAD, Quarantine
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.replay import copy_of
 from replicad.work.segment_check import SegmentCheck, Wrong, reads_as
@@ -154,7 +154,7 @@ class Laid:
     left: tuple[Wrong, ...]
     """What is still wrong in it: blocks that no source had, and places of which nobody knows what stood there."""
     kept: str
-    """Where the old file is, relative to the store; "" when there was none."""
+    """Where the old file is once it was looked at (`Quarantine.unread`), relative to the store; "" where none was."""
 
 
 def lay_segment(archive: Archive, disk: Disk, quarantine: Quarantine, number: int) -> Laid:
@@ -174,9 +174,11 @@ def lay_segment(archive: Archive, disk: Disk, quarantine: Quarantine, number: in
         left = _checked(archive, disk, fresh, number)
         if any(wrong.part is Part.SEGMENT for wrong in left):
             left = _without_gaps(archive, disk, fresh, number, quarantine, catalog)
-        kept = quarantine.keep_file(target, _kept_name(target, quarantine)) if target.exists() else None
+        name = _kept_name(target, quarantine) if target.exists() else ""
+        if name:
+            quarantine.keep_file(target, UNREAD + name)
         disk.rename_durable(fresh, target)
-    return Laid(number, tuple(left), str(kept.relative_to(directory)) if kept else "")
+    return Laid(number, tuple(left), name and str((quarantine.directory / name).relative_to(directory)))
 
 
 def _set_aside(archive: Archive, disk: Disk, quarantine: Quarantine, target: Path) -> str:
@@ -191,7 +193,7 @@ def _set_aside(archive: Archive, disk: Disk, quarantine: Quarantine, target: Pat
 
 
 def _kept_name(target: Path, quarantine: Quarantine) -> str:
-    taken = {path.name for path in quarantine.segments()}
+    taken = {path.name.removeprefix(UNREAD) for path in quarantine.segments()}
     return next(name for i in range(len(taken) + 1) if (name := f"{target.stem}-{i}.seg") not in taken)
 
 
