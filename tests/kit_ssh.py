@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import asyncssh
 
@@ -97,7 +97,16 @@ async def linked(directory: Path) -> AsyncIterator[Link]:
         await link.close()
 
 
-async def carried(link: Link, source: Random, count: int, sizes: Sequence[int]) -> Channel:
+class Dialled(Protocol):
+    """What a primary reaches: a link, or a node behind an sshd."""
+
+    node: Node
+
+    def dialler(self) -> Dialler:
+        """A primary's way there."""
+
+
+async def carried(link: Dialled, source: Random, count: int, sizes: Sequence[int]) -> Channel:
     """Send that many messages of such sizes; they arrive unchanged and in order. The channel, which is closed."""
     channel = await open_writing(await link.dialler().dial())
     sent = hashlib.sha256()

@@ -8,6 +8,7 @@ import random
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ from replicad.store import store as store_module
 from replicad.store.format import HEADER_BYTES, Frame, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
 from replicad.work import harm, mend_store, upkeep, whole_looks
-from replicad.work.archive import catalog_path
+from replicad.work.archive import Archive, catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.breaker import BREAKER
 from replicad.work.expire import drop, purge_step
@@ -483,10 +484,30 @@ def test_what_laying_a_segment_heals_is_found_first(rig: Rig, tmp_path: Path) ->
     rig.assert_clean(tmp_path)
 
 
+@contextmanager
+def _going_bad(frame: Frame, when: str = "after it was written") -> Iterator[None]:
+    """A frame of segment 2's file goes bad, once, while that segment is laid anew."""
+    write, damaged = upkeep._write, []
+
+    def goes_bad(archive: Archive, *words: Any) -> Any:
+        path = segment(archive.store.directory, 2)
+        if not damaged and when == "before it is written":
+            damaged.append(flip(path, frame.offset + HEADER_BYTES + 3, 0))
+        made = write(archive, *words)
+        if not damaged:
+            damaged.append(flip(path, frame.offset + HEADER_BYTES + 3, 0))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upkeep, "_write", goes_bad)
+        yield
+    assert damaged, "the segment was not laid"
+
+
 @pytest.mark.parametrize("has_primary", [True, False])
 @pytest.mark.parametrize("when", ["before it is written", "after it was written"])
 def test_what_goes_bad_while_a_segment_is_laid_is_told_too(
-    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, has_primary: bool
+    rig: Rig, tmp_path: Path, when: str, has_primary: bool
 ) -> None:
     """The file that is replaced goes bad in another place after it was looked at, and the new one is well: what was
     healed so is found in the old file, judged and told, and never called lost, whatever the primary has."""
@@ -497,20 +518,9 @@ def test_what_goes_bad_while_a_segment_is_laid_is_told_too(
     rig.settle_all()
     flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
     assert rig.scrub() == 1
-    write, damaged = upkeep._write, []
-
-    def goes_bad(*words: Any) -> Any:
-        if when == "before it is written":
-            damaged.append(flip(segment(rig.directory, 2), block.offset + HEADER_BYTES + 3, 0))
-        made = write(*words)
-        if not damaged:
-            damaged.append(flip(segment(rig.directory, 2), block.offset + HEADER_BYTES + 3, 0))
-        return made
-
-    with monkeypatch.context() as patch:
-        patch.setattr(upkeep, "_write", goes_bad)
+    with _going_bad(block, when):
         (first,) = rig.settle()
-    assert damaged and first.state is State.REPAIRED
+    assert first.state is State.REPAIRED
     (told,) = rig.open_ones()
     assert (told.part, told.blocks, told.seen != b"") == (Part.BLOCK, (block.id,), True)
     data = rig.has[block.id]
@@ -532,15 +542,7 @@ def test_a_daemon_that_is_killed_over_a_laid_segment_tells_at_its_next_start(
     block, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
     flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
     assert rig.scrub() == 1
-    write = upkeep._write
-
-    def goes_bad(*words: Any) -> Any:
-        made = write(*words)
-        flip(segment(rig.directory, 2), block.offset + HEADER_BYTES + 3, 0)
-        return made
-
-    with monkeypatch.context() as patch:
-        patch.setattr(upkeep, "_write", goes_bad)
+    with _going_bad(block), monkeypatch.context() as patch:
         patch.setattr(mend_store.StoreMender, "_tell_of_replaced", _is_killed)
         with pytest.raises(KeyboardInterrupt):
             rig.settle()
@@ -561,23 +563,13 @@ def _is_killed(mender: object) -> NoReturn:
 
 
 @pytest.mark.parametrize("kind", [FrameType.RECORD, FrameType.COMMIT])
-def test_record_that_goes_bad_while_a_segment_is_laid_is_told_too(
-    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: FrameType
-) -> None:
+def test_record_that_goes_bad_while_a_segment_is_laid_is_told_too(rig: Rig, tmp_path: Path, kind: FrameType) -> None:
     """The same for what the catalog has copies of."""
     rig.scrub()
     frame, seal = (rig.frames(one, 2)[0] for one in (kind, FrameType.SEAL))
     flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
     assert rig.scrub() == 1
-    write = upkeep._write
-
-    def goes_bad(*words: Any) -> Any:
-        made = write(*words)
-        flip(segment(rig.directory, 2), frame.offset + HEADER_BYTES + 3, 0)
-        return made
-
-    with monkeypatch.context() as patch:
-        patch.setattr(upkeep, "_write", goes_bad)
+    with _going_bad(frame):
         rig.settle()
     (told,) = rig.open_ones()
     assert told.part is (Part.RECORD if kind is FrameType.RECORD else Part.COMMIT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import hashlib
 import os
 import random
 import shutil
@@ -17,6 +16,7 @@ import pytest
 
 from kit_link import WINDOW_BYTES, Node, open_writing, wait_for
 from kit_pair import free_port
+from kit_ssh import carried
 from replicad.config import ClientConfig, ReplicaConfig
 from replicad.link.messages import Blocks, Offer, OpenRead
 from replicad.link.ssh import Dialler, generate_key
@@ -124,16 +124,7 @@ def test_sshd_is_installed() -> None:
 
 async def test_data_passes_unchanged_to_the_replica(door: Door) -> None:
     """Through sshd, the forced command and the socket; the name of the client is the forced command's."""
-    channel = await open_writing(await door.dialler().dial())
-    source, sent = random.Random(1), hashlib.sha256()
-    for _ in range(40):
-        data = source.randbytes(source.choice([1, 4096, 65_536, 1_048_576, 2_000_000]))
-        sent.update(data)
-        await channel.send(Blocks(data))
-    await channel.close()
-    await wait_for(lambda: door.node.reception.sessions == 0)
-    received = hashlib.sha256(b"".join(m.frames for m in door.node.received if isinstance(m, Blocks)))
-    assert received.digest() == sent.digest()
+    await carried(door, random.Random(1), 40, [1, 4096, 65_536, 1_048_576, 2_000_000])
     assert door.node.served == ["ams1"] and door.node.reports == []
 
 

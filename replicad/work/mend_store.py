@@ -219,7 +219,7 @@ class StoreMender:
         text, state = f"the primary was asked: {after.verdict.value}", State.OPEN
         if after.is_lost and not known.is_lost:
             text = f"no side has {blocks_worded(after.blocks)} of this any more: {after.verdict.value}"
-            if self._is_healed(known):
+            if known.number and self._reads_well(known, self._archive.inventory):  # found in a file that was replaced
                 text, state = f"repaired: segment {known.number} was laid anew since and has it", State.REPAIRED
                 self._receipt(known, Remedy.LAY_SEGMENT, "repaired", detail="found in the file that was replaced")
                 self._archive.trust(known.blocks)
@@ -228,13 +228,6 @@ class StoreMender:
             if other.events and other.events[-1].what == JUDGED_FIRST.format(other.number):
                 self._write(other, "what else was found there is judged")  # which makes it due at once
         return judged
-
-    def _is_healed(self, found: Divergence) -> bool:
-        """Whether all that should stand there does by now: it was found in a file that has been replaced."""
-        items = (
-            list(self._archive.inventory.expected(found.number, found.offset, end_of(found))) if found.number else []
-        )
-        return bool(items) and places_read_well(self._directory, self._disk, found.number, items)
 
     # remedies
 
@@ -381,10 +374,10 @@ class StoreMender:
     def _tell_of_replaced(self) -> None:
         """What went bad in a segment's old file after it was looked at is judged like all else, healed or not; also
         what a daemon that was killed has not come to tell."""
+        self._has_unread = False  # a file that cannot be read stops one step of this daemon, not each
         for number, old in self._quarantine.unread():
             self._report(self._book.news(self._wrongs(number, old)))
             self._quarantine.note_read(old)
-        self._has_unread = False
 
     def _wrongs(self, number: int, path: Path) -> list[Wrong]:
         inventory, store = self._archive.inventory, self._archive.store.owner.store
@@ -534,9 +527,9 @@ class StoreMender:
         when that was looked at not long ago."""
         inventory = Inventory.open(catalog_path(self._directory))
         try:
-            items = list(inventory.expected(found.number, found.offset, end_of(found)))
-            if items and found.part is not Part.SEGMENT:
-                return places_read_well(self._directory, self._disk, found.number, items)
+            is_well = None if found.part is Part.SEGMENT else self._reads_well(found, inventory)
+            if is_well is not None:
+                return is_well
             if found.number not in wrongs:
                 wrongs[found.number] = self._looks.segment(inventory, found.number, self._archive.store.owner.store)
             seen = wrongs[found.number]
@@ -547,6 +540,11 @@ class StoreMender:
         if seen is None:
             return None
         return not any(touches(wrong, found) for wrong in seen if not wrong.is_transient)
+
+    def _reads_well(self, found: Divergence, inventory: Inventory) -> bool | None:
+        """Whether all that should stand at the place of a finding does; None when nobody knows of anything there."""
+        items = list(inventory.expected(found.number, found.offset, end_of(found)))
+        return places_read_well(self._directory, self._disk, found.number, items) if items else None
 
     def _counted(self, found: Divergence, is_well: bool | None) -> Divergence:
         """Gone when it read well often enough; nothing changes when it was not looked at."""

@@ -63,7 +63,8 @@ class Quarantine:
 
     def unread(self) -> list[tuple[int, Path]]:
         """Old files of segments that nobody has looked at since they were replaced, by their numbers."""
-        return [(int(path.stem[len(UNREAD) :][:8]), path) for path in self.segments() if path.name.startswith(UNREAD)]
+        kept = [(path.name.removeprefix(UNREAD)[:8], path) for path in self.segments() if path.name.startswith(UNREAD)]
+        return [(int(number), path) for number, path in kept if number.isdecimal()]
 
     def note_read(self, path: Path) -> None:
         """One of them was looked at. Raises ReplicadError."""
