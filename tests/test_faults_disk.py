@@ -235,7 +235,8 @@ def test_a_second_daemon_on_the_same_state_is_turned_away(tmp_path: Path, root: 
 
 
 def test_a_second_daemon_on_the_same_store_is_turned_away(tmp_path: Path, root: Path) -> None:
-    """Another state and another port, but the same store: exit code 2, one line, and the first one goes on."""
+    """Another state and another port, but the same store: it says whom it waits for, ends with exit code 2 and one line
+    that names him, and the first one goes on."""
     (root / "a").write_text("a")
     pair = make_pair(tmp_path / "pair", root, dataset_options=OPTIONS)
     with running(pair):
@@ -246,8 +247,10 @@ def test_a_second_daemon_on_the_same_store_is_turned_away(tmp_path: Path, root: 
         text = pair.replica.config.read_text().replace(str(pair.replica.state), str(state))
         other.write_text(text.replace(f"127.0.0.1:{pair.port}", "127.0.0.1:0"))
         done = replicad("run", "--config", other, code=2, timeout=30)
-        (line,) = done.stderr.strip().splitlines()
-        assert str(pair.replica.process.pid) in line and str(pair.store) in line  # type: ignore[union-attr]
+        waiting, *_, line = done.stderr.strip().splitlines()
+        assert "waiting for a store" in waiting and "already works here" in line
+        for said in (waiting, line):
+            assert str(pair.replica.process.pid) in said and str(pair.store) in said  # type: ignore[union-attr]
         done = replicad("rebuild", "--config", other, code=2)
         assert str(pair.replica.process.pid) in done.stderr  # type: ignore[union-attr]
         (root / "b").write_text("b")

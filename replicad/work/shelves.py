@@ -189,23 +189,11 @@ class Shelves:
         for directory in stores_in(self._config.store):
             key = (directory.parent.name, directory.name)
             try:
-                await self._open_soon(key)
+                await self._open(key, LOCK_LOOKS)
             except LockedError:
                 raise
             except ReplicadError as error:  # it stands in the status
                 log.error("a store cannot be opened", store=f"{key[0]}/{key[1]}", reason=str(error))
-
-    async def _open_soon(self, key: Key) -> None:
-        """Open a store; one that somebody has for a moment is waited for."""
-        for look in range(LOCK_LOOKS):
-            try:
-                await self._open(key)
-                return
-            except LockedError as error:
-                if not look:
-                    log.info("waiting for a store", store=f"{key[0]}/{key[1]}", reason=str(error))
-                await asyncio.sleep(LOCK_LOOK_S)
-        await self._open(key)
 
     async def close(self) -> None:
         """Close all archives; their sessions must have ended. Whoever works on one by order of a person meets an error
@@ -375,7 +363,7 @@ class Shelves:
         hint = "the daemon stops, or its configuration has changed; try again"
         return ReplicadError("the store was closed meanwhile", where="/".join(key), hint=hint)
 
-    async def _open(self, key: Key) -> _Shelf:
+    async def _open(self, key: Key, looks: int = 0) -> _Shelf:
         if self._is_closed:
             raise self._closed(key)
         if key not in self._shelves:
@@ -387,8 +375,19 @@ class Shelves:
             if self._is_closed:
                 raise self._closed(key)
             if shelf.archive is None:
-                await self._open_archive(shelf, key)
+                await self._open_soon(shelf, key, looks)
         return shelf
+
+    async def _open_soon(self, shelf: _Shelf, key: Key, looks: int) -> None:
+        """Open an archive; somebody who has it is waited for that often. Whoever else wants it, waits too."""
+        for look in range(looks):
+            try:
+                return await self._open_archive(shelf, key)
+            except LockedError as error:
+                if not look:
+                    log.info("waiting for a store", store=f"{key[0]}/{key[1]}", reason=str(error))
+            await asyncio.sleep(LOCK_LOOK_S)
+        await self._open_archive(shelf, key)
 
     async def _open_archive(self, shelf: _Shelf, key: Key) -> None:
         opening = partial(
