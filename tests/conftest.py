@@ -7,8 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
+from kit_pair import FORK_SERVER
 from replicad.cli.app import main
 from replicad.db.database import Database
+
+FORK_SERVER.is_enabled = True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kit_fork import ForkServer, Process
 from replicad.cli.app import _run
 from replicad.http.api import Client
 from replicad.model.errors import LinkError
 from replicad.status import DatasetStatus, NodeStatus
 
+FORK_SERVER = ForkServer()
 COMMAND = [sys.executable, "-m", "replicad"]
 PATIENCE_S = 60.0
 """How long a state is waited for: far beyond what it takes on a loaded machine."""
@@ -48,7 +50,10 @@ def free_port() -> int:
 
 def replicad(*words: object, code: int | None = 0, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
     """Run a verb; fails when its exit code is not `code` (None: any)."""
-    done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=timeout, check=False)
+    typed = [*map(str, words)]
+    done = FORK_SERVER.run(typed, timeout) or subprocess.run(
+        [*COMMAND, *typed], capture_output=True, text=True, timeout=timeout, check=False
+    )
     said = f"{words} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
     assert code is None or done.returncode == code, said
     return done
@@ -81,19 +86,18 @@ class Node:
     config: Path
     state: Path
     log: Path
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Process | None = None
     environment: dict[str, str] = field(default_factory=dict)
     prefix: list[str] = field(default_factory=list)
     """What stands before the command, such as setpriv."""
 
     def start(self) -> None:
         """Start it and wait until it answers."""
+        words = ["run", "--config", str(self.config)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*self.prefix, *COMMAND, "run", "--config", str(self.config)],
-                stdout=log,
-                stderr=log,
-                env=os.environ | self.environment,
+            is_plain = not self.prefix and not self.environment
+            self.process = (is_plain and FORK_SERVER.start(words, log.fileno(), log.fileno())) or subprocess.Popen(
+                [*self.prefix, *COMMAND, *words], stdout=log, stderr=log, env=os.environ | self.environment
             )
         wait_until(self.answers, f"daemon answers; its log:\n{self.log.read_text()}")
 

@@ -27,8 +27,8 @@ HOOKS = dict(
     )
 )
 PROGRAMS = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nowhere"))
-TREE_BYTES = 120 * 1024**2
-"""What is taken of /usr at most: some thousand files, half a minute on two idle cores."""
+TREE_BYTES = 60 * 1024**2
+"""What is taken of /usr at most: some thousand files, a quarter of a minute on two idle cores."""
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="NOT TESTED: a server has a user of its own, whom root becomes"
