@@ -29,7 +29,7 @@ check: $(STAMP) ## lint, format, types, architecture
 	$(BIN)/lint-imports --no-logo
 
 unit: $(STAMP) ## the tests alone; ARGS="tests/test_config.py -x" to choose
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: $(STAMP) ## bring the code into shape
 	$(BIN)/ruff check --fix .

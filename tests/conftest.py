@@ -13,6 +13,19 @@ from replicad.db.database import Database
 
 FORK_SERVER.is_enabled = True
 
+LONGEST = (
+    "test_rot_real", "test_campaign", "test_faults_books", "test_hooks_real", "test_faults_crash", "test_scrub",
+    "test_real_input", "test_faults_disk", "test_retain", "test_drill_real", "test_gate_daemons", "test_compact",
+    "test_readme", "test_worst_day", "test_demo", "test_view_real", "test_scrub_daemon",
+)  # fmt: skip
+"""Modules that take a minute or several, longest first: begun last, one would keep a single process busy at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def way_in(tmp_path_factory: pytest.TempPathFactory) -> None:
