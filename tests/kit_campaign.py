@@ -138,6 +138,8 @@ class Account:
     seconds: float = 0.0
     read_bytes: int = 0
     false_alarms: list[Document] = field(default_factory=list)
+    explained: set[str] = field(default_factory=set)
+    """Ids of divergences that belong to a fault: their places do not change, so they are looked at once."""
 
     def judge(self, cases: Iterable[Case], documents: Sequence[Document], live: Collection[bytes]) -> bool:
         """Judge these cases; whether all are settled."""
@@ -145,8 +147,9 @@ class Account:
 
     def find_false_alarms(self, documents: Sequence[Document]) -> None:
         """Divergences that belong to no fault."""
-        fresh = [document for document in documents if document["found_ns"] >= self.started_ns]
-        self.false_alarms = [one for one in fresh if not any(case.fits(one) for case in self.cases)]
+        fresh = [one for one in documents if one["found_ns"] >= self.started_ns and one["id"] not in self.explained]
+        self.false_alarms = [one for one in fresh if not any(case.fits(one) for case in reversed(self.cases))]
+        self.explained |= {one["id"] for one in fresh} - {one["id"] for one in self.false_alarms}
 
     def lost_paths(self) -> set[str]:
         """Every path that a loss was reported of, under all names that the file has had."""

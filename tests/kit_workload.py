@@ -207,12 +207,8 @@ class Tree:
         else:
             self._rename(file)
         if len(self.files) > self.count + self.big + 50:
-            self._delete(
-                choose.choice([one for one in self.files if one.size < BIG_BYTES and not self._is_guarded(one)])
-            )
-
-    def _is_guarded(self, file: Known) -> bool:
-        return any(guard.file is file for guard in self.guards)
+            guarded = {id(guard.file) for guard in self.guards}  # there are many of both
+            self._delete(choose.choice([one for one in self.files if one.size < BIG_BYTES and id(one) not in guarded]))
 
     def _note_hit(self, file: Known) -> None:
         for guard in self.guards:
