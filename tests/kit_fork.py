@@ -183,6 +183,7 @@ def _become(request: dict[str, object], fds: Sequence[int]) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # found once, by TMPDIR
     sys.argv[1:] = words
     random.seed()
 
