@@ -165,7 +165,7 @@ def test_a_disk_that_others_fill_to_the_brim_costs_nothing_acknowledged(tmp_path
         synced(pair)
         assert differences(tree_at(archive_of(pair)), tree_now(root)) == []
         assert tree_at(archive_of(pair), 1) == first
-        assert findings(pair.replica.status()) == []
+        wait_until(lambda: findings(pair.replica.status()) == [], "the scrub, too, has found room again")
         assert_quiet(pair.primary, pair.replica)
 
 
