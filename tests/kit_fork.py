@@ -8,7 +8,6 @@ benchmarks and the long campaign, which do not enable it.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import io
 import json
@@ -23,13 +22,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
+from replicad.system.bounded import _PR_SET_CHILD_SUBREAPER, _prctl
+
 SERVER_FD_NAME = "REPLICAD_TEST_FORK_SERVER"
 REQUEST_BYTES = 200_000
-PR_SET_CHILD_SUBREAPER = 36
 _FROM_THE_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC")
 """Variables that count when an interpreter starts, and not later."""
 
@@ -73,10 +72,6 @@ class Process:
         """End it without warning."""
         self.send_signal(signal.SIGKILL)
 
-    def terminate(self) -> None:
-        """Ask it to end."""
-        self.send_signal(signal.SIGTERM)
-
 
 class ForkServer:
     """The server of one test process, started when it is first asked."""
@@ -98,14 +93,13 @@ class ForkServer:
             if _from_the_start(os.environ) != _from_the_start(self._environment):
                 return None
             request = json.dumps({"words": list(words), "environment": dict(os.environ), "cwd": os.getcwd()})
-            prctl = ctypes.CDLL(None, use_errno=True).prctl
             with open(os.devnull, "rb") as stdin:
-                prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what the server's child leaves behind becomes ours
+                _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the server's child leaves behind becomes ours
                 try:
                     socket.send_fds(self._line, [request.encode()], [stdin.fileno(), stdout, stderr])
                     answer = self._line.recv(100)
                 finally:
-                    prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+                    _prctl(_PR_SET_CHILD_SUBREAPER, 0)
         assert answer, "the fork server has ended"
         return Process(int(answer))
 
@@ -178,6 +172,7 @@ def _become(request: dict[str, object], fds: Sequence[int]) -> None:
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
     os.closerange(3, 1024)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # the server's may have been a terminal
     os.chdir(cwd)
@@ -198,6 +193,7 @@ def _load() -> None:
 
 def main() -> NoReturn:
     """Serve; and, in what was forked, run the program."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, whose end is the server's
     sys.path.remove(str(Path(__file__).parent))
     line = socket.socket(fileno=int(os.environ[SERVER_FD_NAME]))
     _load()
@@ -211,5 +207,4 @@ def main() -> NoReturn:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main()
+    main()
