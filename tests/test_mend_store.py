@@ -33,7 +33,7 @@ from replicad.work.breaker import BREAKER
 from replicad.work.expire import drop, purge_step
 from replicad.work.known_damage import damaged_paths
 from replicad.work.mend_store import SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING
-from replicad.work.quarantine import Quarantine
+from replicad.work.quarantine import UNREAD, Quarantine
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.rest import REST
 from replicad.work.segment_check import SegmentCheck
@@ -555,6 +555,33 @@ def test_a_daemon_that_is_killed_over_a_laid_segment_tells_at_its_next_start(
     rig.settle_all()
     after = rig.findings.get_exactly(told.id)
     assert after and (after.state, after.verdict) == (State.REPAIRED, Verdict.REPLICA_ROT)
+    rig.assert_clean(tmp_path)
+
+
+def test_old_file_that_cannot_be_read_makes_no_failure_of_the_repair(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new segment is in place and verified. What went bad in the old one is told by a daemon that can read it."""
+    rig.scrub()
+    block, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    assert rig.scrub() == 1
+    with _going_bad(block), monkeypatch.context() as patch:
+        wrongs = mend_store.StoreMender._wrongs
+        patch.setattr(
+            mend_store.StoreMender,
+            "_wrongs",
+            lambda mender, number, path: _cannot_be_opened() if UNREAD in path.name else wrongs(mender, number, path),
+        )
+        (laid,) = rig.settle()
+    assert laid.state is State.REPAIRED and [one.result for one in rig.findings.receipts(laid.id)] == ["repaired"]
+    assert rig.open_ones() == []
+    rig.reopen()
+    asyncio.run(rig.mender.verify_divergences())
+    (told,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
+    assert told.blocks == (block.id,)
+    rig.settle_all()
+    rig.settle_all()
     rig.assert_clean(tmp_path)
 
 

@@ -374,10 +374,8 @@ class StoreMender:
     def _tell_of_replaced(self) -> None:
         """What went bad in a segment's old file after it was looked at is judged like all else, healed or not; also
         what a daemon that was killed has not come to tell."""
-        self._has_unread = False  # a file that cannot be read stops one step of this daemon, not each
-        for number, old in self._quarantine.unread():
-            self._report(self._book.news(self._wrongs(number, old)))
-            self._quarantine.note_read(old)
+        self._has_unread = False
+        self._quarantine.look_at_unread(lambda number, old: self._report(self._book.news(self._wrongs(number, old))))
 
     def _wrongs(self, number: int, path: Path) -> list[Wrong]:
         inventory, store = self._archive.inventory, self._archive.store.owner.store

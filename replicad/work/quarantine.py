@@ -8,11 +8,12 @@ of an undo.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 
-from replicad.model.errors import ReplicadError
+from replicad.model.errors import BookDamagedError, ReplicadError
 from replicad.system.disk import Disk, errors_at
 from replicad.system.logs import logger
 
@@ -61,14 +62,20 @@ class Quarantine:
         self._disk.sync_directory(self.directory)
         return kept
 
-    def unread(self) -> list[tuple[int, Path]]:
-        """Old files of segments that nobody has looked at since they were replaced, by their numbers."""
-        kept = [(path.name.removeprefix(UNREAD)[:8], path) for path in self.segments() if path.name.startswith(UNREAD)]
-        return [(int(number), path) for number, path in kept if number.isdecimal()]
-
-    def note_read(self, path: Path) -> None:
-        """One of them was looked at. Raises ReplicadError."""
-        self._disk.rename_durable(path, path.with_name(path.name.removeprefix(UNREAD)))
+    def look_at_unread(self, look: Callable[[int, Path], object]) -> None:
+        """Have every old file of a segment that nobody has looked at since it was replaced looked at, with the number
+        of the segment. One that cannot be read keeps its name, for the next daemon. Raises BookDamagedError."""
+        for path in self.segments():
+            number = path.name.removeprefix(UNREAD)[:8]
+            if not path.name.startswith(UNREAD) or not number.isdecimal():
+                continue
+            try:
+                look(int(number), path)
+                self._disk.rename_durable(path, path.with_name(path.name.removeprefix(UNREAD)))
+            except BookDamagedError:
+                raise
+            except (ReplicadError, FileNotFoundError) as error:
+                log.warning("the old file of a segment cannot be looked at", path=str(path), reason=str(error))
 
     def read(self, kept: str, size: int) -> bytes:
         """The first `size` bytes of what was kept under that relative path; b"" when it is gone."""
