@@ -20,7 +20,7 @@ from kit_source import KnownTree, changed_paths, survey
 from kit_tree import as_nobody, is_root
 from replicad.source import watch as watching
 from replicad.source.exclude import NOTHING, Excluded
-from replicad.source.watch import MAX_HINTS, Changes, Watch
+from replicad.source.watch import MAX_HINTS, MAX_TOLD, Changes, Watch
 from replicad.work.dataset import Hints
 
 LONG_S = 10.0
@@ -265,13 +265,58 @@ async def settled(watch: Watch) -> None:
         await asyncio.sleep(0)
 
 
-async def test_too_many_hints_become_a_whole_walk(tmp_path: Path) -> None:
+async def test_too_many_hints_become_a_whole_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The set is bounded: beyond it, everything is to be walked, and later hints do not matter until then."""
+    monkeypatch.setattr(watching, "MAX_TOLD", 2 * MAX_HINTS)
     many: Changes = {(Change.modified, f"{number}/x") for number in range(MAX_HINTS + 1)}
     async with running(watch_of(tmp_path, kernel=scripted(many, {(Change.added, "y")}))) as watch:
         await settled(watch)
         assert await next_hints(watch) is None
         assert not watch._news.is_set()
+
+
+@pytest.mark.parametrize("calm", [{(Change.added, "y")}, set()])
+async def test_more_changes_than_the_kernel_may_have_told_of_end_in_new_watches_and_a_whole_walk(
+    tmp_path: Path, calm: Changes
+) -> None:
+    """What its queue had no room for is told by nobody: a change, or a new directory that is not watched since. Once it
+    is calm watches are set up anew, at once, and everything is walked; a batch that the queue has held is as it was."""
+    begun, taken = list[int](), asyncio.Event()
+
+    async def kernel(path: str, **_: object) -> AsyncGenerator[Changes, None]:
+        begun.append(len(begun))
+        yield set()
+        await taken.wait()
+        if len(begun) == 1:
+            for count in (MAX_TOLD - 1, MAX_TOLD, 2 * MAX_TOLD):
+                yield {(Change.added, f"{path}/a/{number}") for number in range(count)}
+            yield calm
+        await asyncio.Event().wait()
+
+    async with running(watch_of(tmp_path, kernel=kernel, retry_s=LONG_S)) as watch:
+        assert await next_hints(watch) is None
+        taken.set()
+        assert await next_hints(watch) == {b"a"}
+        async with asyncio.timeout(LONG_S / 2):
+            while len(begun) < 2 or watch.state != "on":
+                await asyncio.sleep(0.01)
+        assert await next_hints(watch) is None
+
+
+async def test_a_burst_without_end_is_no_reason_to_go_on_with_watches_that_may_lack_something(tmp_path: Path) -> None:
+    """They are set up anew after a bounded number of batches, however many changes there are."""
+    begun = list[int]()
+
+    async def kernel(path: str, **_: object) -> AsyncGenerator[Changes, None]:
+        begun.append(0)
+        while True:
+            begun[-1] += 1
+            yield {(Change.added, f"{path}/a/{number}") for number in range(MAX_TOLD)}
+
+    async with running(watch_of(tmp_path, kernel=kernel, retry_s=LONG_S)), asyncio.timeout(LONG_S):
+        while len(begun) < 3:
+            await asyncio.sleep(0.01)
+    assert begun[:2] == [watching.PROBE_TURNS + 1] * 2
 
 
 def test_too_many_hints_that_no_pass_takes_become_a_whole_walk() -> None:

@@ -7,7 +7,7 @@ nothing that goes wrong here stops replication; it shows in `state` and ends in 
 What watchfiles is known for: it follows symlinks when it sets up its watches (such hints lead the walk to the
 symlink's own directory, no further), which takes seconds for each 100,000 directories, so it has a thread; a changed
 name that is no UTF-8 ends it; told to pass over unreadable directories, it passes over the kernel's watch limit in
-silence too, hence the probe.
+silence too, hence the probe. It says nothing when the kernel's queue of events runs over.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ from replicad.source.exclude import Excluded
 
 MAX_HINTS = 10_000
 """Directories remembered; beyond, a full walk costs less than many single ones, and memory stays bounded."""
+MAX_TOLD = 4096
+"""Changes in one batch, a quarter of the events that the kernel keeps by default (fs.inotify.max_queued_events): where
+there were more it may have dropped some, also of a directory that is new and so is not watched."""
+OUTRUN = "more changed at once than the kernel may have told of; watches are set up anew"
 RETRY_S = 60.0
 """Pause before a watch that failed is set up again."""
 CHECK_S = 1.0
@@ -96,9 +100,10 @@ class Watch:
         """Watch until cancelled. Obstacles end in `state`, not in an exception, and are tried again."""
         try:
             while True:
-                self.state = f"degraded: {await self._until_broken()}"
+                reason = await self._until_broken()
+                self.state = f"degraded: {reason}"
                 self._hint_everything()
-                await asyncio.sleep(self._retry_s)
+                await asyncio.sleep(0 if reason is OUTRUN else self._retry_s)
         finally:
             self.state = "off"
             self._thread.shutdown(wait=False)
@@ -106,24 +111,24 @@ class Watch:
     async def _until_broken(self) -> str:
         """Watch until that fails; the reason in words."""
         try:
-            await self._listen(ignore_unreadable=False)
+            return await self._listen(ignore_unreadable=False)
         except PermissionError:
             # Some directory below may not be read, as the walk will report. The others can be watched.
             self.state = "degraded: a directory may not be read"  # until it is: nobody hears of changes meanwhile
             try:
-                await self._listen(ignore_unreadable=True)
+                return await self._listen(ignore_unreadable=True)
             except (OSError, RuntimeError, UnicodeError) as error:
                 return _explain(error)
         except (OSError, RuntimeError, UnicodeError) as error:
             return _explain(error)
-        return "the watched directory was replaced or unmounted"
 
-    async def _listen(self, *, ignore_unreadable: bool) -> None:
-        """Collect hints until the root is another directory. Raises what watchfiles raises."""
+    async def _listen(self, *, ignore_unreadable: bool) -> str:
+        """Collect hints until the root is another directory, or more changed than the kernel may have told of; which in
+        words. Raises what watchfiles raises."""
         path = os.fsdecode(self._root)
         path.encode()  # watchfiles takes text alone
         step_s = min(MAX_STEP_S, self._debounce_s / 2)
-        watched, turns = await self._in_thread(lambda: _identity(self._root)), 0
+        watched, turns, outrun = await self._in_thread(lambda: _identity(self._root)), 0, 0
         batches = self._kernel(
             path,
             watch_filter=None,
@@ -148,7 +153,11 @@ class Watch:
                 if changes and self._hints is not None:
                     self._add(await self._in_thread(partial(self._directories, path, changes)))
                 if not changes and await self._in_thread(lambda: _identity(self._root)) != watched:
-                    return
+                    return "the watched directory was replaced or unmounted"
+                if outrun and (len(changes) < MAX_TOLD or outrun >= PROBE_TURNS):  # calm again, or not for long
+                    return OUTRUN
+                outrun += len(changes) >= MAX_TOLD
+        raise RuntimeError("the watch has ended")
 
     async def _in_thread(self, look: Callable[[], Result]) -> Result:
         """The file system may be a dead mount: whoever looks at it waits in a thread of this watch alone."""
