@@ -35,7 +35,7 @@ def piece(seed: int, size: int) -> bytes:
     if seed % 4:
         return source.randbytes(PIECE_BYTES)[:size]
     words = [source.randbytes(5).hex().encode() for _ in range(60)]
-    return b" ".join(source.choice(words) for _ in range(PIECE_BYTES // 11 + 1))[:size]
+    return b" ".join(source.choices(words, k=PIECE_BYTES // 11 + 1))[:size]
 
 
 @dataclass(eq=False)
