@@ -132,6 +132,23 @@ def test_finding_it_again_keeps_what_the_other_side_said() -> None:
     assert again.looks == (look,) == again.found_again(scrub).looks
 
 
+def test_what_was_damaged_stays_named_when_less_of_it_is_found_again() -> None:
+    """Blocks that a pass has stored anew meanwhile are no part of the damage any more; they were, and the record of a
+    segment that was lost or cut short names them. A block of a file on the primary that has another id was written."""
+    names = [bytes([number]) * 32 for number in range(4)]
+    known = a_divergence(side=Side.REPLICA, blocks=tuple(names[:3]), mended=(names[3],))
+    again = known.found_again(a_divergence(side=Side.REPLICA, blocks=(names[1],)))
+    assert (again.blocks, again.mended) == ((names[1],), (names[3], names[0], names[2]))
+    worse = again.found_again(a_divergence(side=Side.REPLICA, blocks=(names[0], names[1])))
+    assert (worse.blocks, worse.mended) == ((names[0], names[1]), (names[3], names[2]))
+    told = known.found_again(a_divergence(side=Side.REPLICA, blocks=(names[2],), mended=(b"5" * 32,)))
+    assert told.mended == (names[3], names[0], names[1], b"5" * 32)
+    written = a_divergence(side=Side.PRIMARY, blocks=(names[0],)).found_again(
+        a_divergence(side=Side.PRIMARY, blocks=(names[1],))
+    )
+    assert (written.blocks, written.mended) == ((names[1],), ())
+
+
 @pytest.mark.parametrize(
     "changes",
     [

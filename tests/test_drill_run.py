@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -21,7 +22,7 @@ from replicad.link.channel import Channel
 from replicad.model.attestation import Attestation, DrillMemory
 from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.entry import Kind, Meta, Op, Put
-from replicad.model.errors import DiskFullError, LinkError
+from replicad.model.errors import DiskFullError, LinkError, ReplicadError
 from replicad.model.gate import Demands, Seen
 from replicad.model.gate import judge as judge_gate
 from replicad.model.policy import Grade, Objectives
@@ -38,6 +39,7 @@ from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import Answer
 from replicad.work.retain import Retained
 from replicad.work.scratch import PREFIX
+from replicad.work.validators import Bench, Validators
 
 Dial = Callable[[], Awaitable[Channel]]
 
@@ -587,6 +589,58 @@ async def test_whoever_waits_for_a_drill_hears_that_there_is_none_any_more(tmp_p
         made.job.take_over(before)
         await made.job.step()
         assert made.job.status.served == number and made.job.status.reason == drilling.NO_SCRATCH
+
+
+async def test_a_drill_of_an_earlier_daemon_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are counted anew from each start: whoever asks then, for a drill that cannot even begin, does not hear
+    of the proven one that had the same number."""
+
+    def refused(base: Path) -> list[str]:
+        raise ReplicadError("something is mounted there", where=str(base))
+
+    async with site(tmp_path) as made:
+        first = await made.drill()
+        assert (first.outcome, first.request) == (Outcome.PROVEN, 1)
+        made.job = made.drilling("fra1")
+        monkeypatch.setattr(drilling, "sweep", refused)
+        assert made.job.request("full", ()) == first.request
+        with pytest.raises(ReplicadError, match="mounted there"):
+            await made.job.step()
+        status = made.job.status
+        assert status.served == 1 and status.last is not None
+        assert (status.last.number, status.last.outcome, status.last.request) == (first.number, Outcome.PROVEN, 0)
+
+
+async def test_what_no_validator_came_to_look_at_is_not_drilled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drill that ends while it validates: files behind that point are as old as they were, so the next sample has
+    them."""
+
+    async def full(validators: Validators, subject: Subject, bench: Bench) -> NoReturn:
+        raise DiskFullError("no room", where=str(bench.tree))
+
+    async with site(tmp_path, validators=(ValidatorConfig("sqlite", "b"),)) as made:
+        monkeypatch.setattr(Validators, "validate", full)
+        record = await made.drill()
+        assert record.outcome is Outcome.INCONCLUSIVE and "no room" in record.reasons[-1]
+        book = await made.book.opened()
+        ages = await made.book(lambda: list(book.by_age("fra1", made.here.clock.now_ns())))
+        assert sorted((size, at > 0) for _file, size, at in ages) == [(100_000, False), (200_000, True)]
+
+
+async def test_a_sample_has_what_becomes_overdue_however_much_is_new(tmp_path: Path) -> None:
+    """Where more comes in than a sample takes, files that were drilled before have their turn all the same."""
+    async with site(tmp_path, drill_every_s=3600.0, drill_within_s=360_000.0) as made:
+        assert (await made.drill()).outcome is Outcome.PROVEN
+        book = await made.book.opened()
+        await made.book(lambda: book.settle("fra1", made.here.clock.now_ns() - 360_000 * 10**9))
+        for number in range(20):
+            (made.here.root / f"new{number}").write_bytes(b"n" * 5000)
+        await made.here.sync(made.there)
+        record = await made.drill("sampled")
+        chosen = await made.book(lambda: {one.path for one in book.chosen(None)})
+        assert record.outcome is Outcome.PROVEN and {b"b", b"d/a"} < chosen and len(chosen) < 22
 
 
 async def test_drills_go_on_though_the_clock_was_ahead(tmp_path: Path) -> None:

@@ -257,6 +257,18 @@ async def test_damage_that_takes_many_words_is_a_failure(tmp_path: Path) -> None
     assert said.outcome is Outcome.FAILED and len(said.text) < 5000, said
 
 
+def test_a_damaged_member_without_a_name_is_damage(tmp_path: Path) -> None:
+    """An archive may have one, and it is named all the same."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(""), b"content" * 100)
+    assert CHECKS["zip"](path) is None
+    data = bytearray(path.read_bytes())
+    data[data.index(b"contentcontent")] ^= 1
+    path.write_bytes(data)
+    assert CHECKS["zip"](path) == "member '' is damaged"
+
+
 @pytest.mark.parametrize("kind", ["gzip", "zip", "tar", "tar bz2", "tar xz", "zstd", "sqlite"])
 async def test_each_check_does_its_work_without_rights(kind: str, tmp_path: Path) -> None:
     """In the process that judges, as another user, who may have no way to the interpreter's own files: what is sound

@@ -117,6 +117,13 @@ def test_a_pass_that_trusts_the_watch_is_no_walk() -> None:
     assert "everything was not walked since" in check.reason
 
 
+def test_a_walk_that_lies_ahead_of_the_clock_is_none_since_the_gate_was_asked() -> None:
+    """A walk at a boot with a clock two hours ahead is older than the passes after it, whatever its stamp says."""
+    strict = Demands(0, 7 * DAY_S, 10 * DAY_S, asked_ns=ago(60))
+    (check,) = shut(seen(complete_ns=ago(5), walked_ns=ago(-7200)), strict)
+    assert "everything was not walked since" in check.reason
+
+
 def test_a_pass_that_ends_while_the_replica_is_asked_is_no_false_alarm() -> None:
     """The replica may be at either head of the ledger, before and after; a partial snapshot above is no fault."""
     assert not shut(seen(heads=(OLD, NEW)))

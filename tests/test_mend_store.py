@@ -682,6 +682,24 @@ def test_a_block_that_was_stored_anew_meanwhile_does_not_spoil_what_is_sent_for_
     rig.assert_clean(tmp_path)
 
 
+def test_blocks_that_a_pass_brings_before_a_cut_segment_is_laid_anew_stay_named(rig: Rig, tmp_path: Path) -> None:
+    """What was damaged is told, whoever mended it: the record of what is over names every block that was cut off."""
+    rig.scrub()
+    cut = {frame.id for frame in rig.frames(FrameType.BLOCK, 2)[3:]}
+    _truncated(rig)
+    assert rig.scrub() >= 1
+    name = min(cut & rig.has.keys())
+    primary = Primary(rig.archive)
+    primary.send(rig.has[name])
+    primary.record(file_put(b"again", 7777, {0: name}))
+    primary.seal(5)
+    rig.scrub()
+    rig.settle_all()
+    (over,) = [one for one in rig.findings.listed(state=State.REPAIRED) if one.part is Part.SEGMENT]
+    assert cut <= set(over.blocks)
+    rig.assert_clean(tmp_path)
+
+
 def test_what_is_left_of_a_run_is_no_new_finding(rig: Rig, tmp_path: Path) -> None:
     """Its first blocks are repaired, a scrub comes by, and meets the rest under another offset."""
     found = _run_of_three(rig)

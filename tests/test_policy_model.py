@@ -137,6 +137,7 @@ P, F, U, DOUBT = Grade.PASS, Grade.FAIL, Grade.UNKNOWN, Outcome.INCONCLUSIVE
         ("scrub_every", facts(copy(said=said(scrub_state=""))), U, "runs no scrub"),
         ("scrub_every", facts(copy(heard_ns=0)), U, "has not been asked yet"),
         ("scrub_every", facts(copy(heard_ns=0, unheard="out of reach")), U, "out of reach"),
+        ("scrub_every", facts(copy(heard_ns=ago(-30 * DAY_S))), U, "not said so"),
         ("drill_every", facts(copy(drilled=Drilled(0, None, "no drill_scratch is set"))), F, "no drill_scratch"),
         ("drill_every", facts(copy(drilled=Drilled(NOW, Outcome.FAILED, "a/b differs"))), F, "a/b differs"),
         ("drill_every", facts(copy(drilled=Drilled(ago(DAY_S), DOUBT, "disk full"))), P, "disk full"),

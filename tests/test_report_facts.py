@@ -14,12 +14,14 @@ from replicad.cli.explain import Seat
 from replicad.cli.report_pictures import NEW, UNDATED, age_maps, look_of
 from replicad.cli.report_sources import Sources
 from replicad.config.values import Config, DatasetConfig, NodeConfig
+from replicad.db.catalog import Catalog
 from replicad.db.drills import Drills as DrillBook
 from replicad.model.coverage import AgeMap, Cell
 from replicad.model.divergence import Side
 from replicad.model.drill import DrillRecord, Outcome
 from replicad.model.report import Drills, SideReport, Snapshots
 from replicad.status import NodeStatus, ScrubStatus
+from replicad.work.archive import catalog_path
 from replicad.work.drill_book import drills_path
 
 
@@ -52,6 +54,20 @@ def test_the_newest_is_what_was_made_last_though_a_clock_was_ahead(tmp_path: Pat
     assert found == Snapshots(4, 4, 10 * DAY_NS, 21 * DAY_NS, 4, 21 * DAY_NS)
     drills = drills_of(tmp_path, a_record(3, ended_ns=NOW_NS + DAY_NS), a_record(4))
     assert drills.last_success_ns == a_record(4).ended_ns and drills.is_overdue
+
+
+def test_what_a_snapshot_has_lost_those_after_it_have_lost_too(tmp_path: Path) -> None:
+    """None from there on is complete, also where the one that lost it has been dropped."""
+    with Writer(tmp_path / "store") as writer:
+        for number in range(1, 5):
+            writer.put(b"")
+            writer.seal(number, number * DAY_NS)
+    catalog = catalog_path(tmp_path / "store")
+    for change, count in (("lost = 2", 4), ("dropped_ns = 7", 3)):
+        with closing(Catalog(catalog)) as book:
+            book.database.execute(f"UPDATE snapshot SET {change} WHERE number = 2")
+        found = report_facts._own_snapshots(tmp_path / "store", [])
+        assert found == Snapshots(count, 1, DAY_NS, 4 * DAY_NS, 1, DAY_NS)
 
 
 def test_ages_against_a_deadline_that_nobody_knows_are_none(tmp_path: Path) -> None:

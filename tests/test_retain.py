@@ -188,6 +188,34 @@ def test_pins_suspects_and_what_was_not_examined_stay(rig: Rig) -> None:
     assert all(number < 100 for number in asyncio.run(rig.retaining.outlook()).going)
 
 
+def test_what_a_failed_drop_left_can_be_pinned(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is being let go any more, so a person may keep it."""
+    rig.live(40)
+    going = asyncio.run(rig.retaining.outlook()).going
+
+    def failing(archive: Archive, numbers: list[int]) -> None:
+        with pytest.raises(ReplicadError, match="being dropped"):
+            rig.findings.add_pin(Pin("too late", numbers[0], 1))
+        raise ReplicadError("the disk is on fire")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retain, "drop", failing)
+        with pytest.raises(ReplicadError, match="on fire"):
+            rig.run()
+    rig.findings.add_pin(Pin("kept", going[0], 1))
+    assert going[0] not in rig.run().dropped and going[0] in rig.numbers()
+
+
+def test_what_a_killed_daemon_was_dropping_can_be_pinned_after_the_next_run(rig: Rig) -> None:
+    """Also where that run lets nothing go, because the rules were switched off meanwhile."""
+    rig.live(40)
+    going = asyncio.run(rig.retaining.outlook()).going
+    rig.findings.retire(going)
+    rig.rules = Rules()
+    rig.run()
+    rig.findings.add_pin(Pin("kept", going[0], 1))
+
+
 def test_a_pin_set_at_the_last_moment_counts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pin that is set after the rules have decided, and before the snapshot went, keeps it."""
     rig.live(40)

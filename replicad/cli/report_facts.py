@@ -246,10 +246,14 @@ def _own_snapshots(directory: Path, unknowns: list[Unknown]) -> Snapshots | None
     from replicad.db.listing import Listing
     from replicad.work.archive import catalog_path
 
+    kept, lost = list[tuple[int, int, bool]](), 0
     try:
         with closing(Listing(catalog_path(directory))) as listing:
-            rows = [row for row in listing.snapshots() if not row.dropped_ns]
+            for row in listing.snapshots():
+                lost += row.lost  # what a snapshot lacks those after it lack too
+                if not row.dropped_ns:
+                    kept.append((row.number, row.created_ns, row.complete and not lost))
     except ReplicadError as error:
         unknowns.append(Unknown("snapshots", printable(str(error))))
         return None
-    return _snapshots([(row.number, row.created_ns, row.complete and not row.lost) for row in rows])
+    return _snapshots(kept)

@@ -136,7 +136,7 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
     blocks: tuple[bytes, ...] = ()
     """Ids of the blocks that are damaged here (one on the primary); while some of many are repaired, those left."""
     mended: tuple[bytes, ...] = ()
-    """Ids of those that are repaired already, as long as others are left."""
+    """Ids of those that are repaired already, or stored anew by a pass, as long as others are left."""
     expected: bytes = b""
     """Recorded checksum; b"" when there is none."""
     seen: bytes = b""
@@ -174,10 +174,13 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
         damage again does not undo what it said."""
         settled = self.is_same_damage(found) and found.evidence.witness is Witness.SILENT
         stays = settled and found.verdict is Verdict.INCONCLUSIVE
+        left, all_named = set(found.blocks), dict.fromkeys(self.mended + self.blocks + found.mended)
+        mended = [name for name in all_named if name not in left] if self.side is Side.REPLICA else []
         return msgspec.structs.replace(
             found,
             id=self.id,
             found_ns=self.found_ns,
+            mended=tuple(mended[: max(0, MAX_BLOCKS_NAMED - len(left))]),
             changed_ns=max(self.changed_ns, found.changed_ns),
             verdict=self.verdict if stays else found.verdict,
             evidence=self.evidence if stays else found.evidence,

@@ -120,7 +120,7 @@ def _fresh(wanted: Demands, seen: Seen) -> Check:
     if age_s < -SKEW_S:
         return shut("the last pass lies ahead of the clock: the clock was set back")
     shown = f"snapshot {said.complete.number} holds everything as of {short_duration(max(0.0, age_s))} ago"
-    if wanted.asked_ns and seen.walked_ns >= wanted.asked_ns:
+    if wanted.asked_ns and wanted.asked_ns <= seen.walked_ns <= seen.complete_ns:  # else another clock has stamped it
         return Check("fresh", True, f"{shown}, by a walk of everything since the gate was asked")
     if age_s <= wanted.lag_s:
         return Check("fresh", True, f"{shown}; up to {short_duration(wanted.lag_s)} are allowed")

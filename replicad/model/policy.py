@@ -246,6 +246,8 @@ def _scrub(wanted: Objectives, facts: Facts) -> Said:
         said = copy.said
         has_data = bool(said.complete.number)
         unknown = _unheard(copy) or unseen(said.scrub_state, said.scrub_reason, said.total_bytes, has_data=has_data)
+        if copy.heard_ns - facts.now_ns > SKEW_S * 1e9:
+            unknown = unknown or _stale(copy, facts.now_ns)
         seen = Verified(said.oldest_verified_ns, said.total_bytes, unknown)
         # the replica's times are by its own clock, so is the moment at which it said so; since then ours has gone on
         now_ns = said.now_ns + max(0, facts.now_ns - copy.heard_ns)

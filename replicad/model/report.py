@@ -339,6 +339,9 @@ def _copied(subject: Subject) -> list[Reason]:
         if any(replica.state for replica in subject.replicas):
             return [Reason(Answer.NO, "no replica ever held a complete copy")]
         return [Reason(Answer.UNKNOWN, "it is not known whether a replica holds a complete copy")]
+    copies = [replica.snapshots for replica in subject.replicas if replica.last_complete_ns]
+    if not any(kept is None or kept.complete for kept in copies):  # the record may have been lost since
+        return [Reason(Answer.NO, "no replica lists a complete snapshot")]
     return []
 
 

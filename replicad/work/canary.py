@@ -202,7 +202,7 @@ class Following:
         status = self.status
         status.number = written[-1].number if written else 0
         status.written_ns = written[-1].written_ns if written else 0
-        status.oldest_awaited_ns = awaited[0].written_ns if awaited else 0
+        status.oldest_awaited_ns = min((canary.written_ns for canary in awaited), default=0)
         status.last_number, status.last_success_ns = through.number, through.back_ns
         status.lags, status.source = through.lags, through.source
 

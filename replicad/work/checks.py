@@ -76,7 +76,7 @@ def check_zip(path: Path) -> str | None:
         return _broken(error)
     except (RuntimeError, NotImplementedError) as error:
         raise CannotTell(f"cannot be read: {error}") from error  # encrypted, or compressed in an unknown way
-    return f"member {bad} is damaged" if bad else None
+    return None if bad is None else f"member {bad!r} is damaged"
 
 
 def check_tar(path: Path) -> str | None:

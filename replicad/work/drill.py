@@ -250,14 +250,25 @@ class Drill:
         validators, bench = Validators(configured, self._clock, self._disk), Bench(scratch.tree, scratch.bench)
         self._show("validating", 0)
         after: Subject | None = None
+        try:
+            while page := await self._in_book(partial(self._book.subjects, after)):
+                for subject in page:
+                    said = await validators.validate(subject, bench)
+                    self.record.note_validated(said)
+                    if said.outcome is not Outcome.PROVEN:
+                        is_wrong = said.outcome is Outcome.FAILED
+                        await self._in_book(partial(self._book.unprove, subject.path, is_wrong=is_wrong))
+                    after = subject
+        except ReplicadError:
+            await self._unprove_from(after)
+            raise
+
+    async def _unprove_from(self, after: Subject | None) -> None:
+        """What is behind this subject was not looked at by its validator, and so does not count as drilled."""
         while page := await self._in_book(partial(self._book.subjects, after)):
             after = page[-1]
             for subject in page:
-                said = await validators.validate(subject, bench)
-                self.record.note_validated(said)
-                if said.outcome is not Outcome.PROVEN:
-                    is_wrong = said.outcome is Outcome.FAILED
-                    await self._in_book(partial(self._book.unprove, subject.path, is_wrong=is_wrong))
+                await self._in_book(partial(self._book.unprove, subject.path, is_wrong=False))
 
     def _show(self, state: str, total: int, reason: str = "") -> None:
         self._status.state, self._status.reason = state, reason

@@ -75,6 +75,8 @@ class Drilling:
             rto_s=config.rto_s,
         )
         self._asked: Asked | None = None
+        self._made = 0
+        """The number in the book of the last drill that this daemon has made."""
         self._is_swept = False
         self.notes: tuple[DrillNote, ...] = ()
         """What the replica is to know of its drills: the last proven one, the failure that stands, and the last one."""
@@ -106,7 +108,7 @@ class Drilling:
     def take_over(self, before: Drilling) -> None:
         """Go on in place of a loop that was configured otherwise: who waits for a drill of that gets one of this."""
         self.status.requested, self.status.served = before.status.requested, before.status.served
-        self._asked = before._asked
+        self._asked, self._made = before._asked, before._made
 
     async def wait(self) -> None:
         """Until a drill may be due or is asked for."""
@@ -201,7 +203,7 @@ class Drilling:
     def _remember(self, book: Drills, record: DrillRecord) -> None:
         """In the book's thread."""
         book.settle(self._replica, record.ended_ns)
-        book.add(record)
+        self._made = book.add(record).number
         self._recall(book)
 
     def _recall(self, book: Drills) -> None:
@@ -212,7 +214,7 @@ class Drilling:
             book.put(since, self._clock.now_ns())
         status.since_ns = book.get(since)
         history = book.history(self._replica, limit=RECENT)
-        status.last = _short(history[-1]) if history else None
+        status.last = self._as_answer(_short(history[-1])) if history else None
         regular = [record for record in history if record.kind != "paths"]
         status.next_ns = next_ns(regular[-1] if regular else None, config.drill_every_s, self._clock.now_ns())
         status.drills = book.counts(self._replica)
@@ -225,6 +227,10 @@ class Drilling:
         status.trend = trend([(record.ended_ns, record.estimate_s) for record in proven])
         coverage = book.coverage(self._replica)
         status.files, status.never_files, status.oldest_ns = coverage.total.files, coverage.never, coverage.oldest_ns
+
+    def _as_answer(self, record: DrillRecord) -> DrillRecord:
+        """Requests are counted from a daemon's start: a drill of an earlier one answers none of this one."""
+        return record if record.number == self._made else msgspec.structs.replace(record, request=0)
 
     def _served(self) -> None:
         """Whoever asked for a drill hears that it has ended."""

@@ -152,6 +152,8 @@ class Retaining:
                 self.status.state = "idle"
 
     async def _run(self, asked: bool) -> Retained:
+        if not self.status.last_run_ns:  # whatever a daemon was letting go when it was killed stays
+            await self._in_store(lambda _, findings: findings.retire([]))
         found = await self.outlook()
         self.status.hold = found.hold
         dropped = await self._let_go(found.going)
@@ -257,10 +259,12 @@ def _recover(archive: Archive) -> None:
 
 def _let_go(numbers: list[int], archive: Archive, findings: Findings) -> list[int]:
     """What nobody has pinned meanwhile, or reads, goes; while it does, nobody can begin to. The next run asks again."""
-    with letting_go(archive.store.directory, findings.retire(numbers)) as going:
-        if going:
-            drop(archive, going)
-    findings.retire([])
+    try:
+        with letting_go(archive.store.directory, findings.retire(numbers)) as going:
+            if going:
+                drop(archive, going)
+    finally:
+        findings.retire([])
     return going
 
 
