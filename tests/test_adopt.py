@@ -14,7 +14,7 @@ import pytest
 from kit_faults import flip
 from kit_pair import make_pair, replicad, running
 from kit_rig import Replica, Rig, copied, describe_snapshot, differences, replica, rig, snapshots
-from kit_tree import build_tree
+from kit_tree import NOBODY, build_tree, is_root
 from replicad.config import DatasetConfig
 from replicad.db.claims import Claims
 from replicad.db.findings import Findings
@@ -383,6 +383,21 @@ async def test_a_record_is_adopted_between_the_hooks(tmp_path: Path, root: Path)
             assert (await primary.sync(fra1)).pass_ok
             assert differences(describe_snapshot(fra1.archive), good) == []
             assert away.exists()
+
+
+@pytest.mark.skipif(not is_root(), reason="only root can become another user")
+@pytest.mark.parametrize("which", ["hook_pre", "hook_post"])
+async def test_the_daemon_s_user_runs_the_hooks_of_a_rebuild_typed_by_root(
+    tmp_path: Path, root: Path, which: str
+) -> None:
+    """The owner of the state directory is that user; the new ledger is not taken when its hook fails."""
+    fill(root, 2)
+    async with replica(tmp_path / "store") as fra1, rig(tmp_path / "first", root) as primary:
+        await primary.sync(fra1)
+        os.chown(primary.directory / "state", NOBODY, NOBODY)
+        config = replace(DatasetConfig("www", root), **{which: ("sh", "-c", "echo I am $(id -u); exit 1")})  # type: ignore[arg-type]
+        with pytest.raises(SourceError, match=f"I am {NOBODY}"):
+            await rebuilt(primary, fra1, root, config=config)
 
 
 def test_file_numbers_of_a_new_ledger_keep_clear_of_the_record(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kit_tree import NOBODY, is_root
 from replicad.model.errors import SourceError
 from replicad.source.hook import OUTPUT_TAIL_BYTES, run_hook
 
@@ -146,6 +148,22 @@ async def test_a_process_left_in_the_background_does_not_hold_the_pass_up(tmp_pa
     assert is_alive(child)
     os.kill(child, signal.SIGKILL)
     await until_gone(child)
+
+
+@pytest.mark.skipif(not is_root(), reason="only root can become another user")
+@pytest.mark.parametrize("uid", [NOBODY, 54321])
+async def test_root_runs_a_hook_with_the_rights_of_the_directory_s_owner(tmp_path: Path, uid: int) -> None:
+    """No right of root is left, whether the owner has a name or only a number."""
+    os.chown(tmp_path, uid, uid)
+    status = "grep -E '^(Uid|Gid|Groups|CapPrm|CapEff):' /proc/self/status"
+    with pytest.raises(SourceError) as raised:
+        await run_hook(
+            ["sh", "-c", f"{status}; echo $USER $HOME; exit 1"], timeout_s=20, environment={}, owner_of=tmp_path
+        )
+    none, four = "0" * 16, f"{uid} {uid} {uid} {uid}"
+    user, home = pwd.getpwuid(uid)[0:6:5] if uid == NOBODY else (str(uid), "/")
+    rights = f"Uid: {four} Gid: {four} Groups: {uid} CapPrm: {none} CapEff: {none} {user} {home}"
+    assert rights in " ".join(str(raised.value).split())
 
 
 async def test_hooks_leave_no_descriptors_open() -> None:

@@ -46,7 +46,8 @@ def rebuild(
 
     On a primary, with --ledger: the ledger of a dataset, from the newest snapshot of a replica. The record is trusted,
     not the disk: what looks as recorded is expected to hold what is recorded, and a scrub tells where it does not; what
-    looks otherwise is replicated by the next pass.
+    looks otherwise is replicated by the next pass. The dataset's hooks run before and after, as the user that owns the
+    state directory, also when root typed this.
     """
     if ledger:
         if store or not dataset:

@@ -3,6 +3,7 @@
 **Owns** its process group and the end of its output. **Never** uses a shell, and leaves no process of a hook that
 failed behind: on timeout or cancellation the whole group gets SIGTERM, and SIGKILL when it does not heed that.
 
+When root runs it for a daemon with a user of its own, it runs as that user, with nothing left of root's rights.
 A hook that succeeds may leave processes running in the background; its output ends when its first process does.
 """
 
@@ -10,9 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from replicad.model.errors import SourceError
 
@@ -24,15 +28,21 @@ _READ_BYTES = 64 * 1024
 
 
 async def run_hook(
-    argv: Sequence[str], *, timeout_s: float, environment: Mapping[str, str], grace_s: float = GRACE_S
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    environment: Mapping[str, str],
+    grace_s: float = GRACE_S,
+    owner_of: Path | None = None,
 ) -> None:
-    """Run `argv` in directory / with `environment` added to this process's own, and wait for it to end.
+    """Run `argv` in directory / with `environment` added to this process's own, and wait for it to end. Root runs it
+    as the user that the directory `owner_of` belongs to.
 
     Raises SourceError when it cannot be started, fails, or takes longer than `timeout_s`.
     """
     tail = _Tail()
     try:
-        process = await _start(argv, environment, tail)
+        process = await _start(argv, environment, owner_of, tail)
         try:
             async with asyncio.timeout(timeout_s):
                 code = await process.wait()
@@ -48,15 +58,46 @@ async def run_hook(
         tail.close()
 
 
-async def _start(argv: Sequence[str], environment: Mapping[str, str], tail: _Tail) -> asyncio.subprocess.Process:
+@dataclass(frozen=True, slots=True)
+class _User:
+    """Whom a hook runs as; by default whoever this process is."""
+
+    uid: int | None = None
+    gid: int | None = None
+    groups: Sequence[int] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def _user(owner_of: Path | None) -> _User:
+    if owner_of is None or os.geteuid() != 0:
+        return _User()
+    status = owner_of.stat()
+    if status.st_uid == 0:
+        return _User()
     try:
+        entry = pwd.getpwuid(status.st_uid)
+        name, gid, home = entry.pw_name, entry.pw_gid, entry.pw_dir
+    except KeyError:  # a number without a name, as containers have them
+        name, gid, home = str(status.st_uid), status.st_gid, "/"
+    login = {"HOME": home, "USER": name, "LOGNAME": name}
+    return _User(status.st_uid, gid, os.getgrouplist(name, gid), login)
+
+
+async def _start(
+    argv: Sequence[str], environment: Mapping[str, str], owner_of: Path | None, tail: _Tail
+) -> asyncio.subprocess.Process:
+    try:
+        user = _user(owner_of)
         return await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=tail.write_end,
             stderr=tail.write_end,
-            env={**os.environ, **environment},
+            env={**os.environ, **user.environment, **environment},
             cwd="/",
+            user=user.uid,
+            group=user.gid,
+            extra_groups=user.groups,
             start_new_session=True,
         )
     except (OSError, ValueError) as error:

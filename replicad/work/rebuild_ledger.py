@@ -77,7 +77,7 @@ async def rebuild_ledger(
     try:
         dataset = Dataset(replace(config, watch=False), (replica, *others), staging)
         try:
-            adopted = await _fill(dataset, reader, lines[-1], clock, heard)
+            adopted = await _fill(dataset, state, reader, lines[-1], clock, heard)
         finally:
             await dataset.close()
         final = ledger_path(state, config.name)
@@ -90,11 +90,13 @@ async def rebuild_ledger(
     return LedgerRebuilt(final, adopted, kept)
 
 
-async def _fill(dataset: Dataset, reader: Reader, line: SnapshotLine, clock: Clock, heard: Heard | None) -> Adopted:
-    """Adopt the snapshot into the new ledger."""
+async def _fill(
+    dataset: Dataset, state: Path, reader: Reader, line: SnapshotLine, clock: Clock, heard: Heard | None
+) -> Adopted:
+    """Adopt the snapshot into the new ledger. Hooks run as whom the state directory belongs to: the daemon's user."""
     replica, *others = dataset.replicas
     await dataset.open()
-    async with hooks(dataset.config, replica):  # the root may be there only between them
+    async with hooks(dataset.config, replica, owner_of=state):  # the root may be there only between them
         adopted = await adopt(dataset, replica, Head(line.number, line.digest), reader, clock, heard)
     for other in others:
         await dataset.durably(dataset.ledger.put, GOES_ON.format(other), 1)
