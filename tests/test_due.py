@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from replicad.db import database as db_database
 from replicad.db.database import Database
-from replicad.db.due import LEAST_BYTES, STRETCH_BLOCKS, Due, stretch_bytes, stretch_count
+from replicad.db.due import LEAST_BYTES, STRETCH_BLOCKS, Due, most_ahead_ns, stretch_bytes, stretch_count
 from replicad.db.ledger import UNSETTLED, BlockRow, EntryRow, Ledger
 from replicad.db.ledger_schema import MIGRATIONS
 from replicad.db.look_up import LookUp
@@ -211,6 +211,44 @@ def test_a_verified_part_that_waits_comes_back_at_its_old_place(ledger: Ledger) 
     assert ledger.due.ages(50).waiting_bytes == 0
 
 
+@pytest.mark.parametrize("moment", [0, 5])
+def test_a_part_that_waits_is_back_at_its_place_when_its_file_is_found_under_another_name(
+    ledger: Ledger, moment: int
+) -> None:
+    """It was looked for before its rename was recorded: what was verified is as old as ever, what never was is new."""
+    file = add(ledger, 2, size=BLOCK)
+    moved, other = take(ledger)
+    verify(ledger, [other] + [moved] * bool(moment), 5)
+    ledger.due.postpone([part for part in take(ledger) if part.file == file], 60)
+    row = file_row(b"0", file, BLOCK)
+    ledger.record_entries([row._replace(put=Put(b"elsewhere", Kind.FILE, META, BLOCK, file, BLOCK))])
+    (turn,) = ledger._db.one("SELECT turn FROM part WHERE file = ?", (file,)) or ()
+    assert turn == 5 if moment else turn < 0
+    ledger.due.tidy()
+    ages = ledger.due.ages(50)
+    assert (ages.waiting_bytes, ages.tried_bytes, ages.tried_never_bytes) == (0, 0, 0)
+    assert ages.never_bytes == (0 if moment else BLOCK)
+    assert take(ledger)[0].file == file
+
+
+def test_what_could_not_be_judged_is_tried_again_before_it_is_too_old(ledger: Ledger) -> None:
+    """Nobody may record it anew, as when its directory was moved away and back: it takes nobody's place, but a round
+    later it would be overdue."""
+    file = add(ledger, 4, size=BLOCK)
+    verify(ledger, take(ledger), 5)
+    ledger.due.postpone(take(ledger)[:2], 60)
+    verify(ledger, [part for part in take(ledger) if part.file > file + 1], 30)
+
+    def taken(overdue_ns: int, retry_ns: int) -> list[int]:
+        found = ledger.due.take(BLOCK, 99, before_ns=200, overdue_ns=overdue_ns, retry_ns=retry_ns, since_ns=150)
+        return [part.file for part in found]
+
+    assert taken(10, 60) == taken(5, 61) == [file + 2]
+    assert taken(10, 61) == [file + 2, file]
+    ledger.due.postpone([part for part in take(ledger) if part.file == file], 70)
+    assert taken(10, 65) == [file + 2, file + 1]
+
+
 def test_what_could_not_be_judged_is_tried_again_before_anything_is_read_a_second_time(ledger: Ledger) -> None:
     """While somebody waits for the rest of what he has asked for, only that is taken."""
     add(ledger, 3)
@@ -232,6 +270,23 @@ def test_a_clock_that_was_wrong_hides_nothing(ledger: Ledger) -> None:
     verify(ledger, take(ledger), 10 * 365 * 24 * HOUR_NS)
     now = 365 * 24 * HOUR_NS
     assert len(take(ledger, now=now)) == 2
+    assert ledger.due.ages(now).never_bytes == 2 * LEAST_BYTES
+
+
+def test_a_clock_that_was_set_back_a_little_hides_nothing_for_longer_than_a_short_deadline_allows(
+    ledger: Ledger,
+) -> None:
+    """Fifty minutes are nothing in a week, and very much where all is to be verified each two minutes."""
+    add(ledger, 2)
+    now = 365 * 24 * HOUR_NS
+    verify(ledger, take(ledger), now + HOUR_NS * 5 // 6)
+    assert most_ahead_ns(7 * 86400) == HOUR_NS
+    ledger.due.back_from_the_future(now, most_ahead_ns(7 * 86400))
+    assert ledger.due.ages(now).never_bytes == 0
+    short_ns = most_ahead_ns(120)
+    assert 0 < short_ns < 10 * 10**9
+    taken = ledger.due.take(FAR, 9, before_ns=now, overdue_ns=0, retry_ns=now, ahead_ns=short_ns)
+    assert len(taken) == 2
     assert ledger.due.ages(now).never_bytes == 2 * LEAST_BYTES
 
 

@@ -285,7 +285,7 @@ async def test_a_file_that_is_always_written_makes_nothing_late(rig: Rig, calm: 
     rig.surface.waiting = 50 * GB
     await rig.live(4 * DAY_S)
     assert rig.status.on_track
-    assert rig.status.reason == "50 GB are being written: they are judged once they are recorded anew"
+    assert rig.status.reason == "50 GB are being written or were moved: they are looked at again"
     assert rig.status.never_bytes == 50 * GB
 
 

@@ -19,6 +19,7 @@ from replicad.work.segment_check import Checked
 
 GB = 10**9
 AHEAD_NS = int(10 * 365 * DAY_S) * S
+BACK_NS = 50 * 60 * S
 
 
 @pytest.fixture
@@ -93,6 +94,33 @@ async def test_files_that_were_verified_in_the_future_are_due(tmp_path: Path) ->
         now = await made.surface.extent(made.clock.now_ns())
         assert now.never_bytes == now.since_bytes == now.total_bytes
         assert (await made.surface.verify(ALL, 0)).units
+
+
+async def test_a_clock_set_back_by_less_than_an_hour_stops_no_scrub_with_a_short_deadline(tmp_path: Path) -> None:
+    """Files are due again, and so is the structure, long before the clock has caught up."""
+    root = tmp_path / "www"
+    root.mkdir()
+    (root / "a").write_bytes(b"x" * 100_000)
+    async with scrubbed(tmp_path, root, scrub_every_s=120.0) as made:
+        made.clock.ahead_ns = BACK_NS
+        await made.scrub()
+        made.clock.ahead_ns = 0
+        now = await made.surface.extent(made.clock.now_ns())
+        assert now.never_bytes == now.since_bytes == now.total_bytes
+        assert (await made.surface.verify(ALL, 0)).units
+
+
+async def test_a_structure_checked_by_a_clock_set_back_is_checked_again_within_a_short_deadline(tmp_path: Path) -> None:
+    """Not only once the clock has caught up."""
+    rig = Rig(tmp_path, Policy(120.0, 0.25))
+    rig.surface.add(1_000_000)
+    rig.clock.ns += BACK_NS
+    await rig.live(300)
+    rig.clock.ns -= BACK_NS
+    checks = len(rig.surface.structures)
+    await rig.live(300)
+    assert len(rig.surface.structures) > checks
+    rig.findings.close()
 
 
 @pytest.mark.parametrize("restarted", [False, True])

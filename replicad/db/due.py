@@ -37,6 +37,8 @@ OVERDUE_SHARE = 2
 must not keep all others from their turn."""
 MOST_AHEAD_NS = 3600 * 10**9
 """How far a moment of verification may lie in the future, after a clock was set back, and still be believed."""
+AHEAD_SHARE = 0.05
+"""The same as a share of the time within which all is to be verified: it waits for so much longer at worst."""
 PAGE_PARTS = 256
 """Parts that were verified before read at once: about as many as one batch holds."""
 PAGE_FILES = 512
@@ -130,6 +132,11 @@ def stretch_bytes(size: int, block_bytes: int, stretch: int) -> int:
     return max(LEAST_BYTES, min(length, size - stretch * length))
 
 
+def most_ahead_ns(every_s: float) -> int:
+    """How far in the future a verification is believed where everything is to be verified within `every_s`."""
+    return min(MOST_AHEAD_NS, int(every_s * AHEAD_SHARE * 1e9))
+
+
 class DueParts:
     """The parts of one ledger. Belongs to the ledger's thread; transactions are the ledger's."""
 
@@ -164,9 +171,12 @@ class DueParts:
                 directories.add(directory_of(put.path))
         if added:
             self._add_files(added)
+        renamed = {file for file, row in changed.items() if self._is_recorded(file, row.stamp)}
         for file, row in changed.items():
-            if not self._is_recorded(file, row.stamp):
+            if file not in renamed:
                 self._mark_file(file, row.put.size, row.put.block_bytes)
+        if renamed:  # they may have been looked for under their former names
+            self._end_waiting(renamed, self._next_turn())
         if directories:
             self._mark({(-number, 0) for number in directories})
 
@@ -192,24 +202,32 @@ class DueParts:
         overdue_ns: int,
         retry_ns: int,
         since_ns: int | None = None,
+        ahead_ns: int = MOST_AHEAD_NS,
     ) -> list[Due]:
         """The next parts in order, about `budget_bytes` of them and at most `limit`, one at least if any is due.
 
         Parts verified or looked at from `before_ns` on are left out, also those that could not be judged since
         `retry_ns`. Once the oldest were verified before `overdue_ns` they have their share beside what is new. What
         was verified since `since_ns` is taken only when nothing else is left, not even what could not be judged.
+
+        What could not be judged before `retry_ns` and is overdue comes on top, with a share of its own: mostly there is
+        nothing of it to read, and it must not keep the others from their turn.
         """
-        self.back_from_the_future(before_ns)
+        self.back_from_the_future(before_ns, ahead_ns)
         bag = _Bag(budget_bytes // OVERDUE_SHARE, limit // OVERDUE_SHARE)
         bag.fill(self._old(overdue_ns, retry_ns), at_least=1)
         late, bag.budget_bytes, bag.limit = set(bag.parts), budget_bytes, limit
         bag.fill(self._never(limit), at_least=1)
         since_ns = before_ns if since_ns is None else min(since_ns, before_ns)
-        for parts in (self._old(since_ns, retry_ns), self._unjudged(since_ns, min(before_ns, retry_ns))):
+        for parts in (self._old(since_ns, retry_ns), self._unjudged(since_ns, since_ns, min(before_ns, retry_ns))):
             bag.fill((part for part in parts if part not in late), at_least=0 if bag.parts else 1)
         if not bag.parts:
             bag.fill(self._old(before_ns, retry_ns), at_least=1)
-        return bag.parts
+        again, taken = _Bag(budget_bytes // OVERDUE_SHARE, limit // OVERDUE_SHARE), set(bag.parts)
+        if self._db.value("SELECT 1 FROM tally WHERE at_ns < ? LIMIT 1", (overdue_ns,)):
+            overdue = self._unjudged(overdue_ns, 0, min(before_ns, retry_ns))
+            again.fill((part for part in overdue if part not in taken), at_least=1)
+        return bag.parts + again.parts
 
     def settle(self, verified: Sequence[Due], at_ns: int, sizes: Sequence[int]) -> int:
         """These parts were verified at `at_ns`, reading so many bytes of each; how many of them were not written
@@ -308,9 +326,13 @@ class DueParts:
         grown = {(file, last)} if last < count - 1 else set()
         turn = self._mark({(file, 0)} | grown)
         self._make(file, size, block_bytes, turn)
-        self._db.execute(
+        self._end_waiting({file}, turn)
+
+    def _end_waiting(self, files: Iterable[int], turn: int) -> None:
+        """Parts of these that could not be judged have their place again; `turn`, if they were never verified."""
+        self._db.executemany(
             "UPDATE part SET turn = CASE at_ns WHEN 0 THEN ? ELSE at_ns END WHERE file = ? AND turn > at_ns",
-            (turn, file),
+            [(turn, file) for file in files],
         )
 
     def _mark(self, stretches: set[tuple[int, int]]) -> int:
@@ -325,9 +347,9 @@ class DueParts:
         part = self._db.value("SELECT max(turn) FROM part WHERE turn < 0")
         return max(_FIRST_TURN if fresh is None else fresh, _FIRST_TURN if part is None else part) + 1
 
-    def back_from_the_future(self, now_ns: int) -> None:
+    def back_from_the_future(self, now_ns: int, ahead_ns: int = MOST_AHEAD_NS) -> None:
         """Verified later than now? The clock was wrong then, and would keep the part waiting until that moment."""
-        latest_ns = now_ns + MOST_AHEAD_NS
+        latest_ns = now_ns + ahead_ns
         if self._db.value("SELECT 1 FROM part WHERE turn > ? LIMIT 1", (latest_ns,)):
             self._db.execute("UPDATE part SET at_ns = 0, turn = ? WHERE turn > ?", (self._next_turn(), latest_ns))
 
@@ -343,9 +365,10 @@ class DueParts:
     def _old(self, before_ns: int, retry_ns: int) -> Iterator[Due]:
         return self._in_order("turn = at_ns OR turn < ?", retry_ns, 0, before_ns)
 
-    def _unjudged(self, since_ns: int, retry_ns: int) -> Iterator[Due]:
-        """What was looked at since then and could not be judged, nor was it verified since."""
-        return self._in_order("turn > at_ns AND at_ns < ?", since_ns, since_ns, retry_ns)
+    def _unjudged(self, before_ns: int, since_ns: int, retry_ns: int) -> Iterator[Due]:
+        """What was verified before `before_ns`, if ever, and could not be judged when it was looked at after that:
+        since `since_ns`, and before `retry_ns`."""
+        return self._in_order("turn > at_ns AND at_ns < ?", before_ns, since_ns, retry_ns)
 
     def _in_order(self, what: str, value: int, first_turn: int, end_turn: int) -> Iterator[Due]:
         """Parts with a turn from `first_turn` up to, not including, `end_turn`, in pages: mostly a few are wanted."""

@@ -15,7 +15,7 @@ from functools import partial
 
 from replicad.config import DatasetConfig, ListenConfig
 from replicad.config.units import parse_hours
-from replicad.db.due import MOST_AHEAD_NS
+from replicad.db.due import most_ahead_ns
 from replicad.model import pace
 from replicad.model.divergence import Side
 from replicad.model.errors import ReplicadError
@@ -391,7 +391,7 @@ class Scrubbing:
                     self._doubt((NOT_SINCE_START,))
                 if memory.alive_ns:
                     self._stood(memory, "the daemon did not run", memory.alive_ns)
-        _back_from_the_future(self._memory, self._clock.now_ns())
+        _back_from_the_future(self._memory, self._clock.now_ns(), self._policy_now().every_s)
         self._show_memory(self._memory)
         return self._memory
 
@@ -481,7 +481,7 @@ class Scrubbing:
         if now.reason or self._memory is None:
             return now.reason
         if tried := self._outstanding.extent.tried_bytes:
-            return f"{pace.show_size(tried)} are being written: they are judged once they are recorded anew"
+            return f"{pace.show_size(tried)} are being written or were moved: they are looked at again"
         ended_ns = self._memory.stood_until_ns
         if self._memory.stood_s and self._clock.now_ns() - ended_ns < LONGEST_PAUSE_S * 1e9:
             return f"{self._memory.stood} until {format_ns(ended_ns)}, and is making up for it"
@@ -493,11 +493,11 @@ class Scrubbing:
         self._poked.set()
 
 
-def _back_from_the_future(memory: Memory, now_ns: int) -> None:
+def _back_from_the_future(memory: Memory, now_ns: int, every_s: float) -> None:
     """What was written down by a clock that was ahead must not keep anything waiting until that moment comes."""
     memory.requested_ns = min(memory.requested_ns, now_ns)
     memory.alive_ns, memory.stood_until_ns = min(memory.alive_ns, now_ns), min(memory.stood_until_ns, now_ns)
-    if memory.structure_ns > now_ns + MOST_AHEAD_NS:
+    if memory.structure_ns > now_ns + most_ahead_ns(every_s):
         memory.structure_ns = 0
 
 

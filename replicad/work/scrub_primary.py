@@ -20,7 +20,7 @@ from functools import partial
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from replicad.db.audit import audit
-from replicad.db.due import STRETCH_BLOCKS, Ages, Due, stretch_count
+from replicad.db.due import STRETCH_BLOCKS, Ages, Due, most_ahead_ns, stretch_count
 from replicad.db.ledger import BlockRow
 from replicad.db.look_up import LookUp
 from replicad.model.divergence import Part, Side, block_key, block_of_key, metadata_key
@@ -189,11 +189,12 @@ class PrimarySurface:
 
     def _ages(self, before_ns: int, now_ns: int) -> Ages:
         due = self._dataset.ledger.due
-        due.back_from_the_future(now_ns)
+        due.back_from_the_future(now_ns, most_ahead_ns(self._dataset.config.scrub_every_s))
         return due.ages(before_ns, now_ns - RETRY_NS)
 
     def _take(self, budget_bytes: int, started_ns: int, since_ns: int) -> list[Due]:
-        overdue_ns = started_ns - int(OVERDUE_SHARE * self._dataset.config.scrub_every_s * 1e9)
+        every_s = self._dataset.config.scrub_every_s
+        overdue_ns = started_ns - int(OVERDUE_SHARE * every_s * 1e9)
         retry_ns = max(started_ns - RETRY_NS, min(since_ns, started_ns))
         return self._dataset.ledger.due.take(
             budget_bytes,
@@ -202,6 +203,7 @@ class PrimarySurface:
             overdue_ns=overdue_ns,
             retry_ns=retry_ns,
             since_ns=since_ns,
+            ahead_ns=most_ahead_ns(every_s),
         )
 
     def _load(self, parts: Sequence[Due]) -> list[Job]:
@@ -284,12 +286,16 @@ class PrimarySurface:
         return ledger.due.settle([part for part, _ in verified], started_ns, [size for _, size in verified])
 
     async def _verify_directory(self, part: Due, tally: Tally, started_ns: int, standing: Standing) -> None:
-        """All entries without blocks of one directory. One that was written comes back when it is recorded anew."""
+        """All entries without blocks of one directory. One that was written comes back when it is recorded anew; if not
+        one of them is there, the directory was moved or is not mounted, and waits as a file does."""
         after: bytes | None = None
         is_seen, is_empty = True, True
         while page := await self._in_ledger(self._page, -part.file, after):
             after, is_empty = page[-1].path.rpartition(b"/")[2], False
-            for name, seen in zip(page, await self._in_pool(self._examine_entries, page), strict=True):
+            outcomes = await self._in_pool(self._examine_entries, page)
+            if all(isinstance(seen, Trouble) and seen.vanished for seen in outcomes):
+                is_seen = False
+            for name, seen in zip(page, outcomes, strict=True):
                 if isinstance(seen, Examined):
                     await self._settle_entry(name, 0, seen, tally, standing)
                 elif _note_unseen(seen, tally):
