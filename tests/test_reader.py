@@ -29,9 +29,10 @@ from replicad.model.errors import (
 )
 from replicad.model.snapshot import Head
 from replicad.store.format import Frame, FrameType, encode_frame, split_frames
+from replicad.work import read_remote
 from replicad.work.origin import reading_replica
 from replicad.work.read_local import LocalReader
-from replicad.work.read_remote import RemoteReader
+from replicad.work.read_remote import LISTING_CREDIT_BYTES, RemoteReader
 from replicad.work.reader import Reader, open_block, split_ids
 
 BLOCKS = [os.urandom(size) for size in (1, 100, 65536, 65536, 30_000)]
@@ -254,12 +255,46 @@ OTHER = encode_frame(FrameType.BLOCK, BLOCKS[1], IDS[1])
         (Listing(b"junk", False),),
         (Listing(encode_ops([Put(b"../x", Kind.DIRECTORY, meta())]), False),),
         (Listing(encode_ops([]), False), Listing(encode_ops([]), False)),
+        (Listing(encode_ops([]), True),),
+        (Listing(b"", True),),
         (Snapshots([], False), Snapshots([], False), Snapshots([], False)),
     ],
 )
 async def test_an_answer_that_was_not_asked_for_is_a_protocol_error(messages: tuple[Message, ...]) -> None:
     """Whoever waits is told; nobody hangs, and nothing of it is passed on."""
     assert isinstance(await told(*messages), PeerError)
+
+
+async def test_a_replica_that_sends_more_than_it_has_credit_for_is_a_protocol_error() -> None:
+    """Else it could make a caller that is slow hold any amount."""
+    large = encode_ops([Put(b"a", Kind.DIRECTORY, meta(0o755, xattrs=((b"user.a", bytes(60_000)),)))])
+    enough = LISTING_CREDIT_BYTES // len(large) + 2
+    async with greeted_pair() as pair:
+
+        async def answer() -> None:
+            await pair.server.receive()
+            await pair.server.send(Opened(Head(), 0))
+            await pair.server.receive()
+            for _ in range(enough):
+                await pair.server.send(Listing(large, True))
+
+        answering = asyncio.create_task(answer())
+        remote = await RemoteReader.open(pair.client, "www")
+        record = remote.record(1)
+        assert await anext(record)
+        with pytest.raises(PeerError, match="credit"):
+            await remote.snapshots()
+        with pytest.raises(PeerError, match="credit"):
+            await anext(record)
+        await answering
+        await remote.close()
+
+
+async def test_a_listing_comes_whole_with_the_least_credit(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides count alike: every answer overdraws it once."""
+    monkeypatch.setattr(read_remote, "LISTING_CREDIT_BYTES", 1)
+    async with reading_pair(store) as (remote, _, _):
+        assert len(await operations(remote, 5)) > 1500
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -534,6 +535,35 @@ async def test_a_store_that_lost_a_piece_of_its_record_never_restores_cleanly(tm
     assert "pieces of the record" in said(account, "damaged")[0]
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"complete": False, "lost": 1}, "the record is damaged and may have had it"),
+        ({"complete": False, "unread": 1}, "the snapshot is partial and may lack it"),
+        ({"complete": False}, "the snapshot is partial and may lack it"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_what_a_snapshot_that_is_not_whole_does_not_name_is_never_removed(
+    tmp_path: Path, fields: dict[str, object], reason: str, dry_run: bool
+) -> None:
+    """Not even with --delete-extra, nor what is in a directory that stands where the snapshot has a file."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"file", b"content")
+    reader.file(b"kept", b"content")
+    back = tmp_path / "back"
+    (back / "file").mkdir(parents=True)
+    for path in ("file/inside", "extra", "kept"):
+        (back / path).write_bytes(b"content")
+    [line] = await reader.snapshots()
+    rules = Rules(delete_extra=True, dry_run=dry_run)
+    account = await Restore(reader, msgspec.structs.replace(line, **fields), back, rules=rules).run()
+    assert said(account, "extra") == [f"extra: not in the snapshot, left alone: {reason}"]
+    assert (account.extra, account.extra_removed, account.failed) == (1, 0, {"files": 1})
+    assert sorted(os.listdir(back)) == ["extra", "file", "kept"] and os.listdir(back / "file") == ["inside"]
+
+
 # cut off, and going on
 
 
@@ -701,14 +731,157 @@ async def test_a_temporary_name_with_other_names_is_not_written_to(tmp_path: Pat
     assert (back / "c").read_bytes() == b"y" * 10_000
 
 
+@needs_root
+@pytest.mark.parametrize(
+    ("owner", "mode", "is_ours"), [(0, 0o600, True), (0, 0o640, False), (0, 0o602, False), (65534, 0o600, False)]
+)
+async def test_an_unfinished_file_that_others_can_reach_is_replaced_not_gone_on_with(
+    tmp_path: Path, owner: int, mode: int, is_ours: bool
+) -> None:
+    """Whoever planted it, and keeps it open, sees nothing of what is restored, and writes nothing into it."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"c", b"y" * 10_000, meta=meta(0o600))
+    back = tmp_path / "back"
+    back.mkdir()
+    planted = back / os.fsdecode(temporary_name(b"c"))
+    planted.write_bytes(b"mine")
+    planted.chmod(mode)
+    os.chown(planted, owner, owner)
+    with planted.open("rb") as kept:
+        clean(await restore_script(reader, back))
+        assert (kept.read() != b"mine") is is_ours
+        assert os.path.samestat(os.fstat(kept.fileno()), (back / "c").stat()) is is_ours
+    assert (back / "c").read_bytes() == b"y" * 10_000 and (back / "c").stat().st_uid == 0
+
+
+@needs_root
+@pytest.mark.parametrize("is_begun", [True, False])
+async def test_an_unfinished_file_that_becomes_another_s_is_not_written_to_any_more(
+    tmp_path: Path, is_begun: bool
+) -> None:
+    """Between two looks an inode's number may come again, as that of a file which somebody else has made."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.file(b"c", os.urandom(40_000_000), block_bytes=65536)
+    back, answer = tmp_path / "back", reader.answer
+    back.mkdir()
+    temporary = back / os.fsdecode(temporary_name(b"c"))
+    if is_begun:
+        temporary.touch(0o600)
+
+    def meddle(name: bytes) -> object:
+        if temporary.exists():
+            os.chown(temporary, 65534, 65534)
+        return answer(name)
+
+    reader.answer = meddle  # type: ignore[method-assign, assignment]
+    account = await restore_script(reader, back)
+    assert account.failed == {"files": 1} and "another process" in said(account, "failed")[0]
+    assert not (back / "c").exists()
+
+
+@pytest.mark.parametrize("other", ["file", "fifo"])
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_only_the_fifo_that_was_judged_or_made_gets_its_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool, other: str
+) -> None:
+    """Somebody else who may write to the directory moves another entry over its name before that is opened."""
+    back = tmp_path / "back"
+    back.mkdir()
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.ops.append(Put(b"pipe", Kind.FIFO, meta(0o666)))
+    if is_there:
+        os.mkfifo(back / "pipe", 0o600)
+    if other == "fifo":
+        os.mkfifo(tmp_path / "other", 0o600)
+        os.link(tmp_path / "other", tmp_path / "second")
+    else:
+        (tmp_path / "other").touch(0o600)
+    kept = os.open(tmp_path / "other", os.O_PATH)
+    opened = planner.opened_path
+
+    def meddle(name: bytes, directory: int) -> object:
+        os.rename(tmp_path / "other", name, dst_dir_fd=directory)
+        return opened(name, directory)
+
+    monkeypatch.setattr(planner, "opened_path", meddle)
+    account = await restore_script(reader, back)
+    assert account.failed == {"special": 1} and "another process" in said(account, "failed")[0]
+    assert stat.S_IMODE(os.fstat(kept).st_mode) == 0o600
+    os.close(kept)
+
+
+@needs_root
+async def test_a_new_fifo_that_is_another_user_s_at_once_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was put in the place of ours, or a file server says whose everything is; either way it is named."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    reader.ops.append(Put(b"pipe", Kind.FIFO, meta(0o666)))
+    opened = planner.opened_path
+
+    def meddle(name: bytes, directory: int) -> object:
+        os.chown(name, 65534, 65534, dir_fd=directory)
+        return opened(name, directory)
+
+    monkeypatch.setattr(planner, "opened_path", meddle)
+    account = await restore_script(reader, tmp_path / "back")
+    assert said(account, "metadata") == ["pipe: metadata not set: it belongs to user 65534"] and account.exit_code == 1
+    status = (tmp_path / "back" / "pipe").stat()
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (65534, 0o600)
+
+
+RESERVED = TEMPORARY + b"0123456789abcdef"
+ALIKE = [TEMPORARY + rest for rest in (b"", b"notes", b"0123456789abcdef0", b"0123456789ABCDEF", b"0123456789abcdef\n")]
+
+
 async def test_names_reserved_for_unfinished_files_are_left_out_with_a_notice(tmp_path: Path) -> None:
     """They would be mistaken for what a restore left over."""
     reader = ScriptedReader()
     reader.directory(b"")
-    reader.file(TEMPORARY + b"0000", b"x")
-    reader.ops.append(Put(TEMPORARY + b"1", Kind.FIFO, meta()))
+    reader.file(RESERVED, b"x")
+    reader.ops.append(Put(TEMPORARY + b"1" * 16, Kind.FIFO, meta()))
     account = clean(await restore_script(reader, tmp_path / "back"))
     assert len(said(account, "notice")) == 2 and os.listdir(tmp_path / "back") == []
+
+
+async def test_names_that_merely_begin_like_reserved_ones_come_back(tmp_path: Path) -> None:
+    """And directories of any name, with what is in them: a restore leaves no unfinished directory."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    for name in ALIKE:
+        reader.file(name, name)
+    reader.directory(RESERVED)
+    reader.file(RESERVED + b"/file", b"x")
+    for _ in range(2):
+        account = clean(await restore_script(reader, tmp_path / "back"))
+        assert sorted(os.listdir(os.fsencode(tmp_path / "back"))) == sorted([*ALIKE, RESERVED])
+        assert not said(account, "notice") and account.extra == 0
+    assert os.listdir(tmp_path / "back" / os.fsdecode(RESERVED)) == ["file"]
+
+
+async def test_entries_whose_names_merely_begin_like_reserved_ones_are_extra_like_any_other(tmp_path: Path) -> None:
+    """Left alone, or set aside when they are removed, as the dry run said."""
+    reader = ScriptedReader()
+    reader.directory(b"")
+    back, aside = tmp_path / "back", tmp_path / "aside"
+    (back / os.fsdecode(RESERVED)).mkdir(parents=True)
+    (back / os.fsdecode(RESERVED) / "mine").write_bytes(b"mine")
+    for name in ALIKE:
+        (back / os.fsdecode(name)).write_bytes(name)
+    before = describe_tree(back)
+    for dry_run in (True, False):
+        account = clean(await restore_script(reader, back, rules=Rules(dry_run=dry_run)))
+        assert (account.extra, account.extra_removed) == (6, 0) and describe_tree(back).keys() == before.keys()
+    for dry_run in (True, False):
+        rules = Rules(delete_extra=True, dry_run=dry_run, aside=aside)
+        account = clean(await restore_script(reader, back, rules=rules))
+        assert (account.extra, account.extra_removed) == (0, 6)
+    assert os.listdir(back) == [] and sorted(os.listdir(os.fsencode(aside))) == sorted([*ALIKE, RESERVED])
+    assert (aside / os.fsdecode(RESERVED) / "mine").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,21 @@ async def test_what_no_snapshot_has_is_named_and_what_the_newest_has_is_not(tmp_
     assert "after the snapshot" in words["edited"] and "symlink, where the snapshot has a file" in words["same"]
 
 
+async def test_a_plan_from_a_snapshot_that_is_not_complete_removes_nothing_either(tmp_path: Path) -> None:
+    """What it does not have may have come in the part of the pass that it lacks, so nothing would be lost."""
+    with Writer(tmp_path / "store") as writer:
+        writer.put(b"")
+        writer.seal(complete=False)
+    back = tmp_path / "live"
+    back.mkdir()
+    (back / "since").write_bytes(b"since")
+    plan = await plan_of(tmp_path / "store", back, rules=Rules(delete_extra=True))
+    assert (plan.extra, plan.extra_removed, plan.unsaved, plan.exit_code) == (1, 0, 0, 0)
+    assert "partial" in plan.findings[0].reason
+    account = await restore(tmp_path / "store", back, rules=Rules(delete_extra=True))
+    assert (account.extra, account.extra_removed) == (1, 0) and (back / "since").exists()
+
+
 async def test_metadata_alone_is_no_conflict(tmp_path: Path) -> None:
     """Nothing of a file's content is lost when its mode is put right, or when it is parted from another name."""
     make_history(tmp_path / "store")

@@ -72,7 +72,8 @@ def restore(
     order: OrderOption = None,
     bandwidth: Annotated[str, typer.Option("--bandwidth", metavar="RATE", help="At most this, like 50MiB/s.")] = "",
     delete_extra: Annotated[
-        bool, typer.Option("--delete-extra", help="Remove what is in the target and not in the snapshot.")
+        bool,
+        typer.Option("--delete-extra", help="Remove what is in the target and not in the snapshot, if it is complete."),
     ] = False,
     set_aside: Annotated[
         Path | None, typer.Option("--set-aside", metavar="DIR", help="Keep there what is replaced or removed.")

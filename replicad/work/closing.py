@@ -18,7 +18,6 @@ from replicad.work.conflicts import files_below, note_name
 from replicad.work.filling import Site
 from replicad.work.planner import Rules, make_room
 from replicad.work.remembered import Remembered
-from replicad.work.target import TEMPORARY
 
 STEP_ENTRIES = 256
 """Entries dealt with in one step, so that progress shows and an interruption is heeded."""
@@ -108,22 +107,22 @@ class Closing:
         prefix = directory + b"/" if directory else b""
         try:
             for name in self._target.names(directory):
-                if name.startswith(TEMPORARY):
-                    if not self._target.dry:
-                        self._target.remove(prefix + name, keep=False)
-                elif not self._remembered.belongs(prefix + name):
-                    self._extra(prefix + name, tally)
+                path = prefix + name
+                if not self._target.drop_leftover(path) and not self._remembered.belongs(path):
+                    self._extra(path, tally)
                 yield from self._pause()
         except UNUSABLE as error:
             tally.note("extra", directory, f"could not be searched for extra entries: {reason_of(error)}")
 
     def _extra(self, path: bytes, tally: Tally) -> None:
-        if not self._rules.delete_extra:
+        rules = self._rules
+        if not rules.removes_extra:
+            why = f": {rules.spare_extra}" if rules.delete_extra else ""
             tally.extra += 1
-            tally.note("extra", path, "not in the snapshot, left alone")
+            tally.note("extra", path, f"not in the snapshot, left alone{why}")
             return
         try:
-            if self._rules.plan:
+            if rules.plan:
                 tally.replaced.extend(files_below(self._target, path))
             if not self._target.dry:
                 self._target.remove(path)

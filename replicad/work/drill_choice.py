@@ -31,7 +31,7 @@ from replicad.model.glob import EVERYTHING, compile_globs
 from replicad.model.snapshot import Head
 from replicad.work.dataset import Dataset
 from replicad.work.drill_digest import NOTHING, chain
-from replicad.work.target import TEMPORARY, split
+from replicad.work.target import is_temporary, split
 
 PAGE_FILES = 500
 """Files looked up in one go of the ledger's thread; a pass and a scrub wait for no more."""
@@ -148,9 +148,12 @@ class Chooser:
         late_ns = now_ns - int(max(0.0, config.drill_within_s - config.drill_every_s) * 1e9)
         picked, size, passed_over, too_large = array("q"), 0, 0, 0
         for file, file_size, drilled_ns in self._book.by_age(self._replica, now_ns):
-            is_late = drilled_ns < late_ns and drilled_ns != 0
-            if (len(picked) >= wanted.files and size >= wanted.size and not is_late) or len(picked) >= MAX_PICKED:
+            if len(picked) >= MAX_PICKED:
                 break
+            if len(picked) >= wanted.files and size >= wanted.size and not 0 != drilled_ns < late_ns:
+                if drilled_ns:
+                    break
+                continue  # behind those that no drill has had come those that become overdue
             if size + file_size > self._limit:
                 passed_over += 1
                 too_large += file_size > self._limit
@@ -274,7 +277,7 @@ class Chooser:
 
 def comes_back(path: bytes) -> bool:
     """Whether a restore makes a file at this path: what it would take for its own unfinished files it leaves out."""
-    return not split(path)[1].startswith(TEMPORARY)
+    return not is_temporary(split(path)[1])
 
 
 def _blocks_of(known: Known) -> int:

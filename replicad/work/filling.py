@@ -108,7 +108,7 @@ class Filling:
         self._temporary = temporary_name(self._name)
         self._comparison: Comparison | None = None
         self._fd = -1
-        self._made: tuple[int, int] | None = None
+        self._made: tuple[int, int, int] | None = None
         self._lock = threading.Lock()
         self._parts = self._writers = 0
         self._failed = ""
@@ -118,7 +118,8 @@ class Filling:
     # comparing: the planner's thread
 
     def find_leftover(self) -> None:
-        """Where the name is free: look whether an interrupted restore left a part of this file. Raises OSError."""
+        """Where the name is free: look whether an interrupted restore left a part of this file. What anybody else may
+        have made, or can reach, is not taken for one, and is replaced. Raises OSError."""
         if self.way is not Way.NEW or self.put.size <= self.put.block_bytes:
             return
         try:
@@ -126,7 +127,7 @@ class Filling:
                 status = os.stat(self._temporary, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
             return
-        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+        if _is_private(status):
             self.way, self._there = Way.RESUMED, status
 
     def compare(self, piece: Piece, tally: Tally) -> Iterator[list[Wanted]]:
@@ -299,12 +300,12 @@ class Filling:
         """Open what was compared, or what we made, once more."""
         fd = self._open(name, _WRITE)
         status, there = os.fstat(fd), self._there
-        expected = self._made or (there and (there.st_dev, there.st_ino))
-        if (status.st_dev, status.st_ino) != expected:
+        expected = self._made or (there and _inode(there))
+        if _inode(status) != expected or (self.way is Way.RESUMED and not _is_private(status)):
             os.close(fd)
             raise OSError(errno.ESTALE, "another process replaced the file during the restore")
         if self._made is None:
-            self._made = status.st_dev, status.st_ino
+            self._made = _inode(status)
             self._allocate_early(fd)
         return fd
 
@@ -316,8 +317,7 @@ class Filling:
                 os.unlink(self._temporary, dir_fd=parent)
             fd = self._open(self._temporary, _CREATE)
         try:
-            status = os.fstat(fd)
-            self._made = status.st_dev, status.st_ino
+            self._made = _inode(os.fstat(fd))
             self._allocate_early(fd)
         except BaseException:
             os.close(fd)
@@ -524,6 +524,17 @@ class Filling:
                 os.unlink(self._temporary, dir_fd=parent)
         except OSError:
             pass  # the failure that is reported is the one that matters; the next restore finds what is left
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Whether it is as we make files: nobody else has a way to what is in it."""
+    is_single = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    return is_single and status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+
+
+def _inode(status: os.stat_result) -> tuple[int, int, int]:
+    """Which inode it is, and whose: the number of one that went may come again, as somebody else's."""
+    return status.st_dev, status.st_ino, status.st_uid
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

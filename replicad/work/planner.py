@@ -10,6 +10,7 @@ system refuses for one entry is counted and named, and the restore goes on.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from replicad.work.parcel import Parcel
 from replicad.work.reader import split_ids
 from replicad.work.remembered import Remembered
 from replicad.work.rights import Rights
-from replicad.work.target import TEMPORARY, Target, split
+from replicad.work.target import Target, is_temporary, split
 
 PARCEL_BYTES = 2 * 1024 * 1024
 """Plain bytes fetched and written in one go: a thread hop costs nothing against it, and many are under way at once."""
@@ -43,6 +44,7 @@ STEP_ENTRY_BYTES = 16 * 1024
 MAX_FILE_NUMBER = 2**63 - 1
 PROOF_BYTES = 4 * 1024**3
 """A plan reads files in which damage is known, up to this: it is to say which bytes, and not to take a day for it."""
+_REPLACED = "another process replaced it during the restore"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,27 @@ class Rules:
     """The record is gone through once for each of its classes, so directories come again."""
     wanted: Globs = EVERYTHING
     """Which paths are restored: all, or only some, so that what else is in the target says nothing."""
+    spare_extra: str = ""
+    """Why what the snapshot does not have stays, even with `delete_extra`; "" when nothing speaks for that."""
+
+    @property
+    def removes_extra(self) -> bool:
+        """Whether what the snapshot does not have goes."""
+        return self.delete_extra and not self.spare_extra
+
+
+def _is_node(put: Put, status: os.stat_result) -> bool:
+    """Whether an entry without content is of the kind, and of the device, that it should be."""
+    is_device = put.kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE)
+    return kind_of(status) is put.kind and (not is_device or status.st_rdev == put.device)
 
 
 def make_room(path: bytes, status: os.stat_result, target: Target, rules: Rules, tally: Tally) -> None:
     """Where a directory is and something else belongs; all else is replaced. Raises Obstacle, OSError."""
     if stat.S_ISDIR(status.st_mode):
-        if rules.plan and rules.delete_extra:
+        if rules.plan and rules.removes_extra:
             tally.replaced.extend(files_below(target, path))
-        target.clear(path, status, whole=rules.delete_extra)
+        target.clear(path, status, whole=rules.removes_extra)
 
 
 class Planner:
@@ -139,7 +154,7 @@ class Planner:
         if self._rights:
             tally.unsettable.update(self._rights.lacking(put))
         directory, name = split(put.path)
-        if name.startswith(TEMPORARY):
+        if put.kind is not Kind.DIRECTORY and is_temporary(name):
             tally.note("notice", put.path, "left out: such names are unfinished files of a restore")
             return False
         while self._way_down and self._way_down[-1] != directory:
@@ -193,7 +208,7 @@ class Planner:
     def _make_node(self, put: Put, tally: Tally) -> None:
         label = label_of(put.kind)
         status = self._status(put.path)
-        if status is not None and kind_of(status) is put.kind and self._is_same_node(put, status):
+        if status is not None and self._is_same_node(put, status):
             changed = self._dress_node(put, status, tally)
             (tally.restored if changed else tally.unchanged)[label] += 1
             return
@@ -205,7 +220,7 @@ class Planner:
                 self._target.new_node(put) as (parent, temporary),
                 opened_path(temporary, parent) as ref,
             ):
-                self._dress(put, ref, tally)
+                self._dress_new(put, ref, tally)
         tally.restored[label] += 1
 
     def _note_other(self, put: Put, status: os.stat_result, tally: Tally) -> None:
@@ -213,22 +228,36 @@ class Planner:
             note_other(put, status, tally)
 
     def _is_same_node(self, put: Put, status: os.stat_result) -> bool:
-        """Whether an entry of the right kind is the right one."""
-        if put.kind is Kind.SYMLINK:
+        """Whether an existing entry is the right one."""
+        if put.kind is Kind.SYMLINK and _is_node(put, status):
             directory, name = split(put.path)
             with self._target.directory(directory) as parent:
                 return os.readlink(name, dir_fd=parent) == put.target
-        return put.kind not in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE) or status.st_rdev == put.device
+        return _is_node(put, status)
 
     def _dress_node(self, put: Put, status: os.stat_result, tally: Tally) -> bool:
         """Correct the metadata of an existing entry; whether there was anything to correct."""
         directory, name = split(put.path)
         with self._target.directory(directory) as parent, opened_path(name, parent) as ref:
-            if not attributes_differ(put, status, ref):
+            found = os.stat(ref)
+            is_same = (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
+            if not (is_same and _is_node(put, found)):
+                raise OSError(errno.ESTALE, _REPLACED)
+            if not attributes_differ(put, found, ref):
                 return False
             if not self._target.dry:
                 self._dress(put, ref, tally)
         return True
+
+    def _dress_new(self, put: Put, ref: Ref, tally: Tally) -> None:
+        """Give the entry behind `ref`, just made under its temporary name, its metadata: if that is what is there."""
+        found = os.stat(ref)
+        if found.st_nlink > 1 or not _is_node(put, found):
+            raise OSError(errno.ESTALE, _REPLACED)
+        if found.st_uid != os.geteuid():  # a server may give what is made there to somebody else
+            tally.note("metadata", put.path, f"it belongs to user {found.st_uid}")
+            return
+        self._dress(put, ref, tally)
 
     def _dress(self, put: Put, ref: Ref, tally: Tally) -> None:
         for text in set_attributes(put, ref, atime_ns=self._site.now_ns):

@@ -38,7 +38,7 @@ from replicad.link.messages import (
 )
 from replicad.link.session import refused, show_text
 from replicad.model.block import ID_BYTES, Buffer
-from replicad.model.entry import Op, Put, decode_ops
+from replicad.model.entry import Op, Put, decode_ops, encode_ops
 from replicad.model.errors import LinkError, PeerError, ReplicadError, StoreDamagedError, UsageError
 from replicad.model.glob import compile_globs
 from replicad.model.travel import Difference, Version, decode_differences, decode_versions
@@ -50,6 +50,9 @@ LISTING_CREDIT_BYTES = 4 * 1024 * 1024
 to last for a round trip."""
 MAX_SNAPSHOTS = 1_000_000
 """One every five minutes for nine years; a peer that lists more is not listing snapshots."""
+
+_NOTHING = encode_ops([])
+"""The least that an answer can be; versions and differences are encoded alike."""
 
 Item = TypeVar("Item")
 
@@ -85,6 +88,8 @@ class RemoteReader:
         self._asking = asyncio.Lock()
         self._asked: deque[_Asked] = deque()
         self._listing: asyncio.Queue[Listing | Told | ReplicadError] | None = None
+        self._credit = 0
+        """Bytes of a listing that may still come; one answer may overdraw it."""
         self._listed: asyncio.Queue[Snapshots | ReplicadError] | None = None
         self._expects: set[type[Listing] | type[Told] | type[Snapshots]] = set()
         """Answers in several messages of which the last has not come yet."""
@@ -201,18 +206,19 @@ class RemoteReader:
     async def _stream(self, question: Message, kind: type[Listing] | type[Told]) -> AsyncIterator[bytes]:
         """The answers to a question that comes back in any number of messages, granting credit as they come."""
         assert self._listing is None, "another listing is under way, or was left before its end"
-        self._listing = asyncio.Queue()
+        self._listing, self._credit = asyncio.Queue(), LISTING_CREDIT_BYTES
         self._expects.add(kind)
         await self._say(question)
         while True:
             answer = await self._listing.get()
             if isinstance(answer, ReplicadError):
                 raise copy.copy(answer)
-            data = answer.ops if isinstance(answer, Listing) else answer.told
+            data = _data_of(answer)
             yield data
             if not answer.more:
                 self._listing = None
                 return
+            self._credit += len(data)
             await self._say(Credit(len(data)))
 
     def _decoded(self, decode: Callable[[bytes], list[Item]], data: bytes) -> list[Item]:
@@ -236,6 +242,7 @@ class RemoteReader:
             case Lost():
                 self._answer([Lost(message.id, show_text(message.reason))])
             case Listing() | Told() if self._listing is not None and type(message) in self._expects:
+                self._take_credit(message)
                 self._listing.put_nowait(message)
                 self._note_end(message)
             case Snapshots() if Snapshots in self._expects:
@@ -244,6 +251,17 @@ class RemoteReader:
                 self._note_end(message)
             case _:
                 raise _no(message, self.name)
+
+    def _take_credit(self, answer: Listing | Told) -> None:
+        """What waits for a caller that is slow is bounded here, whatever the replica does. The last answer is free."""
+        if not answer.more:
+            return
+        size = len(_data_of(answer))
+        if size <= len(_NOTHING):
+            raise PeerError("sent a part of a listing with nothing in it", where=self.name)
+        if self._credit <= 0:
+            raise PeerError("sent more of a listing than it was given credit for", where=self.name)
+        self._credit -= size
 
     def _note_end(self, message: Listing | Told | Snapshots) -> None:
         if not message.more:
@@ -281,6 +299,10 @@ class RemoteReader:
                 if queue is not None:
                     queue.put_nowait(error)
         return error
+
+
+def _data_of(answer: Listing | Told) -> bytes:
+    return answer.ops if isinstance(answer, Listing) else answer.told
 
 
 def _check_globs(globs: Sequence[bytes]) -> None:

@@ -83,7 +83,7 @@ class Restore:
         self._reader, self._line, self._path, self._globs = reader, line, target, tuple(globs)
         self._heard, self._told, self._held = heard, told, held
         try:
-            self._rules = replace(rules or Rules(), wanted=compile_globs(globs))
+            self._rules = replace(rules or Rules(), wanted=compile_globs(globs), spare_extra=_spare_extra(line))
             self._choice = Choice(self._rules.order, globs)
         except ValueError as error:
             raise UsageError(str(error)) from None
@@ -292,6 +292,13 @@ class Restore:
 
     async def _in_thread(self, call: Callable[[], Result]) -> Result:
         return await to_its_end(asyncio.get_running_loop().run_in_executor(self._pool, call))
+
+
+def _spare_extra(line: SnapshotLine) -> str:
+    """Why what a snapshot does not have may be of its time all the same; "" when it has everything."""
+    if line.lost:
+        return "the record is damaged and may have had it"
+    return "the snapshot is partial and may lack it" if line.unread or not line.complete else ""
 
 
 def _gravest(group: BaseExceptionGroup[BaseException]) -> BaseException:

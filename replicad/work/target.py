@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import threading
 from collections import OrderedDict
@@ -28,8 +29,9 @@ from replicad.work.aside import Aside, is_free
 from replicad.work.turnstile import try_exclusive
 
 TEMPORARY = b".replicad-restore-"
-"""Names beginning so are unfinished files of a restore. What follows depends on the final name alone, so that the
-next run finds the file and goes on with it."""
+"""What the names of unfinished entries begin with. What follows depends on the final name alone, so that the next run
+finds the file and goes on with it."""
+_TEMPORARY_NAME = re.compile(re.escape(TEMPORARY) + b"[0-9a-f]{16}")
 MAX_OPEN_DIRECTORIES = 128
 """Descriptors kept: the way down to the current directory and the directories of files still being written."""
 MAX_NAMES = 1000
@@ -205,17 +207,28 @@ class Target:
             else:
                 self._remove_empty(path, name, parent)
 
-    def remove(self, path: bytes, *, keep: bool = True) -> None:
-        """Remove an entry with everything below it; stops at other file systems. What was ours is not worth to `keep`.
-        Raises OSError."""
+    def remove(self, path: bytes) -> None:
+        """Remove an entry with everything below it; stops at other file systems. Raises OSError."""
         directory, name = split(path)
         with self.directory(directory) as parent:
-            if keep and self._set_aside(path, name, parent, move=True):
+            if self._set_aside(path, name, parent, move=True):
                 return
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 self._remove_tree(path, name, parent)
             else:
                 os.unlink(name, dir_fd=parent)
+
+    def drop_leftover(self, path: bytes) -> bool:
+        """Whether an interrupted restore left this entry; it goes, and is not worth keeping. Raises OSError."""
+        directory, name = split(path)
+        if not is_temporary(name):
+            return False
+        with self.directory(directory) as parent:
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                return False
+            if not self.dry:
+                os.unlink(name, dir_fd=parent)
+        return True
 
     def names(self, path: bytes) -> Iterator[bytes]:
         """Names in a directory, one by one. Raises OSError."""
@@ -374,7 +387,7 @@ class Target:
             pass  # nothing was left over
 
 
-_IN_THE_WAY = "a directory that is not empty is in the way (--delete-extra removes it)"
+_IN_THE_WAY = "a directory that is not empty is in the way (--delete-extra removes it, if the snapshot is complete)"
 
 NODE_TYPES = {
     Kind.FIFO: stat.S_IFIFO,
@@ -393,6 +406,11 @@ def split(path: bytes) -> tuple[bytes, bytes]:
 def temporary_name(name: bytes) -> bytes:
     """The name that an entry has in its directory until it is whole."""
     return TEMPORARY + checksum(name).hex()[:16].encode()
+
+
+def is_temporary(name: bytes) -> bool:
+    """Whether what has this name, unless it is a directory, is taken for an unfinished entry of a restore."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def _unlink_files(fd: int) -> list[bytes]:
