@@ -20,6 +20,7 @@ from replicad.model.policy import LEVELS, OBJECTIVES
 ROOT = Path(__file__).parent.parent
 GATE, POLICY = ((ROOT / "docs" / name).read_text() for name in ("GATE.md", "POLICY.md"))
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEoYQAyCpBrAzUElMQ7i1Xdzj5VgBN0BT0YzfQOOt7IH"
+(PROGRAM,) = re.findall(r"^ExecStart=(\S+)", (ROOT / "systemd/replicad.service").read_text(), re.MULTILINE)
 
 Gate = Callable[[int], Path]
 """Puts a `replicad` into the PATH that notes how it was called and exits so; the file of notes."""
@@ -134,14 +135,15 @@ def test_systemd_takes_the_unit(a_gate: Gate, tmp_path: Path) -> None:
     """`systemd-analyze verify` has nothing to say, and the condition is one that keeps ExecStart from running."""
     a_gate(1)
     text = block(GATE, "systemd", "ini")
-    assert text.index("ExecStartPre=/usr/bin/replicad gate ") < text.index("ExecStart=/")
+    assert text.index(f"ExecStartPre={PROGRAM} gate ") < text.index("ExecStart=/")
     assert "ExecStartPre=-" not in text, "with a minus the gate would be ignored"
-    (line,) = re.findall(r"ExecStartPre=/usr/bin/replicad (.*)", text)
+    (program, line) = re.findall(r"ExecStartPre=(\S+) (.*)", text)[0]
+    assert program == PROGRAM, "systemd has no PATH to look along: where the README's installation puts it"
     assert options_of(line) <= KNOWN
     wait, limit = re.findall(r"--wait (\w+)", line)[0], re.findall(r"TimeoutStartSec=(\w+)", text)[0]
     assert units.parse_duration(wait) < units.parse_duration(limit), "systemd must not end the wait"
     unit = tmp_path / "san-upgrade.service"
-    text = text.replace("/usr/bin/replicad", str(tmp_path / "bin/replicad"))
+    text = text.replace(PROGRAM, str(tmp_path / "bin/replicad"))  # systemd looks whether it is executable
     unit.write_text(text.replace("/usr/local/sbin/upgrade-the-san", "/bin/true"))
     (tmp_path / "replicad.service").write_text("[Service]\nExecStart=/bin/true\n")
     ended = run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit)

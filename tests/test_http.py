@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kit_daemon import FakeDaemon, Served, a_dataset, a_job, a_node
+from kit_daemon import FakeDaemon, Served, a_dataset, a_job, a_node, a_store
 from replicad.http.server import MAX_CONNECTIONS, HttpServer, ailments
 from replicad.model.errors import LockedError, ReplicadError
 from replicad.system.clock import Clock
@@ -53,14 +53,23 @@ def test_healthz_is_200_while_every_job_lives(tmp_path: Path) -> None:
         assert get(served.address, "/healthz") == (200, "ok\n")
 
 
-def test_healthz_is_503_with_the_reason(tmp_path: Path) -> None:
-    """A job that is dead or crash-looping is named together with its last error."""
-    dead = a_job("scan", running=False, last_error="boom")
-    looping = a_job("listen", failures_in_row=3, last_error="address in use")
+def test_healthz_is_503_and_names_the_job_but_not_its_error(tmp_path: Path) -> None:
+    """What a hook printed or which path failed is for who may ask the control socket, not for all on the network."""
+    dead = a_job("scan", running=False, last_error="/srv/hr: boom")
+    looping = a_job("listen", failures_in_row=3, last_error="hook_pre: password=hunter2")
     with Served(FakeDaemon(a_node(dead, looping, a_job("well"))), tmp_path) as served:
         code, text = get(served.address, "/healthz")
     assert code == 503
-    assert text == "job scan is not running: boom\njob listen failed 3 times in a row: address in use\n"
+    why = "(replicad status says why)"
+    assert text == f"job scan is not running {why}\njob listen failed 3 times in a row {why}\n"
+
+
+def test_nothing_over_tcp_shows_an_error(tmp_path: Path) -> None:
+    """No page that a scraper can get holds the text of one, wherever in the status it stands."""
+    store, job = a_store(state="full", reason="secret"), a_job("hook", failures_in_row=9, last_error="secret")
+    with Served(FakeDaemon(a_node(a_dataset(reason="secret"), store, job)), tmp_path) as served:
+        pages = [get(served.address, path)[1] for path in ("/", "/metrics", "/healthz")]
+    assert not any("secret" in page for page in pages)
 
 
 def test_a_daemon_without_jobs_is_not_healthy() -> None:

@@ -50,7 +50,7 @@ async def test_all_findings_end_with_their_cause_also_those_that_no_list_has_roo
         book = made.primary.dataset.findings
         counted = await made.primary.dataset.in_findings(tally, book, Side.PRIMARY, None)
         assert counted.divergent == {"inconclusive": COUNT} and not asked, "counted, not listed"
-        assert 0 < counted.oldest_open_ns == counted.oldest_inconclusive_ns
+        assert counted.oldest_open_ns == 0 < counted.oldest_inconclusive_ns
         await made.scrub()
         monkeypatch.undo()
         assert await made.found() == []

@@ -43,7 +43,7 @@ from replicad.http.contract import (
 from replicad.http.metrics import CONTENT_TYPE, Exposition
 from replicad.model.errors import LockedError, ReplicadError, UsageError
 from replicad.model.glob import compile_globs
-from replicad.status import NodeStatus, encode, job_problem, to_json
+from replicad.status import JobStatus, NodeStatus, encode, job_problem, to_json
 from replicad.system.clock import Clock
 from replicad.system.sockets import socket_address
 
@@ -64,6 +64,8 @@ WAIT_POLL_S = 0.01
 `replicad sync --wait` adds, at less than a thousandth of a CPU."""
 
 SCRUB_ACTIONS = ("start", "pause", "resume")
+
+ASK_THERE = "replicad status says why"
 
 INDEX = """replicad {version} on {node}
 
@@ -289,10 +291,15 @@ class HttpServer:
 
 def ailments(status: NodeStatus) -> list[str]:
     """Why this daemon does not do its work, one sentence each; empty when every job is alive. A link that is down or
-    a held dataset is no ailment of the daemon: that is what the metrics and alerts are for."""
+    a held dataset is no ailment of the daemon: that is what the metrics and alerts are for. Errors are left out: they
+    hold paths and what hooks say, and whoever reaches the TCP address may ask."""
     if not status.jobs:
         return ["no job has started"]
-    return [f"job {job.name} {problem}" for job in status.jobs if (problem := job_problem(job))]
+    return [f"job {job.name} {_in_figures(job)} ({ASK_THERE})" for job in status.jobs if job_problem(job)]
+
+
+def _in_figures(job: JobStatus) -> str:
+    return f"failed {job.failures_in_row} times in a row" if job.running else "is not running"
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class Tally(msgspec.Struct, frozen=True):
     divergent: dict[str, int]
     divergences: dict[str, int]
     oldest_open_ns: int
+    """Of those with a verdict: what is not clear yet may stand for long and has a time of its own."""
     oldest_inconclusive_ns: int
     lost: int
     suspects: int
@@ -102,11 +103,12 @@ def tally(findings: Findings, side: Side, known: Tally | None) -> Tally:
         return known
     found = findings.open_counts(side)
     may_be_lost = found.keys() - NEVER_LOST
+    judged = (oldest_ns for verdict, (_, oldest_ns) in found.items() if verdict is not Verdict.INCONCLUSIVE)
     return Tally(
         stamp=stamp,
         divergent={verdict.value: count for verdict, (count, _) in found.items()},
         divergences={verdict: count for (at, verdict), count in findings.totals().items() if at == side},
-        oldest_open_ns=min((oldest_ns for _, oldest_ns in found.values()), default=0),
+        oldest_open_ns=min(judged, default=0),
         oldest_inconclusive_ns=found.get(Verdict.INCONCLUSIVE, (0, 0))[1],
         lost=sum(one.is_lost for one in findings.listed(side=side)) if may_be_lost else 0,
         suspects=len(findings.suspects()),
