@@ -33,6 +33,7 @@ from replicad.work import patch as work_patch
 from replicad.work.dataset import Dataset
 from replicad.work.interrupted import MENDING, Intent
 from replicad.work.mended import Mended
+from replicad.work.primary_findings import PrimaryFindings
 
 DATA = random.Random(7).randbytes(5 * BLOCK + 1000)
 MTIME_NS, ATIME_NS = 1_500_000_000_123_456_789, 1_400_000_000_987_654_321
@@ -583,6 +584,32 @@ class BusyDisk(Disk):
         self._somebody.join()
 
 
+async def test_drifted_metadata_of_a_file_whose_directory_is_renamed_stay_found(tmp_path: Path) -> None:
+    """Before the pass that records where it is by now, and behind it; the repair finds the file there."""
+    async with world(tmp_path) as (primary, fra1):
+        (primary.root / "d").mkdir()
+        (primary.root / "d" / "f").write_bytes(DATA)
+        await primary.sync(fra1)
+        await drift(primary, b"d/f")
+        known, found = await known_of(primary, b"d/f"), await metadata_finding(primary, b"d/f")
+        found = msgspec.structs.replace(found, file=known.file)
+        dataset = primary.dataset
+        await dataset.in_findings(dataset.findings.update, found)
+        (primary.root / "d").rename(primary.root / "e")
+        job = tending(primary, fra1)
+        outdated = PrimaryFindings(dataset, dataset.quarantine).outdated
+        for is_recorded in (False, True):
+            if is_recorded:
+                await primary.sync(fra1)
+            await job.step()
+            now = await standing(primary, found)
+            assert now.state is State.OPEN, now.events
+            assert await dataset.in_ledger(outdated, now) == ""
+        assert (await job.repair(now, dry_run=False)).result == "repaired"
+        await job.close()
+        assert os.stat(primary.root / "e" / "f").st_mode & 0o7777 == known.mode
+
+
 async def test_a_write_during_a_repair_of_metadata_is_replicated(tmp_path: Path) -> None:
     """What somebody writes while mode and owner are set counts as written, however long that takes."""
     async with world(tmp_path) as (primary, fra1):
@@ -847,6 +874,54 @@ async def test_what_somebody_wrote_after_a_crash_is_not_taken_for_ours(tmp_path:
         await primary.sync(fra1)
         assert describe_snapshot(fra1.archive)[b"file"]["content"] == b"somebody's"
         assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is None
+
+
+@pytest.mark.parametrize("where", [9, 2 * BLOCK + 9, 5 * BLOCK + 5])
+@pytest.mark.parametrize("at", [5, 6, 8])
+async def test_what_somebody_wrote_right_after_a_crash_is_not_taken_for_ours(
+    tmp_path: Path, where: int, at: int
+) -> None:
+    """Whoever waited for the file writes as soon as the daemon is dead, inside the block or outside, whether the repair
+    has written nothing, half of it or all: that is read as a changed file, and replicated."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 2 * BLOCK)
+        found = await report(primary, b"file", 2)
+        await killed_repair(primary, fra1, found, Killer(at, True))
+        raw = await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING)
+        soon_ns = msgspec.msgpack.decode(raw, type=Intent).at_ns + 3 * 10**8
+        await primary.reopen()
+        with (primary.root / "file").open("r+b") as file:
+            os.pwrite(file.fileno(), b"somebody's", where)
+        os.utime(primary.root / "file", ns=(soon_ns, soon_ns))
+        here = (primary.root / "file").read_bytes()
+        assert (await primary.sync(fra1)).pass_ok
+        assert describe_snapshot(fra1.archive)[b"file"]["content"] == here
+        assert (primary.root / "file").read_bytes() == here and await is_unchanged(primary)
+        assert os.stat(primary.root / "file").st_mtime_ns == soon_ns
+        assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is None
+
+
+async def test_an_intent_of_an_older_version_is_settled_by_what_the_file_holds(tmp_path: Path) -> None:
+    """It does not say which block was written: times are put back where all that differs was found before."""
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 2 * BLOCK)
+        await report(primary, b"file", 2)
+        known, now_ns, ledger = await known_of(primary, b"file"), primary.clock.now_ns(), primary.dataset.ledger
+        older = {"path": b"file", "stamp": tuple(stamp_of(known)), "atime_ns": ATIME_NS, "at_ns": now_ns}
+        for is_written in (False, True):
+            seen = checksum((primary.root / "file").read_bytes()[2 * BLOCK : 3 * BLOCK])
+            (found,) = await primary.dataset.in_findings(primary.dataset.findings.listed)
+            noted = msgspec.structs.replace(found, seen=seen)
+            await primary.dataset.in_findings(primary.dataset.findings.update, noted)
+            older["stamp"] = tuple(stamp_of(await known_of(primary, b"file")))
+            await primary.dataset.durably(ledger.put, MENDING, msgspec.msgpack.encode(older))
+            if is_written:
+                with (primary.root / "file").open("r+b") as file:
+                    file.write(b"somebody's")
+            os.utime(primary.root / "file", ns=(now_ns, now_ns))
+            assert (await primary.sync(fra1)).pass_ok
+            assert await is_unchanged(primary)
+            assert os.stat(primary.root / "file").st_mtime_ns == (now_ns if is_written else MTIME_NS)
 
 
 async def test_a_directory_written_after_a_crash_holds_nothing_up(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from msgspec.structs import replace
 
 from replicad.db.ledger import ZERO, BlockRow, Known, Ledger, put_of, stamp_of
+from replicad.db.look_up import LookUp
 from replicad.db.unnamed import is_unnamed
 from replicad.db.whole import files_numbered
 from replicad.link.messages import Examined
@@ -210,16 +211,20 @@ class Confirming:
 
     async def _metadata(self, found: Divergence, peer: Peer) -> Divergence:
         """The entry's own metadata against the ledger's; what the replica was told of it is the ledger's as well."""
-        known = await self._dataset.in_ledger(self._dataset.ledger.known, found.path)
-        if known is None:
+        recorded = await self._dataset.in_ledger(recorded_entry, self._dataset.ledger, found)
+        if recorded is None:
+            if await self._dataset.in_ledger(is_unnamed, self._dataset.ledger, found.file):
+                return found  # it may only have moved
             return self._gone(found, "the entry was dropped")
-        (entry,) = await self._in_pool(partial(describe, self._root, [found.path]))
+        path, known = recorded
+        (entry,) = await self._in_pool(partial(describe, self._root, [path]))
         if isinstance(entry, Trouble):
-            return self._gone(found, f"the entry is gone: {entry.reason}") if entry.vanished else found
+            return found  # where it vanished, it may only have moved: the next pass records where it is
         if entry.stamp.identity != stamp_of(known).identity:
             return self._gone(found, f"the entry was {WRITTEN}", verdict=Verdict.CHANGED)
-        if is_as_recorded(put_of(found.path, known), entry):
+        if is_as_recorded(put_of(path, known), entry):
             return self._gone(found, "the entry is as recorded")
+        found = replace(found, path=path)
         evidence = Evidence(
             primary=Sight.MATCHES,
             replica=Sight.MATCHES if known.seq <= peer.covered else Sight.UNKNOWN,
@@ -259,6 +264,16 @@ def recorded_block(ledger: Ledger, found: Divergence) -> tuple[bytes, Known, Blo
         zeros, seq = bytes(length), row.seq if row else known.seq
         return path, known, BlockRow(found.file, found.number, block_id(zeros), checksum(zeros), seq)
     return None if row is None or (found.expected and row.checksum != found.expected) else (path, known, row)
+
+
+def recorded_entry(ledger: Ledger, found: Divergence) -> tuple[bytes, Known] | None:
+    """The entry whose metadata a finding speaks of, and where it is recorded by now: a file keeps its number when it
+    gets another name, all else is what stands at its path."""
+    known = ledger.known(found.path)
+    if known is not None and (found.file <= 0 or known.file == found.file):
+        return found.path, known
+    named = LookUp(ledger.database).named(found.file, 1) if found.file > 0 else []
+    return named[0] if named else None
 
 
 def look_at_block(root: Root, path: bytes, known: Known, row: BlockRow) -> Own:

@@ -37,10 +37,10 @@ from replicad.system.disk import Disk, errors_at
 from replicad.system.logs import logger
 from replicad.work.attributes import opened_path, set_attributes
 from replicad.work.breaker import close_breaker, is_open, open_breaker, repairs_that_count
-from replicad.work.confirm import length_of, recorded_block
+from replicad.work.confirm import length_of, recorded_block, recorded_entry
 from replicad.work.dataset import Dataset
 from replicad.work.half_read import is_half_read
-from replicad.work.interrupted import MENDING, WRITES_WITHIN_S, Intent, finish_interrupted
+from replicad.work.interrupted import MENDING, WRITES_WITHIN_S, Intent, finish_interrupted, odd_blocks, sectors
 from replicad.work.mended import PLANS, Mended
 from replicad.work.patch import Moved, Overtaken, Patch, Refusal
 from replicad.work.quarantine import NOT_KEPT
@@ -221,6 +221,7 @@ class PrimaryMender:
     ) -> tuple[bytes, bytes, str] | None:
         """Put `data` in place of what is there: checksums of before and after, and where the bytes from before are
         kept; None when there is nothing to do. Raises Refusal, Moved, ReplicadError."""
+        odd = await odd_blocks(self._dataset, self._pool, target.path, target.known, target.row.number)
         root = await self._in_pool(Root, self._dataset.root)
         try:
             patch = await self._in_pool(Patch, root, target.path, target.stamp, self._disk)
@@ -229,7 +230,7 @@ class PrimaryMender:
                 if bad == data:
                     return None
                 kept = await self._in_pool(keep, bad) if bad else ""
-                now = await self._written(patch, target, data)
+                now = await self._written(patch, target, data, bad, odd)
                 after = await self._in_pool(_read, patch, target)
                 await self._dataset.durably(self._take_stamp, target.path, target.stamp, now)
                 return checksum(bad) if bad else b"", checksum(after) if after else b"", kept
@@ -238,19 +239,23 @@ class PrimaryMender:
         finally:
             await self._in_pool(root.close)
 
-    async def _written(self, patch: Patch, target: _Target, data: bytes) -> Stamp:
+    async def _written(self, patch: Patch, target: _Target, data: bytes, bad: bytes, odd: dict[int, bytes]) -> Stamp:
         """Write, and put the times back; the stamp that the file has then."""
-        async with self._intended(target.path, target.stamp, patch.times[0]) as intent:
+        intent = self._intent(target.path, target.stamp, patch.times[0])
+        number, old, new = target.row.number, sectors(bad), sectors(data)
+        async with self._intended(msgspec.structs.replace(intent, number=number, old=old, new=new, odd=odd)):
             await self._in_pool(self._check_in_time, patch, intent)
             return await self._in_pool(_write_at, patch, intent, target.offset, data)
 
+    def _intent(self, path: bytes, stamp: Stamp, atime_ns: int) -> Intent:
+        return Intent(path, tuple(stamp), within_reach(atime_ns), self._clock.now_ns())
+
     @asynccontextmanager
-    async def _intended(self, path: bytes, stamp: Stamp, atime_ns: int) -> AsyncIterator[Intent]:
+    async def _intended(self, intent: Intent) -> AsyncIterator[None]:
         """What is about to be written stands in the ledger; not any more when it is refused, or counts as another's."""
-        intent = Intent(path, tuple(stamp), within_reach(atime_ns), self._clock.now_ns())
         await self._dataset.durably(self._dataset.ledger.put, MENDING, _encode(intent))
         try:
-            yield intent
+            yield
         except Refusal:
             await self._dataset.durably(self._dataset.ledger.put, MENDING, None)
             raise
@@ -293,10 +298,8 @@ class PrimaryMender:
     # metadata
 
     async def _mend_metadata(self, found: Divergence) -> Mended:
-        ledger = self._dataset.ledger
-        known = await self._dataset.in_ledger(ledger.known, found.path)
-        if known is None:
-            raise Moved("the entry was dropped")
+        path, known = await self._recorded_entry(found)
+        found = msgspec.structs.replace(found, path=path)
         wanted = put_of(found.path, known)
         before, kept, unset = await self._set_metadata(found.path, known, wanted, partial(self._keep_aside, found))
         text = f"mode, owner and attributes of {show_path(found.path)} are the recorded ones again"
@@ -317,6 +320,12 @@ class PrimaryMender:
         )
         await self._settle(msgspec.structs.replace(found, quarantine=kept), receipt, text)
         return Mended(Remedy.MEND_METADATA, receipt.result, text)
+
+    async def _recorded_entry(self, found: Divergence) -> tuple[bytes, Known]:
+        recorded = await self._dataset.in_ledger(recorded_entry, self._dataset.ledger, found)
+        if recorded is None:
+            raise Moved("the entry was dropped")
+        return recorded
 
     async def _set_metadata(
         self, path: bytes, known: Known, wanted: Put, keep: Callable[[bytes], str]
@@ -352,7 +361,8 @@ class PrimaryMender:
         """With nobody else in it; what the system refused."""
         patch = await self._in_pool(Patch, root, path, before, self._disk)
         try:
-            async with self._intended(path, before, patch.times[0]) as intent:
+            intent = self._intent(path, before, patch.times[0])
+            async with self._intended(intent):
                 await self._in_pool(self._check_in_time, patch, intent)
                 now, unset = await self._in_pool(_set_on_open, patch, path, wanted)
             await self._dataset.durably(self._take_stamp, path, before, now)
@@ -362,7 +372,7 @@ class PrimaryMender:
 
     async def _set_on_other(self, root: Root, path: bytes, before: Stamp, wanted: Put) -> list[str]:
         """Nobody can be kept out of it; what the system refused."""
-        async with self._intended(path, before, 0):
+        async with self._intended(self._intent(path, before, 0)):
             now, unset = await self._in_pool(_set_attributes, root, path, before, wanted, self._disk)
         await self._dataset.durably(self._take_stamp, path, before, now)
         return unset
@@ -385,10 +395,8 @@ class PrimaryMender:
         if checksum(bad) != done.before:
             raise Refusal(f"the bytes that were kept in {found.quarantine} are damaged themselves")
         if found.part is Part.METADATA:
-            known = await self._dataset.in_ledger(self._dataset.ledger.known, found.path)
-            if known is None:
-                raise Moved("the entry was dropped")
-            *_, unset = await self._set_metadata(found.path, known, _decode(bad, type=Put), lambda _: "")
+            path, known = await self._recorded_entry(found)
+            *_, unset = await self._set_metadata(path, known, _decode(bad, type=Put), lambda _: "")
             if unset:
                 raise ReplicadError(f"the system refuses to set {'; '.join(unset)}", where=show_path(found.path))
         else:

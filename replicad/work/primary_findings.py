@@ -37,6 +37,7 @@ from replicad.model.verdict import Evidence, Sight, Writing
 from replicad.source.root import Root
 from replicad.source.verify import Name, Odd, Seen, zero_checksum
 from replicad.work.book_damage import EVIDENCE, LEDGER
+from replicad.work.confirm import recorded_entry
 from replicad.work.dataset import Dataset
 from replicad.work.quarantine import NOT_KEPT, Quarantine
 
@@ -223,10 +224,14 @@ class PrimaryFindings:
         return "" if now == found.blocks and is_within else "the file was written since, and recorded anew"
 
     def _metadata_outdated(self, found: Divergence) -> str:
-        known = self._dataset.ledger.known(found.path)
-        if known is None:
-            return f"{show_path(found.path)} exists no more"
-        same = not found.expected or found.expected == record_of(name_of(found.path, known))
+        ledger = self._dataset.ledger
+        recorded = recorded_entry(ledger, found)
+        if recorded is None:
+            return "" if is_unnamed(ledger, found.file) else f"{show_path(found.path)} exists no more"
+        path, _ = recorded
+        if path != found.path and self._open_at(metadata_key(path)):
+            return f"the entry is {show_path(path)} by now, and it was found there"
+        same = not found.expected or found.expected == record_of(name_of(*recorded))
         return "" if same else "the entry was written since, and recorded anew"
 
 
