@@ -33,7 +33,7 @@ from kit_store import (
     segment,
     trees,
 )
-from kit_tree import as_nobody, build_tree, describe_tree, is_root
+from kit_tree import as_nobody, build_tree, describe_tree, is_root, set_acl
 from replicad.model import entry
 from replicad.model.block import block_id
 from replicad.model.entry import Drop, Kind, Map, Op, Put, encode_ops
@@ -344,6 +344,33 @@ def test_another_user_gets_the_content_and_is_told_what_metadata_is_missing(tmp_
 # damage
 
 
+@pytest.mark.parametrize("is_there", [False, True], ids=["made", "there"])
+def test_acls_that_the_target_inherits_do_not_stay_on_what_comes_back(tmp_path: Path, is_there: bool) -> None:
+    """They would let others read what only its owner may; those that are recorded are set."""
+    parent, own = tmp_path / "parent", tmp_path / "own"
+    for path in (parent, own):
+        path.mkdir()
+    if not (set_acl(parent, "u:1234:rwx,d:u:1234:rwx") and set_acl(own, "d:u:4321:r")):
+        pytest.skip("no ACLs here")
+    recorded = os.getxattr(own, "system.posix_acl_default")
+    with Writer(tmp_path / "store") as writer:
+        writer.put(b"", meta=meta(0o750))
+        writer.put(b"below", meta=meta(0o755))
+        writer.put(b"below/file", b"secret", meta=meta(0o640))
+        writer.put(b"own", meta=meta(0o755, xattrs=((b"system.posix_acl_default", recorded),)))
+        writer.put(b"own/file", b"secret", meta=meta(0o640))
+        writer.seal()
+    target = parent / "to"
+    if is_there:
+        target.mkdir()
+        assert os.listxattr(target)
+    assert "complete" in run_script(tmp_path / "store", target).stdout
+    for path in (target, target / "below", target / "below" / "file", target / "own" / "file"):
+        assert os.listxattr(path) == []
+    assert os.getxattr(target / "own", "system.posix_acl_default") == recorded
+    assert target.stat().st_mode & 0o777 == 0o750 and (target / "below" / "file").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_damaged_block_is_named_and_costs_its_bytes_alone(tmp_path: Path) -> None:
     """Everything else is there, the range is zeros, the file does not look finished, and the exit code is 1."""
     content = random.Random(1).randbytes(65536 * 4)
@@ -499,6 +526,27 @@ def test_a_newest_segment_that_is_missing_is_noticed(tmp_path: Path, monkeypatch
         path.unlink()
     done = run_script(tmp_path / "store", tmp_path / "cut", code=1)
     assert "the segment that followed is missing" in done.stderr and "was there a newer one?" in done.stderr
+
+
+@pytest.mark.parametrize(("left", "code"), [(0, 1), (10, 1), (-1, 1), (4096, 0)])
+def test_a_newest_segment_without_its_header_is_as_good_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int, code: int
+) -> None:
+    """Behind a seal there was something; one that ends later, in the middle of a frame, is what a crash leaves."""
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", SMALL)
+    with Writer(tmp_path / "store") as writer:
+        writer.put(b"")
+        for number, names in ((1, "abc"), (2, "ab")):
+            for name in names:
+                writer.put(name.encode(), random.Random(f"{name}{number}").randbytes(50_000))
+            writer.seal(number)
+    newest = max((tmp_path / "store" / "segments").iterdir())
+    data = newest.read_bytes()
+    assert len(data) > 50_000
+    newest.write_bytes(data[:left] if left >= 0 else bytes(4096))
+    done = run_script(tmp_path / "store", tmp_path / "to", code=code)
+    assert ("was there a newer one?" in done.stderr) == bool(code) and "snapshot 1" in done.stdout
+    assert code or "a write that a crash cut short" in done.stderr
 
 
 def test_a_segment_that_was_laid_anew_serves_as_the_old_one_did(

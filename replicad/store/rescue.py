@@ -130,7 +130,6 @@ SIZED = {0xC4: (1, "bytes"), 0xC5: (2, "bytes"), 0xC6: (4, "bytes"), 0xDC: (2, "
          0xCC: (1, "int"), 0xCD: (2, "int"), 0xCE: (4, "int"), 0xCF: (8, "int"), 0xD0: (1, "signed"),
          0xD1: (2, "signed"), 0xD2: (4, "signed"), 0xD3: (8, "signed"), 0xD9: (1, "str")}  # fmt: skip
 """msgpack's first byte: how many bytes of length (or value) follow, and of what."""
-SIMPLE = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
 def unpacked(data: bytes, at: int = 0) -> tuple[Any, int]:
@@ -138,8 +137,8 @@ def unpacked(data: bytes, at: int = 0) -> tuple[Any, int]:
     first, at = data[at], at + 1
     if first < 0x80 or first >= 0xE0:
         return first - 256 * (first >= 0xE0), at
-    if first in SIMPLE:
-        return SIMPLE[first], at
+    if first in (0xC0, 0xC2, 0xC3):
+        return (None, None, False, True)[first & 3], at
     if 0x90 <= first < 0xC0:
         kind, size = ("list", first & 15) if first < 0xA0 else ("str", first & 31)
     else:
@@ -241,9 +240,8 @@ class Store:
 
     def __init__(self, directory: str) -> None:
         self.directory, self.name, self.owner = directory, "?", b""
-        self.workers: Executor
         try:
-            self.workers = ProcessPoolExecutor()
+            self.workers: Executor = ProcessPoolExecutor()
         except (OSError, NotImplementedError):  # a rescue system without shared memory: slower, and right
             self.workers = ThreadPoolExecutor(1)
         self.db = sqlite3.connect("", isolation_level=None)
@@ -266,8 +264,7 @@ class Store:
         say(f"note: segment {segment} at byte {offset}: {text}")
 
     def frames(self, where: str, *values: Any) -> Iterator[tuple[int, Frame]]:
-        for n, *frame in self.db.execute(f"SELECT * FROM frame WHERE {where}", values):
-            yield n, Frame(*frame)
+        return ((n, Frame(*frame)) for n, *frame in self.db.execute(f"SELECT * FROM frame WHERE {where}", values))
 
     def fetch(self, wanted: Iterable[tuple[Any, Frame]]) -> Iterator[tuple[Any, Any]]:
         """Proven payloads in the order asked, each with its frame's tag; a text says why there is none."""
@@ -301,14 +298,13 @@ class Store:
         at, behind, is_certain, is_own, is_sealed = 0, 0, True, True, False
         while at < segment.size:
             if (frame := segment.frame(at)) is None:  # perhaps the frame before claims a wrong length: look in it too
-                if (frame := segment.search(behind)) is None and is_last and segment.is_torn(at):
+                if (frame := segment.search(behind)) is None and is_last and at and segment.is_torn(at):
                     return say("note: the last segment ends in a write that a crash cut short")
                 self.gap(segment.number, at, f"no frame begins here; next at {frame.offset if frame else 'none'}")
                 if frame is None:
                     break
                 is_certain = segment.leads_to_pad(frame)
-            if frame.offset == 0:
-                is_own = self.is_own(segment, frame)
+            is_own = self.is_own(segment, frame) if frame.offset == 0 else is_own
             is_sealed = is_sealed or frame.type == SEAL
             kind = UNCERTAIN if frame.type == RECORD and not is_certain else frame.type
             if kind == BLOCK or (is_own and (frame.type == RECORD or (is_certain and kind in (COMMIT, RETENTION)))):
@@ -316,8 +312,8 @@ class Store:
             at, behind = frame.end, frame.offset + HEAD_BYTES
             if frame.type == PAD and not is_certain:
                 is_certain = at % 4096 == 0 or segment.leads_to_pad(segment.frame(at))
-        if is_last == is_sealed:  # the next segment is begun when one is sealed
-            why = "that followed is missing" if is_last else "ends without a seal"
+        if is_last == is_sealed or not segment.size:  # the next segment is begun when one is sealed
+            why = "that followed is missing" if is_sealed else "ends without a seal" if segment.size else "is empty"
             self.gap(segment.number, segment.size, f"the segment {why}")
 
     def is_own(self, segment: Segment, frame: Frame) -> bool:
@@ -441,6 +437,12 @@ class Rescue:
         self.here: bytes | None = None  # the directory that this process is in
         self.root = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
         os.fchmod(self.root, 0o700)  # nobody looks in before everything has its rights
+        try:
+            inherited = {"system.posix_acl_access", "system.posix_acl_default"}.intersection(os.listxattr(self.root))
+        except (AttributeError, OSError):  # a system, or a file system, that has none
+            inherited = set()
+        for key in inherited:  # what is made here would inherit them in turn
+            self.attempt(b"", f"attribute {key} is not removed", os.removexattr, self.root, key)
         twins = "SELECT file, min(path) FROM entry WHERE kind = ? AND wanted GROUP BY file HAVING count(*) > 1"
         self.first_names = dict(store.db.execute(twins, (FILE,)).fetchall())
 
@@ -520,8 +522,7 @@ class Rescue:
             " WHERE kind = ? AND wanted ORDER BY path, number"
         )
         for path, file, size, meta, number, id_, _, *frame in self.store.db.execute(query, (BLOCK, FILE)):
-            block_bytes = marshal.loads(meta)[1]
-            at = number * block_bytes
+            at = number * (block_bytes := marshal.loads(meta)[1])
             if at < size and self.first_names.get(file, path) == path:
                 yield (path, at, min(block_bytes, size - at), id_), Frame(*(value or 0 for value in frame))
 
@@ -533,8 +534,7 @@ class Rescue:
     def describe(self, path: bytes, kind: int, mode: int, uid: int, gid: int, mtime_ns: int, xattrs: Any = ()) -> None:
         """Set what an entry is besides its content. A damaged file keeps the present time: it must not look whole."""
         try:
-            name = self.enter(path)
-            found = os.lstat(name)
+            found = os.lstat(name := self.enter(path))
         except OSError:
             return  # it could not be made, and that was said
         is_owned, itself = True, {"follow_symlinks": False}

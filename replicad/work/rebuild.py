@@ -27,7 +27,7 @@ from replicad.system.logs import logger
 from replicad.work.archive import catalog_path, fresh_catalog_path
 from replicad.work.book_damage import CATALOG, findings_of, mended
 from replicad.work.exchange import exchange, remove
-from replicad.work.replay import Progress, Replay
+from replicad.work.replay import NEWEST_GONE, Progress, Replay
 
 log = logger("work.rebuild")
 
@@ -56,7 +56,8 @@ def rebuild_catalog(
     """Read all segments of a store and write its catalog anew, or a catalog at `into`.
 
     `knowing`: an older catalog of the store. As far as it can be read, its copies stand in for damaged frames of other
-    kinds than blocks, and what was mended stays mended. `locked`: the caller holds the store's lock.
+    kinds than blocks, what was mended stays mended, and it is believed where nothing was acknowledged yet. `locked`:
+    the caller holds the store's lock.
 
     Raises UsageError (no segments), LockedError, PeerError (nothing says whose they are), DiskFullError.
     """
@@ -69,6 +70,9 @@ def rebuild_catalog(
         remove(target)
         rebuilt = _fill(directory, target, disk, known, readonly=into is not None, progress=progress)
         if into is not None:
+            for found in rebuilt.damage:
+                if found.reason == NEWEST_GONE:  # what is restored from this catalog may look complete
+                    log.warning(found.reason, store=str(directory), segment=found.segment)
             return rebuilt
         final = catalog_path(directory)
         kept = exchange(target, final, directory, disk)
@@ -104,7 +108,7 @@ def _fill(
         catalog.set_owner(owner.store, owner.client, owner.dataset)
         for row in known.mended():
             catalog.add_mended(*row)
-        replay = Replay(store, catalog, files, progress, readonly, known.copies)
+        replay = Replay(store, catalog, files, progress, readonly, known.copies, anew=True, untouched=known.untouched())
         replay.run()
         return Rebuilt(target, catalog.head, [Damage(*found) for found in catalog.damage()], replay.torn, None)
     finally:
@@ -135,6 +139,19 @@ class _Knowledge:
         except BookDamagedError as error:
             self._give_up(error)
             return []
+
+    def untouched(self) -> int:
+        """The segment that was to be the next one when nothing in it was acknowledged yet; 0 when that is not known,
+        as by a catalog that was made anew itself and asked the same."""
+        if self._inventory is None:
+            return 0
+        try:
+            end, damage = self._inventory.checkpoint, self._inventory.damage()
+        except BookDamagedError as error:
+            self._give_up(error)
+            return 0
+        has_asked = any((segment, reason) == (end.segment, NEWEST_GONE) for segment, _, _, reason in damage)
+        return 0 if end.offset or has_asked else end.segment
 
     def copies(self, segment: int, offset: int, length: int) -> list[FrameCopy]:
         if self._inventory is None:

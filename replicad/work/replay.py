@@ -47,6 +47,9 @@ BATCH_COPIES_BYTES = 4 * 1024 * 1024
 MAX_WAITING = 4 * MAX_RECORDS
 """Records that wait for their commit, at most (60 MB of memory): the last ones, for those are what it claims. More than
 it may cover, for stores that are older than this limit, and for two commits of which the first is lost."""
+NEWEST_GONE = "the segment that followed is missing or empty: was there a newer snapshot?"
+"""Reason of the damage behind a last seal: a segment is sealed once a frame needs the next one. A crash at just that
+moment leaves the same, and only the catalog that is not there could tell them apart."""
 Spare = Callable[[int, int, int], Sequence[FrameCopy]]
 """Asked for copies of the frames that begin within (segment, offset, length), where the segment itself is damaged."""
 
@@ -84,6 +87,10 @@ class Replay:
     readonly: bool = False
     """Leave the segments as they are: a torn end is not cut."""
     spare: Spare | None = None
+    anew: bool = False
+    """Nothing but the segments says what there was: it is asked what followed a last seal."""
+    untouched: int = 0
+    """Not of this segment: a catalog that can still be read knows that nothing in it was acknowledged."""
     has_dropped: bool = False
     """Whether snapshots were let go: their rows must go too, for blocks that only they name may be gone already."""
     torn: Torn | None = None
@@ -92,6 +99,8 @@ class Replay:
     _blocks: list[BlockPlace] = field(default_factory=list)
     _copies: list[FrameCopy] = field(default_factory=list)
     _copied_bytes: int = 0
+    _full: int = 0
+    """The last segment that has its seal."""
     _sealed: _Sealed | None = None
     """The commit that was the frame before: the pad behind it says when it was received."""
 
@@ -111,6 +120,7 @@ class Replay:
             end = self._segment(begin, last=number == numbers[-1])
             if self.progress:
                 self.progress(number - numbers[0] + 1, len(numbers))
+        self._check_followed(end)
         self.catalog.keep(end)
         while self.has_dropped and purge(self.catalog.database, PURGED_ROWS):
             self.catalog.keep(end)
@@ -127,6 +137,11 @@ class Replay:
         for number in range(start.segment, max(last, start.segment) + 1):
             if number not in present:
                 self._note(Damage(number, 0, 0, "segment file is missing"))
+
+    def _check_followed(self, end: Position) -> None:
+        is_gone = self._full and (end.segment, end.offset) == (self._full + 1, 0)
+        if self.anew and is_gone and end.segment != self.untouched:
+            self._note(Damage(end.segment, 0, 0, NEWEST_GONE))
 
     def _segment(self, begin: Position, *, last: bool) -> Position:
         """Replay one segment from `begin` on; where the next frames belong."""
@@ -148,6 +163,7 @@ class Replay:
             scan.close()
         self._settle()
         self._index()
+        self._full = begin.segment if scan.sealed else self._full
         if scan.damaged:
             return Position(begin.segment + 1)
         return Position(begin.segment + 1, digest=scan.sealed.after) if scan.sealed else scan.position
