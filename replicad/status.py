@@ -392,13 +392,17 @@ def findings(status: NodeStatus) -> list[Finding]:
     return found
 
 
-def job_problem(job: JobStatus) -> str:
-    """Why this job does not do its work, as what follows its name in a sentence; "" when it does."""
+def job_trouble(job: JobStatus) -> str:
+    """That this job does not do its work, as what follows its name in a sentence; "" when it does."""
     if not job.running:
-        return f"is not running: {job.last_error or 'it has not started'}"
-    if job.failures_in_row >= CRASH_LOOP_FAILURES:
-        return f"failed {job.failures_in_row} times in a row: {job.last_error}"
-    return ""
+        return "is not running"
+    return f"failed {job.failures_in_row} times in a row" if job.failures_in_row >= CRASH_LOOP_FAILURES else ""
+
+
+def job_problem(job: JobStatus) -> str:
+    """The same with the reason."""
+    reason = job.last_error if job.running else job.last_error or "it has not started"
+    return f"{trouble}: {reason}" if (trouble := job_trouble(job)) else ""
 
 
 def lag_s(line: DatasetStatus, now_ns: int) -> float:

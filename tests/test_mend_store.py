@@ -534,14 +534,20 @@ def test_what_goes_bad_while_a_segment_is_laid_is_told_too(
     rig.assert_clean(tmp_path)
 
 
+def _beside_a_bad_seal(rig: Rig, kind: FrameType) -> Frame:
+    """The first frame of that kind in a segment whose seal is damaged and told of: it is to be laid anew."""
+    rig.scrub()
+    frame, seal = (rig.frames(one, 2)[0] for one in (kind, FrameType.SEAL))
+    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
+    assert rig.scrub() == 1
+    return frame
+
+
 def test_a_daemon_that_is_killed_over_a_laid_segment_tells_at_its_next_start(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new file is in place, and what went bad in the old one meanwhile was not told yet."""
-    rig.scrub()
-    block, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
-    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
-    assert rig.scrub() == 1
+    block = _beside_a_bad_seal(rig, FrameType.BLOCK)
     with _going_bad(block), monkeypatch.context() as patch:
         patch.setattr(mend_store.StoreMender, "_tell_of_replaced", _is_killed)
         with pytest.raises(KeyboardInterrupt):
@@ -562,10 +568,7 @@ def test_old_file_that_cannot_be_read_makes_no_failure_of_the_repair(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new segment is in place and verified. What went bad in the old one is told by a daemon that can read it."""
-    rig.scrub()
-    block, seal = (rig.frames(kind, 2)[0] for kind in (FrameType.BLOCK, FrameType.SEAL))
-    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
-    assert rig.scrub() == 1
+    block = _beside_a_bad_seal(rig, FrameType.BLOCK)
     with _going_bad(block), monkeypatch.context() as patch:
         wrongs = mend_store.StoreMender._wrongs
         patch.setattr(
@@ -592,10 +595,7 @@ def _is_killed(mender: object) -> NoReturn:
 @pytest.mark.parametrize("kind", [FrameType.RECORD, FrameType.COMMIT])
 def test_record_that_goes_bad_while_a_segment_is_laid_is_told_too(rig: Rig, tmp_path: Path, kind: FrameType) -> None:
     """The same for what the catalog has copies of."""
-    rig.scrub()
-    frame, seal = (rig.frames(one, 2)[0] for one in (kind, FrameType.SEAL))
-    flip(segment(rig.directory, 2), seal.offset + HEADER_BYTES + 3, 0)
-    assert rig.scrub() == 1
+    frame = _beside_a_bad_seal(rig, kind)
     with _going_bad(frame):
         rig.settle()
     (told,) = rig.open_ones()

@@ -43,7 +43,7 @@ from replicad.http.contract import (
 from replicad.http.metrics import CONTENT_TYPE, Exposition
 from replicad.model.errors import LockedError, ReplicadError, UsageError
 from replicad.model.glob import compile_globs
-from replicad.status import JobStatus, NodeStatus, encode, job_problem, to_json
+from replicad.status import NodeStatus, encode, job_trouble, to_json
 from replicad.system.clock import Clock
 from replicad.system.sockets import socket_address
 
@@ -295,11 +295,7 @@ def ailments(status: NodeStatus) -> list[str]:
     hold paths and what hooks say, and whoever reaches the TCP address may ask."""
     if not status.jobs:
         return ["no job has started"]
-    return [f"job {job.name} {_in_figures(job)} ({ASK_THERE})" for job in status.jobs if job_problem(job)]
-
-
-def _in_figures(job: JobStatus) -> str:
-    return f"failed {job.failures_in_row} times in a row" if job.running else "is not running"
+    return [f"job {job.name} {trouble} ({ASK_THERE})" for job in status.jobs if (trouble := job_trouble(job))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,9 @@ def _finish(path: bytes, intent: Intent, now: Stamp, disk: Disk) -> Stamp | None
 async def _is_ours(dataset: Dataset, pool: Executor, intent: Intent, now: Stamp) -> bool:
     """Whether the interrupted repair, and nothing but that, explains what the file's stamp is now."""
     before = intent.recorded
-    if now.identity == before.identity or (now.kind, *now[4:7]) != (before.kind, *before[4:7]):
+    if now.identity == before.identity:
+        return False
+    if (before.kind, before.device, before.inode, before.size) != (now.kind, now.device, now.inode, now.size):
         return False
     has_times = now.mtime_ns == before.mtime_ns
     if has_times and not intent.new:
