@@ -18,7 +18,7 @@ from asyncssh.public_key import load_keypairs
 
 from kit_engine import JumpingClock
 from kit_link import WINDOW_BYTES, Relay, open_writing, wait_for
-from kit_ssh import Link, carried, linked
+from kit_ssh import KEEPALIVE_S, Link, carried, linked
 from replicad.config import ClientConfig
 from replicad.config.values import Hours
 from replicad.link import ssh
@@ -350,6 +350,16 @@ async def test_openssh_s_client_reaches_the_subsystem(link: Link) -> None:
     assert "ams1" in str(link.node.reports[0])
 
 
+async def test_a_client_that_ends_its_input_has_ended(link: Link) -> None:
+    """The session goes at once, and the end is not called silence."""
+    async with link.connection() as connection:
+        channel, _ = await connection.create_session(asyncssh.SSHClientSession, subsystem="replicad", encoding=None)
+        channel.write_eof()
+        await asyncio.wait_for(channel.wait_closed(), 5)
+        await wait_for(lambda: link.node.reports)
+    assert "closed the connection" in str(link.node.reports[0])
+
+
 async def test_requests_beside_the_subsystem_are_refused(link: Link) -> None:
     """Terminals, variables, agents, displays and tunnels: each is asked for by an authenticated client and refused."""
     async with asyncssh.connect(
@@ -555,6 +565,15 @@ async def test_a_half_open_connection_is_noticed_at_both_ends(link: Link) -> Non
     relay.restore()
     await open_writing(await dialler.dial())
     await relay.close()
+
+
+async def test_signs_of_life_of_ssh_itself_are_not_the_peer_s(link: Link) -> None:
+    """An sshd that asks and answers for a program behind it which has hung does not keep its session alive."""
+    async with link.connection(keepalive_interval=KEEPALIVE_S / 4) as connection:
+        channel, _ = await connection.create_session(asyncssh.SSHClientSession, subsystem="replicad", encoding=None)
+        await wait_for(lambda: link.node.reports)
+        await asyncio.wait_for(channel.wait_closed(), 5)
+    assert "silent" in str(link.node.reports[0])
 
 
 async def test_a_slow_line_is_not_a_dead_one(link: Link) -> None:

@@ -2,8 +2,9 @@
 
 asyncssh takes the peer's channel window as the only bound of what it buffers to send, and the window is the peer's to
 choose. A `Line` adds the missing one: it listens to the TCP transport's own pause and resume, so that a full socket
-stops every channel on the connection. It also hears each byte as it arrives: on a slow line the packet that it belongs
-to may take longer than a keep-alive. What is received is bounded by an `Intake`, in place of asyncssh's own buffer.
+stops every channel on the connection. It also hears data as they arrive: on a slow line one packet may take longer than
+a keep-alive. What SSH sends by itself is not heard: an sshd answers for a program behind it that has long hung. What is
+received is bounded by an `Intake`, in place of asyncssh's own buffer.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Line:
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.full = False
+        self.has_data = False
+        """Whether data of a channel came with the bytes that are being taken apart."""
         self.carriers: set[Carrier] = set()
         connection.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
         self.connection.pause_writing = self._pause  # asyncssh's own methods do nothing
@@ -67,12 +70,14 @@ class Line:
         self._tell()
 
     def _received(self, data: bytes) -> None:
-        for carrier in tuple(self.carriers):
-            if carrier.channel:
-                carrier.channel.heard(len(data))
         if self.carriers and not isinstance(self.connection._inpbuf, Inbox):
             self.connection._inpbuf = Inbox(self.connection._inpbuf)
+        self.has_data = False
         self._take(data)
+        if self.has_data or self.connection._inpbuf:  # a packet that is not complete yet may be one of data
+            for carrier in tuple(self.carriers):
+                if carrier.channel:
+                    carrier.channel.heard(len(data))
 
     def _send_packet(self, kind: int, *parts: bytes, handler: Any = None) -> None:
         if kind != MSG_IGNORE:
@@ -163,6 +168,7 @@ class Carrier:
 
     def _accept(self, data: Buffer, datatype: int | None = None) -> None:
         """Data of the peer, in one packet."""
+        self.line.has_data = True
         if self._closed:
             return
         self._intake.arrived(len(data))

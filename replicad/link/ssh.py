@@ -47,7 +47,7 @@ CONNECT_S = 20.0
 """TCP connection, key exchange and authentication together."""
 IDLE_KEEPALIVES = 3
 """SSH's own keep-alive, for connections without channels: it asks after this many of the channels' keep-alives and
-gives up after as many unanswered questions, so that it never comes before theirs, which knows more."""
+gives up after as many unanswered questions, so that it never ends a connection before theirs, which knows more."""
 LOGIN_S = 15.0
 """How long a client may take to authenticate; a honest one needs three round trips."""
 MAX_TRIES = 8
@@ -183,10 +183,11 @@ class _ServerCarrier(Carrier, asyncssh.SSHServerSession[bytes]):
         reception.start(self.channel)
 
     def eof_received(self) -> bool:
-        """A viewer that has asked for all it wants is still owed the answers; clients say Bye instead."""
+        """A viewer that has asked for all it wants is still owed the answers; a client says Bye, or it has ended."""
         if isinstance(self.channel, Viewing):
             self.channel.eof_received()
             return True
+        self._ssh.close()
         return False
 
     def close(self) -> None:
