@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,8 @@ from replicad.cli.app import main
 from replicad.db.database import Database
 
 FORK_SERVER.is_enabled = True
+
+MEMORY = Path("/dev/shm")
 
 LONGEST = (
     "test_rot_real", "test_campaign", "test_faults_books", "test_hooks_real", "test_faults_crash", "test_scrub",
@@ -35,6 +39,13 @@ def way_in(tmp_path_factory: pytest.TempPathFactory) -> None:
         if directory.name.startswith(("pytest-", "popen-")) and directory.stat().st_uid == os.geteuid():
             directory.chmod(directory.stat().st_mode | 0o011)
     Database(base / "first.db", ["CREATE TABLE t(a)"]).close()  # loads what a test without rights could not load
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A directory in memory, where there is such a place: for simulations that commit ten thousand times."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

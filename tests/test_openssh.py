@@ -7,6 +7,7 @@ import getpass
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from kit_link import WINDOW_BYTES, Node, open_writing, wait_for
 from kit_pair import free_port
 from kit_ssh import carried
 from replicad.config import ClientConfig, ReplicaConfig
+from replicad.link.channel import KEEPALIVE_S
 from replicad.link.messages import Blocks, Offer, OpenRead
 from replicad.link.ssh import Dialler, generate_key
 from replicad.link.unix import SOCKET_NAME, UnixListener, serve_unix
@@ -39,9 +41,11 @@ KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 PrintMotd no
 Subsystem sftp internal-sftp
+ClientAliveInterval 1
 """
 DOOR = """#!{python}
-import sys
+import os, pathlib, sys
+pathlib.Path("{directory}/pid").write_text(str(os.getpid()))
 sys.path.insert(0, "{root}")
 from replicad.cli.app import main
 sys.exit(main(["stdio", "--client", "ams1", "--config", "{directory}/config.toml"]))
@@ -86,7 +90,9 @@ class Door:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def dialler(self, *, key: Path | None = None, host_key: str = "", via: str = "openssh") -> Dialler:
+    def dialler(
+        self, *, key: Path | None = None, host_key: str = "", via: str = "openssh", keepalive_s: float = KEEPALIVE_S
+    ) -> Dialler:
         replica = ReplicaConfig(
             name="fra1",
             address=f"127.0.0.1:{self.port}",
@@ -94,6 +100,7 @@ class Door:
             via=via,
             user=getpass.getuser(),
             window_bytes=WINDOW_BYTES,
+            keepalive_s=keepalive_s,
         )
         dialler = Dialler(replica, key or self.client_key, "replicad test")
         self._diallers.append(dialler)
@@ -193,6 +200,18 @@ async def test_the_end_of_the_daemon_s_side_ends_the_channel(door: Door) -> None
     door.node.channels[0].abort()
     with pytest.raises(LinkError, match="fra1"):
         await asyncio.wait_for(channel.receive(), 5)
+
+
+async def test_a_program_that_hangs_behind_an_sshd_is_noticed(door: Door) -> None:
+    """The sshd goes on asking and answering by itself: the end comes by the keep-alive of the channel."""
+    channel = await open_writing(await door.dialler(keepalive_s=0.4).dial())
+    pid = int((door.directory / "pid").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(LinkError, match="silent"):
+            await asyncio.wait_for(channel.receive(), 10)
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 async def test_the_end_of_the_primary_s_side_ends_the_session(door: Door) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -101,10 +102,15 @@ def test_verbs_and_options_in_documents_exist(document: Path) -> None:
         assert words[0] in {verb.name for verb in VERBS}, words
         options = {word for word in words if re.fullmatch("--[a-z-]+", word)}
         if options:
-            has_verbs = "COMMAND [ARGS]" in replicad(words[0], "--help").stdout
-            name = words[:2] if has_verbs else words[:1]
-            told = set(re.findall("--[a-z-]+", replicad(*name, "--help").stdout))
+            name = words[:2] if "COMMAND [ARGS]" in help_of(words[0]) else words[:1]
+            told = set(re.findall("--[a-z-]+", help_of(*name)))
             assert options - told == set(), words
+
+
+@functools.cache
+def help_of(*words: str) -> str:
+    """What a verb says of itself."""
+    return replicad(*words, "--help").stdout
 
 
 def commands(text: str) -> list[list[str]]:

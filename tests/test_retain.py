@@ -122,6 +122,12 @@ class Rig:
 
 
 @pytest.fixture
+def tmp_path(memory_path: Path) -> Path:
+    """What is simulated here is time: months of snapshots, each of them durable."""
+    return memory_path
+
+
+@pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(store_module, "SEGMENT_BYTES", 96 * 1024)
     made = Rig(tmp_path / CLIENT / DATASET)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,17 +27,14 @@ from replicad.work.scrubs import Scrubs
 
 GB = 10**9
 WEEK_S = 7 * DAY_S
-MEMORY = Path("/dev/shm")
 TURN_S = 60.0
 """Of the long simulations: a month in turns of 30 ms would be a hundred million of them."""
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A directory in memory, of which nothing is kept: what is simulated here is time, and a month of it commits to the
-    book ten thousand times."""
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
-        yield Path(directory)
+def tmp_path(memory_path: Path) -> Path:
+    """What is simulated here is time, and a month of it commits to the book ten thousand times."""
+    return memory_path
 
 
 @pytest.fixture
