@@ -11,7 +11,7 @@ outlives a crash of either side (guarantee 8).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from string import hexdigits
 from typing import TypeVar
@@ -22,7 +22,18 @@ from replicad.db.coverage import SCHEMA as COVERAGE
 from replicad.db.coverage import Coverage
 from replicad.db.database import Database
 from replicad.model.attestation import MAX_ASKED_PINS
-from replicad.model.divergence import Divergence, Receipt, Side, State, Suspect, divergence_id
+from replicad.model.divergence import (
+    Divergence,
+    Part,
+    Receipt,
+    Side,
+    State,
+    Suspect,
+    block_key,
+    divergence_id,
+    metadata_key,
+    undone_key,
+)
 from replicad.model.errors import UsageError
 from replicad.model.retention import Pin
 from replicad.model.verdict import Verdict
@@ -225,6 +236,34 @@ class Findings:
         """How many divergences were ever given each (side, verdict); one that changes to and fro counts once."""
         rows = self._db.all("SELECT side, verdict, count(*) FROM given GROUP BY side, verdict")
         return {(side, verdict): count for side, verdict, count in rows}
+
+    def about(self, files: Collection[int]) -> list[Divergence]:
+        """All that was ever found of these files on the primary's own disk."""
+        beginnings = [metadata_key(b""), *(block_key(file, 0)[:-1] for file in files)]
+        query = "SELECT body FROM divergence WHERE side = ? AND peer = '' AND key >= ? AND key < ?"
+        found = [
+            _divergence.decode(body)
+            for begin in beginnings  # hex digits follow, or decimal ones
+            for (body,) in self._db.rows(query, (Side.PRIMARY, begin, begin + "g"))
+        ]
+        return [one for one in found if one.file in files]
+
+    def renumber(self, files: Mapping[int, int]) -> None:
+        """Have all that was found of files speak of the numbers that they have now, by those that they had, and so what
+        a person has undone. An open finding stays what it was where another one is open under the new number."""
+
+        def write() -> None:
+            for found in self.about(files):
+                now = msgspec.structs.replace(found, file=files[found.file])
+                if found.part is Part.BLOCK:
+                    now = msgspec.structs.replace(now, key=block_key(now.file, now.number))
+                    if found.state is State.OPEN and self.open_at(now.side, now.peer, now.key):
+                        continue
+                    names = undone_key(now.key), undone_key(found.key)
+                    self._db.execute("UPDATE OR REPLACE meta SET key = ? WHERE key = ?", names)
+                self._write(now)
+
+        self._durably(write)
 
     # repairs
 

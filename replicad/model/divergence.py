@@ -299,6 +299,11 @@ def metadata_key(path: bytes) -> str:
     return f"metadata:{path.hex()}"
 
 
+def undone_key(key: str) -> str:
+    """What a book remembers under that a person has undone the repair of a finding with this key."""
+    return f"undone:{key}"
+
+
 def divergence_id(dataset: str, side: Side, peer: str, key: str, found_ns: int) -> str:
     """A short id that is the same wherever it is computed: the first hex digits of a BLAKE3."""
     return block_id("\0".join((dataset, side.value, peer, key, str(found_ns))).encode()).hex()[:ID_CHARACTERS]

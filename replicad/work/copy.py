@@ -40,6 +40,7 @@ from replicad.work.known import KnownEntries
 from replicad.work.met import drift, known_as, recorded_names, report
 from replicad.work.outcome import Outcome
 from replicad.work.record import Recorder, given
+from replicad.work.renumbered import follow_renumbered
 from replicad.work.scout import Book
 from replicad.work.scouts import Scouts, Small
 from replicad.work.shared_walk import SharedWalk
@@ -142,6 +143,7 @@ class Pass:
             self._dataset, self._recorder, self._shipping, root, self._outcome, self._pool, self._clock,
             lambda: self._checkpoint(self._recorder.covered),
         )  # fmt: skip
+        await follow_renumbered(self._dataset)
 
     async def _catch_up(self) -> None:
         if await self._dataset.in_ledger(self._dataset.ledger.lacks_something, self._recorder.covered):
@@ -335,12 +337,7 @@ class Pass:
 
     async def _linked(self, step: Step) -> bool:
         """Whether this large file is another name of one recorded with exactly this identity; ships it then."""
-        (described,) = await self._describe([step])
-        if isinstance(described, Trouble):
-            return False
-        known = await self._dataset.in_ledger(self._recorder.same, step.path, described.stamp)
-        if known:
-            await self._known.ship([(step.path, known)])
+        ((_, known),) = await self._ship_same([step])
         return known is not None
 
     async def _read_large(self, large: LargeRead, step: Step, block_bytes: int) -> None:
@@ -401,13 +398,16 @@ class Pass:
 
     async def _same(self, steps: Sequence[Step]) -> None:
         """Ship new names of recorded files; a file that was rewritten since the survey is read like any other."""
-        steps = [step for step in steps if not self._is_adrift(step.path)]
-        described = await self._describe(steps)
-        found = await self._dataset.in_ledger(self._same_or_none, steps, described)
-        await self._known.ship([(step.path, known) for step, known in found if known])
-        for step, known in found:
+        for step, known in await self._ship_same([step for step in steps if not self._is_adrift(step.path)]):
             if known is None:
                 await self._read(step)
+
+    async def _ship_same(self, steps: Sequence[Step]) -> list[tuple[Step, Known | None]]:
+        """Ship these as names of recorded files with exactly their identity; None with those that are none."""
+        found = await self._dataset.in_ledger(self._same_or_none, steps, await self._describe(steps))
+        await follow_renumbered(self._dataset)
+        await self._known.ship([(step.path, known) for step, known in found if known])
+        return found
 
     async def _read(self, step: Step) -> None:
         if step.size > SMALL_BYTES:

@@ -26,7 +26,7 @@ import msgspec
 from replicad.db.ledger import BlockRow, Known, Ledger, put_of, stamp_of
 from replicad.db.touched import restamp
 from replicad.model.block import LARGEST_BLOCK_BYTES, block_id, checksum
-from replicad.model.divergence import Divergence, Part, Receipt, State
+from replicad.model.divergence import Divergence, Part, Receipt, State, undone_key
 from replicad.model.entry import Kind, Put, Stamp, show_path
 from replicad.model.errors import ReplicadError
 from replicad.model.remedy import WRITES_PRIMARY, Remedy, remedy_of
@@ -100,7 +100,7 @@ class PrimaryMender:
 
     def _breaker_lets_through(self, found: Divergence) -> bool:
         findings, now_ns = self._dataset.findings, self._clock.now_ns()
-        if is_open(findings) or findings.get(_undone(found)) == found.seen:
+        if is_open(findings) or findings.get(undone_key(found.key)) == found.seen:
             return False
         if repairs_that_count(findings, now_ns) < self._dataset.config.repair_limit:
             return True
@@ -293,7 +293,8 @@ class PrimaryMender:
         self._dataset.findings.add_receipt(receipt)
         self._dataset.findings.update(found)
         if found.state is State.REPAIRED:
-            self._dataset.findings.put(_undone(found), None)  # should it rot so again, nobody has said to leave it
+            # should it rot so again, nobody has said to leave it
+            self._dataset.findings.put(undone_key(found.key), None)
 
     # metadata
 
@@ -425,7 +426,7 @@ class PrimaryMender:
         return Mended(remedy_of(found), "failed", text)
 
     def _undo_is_over(self, found: Divergence, receipt: Receipt) -> None:
-        self._dataset.findings.put(_undone(found), found.seen)
+        self._dataset.findings.put(undone_key(found.key), found.seen)
         self._open_again(found, receipt)
 
     def _open_again(self, found: Divergence, receipt: Receipt) -> None:
@@ -502,7 +503,3 @@ def _check_repaired(done: Receipt, now: bytes) -> str:
     if checksum(now) != done.after:
         raise Refusal("it does not hold what the repair wrote any more")
     return ""
-
-
-def _undone(found: Divergence) -> str:
-    return f"undone:{found.key}"

@@ -23,7 +23,7 @@ from replicad.db.audit import audit
 from replicad.db.due import STRETCH_BLOCKS, Ages, Due, most_ahead_ns, stretch_count
 from replicad.db.ledger import BlockRow
 from replicad.db.look_up import LookUp
-from replicad.model.divergence import Part, Side, block_key, block_of_key, metadata_key
+from replicad.model.divergence import Part, Side, State, block_key, block_of_key, metadata_key
 from replicad.model.entry import show_path
 from replicad.model.errors import BookDamagedError, SourceError
 from replicad.source.read import REAL, Access
@@ -377,7 +377,8 @@ class PrimarySurface:
             if found.part in (Part.BLOCK, Part.METADATA):
                 why = await self._in_ledger(self._findings.outdated, found)
                 if why:
-                    await self._gone(found.key, why)
+                    gone = found.with_event(self._clock.now_ns(), why, state=State.GONE)
+                    await self._in_books(self._dataset.findings.revise, found, gone)
 
     # where work is done
 
