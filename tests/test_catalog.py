@@ -419,7 +419,7 @@ def test_damage_is_remembered(catalog: Catalog, path: Path) -> None:
     catalog.keep(Position(3, 8192))
     catalog.close()
     again, listing = Catalog(path), Listing(path)
-    assert again.damage() == listing.damage() == [(3, 4096, 100, "frame fails its checksum")]
+    assert again.damage() == listing.inventory().damage() == [(3, 4096, 100, "frame fails its checksum")]
     again.close()
     listing.close()
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from kit_pair import replicad
+from kit_restore import Writer
 from kit_scrub import SMALL, Rig
 from kit_store import CLIENT, DATASET, Primary, block, kill, open_archive, put_files, segment
+from replicad.db.catalog import Catalog
 from replicad.store import store as store_module
 from replicad.store.segments import SegmentWriter, segment_numbers
 from replicad.work.archive import catalog_path
+from replicad.work.archive_reader import ArchiveReader
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.replay import NEWEST_GONE
 
@@ -44,6 +49,18 @@ def harm(store: Path, how: str) -> int:
     return newest
 
 
+def two_snapshots(directory: Path) -> Path:
+    """A closed store at `directory` in two segments, of which the second has the commit of the second snapshot."""
+    with Writer(directory) as writer:
+        writer.put(b"")
+        for number, names in ((1, "abc"), (2, "ab")):
+            for name in names:
+                writer.put(name.encode(), random.Random(f"{name}{number}").randbytes(50_000))
+            writer.seal(number)
+    assert len(segment_numbers(directory)) == 2
+    return directory
+
+
 class PowerCutError(Exception):
     """What nobody catches."""
 
@@ -70,6 +87,9 @@ def test_a_newest_segment_that_is_gone_is_noticed_by_the_seal_before_it(
     elsewhere = rebuild_catalog(store, into=tmp_path / "elsewhere.db")
     assert [(d.segment, d.offset, d.length, d.reason) for d in elsewhere.damage] == wanted
     assert ("was there a newer snapshot?" in capsys.readouterr().err) == bool(wanted)
+    reader = ArchiveReader(store, catalog=elsewhere.catalog)
+    assert reader.newest_gone() == bool(wanted)
+    reader.close()
     forget(store)
     done = replicad("rebuild", "--store", tmp_path, code=int(bool(wanted)))
     assert ("was there a newer snapshot?" in done.stdout) == bool(wanted)
@@ -140,3 +160,46 @@ def test_the_question_is_over_once_something_sound_follows_the_seal(store: Path,
     assert not rig.archive.damage
     rig.close()
     assert catalog_path(store).exists() and not rebuild_catalog(store).damage
+
+
+@pytest.mark.parametrize("how", HARMS)
+def test_a_restore_that_takes_the_latest_snapshot_tells_that_a_newer_one_may_be_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It and its plan end with 1 and say why, until something follows; whoever names a number gets what he named."""
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", 170_000)
+    store = two_snapshots(tmp_path / "store" / CLIENT / DATASET)
+    harm(store, how)
+    forget(store)
+    is_asked = how != SILENT
+    replicad("rebuild", "--store", tmp_path / "store", code=int(is_asked))
+    words = ("restore", DATASET, tmp_path / "back", "--store", tmp_path / "store", "--config", tmp_path / "none.toml")
+    for more in (("--plan",), (), ("--at", "2030-01-01T00:00:00Z", "--dry-run")):
+        done = replicad(*words, *more, "--json", code=int(is_asked))
+        assert json.loads(done.stdout)["newest_gone"] is is_asked
+        assert ("a newer snapshot than 1 may be lost" in done.stderr) is is_asked
+    assert "newer" not in replicad(*words, "--at", "1").stderr
+    assert ("a newer snapshot than 1" in replicad(*words, "--plan", code=int(is_asked)).stdout) is is_asked
+    if is_asked:
+        with Writer(store) as writer:
+            writer.seal(3)
+        assert json.loads(replicad(*words, "--json").stdout)["newest_gone"] is False
+
+
+def test_a_rebuild_that_was_cut_short_asks_when_it_is_gone_on_with(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next opening of the store ends it, and asks what it would have asked."""
+    newest, real = harm(store, "missing"), Catalog.commit
+    forget(store)
+
+    def commit(self: Catalog, *args: Any, **kwargs: Any) -> None:
+        real(self, *args, **kwargs)
+        cut_power()
+
+    with monkeypatch.context() as patch, pytest.raises(PowerCutError):
+        patch.setattr(Catalog, "commit", commit)
+        rebuild_catalog(store)
+    archive = open_archive(store)
+    assert [(found.segment, found.reason) for found in archive.damage] == [(newest, NEWEST_GONE)]
+    archive.close()

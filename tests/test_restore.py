@@ -8,8 +8,9 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -958,6 +959,96 @@ async def test_one_restore_at_a_time_works_in_a_directory(tmp_path: Path) -> Non
             await restore_script(ScriptedReader(), tmp_path)
     finally:
         target.close()
+
+
+def swap(made: Path, other: str) -> None:
+    """What somebody who may write to the directory above does: he moves what was made away, and puts this there."""
+    made.rename(made.with_name(f"{made.name} moved"))
+    if other == "symlink":
+        made.symlink_to(made.parent)
+        return
+    made.mkdir(0o700)
+    if other == "filled":
+        (made / "file").write_bytes(b"precious")
+    elif other == "open":
+        made.chmod(0o770)
+    elif other == "another's":
+        os.chown(made, 65534, 65534)
+
+
+@pytest.fixture
+def swapped(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Swap the next directory of this name for another one between its making and its opening."""
+
+    def prepare(name: str, other: str) -> None:
+        real = os.mkdir
+
+        def make(path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+            real(path, mode, dir_fd=dir_fd)
+            if os.path.basename(os.fsdecode(path)) == name:
+                monkeypatch.setattr(os, "mkdir", real)
+                parent = Path(path).parent if dir_fd is None else Path(os.readlink(f"/proc/self/fd/{dir_fd}"))
+                swap(parent / name, other)
+
+        monkeypatch.setattr(os, "mkdir", make)
+
+    return prepare
+
+
+SWAPS = ["filled", "open", pytest.param("another's", marks=needs_root)]
+
+
+@pytest.mark.parametrize("other", SWAPS)
+@pytest.mark.parametrize("place", [b"", b"below"])
+async def test_a_directory_that_was_swapped_after_it_was_made_is_not_taken_for_a_new_one(
+    tmp_path: Path, swapped: Callable[[str, str], None], place: bytes, other: str
+) -> None:
+    """What stands in it is compared, and kept where that is asked for; the target itself, and one in a target that was
+    there."""
+    reader, back = ScriptedReader(), tmp_path / "back"
+    reader.directory(b"")
+    if place:
+        back.mkdir()
+        reader.directory(place)
+    reader.file(place + b"/file" if place else b"file", b"restored")
+    swapped(os.fsdecode(place) or "back", other)
+    target = Target(back, Disk())
+    if place:
+        target.make_directory(place)
+    assert not target.is_fresh(place)
+    target.close()
+    shutil.rmtree(back)
+    if place:
+        back.mkdir()
+    swapped(os.fsdecode(place) or "back", other)
+    account = await restore_script(reader, back, rules=Rules(aside=tmp_path / "aside"))
+    assert clean(account).set_aside == (other == "filled")
+    assert (back / os.fsdecode(place) / "file").read_bytes() == b"restored"
+
+
+async def test_a_target_that_became_a_symlink_after_it_was_made_is_refused(
+    tmp_path: Path, swapped: Callable[[str, str], None]
+) -> None:
+    """A symlink that was there is followed: whoever typed its name may mean that."""
+    swapped("back", "symlink")
+    with pytest.raises(UsageError, match="no directory"):
+        await restore_script(ScriptedReader(), tmp_path / "back")
+
+
+@pytest.mark.parametrize("other", SWAPS[1:])
+def test_a_directory_that_is_swapped_later_is_not_taken_for_the_one_that_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """Its descriptor was given up meanwhile: opened again, it is an error, and what belongs there fails by name."""
+    monkeypatch.setattr(target_module, "MAX_OPEN_DIRECTORIES", 0)
+    target = Target(tmp_path, Disk())
+    for name in (b"made", b"next"):
+        target.make_directory(name)
+    assert target.is_fresh(b"made")
+    swap(tmp_path / "made", other)
+    with pytest.raises(OSError, match="another process replaced the directory"), target.directory(b"made"):
+        pass
+    target.close()
 
 
 class FullDisk(Disk):

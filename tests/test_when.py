@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replicad.model.errors import UsageError
-from replicad.model.when import choose_snapshot, parse_time, show_time
+from replicad.model.when import choose_snapshot, parse_time, show_time, would_take_newer
 
 S = 1_000_000_000
 
@@ -64,6 +64,23 @@ def test_the_newest_complete_snapshot_at_or_before_the_moment_is_chosen(
     line, said = choose_snapshot(lines(existing), when)
     assert line.number == number
     assert notice in said and bool(notice) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("when", "would"),
+    [
+        ("latest", True),
+        ("1970-01-01T00:00:20Z", True),
+        ("2999-01-01T00:00:00Z", True),
+        ("1970-01-01T00:00:19Z", False),
+        ("2", False),
+    ],
+)
+def test_only_a_number_or_a_time_before_the_last_snapshot_leaves_no_room_for_a_newer_one(
+    when: str, would: bool
+) -> None:
+    """So that nobody is told of one that may be lost who would not have got it."""
+    assert would_take_newer(lines("1@10 2@20"), when) is would
 
 
 def test_a_printed_time_finds_the_snapshot_that_was_printed() -> None:

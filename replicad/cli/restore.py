@@ -32,7 +32,7 @@ from replicad.cli.reading import (
 from replicad.cli.restore_plan import confirm as confirm_plan
 from replicad.cli.restore_plan import lines as plan_lines
 from replicad.model.errors import LockedError, ReplicadError, UsageError
-from replicad.model.when import LATEST, choose_snapshot, show_time
+from replicad.model.when import LATEST, choose_snapshot, show_time, would_take_newer
 from replicad.work.turnstile import held_target
 
 if TYPE_CHECKING:  # slow to import, and needed when a verb runs only
@@ -156,10 +156,13 @@ class _Source:
     chosen: SnapshotLine
     newest: SnapshotLine
     rules: Rules
+    newest_gone: bool
+    """Whether what was asked for may be a newer snapshot, which the store has lost."""
 
 
 @asynccontextmanager
 async def _source(asked: _Asked) -> AsyncIterator[_Source]:
+    from replicad.work.read_local import LocalReader
     from replicad.work.throttled import ThrottledReader
 
     async with reading(asked.where, asked.config) as reader:
@@ -169,7 +172,9 @@ async def _source(asked: _Asked) -> AsyncIterator[_Source]:
             output.note(notice)
         limited = ThrottledReader(reader, asked.bandwidth_bytes) if asked.bandwidth_bytes else reader
         order = asked.order if asked.order is not None else await order_from(reader)
-        yield _Source(limited, chosen, lines[-1], replace(asked.rules, order=order))
+        is_open = would_take_newer(lines, asked.at)
+        newest_gone = is_open and isinstance(reader, LocalReader) and await reader.newest_gone()
+        yield _Source(limited, chosen, lines[-1], replace(asked.rules, order=order), newest_gone)
 
 
 async def _plan(asked: _Asked) -> int:
@@ -197,6 +202,7 @@ async def _planned(asked: _Asked, source: _Source) -> RestorePlan:
         globs=asked.globs,
         rules=source.rules,
         heard=heard,
+        newest_gone=source.newest_gone,
     )
     await _with_progress(planning, _size(asked, source), title="plan", quiet=asked.quiet or asked.json)
     heard.end()
@@ -236,6 +242,7 @@ async def _restored(asked: _Asked, source: _Source, held: int | None) -> int:
         heard=heard,
         told=_tell_class,
         held=held,
+        newest_gone=source.newest_gone,
     )
     try:
         await _with_progress(running, _size(asked, source), title="restore", quiet=asked.quiet or asked.json)

@@ -66,6 +66,8 @@ def _problems(plan: RestorePlan) -> list[tuple[str, str]]:
     if plan.lost_records:
         text = f"{plan.lost_records:,} pieces of the record: entries may be missing that nothing can name"
         rows.append(("lost", text))
+    if plan.newest_gone:
+        rows.append(("lost", f"a newer snapshot than {plan.snapshot}, perhaps: the store's newest segment is gone"))
     if plan.unread:
         rows.append(("not copied", f"{plan.unread:,} entries could not be read when the snapshot was made"))
     if plan.would_fail:

@@ -22,6 +22,7 @@ from replicad.db.catalog import LOOKUP_MARKS, MIGRATIONS, ROOT, BlockPlace, Fram
 from replicad.db.database import CACHE_KIB, Database, Row
 from replicad.db.differences import differences
 from replicad.db.entries import CUT_COLUMNS, ENTRY_COLUMNS, Place, in_batches, is_cut, length_of, put_of, whole
+from replicad.db.inventory import Inventory
 from replicad.db.paths import directory_of, page_rows, place_of, subdirectories
 from replicad.db.versions import Versions
 from replicad.model.block import block_count
@@ -99,9 +100,9 @@ class Listing:
             found.update((row[0], BlockPlace(*row)) for row in rows)
         return found
 
-    def damage(self) -> list[tuple[int, int, int, str]]:
-        """(segment, offset, length, reason) of all damage that the writer found."""
-        return [(s, o, n, r) for s, o, n, r in self._db.rows("SELECT segment, offset, length, reason FROM damage")]
+    def inventory(self) -> Inventory:
+        """Questions about the segments."""
+        return Inventory(self._db)
 
     def operations(self, ordinal: int, globs: Globs) -> Iterator[list[Op]]:
         """The tree at a snapshot as operations, in order, in short lists.

@@ -20,6 +20,7 @@ MAX_LISTED = 10
 """Snapshots that an error names; `replicad snapshots` shows all."""
 
 _SECOND_NS = 1_000_000_000
+_NUMBER = re.compile(r"[0-9]{1,19}")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d(?:\.\d+)?)?)([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -48,7 +49,7 @@ def choose_snapshot(lines: Sequence[S], when: str = LATEST) -> tuple[S, str]:
     """
     if not lines:
         raise UsageError("there is no snapshot yet", hint="wait for the first pass, or run: replicad sync --wait")
-    if re.fullmatch(r"[0-9]{1,19}", when):
+    if _NUMBER.fullmatch(when):
         return _by_number(lines, int(when))
     moment_ns = None if when == LATEST else parse_time(when)
     candidates = [line for line in lines if moment_ns is None or line.created_ns <= moment_ns]
@@ -58,6 +59,11 @@ def choose_snapshot(lines: Sequence[S], when: str = LATEST) -> tuple[S, str]:
     chosen = max(complete or candidates, key=lambda line: (0 if moment_ns is None else line.created_ns, line.number))
     newer = max(candidates, key=lambda line: line.number)
     return chosen, _notice(chosen, newer)
+
+
+def would_take_newer(lines: Sequence[Listed], when: str) -> bool:
+    """Whether `when` would mean a snapshot newer than all of `lines`, if there were one. Raises UsageError."""
+    return when == LATEST or (not _NUMBER.fullmatch(when) and lines[-1].created_ns <= parse_time(when))
 
 
 def parse_time(text: str) -> int:

@@ -151,6 +151,8 @@ class Account(msgspec.Struct):
     """Entries that could not be copied when the snapshot was made: they are as in an earlier one, or not in it."""
     lost_records: int = 0
     """Pieces of the record that the store has lost: entries and bytes may be missing that nothing can name."""
+    newest_gone: bool = False
+    """The store's newest segment is missing or empty, and with it perhaps a newer snapshot, which was asked for."""
     dry_run: bool = False
     """Nothing was written: "restored" means "would be restored"."""
     finished: bool = False
@@ -189,7 +191,8 @@ class Account(msgspec.Struct):
     @property
     def exit_code(self) -> int:
         """0 when everything is there and right, 1 when anything is missing, damaged or without its metadata."""
-        wrong = self.failed or self.damaged_files or self.metadata_not_set or self.lost_records
+        lost = self.lost_records or self.newest_gone
+        wrong = self.failed or self.damaged_files or self.metadata_not_set or lost
         return int(not self.finished or bool(wrong))
 
     @property

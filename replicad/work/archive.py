@@ -387,10 +387,11 @@ class Archive:
             self._catalog.add_copies([copy_of(one.segment, one.offset, one.frame) for one in made])
 
     def _replay(self, *, goes_on: bool = False) -> None:
-        """`goes_on`: where a rebuild was cut short, perhaps behind the word that let snapshots go."""
+        """`goes_on`: where a rebuild was cut short, perhaps behind the word that let snapshots go, and before it asked
+        what followed the last seal."""
         self._finish_laying()
         head = self._catalog.head
-        replay = Replay(self._store, self._catalog, self._files, has_dropped=goes_on)
+        replay = Replay(self._store, self._catalog, self._files, anew=goes_on, has_dropped=goes_on)
         self._store.resume(replay.run())
         self._torn = replay.torn
         if self._catalog.head != head:

@@ -41,6 +41,7 @@ from replicad.work.archive import Archive, catalog_path, no_catalog
 from replicad.work.known_damage import damaged_paths, with_damage
 from replicad.work.lease import Leases
 from replicad.work.reader import Stored
+from replicad.work.replay import asks_for_newest
 from replicad.work.untrusted import split_ids
 
 FETCH_BYTES = 1024 * 1024
@@ -144,7 +145,13 @@ class ArchiveReader:
 
     def damage(self) -> list[Damage]:
         """What replays have found damaged."""
-        return [Damage(*found) for found in self._listing.damage()]
+        return [Damage(*found) for found in self._listing.inventory().damage()]
+
+    def newest_gone(self) -> bool:
+        """Whether the store's newest segment is missing or empty, and a snapshot newer than all others perhaps with it:
+        a catalog that was made anew asks so until something follows."""
+        inventory = self._listing.inventory()
+        return asks_for_newest(inventory.checkpoint, inventory.damage())
 
     def record(self, snapshot: int, globs: Sequence[bytes] = ()) -> Iterator[list[Op]]:
         """The tree at a snapshot (its number) as lists of operations; db/listing.py has order and form.

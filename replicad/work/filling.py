@@ -29,7 +29,7 @@ from replicad.work.account import FILES, Fate, Tally
 from replicad.work.attributes import UNUSABLE, attributes_differ, reason_of, set_attributes
 from replicad.work.comparing import SLAB_BYTES, Comparison, Piece, Wanted, block_length, seek_data, thread_buffer
 from replicad.work.conflicts import note_content
-from replicad.work.target import Target, split, temporary_name
+from replicad.work.target import Target, is_private, split, temporary_name
 
 DIRECT_FROM_BYTES = 512 * 1024
 """Files from this size on go past the page cache: filling fresh cache pages costs more than the device."""
@@ -127,7 +127,7 @@ class Filling:
                 status = os.stat(self._temporary, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
             return
-        if _is_private(status):
+        if _is_ours(status):
             self.way, self._there = Way.RESUMED, status
 
     def compare(self, piece: Piece, tally: Tally) -> Iterator[list[Wanted]]:
@@ -301,7 +301,7 @@ class Filling:
         fd = self._open(name, _WRITE)
         status, there = os.fstat(fd), self._there
         expected = self._made or (there and _inode(there))
-        if _inode(status) != expected or (self.way is Way.RESUMED and not _is_private(status)):
+        if _inode(status) != expected or (self.way is Way.RESUMED and not _is_ours(status)):
             os.close(fd)
             raise OSError(errno.ESTALE, "another process replaced the file during the restore")
         if self._made is None:
@@ -526,10 +526,9 @@ class Filling:
             pass  # the failure that is reported is the one that matters; the next restore finds what is left
 
 
-def _is_private(status: os.stat_result) -> bool:
+def _is_ours(status: os.stat_result) -> bool:
     """Whether it is as we make files: nobody else has a way to what is in it."""
-    is_single = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-    return is_single and status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and is_private(status)
 
 
 def _inode(status: os.stat_result) -> tuple[int, int, int]:

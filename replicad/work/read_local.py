@@ -56,6 +56,10 @@ class LocalReader:
         """See `Reader`."""
         return await self._ask(self._archive.snapshots)
 
+    async def newest_gone(self) -> bool:
+        """See `ArchiveReader`."""
+        return await self._ask(self._archive.newest_gone)
+
     async def order(self) -> bytes:
         """See `HistoryReader`."""
         return await self._ask(self._archive.order)

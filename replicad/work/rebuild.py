@@ -27,7 +27,7 @@ from replicad.system.logs import logger
 from replicad.work.archive import catalog_path, fresh_catalog_path
 from replicad.work.book_damage import CATALOG, findings_of, mended
 from replicad.work.exchange import exchange, remove
-from replicad.work.replay import NEWEST_GONE, Progress, Replay
+from replicad.work.replay import NEWEST_GONE, Progress, Replay, asks_for_newest
 
 log = logger("work.rebuild")
 
@@ -150,8 +150,7 @@ class _Knowledge:
         except BookDamagedError as error:
             self._give_up(error)
             return 0
-        has_asked = any((segment, reason) == (end.segment, NEWEST_GONE) for segment, _, _, reason in damage)
-        return 0 if end.offset or has_asked else end.segment
+        return 0 if end.offset or asks_for_newest(end, damage) else end.segment
 
     def copies(self, segment: int, offset: int, length: int) -> list[FrameCopy]:
         if self._inventory is None:

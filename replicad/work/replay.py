@@ -9,7 +9,7 @@ Damage is noted and passed over; what else a damaged region took with it is said
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -308,6 +308,11 @@ class Replay:
 
     def _note(self, damage: Damage) -> None:
         self.catalog.add_damage(damage.segment, damage.offset, damage.length, damage.reason)
+
+
+def asks_for_newest(end: Position, damage: Iterable[tuple[int, int, int, str]]) -> bool:
+    """Whether rows of damage ask what followed the last seal, and up to `end` nothing has followed it."""
+    return not end.offset and any((segment, reason) == (end.segment, NEWEST_GONE) for segment, _, _, reason in damage)
 
 
 def copy_of(segment: int, offset: int, frame: Buffer) -> FrameCopy:

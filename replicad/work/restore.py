@@ -76,10 +76,11 @@ class Restore:
         heard: Callable[[Finding], None] = ignore,
         told: Callable[[ClassDone], None] = ignore_class,
         held: int | None = None,
+        newest_gone: bool = False,
     ) -> None:
         """`line` is one of the reader's snapshots, `globs` restricts it to paths (model/glob.py); `heard` is told each
         finding as it is made, `told` each class of the order that is complete, on the event loop. `held`: the target,
-        open and locked by whoever asks. Raises UsageError for a bad pattern."""
+        open and locked by whoever asks. `newest_gone`: as in the account. Raises UsageError for a bad pattern."""
         self._reader, self._line, self._path, self._globs = reader, line, target, tuple(globs)
         self._heard, self._told, self._held = heard, told, held
         try:
@@ -103,6 +104,7 @@ class Restore:
             complete_snapshot=line.complete,
             unread=line.unread,
             lost_records=line.lost,
+            newest_gone=newest_gone,
             dry_run=self._rules.dry_run,
         )
 
@@ -132,7 +134,7 @@ class Restore:
                 if self._has_hand and not rules.dry_run:
                     self._handing = Handing(target, site.now_ns)
                     stack.push_async_callback(self._handing.close)
-                self._tell_lost_records()
+                self._tell_what_is_lost()
                 closing = Closing(site, self._remembered, self._rules)
                 for place in self._choice.places:
                     await self._restore_class(place, planner, closing, target)
@@ -147,13 +149,18 @@ class Restore:
             account.rate_bytes_s = account.restored_bytes / account.duration_s if account.duration_s > 0 else 0.0
         return account
 
-    def _tell_lost_records(self) -> None:
-        """A block that no record names is zero; where records are lost, that cannot be told from a lost block."""
+    def _tell_what_is_lost(self) -> None:
+        """What no path stands for. A block that no record names is zero; where records are lost, that cannot be told
+        from a lost block."""
+        tally = Tally()
         if self._line.lost:
-            tally = Tally()
             text = f"the store has lost {self._line.lost} pieces of the record: "
             tally.note("damaged", b"", text + "entries and ranges of files may be missing or old that nothing can name")
-            self._add(tally)
+        if self.account.newest_gone:
+            number = self._line.number
+            text = f"the store's newest segment is missing or empty, and a newer snapshot than {number} may be lost"
+            tally.note("damaged", b"", f"{text} (another replica may have it; --at {number} takes this one)")
+        self._add(tally)
 
     def _tell_unmatched(self, target: Target) -> None:
         """Patterns that nothing in the snapshot matches: a slip of the finger must not look like success."""

@@ -77,6 +77,7 @@ class RestorePlan(msgspec.Struct, kw_only=True):
     """What is in the way was held against this one."""
     unread: int
     lost_records: int
+    newest_gone: bool
     files: int
     """Files of what is to be restored, and their size."""
     bytes: int
@@ -114,7 +115,8 @@ class RestorePlan(msgspec.Struct, kw_only=True):
     @property
     def exit_code(self) -> int:
         """0 when such a restore would be clean and take nothing with it."""
-        wrong = self.damaged_files or self.lost_records or self.would_fail or self.unsaved or self.not_settable
+        lost = self.damaged_files or self.lost_records or self.newest_gone
+        wrong = lost or self.would_fail or self.unsaved or self.not_settable
         return int(bool(wrong) or not (self.room.is_writable and self.is_room_enough))
 
 
@@ -132,9 +134,12 @@ class Planning(Restore):
         globs: Sequence[bytes] = (),
         rules: Rules | None = None,
         heard: Callable[[Finding], None] = ignore,
+        newest_gone: bool = False,
     ) -> None:
         rules = replace(rules or Rules(), dry_run=True, plan=True, aside=None)
-        super().__init__(reader, line, target, dataset=dataset, globs=globs, rules=rules, heard=heard)
+        super().__init__(
+            reader, line, target, dataset=dataset, globs=globs, rules=rules, heard=heard, newest_gone=newest_gone
+        )
         self._history, self._newest = reader, newest
         self._unsettable: dict[str, int] = {}
         self._damaged: set[bytes] | None = None
@@ -156,6 +161,7 @@ class Planning(Restore):
             newest_snapshot=self._newest.number,
             unread=account.unread,
             lost_records=account.lost_records,
+            newest_gone=account.newest_gone,
             files=restored + unchanged + account.damaged_files + account.failed.get(FILES, 0),
             bytes=account.done_bytes,
             right_files=unchanged,

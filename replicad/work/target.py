@@ -63,7 +63,7 @@ class Target:
         self, path: Path, disk: Disk, *, dry: bool = False, held: int | None = None, aside: Path | None = None
     ) -> None:
         """Creates the directory when it is missing (its parent must exist). `held`: it is open and locked already.
-        `aside`: where what is replaced or removed is kept. Raises UsageError, LockedError."""
+        `aside`: where what is replaced or removed is kept. Raises UsageError, LockedError, OSError."""
         self.path, self.disk, self.dry = path, disk, dry
         self._held = held
         self.kept = 0
@@ -74,10 +74,13 @@ class Target:
         self._made = False
         self._root = self._open_root()
         self._aside: Aside | None = None
-        if aside is not None and self._root is not None and not dry:
+        if self._root is not None and not dry:
             try:
-                self._aside = Aside(aside, path, self._root, disk)
-            except UsageError:
+                if self._made and _is_new(self._root):
+                    self.trust_fresh(b"")
+                if aside is not None:
+                    self._aside = Aside(aside, path, self._root, disk)
+            except (UsageError, OSError):
                 os.close(self._root)
                 raise
 
@@ -96,7 +99,8 @@ class Target:
 
     @contextmanager
     def directory(self, path: bytes) -> Iterator[int]:
-        """The descriptor of the directory at `path` (b"" is the target), for a while. Raises OSError."""
+        """The descriptor of the directory at `path` (b"" is the target), for a while. Raises OSError, also when another
+        one stands where this run made one."""
         held = self._acquire(path)
         try:
             yield held.fd
@@ -140,12 +144,17 @@ class Target:
             raise
 
     def make_directory(self, path: bytes) -> None:
-        """A new directory that only its owner may use until it gets its mode. Raises OSError."""
+        """A new directory that only its owner may use until it gets its mode. Another one that somebody puts in its
+        place meanwhile is taken for one that was there. Raises OSError."""
         directory, name = split(path)
+        is_new = True
         if not self.dry:
             with self.directory(directory) as parent:
                 os.mkdir(name, 0o700, dir_fd=parent)
-        self.trust_fresh(path)
+            with self.directory(path) as fd:
+                is_new = _is_new(fd)
+        if is_new:
+            self.trust_fresh(path)
 
     @property
     def keeps(self) -> bool:
@@ -271,12 +280,12 @@ class Target:
     def _open_root(self) -> int | None:
         if self._held is not None:
             return os.dup(self._held)
-        where, made = str(self.path), False
+        where = str(self.path)
         try:
             if not self.dry and not self.path.exists():
                 self.path.mkdir(0o700)
-                made = True
-            root = os.open(self.path, _DIRECTORY & ~os.O_NOFOLLOW)
+                self._made = True
+            root = os.open(self.path, _DIRECTORY if self._made else _DIRECTORY & ~os.O_NOFOLLOW)
         except FileNotFoundError:
             if self.dry and self.path.parent.is_dir():
                 self._fresh[b""] = None
@@ -290,9 +299,6 @@ class Target:
             os.close(root)
             text = "another restore writes into this directory, or a pass reads it"
             raise LockedError(text, where=where, hint="let it end")
-        if made:
-            self._made = True
-            self._fresh[b""] = None
         return root
 
     def _acquire(self, path: bytes) -> _Held:
@@ -303,6 +309,9 @@ class Target:
                 held.users += 1
                 return held
             held = _Held(self._open_down(path))
+            if path in self._fresh and not is_private(os.fstat(held.fd)):
+                os.close(held.fd)
+                raise OSError(errno.ESTALE, "another process replaced the directory during the restore")
             self._open[path] = held
             self._evict()
             return held
@@ -411,6 +420,16 @@ def temporary_name(name: bytes) -> bytes:
 def is_temporary(name: bytes) -> bool:
     """Whether what has this name, unless it is a directory, is taken for an unfinished entry of a restore."""
     return _TEMPORARY_NAME.fullmatch(name) is not None
+
+
+def is_private(status: os.stat_result) -> bool:
+    """Whether an entry has the owner and the mode with which this run makes what nobody else may see yet."""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+
+
+def _is_new(fd: int) -> bool:
+    """Whether an open directory is as one that was just made: nobody else may enter it, and nothing is in it."""
+    return is_private(os.fstat(fd)) and not os.listdir(fd)
 
 
 def _unlink_files(fd: int) -> list[bytes]:
