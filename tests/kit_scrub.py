@@ -59,6 +59,7 @@ class Rig:
         self.has: dict[bytes, bytes] = {}
         """The primary's blocks by id."""
         self.clock = SteppingClock()
+        self.scrub_every_s = 7 * 86400.0
         self.executor = ThreadPoolExecutor(1)
         self.open()
 
@@ -67,7 +68,7 @@ class Rig:
         self.archive = open_archive(self.directory, self.disk)
         self.findings = Findings(self.directory / "findings.db")
         parts = (CLIENT, DATASET, self.directory, self.archive, self.findings, self.executor, self.clock, self.disk)
-        self.surface = ReplicaSurface(*parts)
+        self.surface = ReplicaSurface(*parts, lambda: self.scrub_every_s)
         self.mender = StoreMender(*parts, **self.options)  # type: ignore[arg-type]
 
     def close(self) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import random
 import shutil
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -28,7 +30,7 @@ from replicad.model.errors import DiskFullError
 from replicad.model.remedy import Remedy
 from replicad.model.verdict import Verdict
 from replicad.system.disk import Disk
-from replicad.work import mend_primary
+from replicad.work import interrupted, mend_primary
 from replicad.work import patch as work_patch
 from replicad.work.dataset import Dataset
 from replicad.work.interrupted import MENDING, Intent
@@ -713,7 +715,12 @@ async def drift(primary: Rig, path: bytes) -> None:
     else:
         os.chmod(place, 0o711)
         os.setxattr(place, "user.drifted", b"1")
-    now = stamp_now(primary.root, path)
+    await believe(primary, path)
+
+
+async def believe(primary: Rig, path: bytes) -> None:
+    """Nobody seems to have touched what stands there since it was recorded."""
+    known, now = await known_of(primary, path), stamp_now(primary.root, path)
     await primary.dataset.in_ledger(restamp, primary.dataset.ledger, path, stamp_of(known), now)
 
 
@@ -728,29 +735,115 @@ async def metadata_finding(primary: Rig, path: bytes) -> Divergence:
     return await primary.dataset.in_findings(primary.dataset.findings.report, found)
 
 
-@pytest.mark.skipif(not is_root(), reason="only root sets capabilities")
+# setuid bits and capabilities
+
+CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
+FSETID, SETFCAP = 4, 31
+"""Numbers of capabilities (capabilities(7))."""
+needs_root = pytest.mark.skipif(not is_root(), reason="only root sets capabilities")
+
+
+async def rotten_program(primary: Rig, fra1: Replica, mode: int, capability: bytes) -> Path:
+    """A program of a foreign group that has rotted since it was replicated."""
+    program = primary.root / "program"
+    program.write_bytes(DATA[:BLOCK])
+    os.chown(program, 0, 4711)
+
+    def give_rights() -> None:
+        os.chmod(program, mode)
+        if capability:
+            os.setxattr(program, "security.capability", capability)
+
+    try:
+        give_rights()
+    except OSError:
+        pytest.skip("no capabilities on this file system")
+    await primary.sync(fra1)
+    await rot(primary, b"program", 0)
+    give_rights()
+    await believe(primary, b"program")
+    return program
+
+
+def rights_of(path: Path) -> tuple[int, bytes]:
+    """Its mode and its capabilities."""
+    has_some = "security.capability" in os.listxattr(path)
+    return os.stat(path).st_mode & 0o7777, os.getxattr(path, "security.capability") if has_some else b""
+
+
+def give_up(number: int) -> None:
+    """Give up one capability, in this thread alone."""
+    libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    sets[3 * (number // 32)] &= ~(1 << number % 32)
+    assert libc.capset(header, sets) == 0
+
+
+@contextmanager
+def without(primary: Rig, number: int) -> Iterator[None]:
+    """Repairs are made by threads that lack this capability."""
+    before = primary.pool
+    try:
+        with ThreadPoolExecutor(2, initializer=give_up, initargs=(number,)) as primary.pool:
+            yield
+    finally:
+        primary.pool = before
+
+
+@needs_root
 async def test_a_program_keeps_its_rights(tmp_path: Path) -> None:
     """The kernel takes setuid bits and capabilities from a file that is written; they are given back."""
-    capability = bytes.fromhex("0100000200200000000000000000000000000000")
     async with world(tmp_path) as (primary, fra1):
-        program = primary.root / "program"
-        program.write_bytes(DATA[:BLOCK])
-        os.chmod(program, 0o4755)
-        try:
-            os.setxattr(program, "security.capability", capability)
-        except OSError:
-            pytest.skip("no capabilities on this file system")
-        await primary.sync(fra1)
-        await rot(primary, b"program", 0)
-        os.chmod(program, 0o4755)
-        os.setxattr(program, "security.capability", capability)
-        known = await known_of(primary, b"program")
-        await primary.dataset.in_ledger(
-            restamp, primary.dataset.ledger, b"program", stamp_of(known), stamp_now(primary.root, b"program")
-        )
+        program = await rotten_program(primary, fra1, 0o4755, CAPABILITY)
         assert (await repaired(primary, fra1, await report(primary, b"program", 0))).result == "repaired"
-        assert os.getxattr(program, "security.capability") == capability
-        assert os.stat(program).st_mode & 0o7777 == 0o4755
+        assert rights_of(program) == (0o4755, CAPABILITY)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("mode", "capability", "number", "name"),
+    [
+        pytest.param(0o4755, b"", FSETID, "CAP_FSETID", id="setuid"),
+        pytest.param(0o2755, b"", FSETID, "CAP_FSETID", id="setgid"),
+        pytest.param(0o755, CAPABILITY, SETFCAP, "CAP_SETFCAP", id="capabilities"),
+    ],
+)
+async def test_a_program_that_would_lose_its_rights_is_not_written(
+    tmp_path: Path, mode: int, capability: bytes, number: int, name: str
+) -> None:
+    """A daemon that may not give them back says what it lacks and changes nothing; with that it repairs the program."""
+    async with world(tmp_path) as (primary, fra1):
+        program = await rotten_program(primary, fra1, mode, capability)
+        found, before = await report(primary, b"program", 0), program.read_bytes()
+        with without(primary, number):
+            done = await repaired(primary, fra1, found)
+        assert (done.result, name in done.text, "nothing was written" in done.text) == ("refused", True, True), done
+        assert (program.read_bytes(), rights_of(program)) == (before, (mode, capability))
+        assert await is_unchanged(primary, b"program")
+        assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is None
+        assert (await repaired(primary, fra1, found)).result == "repaired"
+        assert (program.read_bytes(), rights_of(program)) == (DATA[:BLOCK], (mode, capability))
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["program", "directory"])
+async def test_drifted_metadata_with_rights_that_cannot_be_set_are_left_alone(tmp_path: Path, kind: str) -> None:
+    """A new mode would lose the setgid bit of a foreign group without a word: nothing is set, and it is said why."""
+    async with world(tmp_path) as (primary, fra1):
+        place = primary.root / kind
+        place.write_bytes(DATA) if kind == "program" else place.mkdir()
+        os.chown(place, 0, 4711)
+        os.chmod(place, 0o2750)
+        await primary.sync(fra1)
+        os.chmod(place, 0o2711)
+        await believe(primary, kind.encode())
+        found, before = await metadata_finding(primary, kind.encode()), stamp_now(primary.root, kind.encode())
+        with without(primary, FSETID):
+            done = await repaired(primary, fra1, found)
+        assert (done.result, "CAP_FSETID" in done.text) == ("refused", True), done
+        assert stamp_now(primary.root, kind.encode()) == before
+        assert (await repaired(primary, fra1, found)).result == "repaired"
+        assert os.stat(place).st_mode & 0o7777 == 0o2750
 
 
 # crashes
@@ -831,6 +924,30 @@ async def test_a_kill_at_any_step_lets_nothing_be_believed(tmp_path: Path, after
         raise AssertionError("a repair has more steps than that")
 
 
+@pytest.mark.parametrize("at", [5, 6, 8])
+async def test_unknown_rot_in_a_large_file_is_not_believed_behind_a_start_of_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """A file too large to be read before its repair: nobody was let in before the host fell, so what moved its times
+    was the repair, whether half of it is written or all."""
+    boot = tmp_path / "boot_id"
+    boot.write_text("first\n")
+    monkeypatch.setattr(interrupted, "BOOT", boot)
+    monkeypatch.setattr(interrupted, "LOOKED_AT_BYTES", 0)
+    async with world(tmp_path) as (primary, fra1):
+        await rot(primary, b"file", 4 * BLOCK)  # nobody knows of this one
+        await rot(primary, b"file", 2 * BLOCK)
+        found = await report(primary, b"file", 2)
+        await killed_repair(primary, fra1, found, Killer(at, True))
+        assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is not None
+        boot.write_text("second\n")
+        await primary.reopen()
+        assert (await primary.sync(fra1)).pass_ok
+        assert describe_snapshot(fra1.archive)[b"file"]["content"] == DATA, "rot was sent"
+        assert await is_unchanged(primary) and os.stat(primary.root / "file").st_mtime_ns == MTIME_NS
+        assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is None
+
+
 async def killed_repair(primary: Rig, fra1: Replica, found: Divergence, killer: Killer) -> None:
     """A repair whose every durable step may be its last."""
     dataset = primary.dataset
@@ -876,13 +993,18 @@ async def test_what_somebody_wrote_after_a_crash_is_not_taken_for_ours(tmp_path:
         assert await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING) is None
 
 
-@pytest.mark.parametrize("where", [9, 2 * BLOCK + 9, 5 * BLOCK + 5])
+@pytest.mark.parametrize(
+    ("where", "looked_at_bytes"),
+    [(9, len(DATA)), (2 * BLOCK + 9, len(DATA)), (5 * BLOCK + 5, len(DATA)), (5 * BLOCK + 5, 0)],
+)
 @pytest.mark.parametrize("at", [5, 6, 8])
 async def test_what_somebody_wrote_right_after_a_crash_is_not_taken_for_ours(
-    tmp_path: Path, where: int, at: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: int, looked_at_bytes: int, at: int
 ) -> None:
     """Whoever waited for the file writes as soon as the daemon is dead, inside the block or outside, whether the repair
-    has written nothing, half of it or all: that is read as a changed file, and replicated."""
+    has written nothing, half of it or all, and however large the file is: that is read as a changed file, and
+    replicated."""
+    monkeypatch.setattr(interrupted, "LOOKED_AT_BYTES", looked_at_bytes)
     async with world(tmp_path) as (primary, fra1):
         await rot(primary, b"file", 2 * BLOCK)
         found = await report(primary, b"file", 2)

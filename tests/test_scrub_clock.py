@@ -137,6 +137,19 @@ def test_segments_that_were_verified_in_the_future_are_due(store: Store, restart
     assert asyncio.run(store.surface.extent(0)).never_bytes == 0
 
 
+@pytest.mark.parametrize(("every_s", "is_due"), [(120.0, True), (7 * DAY_S, False)])
+def test_a_clock_set_back_by_less_than_an_hour_leaves_segments_due_within_a_short_deadline(
+    store: Store, every_s: float, is_due: bool
+) -> None:
+    """Where they may wait for a week, the time until the clock has caught up is no matter."""
+    store.scrub_every_s = every_s
+    store.clock.ns += BACK_NS
+    assert store.scrub() == 0
+    store.clock.ns -= BACK_NS
+    now = asyncio.run(store.surface.extent(store.clock.now_ns()))
+    assert now.never_bytes == now.since_bytes == (now.total_bytes if is_due else 0)
+
+
 def test_a_segment_counts_as_verified_when_it_began_to_be_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for a scrub while it is being read wants it read once more: what he did before may have come after."""
     real, asked = ReplicaSurface._check, list[int]()

@@ -35,13 +35,13 @@ from kit_tend import (
 from replicad.cli.scrub import describe
 from replicad.cli.status import render
 from replicad.db.findings import Findings
-from replicad.db.ledger import stamp_of
+from replicad.db.ledger import UNKNOWN_CHECKSUM, ZERO, BlockRow, stamp_of
 from replicad.db.touched import restamp
 from replicad.db.unnamed import KEPT_WALKS
 from replicad.http.metrics import Exposition
 from replicad.link.channel import Channel
 from replicad.link.messages import Examined, SnapshotLine, Want
-from replicad.model.block import block_id
+from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.errors import (
     BookDamagedError,
@@ -59,7 +59,7 @@ from replicad.work import account_record, compare_records, elsewhere, holdings, 
 from replicad.work.account_record import Sums
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.breaker import is_open, open_breaker
-from replicad.work.confirm import Opinions
+from replicad.work.confirm import Opinions, is_recorded_block
 from replicad.work.dataset import Dataset
 from replicad.work.elsewhere import Elsewhere
 from replicad.work.half_read import half_read
@@ -261,6 +261,18 @@ async def test_a_record_that_contradicts_itself_is_record_rot(tmp_path: Path) ->
         found = await report(w.primary, b"file", 0)
         await w.round()
         assert (await standing(w.primary, found)).verdict is Verdict.RECORD_ROT
+
+
+def test_bytes_are_recorded_when_id_and_known_checksum_both_say_so() -> None:
+    """A row of a replica's record has no checksum yet; a block without a row, or without an id, is one of zeros."""
+    data = b"recorded"
+    row = BlockRow(1, 0, block_id(data), checksum(data), 1)
+    assert is_recorded_block(data, row) and is_recorded_block(data, row._replace(checksum=UNKNOWN_CHECKSUM))
+    assert not is_recorded_block(b"anything", row)
+    assert not is_recorded_block(data, row._replace(id=block_id(b"other")))
+    assert not is_recorded_block(data, row._replace(checksum=checksum(b"other")))
+    for zero in (None, row._replace(id=ZERO)):
+        assert is_recorded_block(bytes(8), zero) and not is_recorded_block(data, zero)
 
 
 async def test_a_wrong_id_in_the_ledger_is_record_rot_and_no_loss(tmp_path: Path) -> None:

@@ -75,6 +75,15 @@ def test_the_unit_runs_verbs_that_exist() -> None:
     assert {"check-config", "run"} <= {verb.name for verb in VERBS}
 
 
+def test_the_runbook_names_the_rights_that_a_repair_needs() -> None:
+    """All that the drop-in for it adds to what the daemon has anyway, and nothing else."""
+    (held,) = (value for _above, name, value in directives() if name == "AmbientCapabilities")
+    added = set(re.findall(r"CAP_\w+", " ".join(re.findall(r"#\s+AmbientCapabilities=(.*)", UNIT.read_text()))))
+    runbook = (UNIT.parent.parent / "docs/RUNBOOK.md").read_text()
+    section = runbook.split("\n### Rights to repair a primary\n")[1].split("\n###")[0]
+    assert set(re.findall(r"CAP_\w+", section)) == added - {held}
+
+
 def test_the_unit_and_the_default_paths_agree() -> None:
     """State, configuration and the example's store are where the unit lets the daemon read and write."""
     values = {name: value for _above, name, value in directives()}

@@ -27,6 +27,7 @@ import time
 from collections import Counter, deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import accumulate, chain, islice
 from typing import Any, NoReturn
 
@@ -44,7 +45,8 @@ problems: list[str] = []  # what is missing or damaged, as it was said; any make
 
 
 def say(text: str, *, is_problem: bool = False) -> None:
-    problems.extend([text] * is_problem)
+    if is_problem:
+        problems.append(text)
     print(text, file=sys.stderr)
 
 
@@ -130,6 +132,7 @@ SIZED = {0xC4: (1, "bytes"), 0xC5: (2, "bytes"), 0xC6: (4, "bytes"), 0xDC: (2, "
          0xCC: (1, "int"), 0xCD: (2, "int"), 0xCE: (4, "int"), 0xCF: (8, "int"), 0xD0: (1, "signed"),
          0xD1: (2, "signed"), 0xD2: (4, "signed"), 0xD3: (8, "signed"), 0xD9: (1, "str")}  # fmt: skip
 """msgpack's first byte: how many bytes of length (or value) follow, and of what."""
+SIMPLE = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
 def unpacked(data: bytes, at: int = 0) -> tuple[Any, int]:
@@ -137,8 +140,8 @@ def unpacked(data: bytes, at: int = 0) -> tuple[Any, int]:
     first, at = data[at], at + 1
     if first < 0x80 or first >= 0xE0:
         return first - 256 * (first >= 0xE0), at
-    if first in (0xC0, 0xC2, 0xC3):
-        return (None, None, False, True)[first & 3], at
+    if first in SIMPLE:
+        return SIMPLE[first], at
     if 0x90 <= first < 0xC0:
         kind, size = ("list", first & 15) if first < 0xA0 else ("str", first & 31)
     else:
@@ -298,13 +301,15 @@ class Store:
         at, behind, is_certain, is_own, is_sealed = 0, 0, True, True, False
         while at < segment.size:
             if (frame := segment.frame(at)) is None:  # perhaps the frame before claims a wrong length: look in it too
-                if (frame := segment.search(behind)) is None and is_last and at and segment.is_torn(at):
+                frame = segment.search(behind)
+                if frame is None and is_last and at and segment.is_torn(at):
                     return say("note: the last segment ends in a write that a crash cut short")
                 self.gap(segment.number, at, f"no frame begins here; next at {frame.offset if frame else 'none'}")
                 if frame is None:
                     break
                 is_certain = segment.leads_to_pad(frame)
-            is_own = self.is_own(segment, frame) if frame.offset == 0 else is_own
+            if frame.offset == 0:
+                is_own = self.is_own(segment, frame)
             is_sealed = is_sealed or frame.type == SEAL
             kind = UNCERTAIN if frame.type == RECORD and not is_certain else frame.type
             if kind == BLOCK or (is_own and (frame.type == RECORD or (is_certain and kind in (COMMIT, RETENTION)))):
@@ -313,8 +318,8 @@ class Store:
             if frame.type == PAD and not is_certain:
                 is_certain = at % 4096 == 0 or segment.leads_to_pad(segment.frame(at))
         if is_last == is_sealed or not segment.size:  # the next segment is begun when one is sealed
-            why = "that followed is missing" if is_sealed else "ends without a seal" if segment.size else "is empty"
-            self.gap(segment.number, segment.size, f"the segment {why}")
+            why = "that followed is missing" if is_sealed else "ends without a seal"
+            self.gap(segment.number, segment.size, f"the segment {why if segment.size else 'is empty'}")
 
     def is_own(self, segment: Segment, frame: Frame) -> bool:
         """Whether a file holds the segment that its name says, of this store."""
@@ -434,15 +439,11 @@ class Rescue:
         self.store, self.size, self.blocks = store, 0, 0
         self.made: Counter[str] = Counter()
         self.damaged: set[bytes] = set()
-        self.here: bytes | None = None  # the directory that this process is in
         self.root = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
         os.fchmod(self.root, 0o700)  # nobody looks in before everything has its rights
-        try:
-            inherited = {"system.posix_acl_access", "system.posix_acl_default"}.intersection(os.listxattr(self.root))
-        except (AttributeError, OSError):  # a system, or a file system, that has none
-            inherited = set()
-        for key in inherited:  # what is made here would inherit them in turn
-            self.attempt(b"", f"attribute {key} is not removed", os.removexattr, self.root, key)
+        for key in ("system.posix_acl_access", "system.posix_acl_default"):  # what is made here would inherit them
+            with suppress(AttributeError, OSError):  # a system, a file system, or just this directory, that has none
+                os.removexattr(self.root, key)
         twins = "SELECT file, min(path) FROM entry WHERE kind = ? AND wanted GROUP BY file HAVING count(*) > 1"
         self.first_names = dict(store.db.execute(twins, (FILE,)).fetchall())
 
@@ -469,16 +470,13 @@ class Rescue:
     def enter(self, path: bytes) -> bytes:
         """Go to an entry's directory, made when the record lacks it, never through a symlink; the name there."""
         directory, _, name = path.rpartition(b"/")
-        if directory != self.here:
-            self.here = None
-            os.fchdir(self.root)
-            for part in directory.split(b"/") if directory else ():
-                if not os.path.lexists(part):
-                    os.mkdir(part, 0o700)
-                fd = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                os.fchdir(fd)
-                os.close(fd)
-            self.here = directory
+        os.fchdir(self.root)
+        for part in directory.split(b"/") if directory else ():
+            if not os.path.lexists(part):
+                os.mkdir(part, 0o700)
+            fd = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            os.fchdir(fd)
+            os.close(fd)
         return name or b"."
 
     def make(self, path: bytes, kind: int, size: int, file: int, to: bytes, device: int) -> None:
@@ -522,7 +520,8 @@ class Rescue:
             " WHERE kind = ? AND wanted ORDER BY path, number"
         )
         for path, file, size, meta, number, id_, _, *frame in self.store.db.execute(query, (BLOCK, FILE)):
-            at = number * (block_bytes := marshal.loads(meta)[1])
+            block_bytes = marshal.loads(meta)[1]
+            at = number * block_bytes
             if at < size and self.first_names.get(file, path) == path:
                 yield (path, at, min(block_bytes, size - at), id_), Frame(*(value or 0 for value in frame))
 
@@ -534,7 +533,8 @@ class Rescue:
     def describe(self, path: bytes, kind: int, mode: int, uid: int, gid: int, mtime_ns: int, xattrs: Any = ()) -> None:
         """Set what an entry is besides its content. A damaged file keeps the present time: it must not look whole."""
         try:
-            found = os.lstat(name := self.enter(path))
+            name = self.enter(path)
+            found = os.lstat(name)
         except OSError:
             return  # it could not be made, and that was said
         is_owned, itself = True, {"follow_symlinks": False}

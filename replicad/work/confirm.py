@@ -18,12 +18,12 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from replicad.db.ledger import ZERO, BlockRow, Known, Ledger, put_of, stamp_of
+from replicad.db.ledger import UNKNOWN_CHECKSUM, ZERO, BlockRow, Known, Ledger, put_of, stamp_of
 from replicad.db.look_up import LookUp
 from replicad.db.unnamed import is_unnamed
 from replicad.db.whole import files_numbered
 from replicad.link.messages import Examined
-from replicad.model.block import block_id, checksum
+from replicad.model.block import block_id, checksum, is_zero
 from replicad.model.divergence import Divergence, Look, Part, Side, State, differing_bits, first_and_latest
 from replicad.model.entry import Kind, Put
 from replicad.model.verdict import Books, Evidence, Sight, Verdict, Witness, Writing, judge
@@ -291,9 +291,17 @@ def look_at_block(root: Root, path: bytes, known: Known, row: BlockRow) -> Own:
     if not (isinstance(first, Reread) and isinstance(second, Reread)) or first.blocks != second.blocks:
         return Own(Sight.UNKNOWN, Writing.UNWRITTEN, reason="two looks from the medium gave two answers")
     data = first.blocks[0]
-    is_well = block_id(data) == row.id and (not row.checksum or checksum(data) == row.checksum)
+    is_well = is_recorded_block(data, row)
     source = "media" if first.medium and second.medium else "cache"
     return Own(Sight.MATCHES if is_well else Sight.DIFFERS, Writing.UNWRITTEN, b"" if is_well else data, source)
+
+
+def is_recorded_block(data: bytes, row: BlockRow | None) -> bool:
+    """Whether these bytes are what the ledger has of a block: the id says which block that is, and the checksum, once
+    it is known, must agree. No bytes are what a row says that contradicts itself."""
+    if row is None or row.id == ZERO:
+        return is_zero(data)
+    return block_id(data) == row.id and row.checksum in (UNKNOWN_CHECKSUM, checksum(data))
 
 
 def is_as_recorded(put: Put, entry: Described) -> bool:

@@ -5,7 +5,8 @@ read the file whole and believe all of it, other rot included. So the intent sta
 first byte is written, and is dropped in the transaction that records the file's new stamp. Found again later, either
 nothing was written, or the times are put back here; a block that is half written is found and repaired like any rot.
 **Never** takes what somebody else wrote since for ours: the lease that kept others out dies with the process, so the
-times alone say nothing. The bytes do: those of the block are the old or the new ones, all others as they were.
+times alone say nothing. The bytes do: those of the block are the old or the new ones, all others as they were. Of a
+file too large to know how they were, the host's fall says as much: nobody was let in before it.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from replicad.db.findings import Findings
-from replicad.db.ledger import BlockRow, Known, Ledger, stamp_of
+from replicad.db.ledger import Known, Ledger, stamp_of
 from replicad.db.touched import restamp
-from replicad.model.block import block_count, block_id, checksum
+from replicad.model.block import block_count, checksum
 from replicad.model.divergence import Part, Side, State
 from replicad.model.entry import Identity, Kind, Stamp, show_path
 from replicad.model.errors import SourceError
 from replicad.source.reread import Ask, Moved, Reread, reread
 from replicad.source.root import Root, Trouble
 from replicad.system.disk import Disk
+from replicad.work.confirm import is_recorded_block
 from replicad.work.dataset import Dataset
 from replicad.work.patch import Moved as PatchMoved
 from replicad.work.patch import Patch, Refusal
@@ -44,7 +47,9 @@ SECTOR_BYTES = 512
 """A write that was cut off leaves each of these as it was, or as it should be."""
 LOOKED_AT_BYTES = 16 * 1024 * 1024
 """A file up to this size is read before it is repaired, so that other rot in it is known behind a crash: what is larger
-takes too long for each of its blocks, and such rot would count as written then."""
+takes too long for each of its blocks, and where only the daemon was killed, such rot counts as written."""
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""Another one at each start of the host."""
 _PAGE_BLOCKS = 16
 """Blocks looked at in one call: 16 MiB at most."""
 _UNKNOWN = -1
@@ -68,6 +73,8 @@ class Intent(msgspec.Struct, frozen=True):
     """The same of what is written."""
     odd: dict[int, bytes] = msgspec.field(default_factory=dict)
     """Other blocks that were not as recorded, and the checksums of what stood there."""
+    boot: str = ""
+    """Since which start of the host; "" = unknown."""
 
     @property
     def recorded(self) -> Stamp:
@@ -89,6 +96,14 @@ async def finish_interrupted(dataset: Dataset, pool: Executor, disk: Disk) -> No
     is_ours = now is not None and await _is_ours(dataset, pool, intent, now)
     ours = await _in_pool(pool, partial(_finish, dataset.root, intent, now, disk)) if now and is_ours else None
     await dataset.durably(_settle_intent, dataset.ledger, intent, ours)
+
+
+def boot_now() -> str:
+    """The host's last start; "" where the kernel does not tell."""
+    try:
+        return BOOT.read_text().strip()
+    except OSError:
+        return ""
 
 
 def sectors(data: bytes) -> tuple[bytes, ...]:
@@ -119,7 +134,7 @@ async def _odd(
         asks = [Ask(path, (number,), known.block_bytes, identity) for number in numbers]
         for number, seen in zip(numbers, await _in_pool(pool, partial(_read, dataset.root, asks)), strict=True):
             data = seen.blocks[0] if isinstance(seen, Reread) else seen
-            if not isinstance(data, bytes) or not _is_recorded(data, rows.get(number)):
+            if not isinstance(data, bytes) or not is_recorded_block(data, rows.get(number)):
                 yield number, data
 
 
@@ -128,10 +143,10 @@ def _read(path: bytes, asks: list[Ask]) -> list[Reread | Moved | Trouble]:
         return reread(root, asks, medium=True)
 
 
-def _is_recorded(data: bytes, row: BlockRow | None) -> bool:
-    if row is None or not row.id:
-        return not any(data)
-    return checksum(data) == row.checksum if row.checksum else block_id(data) == row.id
+def _fell_since(intent: Intent) -> bool:
+    """Whether the whole host ended with the repair, and not the daemon alone."""
+    boot = boot_now()
+    return bool(boot and intent.boot) and boot != intent.boot
 
 
 def _look(path: bytes, entry: bytes) -> Stamp | None:
@@ -176,7 +191,9 @@ async def _is_ours(dataset: Dataset, pool: Executor, intent: Intent, now: Stamp)
         return False
     if intent.new and not await _holds_ours(dataset, pool, intent, known, now, any_of_it=has_times):
         return False
-    return has_times or await _holds_nothing_else(dataset, pool, intent, known, now)
+    if has_times or (known.size > LOOKED_AT_BYTES and _fell_since(intent)):
+        return True
+    return await _holds_nothing_else(dataset, pool, intent, known, now)
 
 
 async def _holds_ours(

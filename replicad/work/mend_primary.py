@@ -37,12 +37,20 @@ from replicad.system.disk import Disk, errors_at
 from replicad.system.logs import logger
 from replicad.work.attributes import opened_path, set_attributes
 from replicad.work.breaker import close_breaker, is_open, open_breaker, repairs_that_count
-from replicad.work.confirm import length_of, recorded_block, recorded_entry
+from replicad.work.confirm import is_recorded_block, length_of, recorded_block, recorded_entry
 from replicad.work.dataset import Dataset
 from replicad.work.half_read import is_half_read
-from replicad.work.interrupted import MENDING, WRITES_WITHIN_S, Intent, finish_interrupted, odd_blocks, sectors
+from replicad.work.interrupted import (
+    MENDING,
+    WRITES_WITHIN_S,
+    Intent,
+    boot_now,
+    finish_interrupted,
+    odd_blocks,
+    sectors,
+)
 from replicad.work.mended import PLANS, Mended
-from replicad.work.patch import Moved, Overtaken, Patch, Refusal
+from replicad.work.patch import Moved, Overtaken, Patch, Refusal, check_rights
 from replicad.work.quarantine import NOT_KEPT
 from replicad.work.together import to_its_end
 
@@ -172,7 +180,7 @@ class PrimaryMender:
         good = await fetch(target.row.id, target.length)
         if isinstance(good, str):
             return Mended(Remedy.MEND_PRIMARY, "waiting", f"{source} cannot give the block now: {good}")
-        if block_id(good) != target.row.id or (target.row.checksum and checksum(good) != target.row.checksum):
+        if not is_recorded_block(good, target.row):
             return Mended(Remedy.MEND_PRIMARY, "failed", f"{source} gives a block that is not the recorded one")
         return await self._whole(partial(self._write, found, target, good, source))
 
@@ -248,7 +256,7 @@ class PrimaryMender:
             return await self._in_pool(_write_at, patch, intent, target.offset, data)
 
     def _intent(self, path: bytes, stamp: Stamp, atime_ns: int) -> Intent:
-        return Intent(path, tuple(stamp), within_reach(atime_ns), self._clock.now_ns())
+        return Intent(path, tuple(stamp), within_reach(atime_ns), self._clock.now_ns(), boot=boot_now())
 
     @asynccontextmanager
     async def _intended(self, intent: Intent) -> AsyncIterator[None]:
@@ -337,6 +345,7 @@ class PrimaryMender:
         root = await self._in_pool(Root, self._dataset.root)
         try:
             entry = await self._described(root, path, known, wanted)
+            await self._in_pool(check_rights, wanted.kind, wanted.meta)
             had = _encode(msgspec.structs.replace(wanted, meta=entry.description.meta))
             kept = await self._in_pool(keep, had)
             set_on = self._set_on_file if wanted.kind is Kind.FILE else self._set_on_other

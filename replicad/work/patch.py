@@ -14,18 +14,19 @@ import os
 import signal
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from replicad.model.entry import Put, Stamp
+from replicad.model.entry import Kind, Meta, Put, Stamp, Xattrs
 from replicad.source.root import Root, Trail, is_regular, split
 from replicad.system.disk import AlignedBuffer, Disk, read_at, set_direct
 from replicad.work.attributes import set_attributes
+from replicad.work.rights import CAPABILITY, Rights
 
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _HARMLESS = signal.SIGURG
 """What the kernel says when somebody waits for the lease: a signal that does nothing, where its default ends us."""
-_CAPABILITY = "security.capability"
 _BUFFER_BYTES = 2 * 1024 * 1024
 """Any block, and what aligning it takes."""
 _PATIENCE = Path("/proc/sys/fs/lease-break-time")
@@ -96,9 +97,10 @@ class Patch:
             set_direct(self._fd, False)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write within the file, durably. Raises OSError."""
+        """Write within the file, durably. Raises Refusal, OSError."""
         assert offset + len(data) <= self._expected.size, "a block ends behind its file's end"
         privileges = _privileges(self._fd)
+        check_rights(Kind.FILE, privileges)
         try:
             done = 0
             while done < len(data):
@@ -144,21 +146,30 @@ def _open(root: Root, path: bytes) -> int:
         raise Refusal(f"it cannot be opened for writing: {error.strerror}") from error
 
 
-def _privileges(fd: int) -> tuple[int, bytes | None]:
+def check_rights(kind: Kind, meta: Meta) -> None:
+    """Whoever writes an entry with this metadata, or sets it anew, may leave all of it there. Raises Refusal."""
+    if lacking := " and ".join(Rights().wanted_to_keep(kind, meta)):
+        text = "its setuid or setgid bits, or its capabilities, would be lost"
+        hint = "bring it back as root with replicad restore --in-place --path"
+        raise Refusal(f"{text}: give the daemon {lacking}, as systemd/replicad.service has it at its head, or {hint}")
+
+
+def _privileges(fd: int) -> Meta:
     """What the kernel takes from a program that is written: its setuid bits and its capabilities."""
-    mode = stat.S_IMODE(os.fstat(fd).st_mode)
-    try:
-        return mode, os.getxattr(fd, _CAPABILITY)
-    except OSError:
-        return mode, None
+    status = os.fstat(fd)
+    xattrs: Xattrs = ()
+    with suppress(OSError):
+        xattrs = ((CAPABILITY, os.getxattr(fd, CAPABILITY)),)
+    return Meta(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, xattrs)
 
 
-def _give_back(fd: int, before: tuple[int, bytes | None]) -> None:
-    mode, capability = before
-    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
-        os.fchmod(fd, mode)
-    if capability is not None and _privileges(fd)[1] != capability:
-        os.setxattr(fd, _CAPABILITY, capability)
+def _give_back(fd: int, before: Meta) -> None:
+    now = _privileges(fd)
+    if now.mode != before.mode:
+        os.fchmod(fd, before.mode)
+    if now.xattrs != before.xattrs:
+        for name, value in before.xattrs:
+            os.setxattr(fd, name, value)
 
 
 def _patience_s() -> float:

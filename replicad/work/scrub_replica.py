@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from replicad.db.database import CACHE_KIB
-from replicad.db.due import MOST_AHEAD_NS
+from replicad.db.due import most_ahead_ns
 from replicad.db.findings import Findings
 from replicad.db.inventory import Inventory
 from replicad.model.divergence import Divergence, Part, Side, State
@@ -116,11 +116,13 @@ class ReplicaSurface:
         executor: Executor,
         clock: Clock,
         disk: Disk,
+        every_s: Callable[[], float],
     ) -> None:
-        """`executor` is the shelf's single thread, to which `archive` and `findings` belong."""
+        """`executor` is the shelf's single thread, to which `archive` and `findings` belong; `every_s` are the seconds
+        within which all is to be verified, as configured by now."""
         self.dataset, self.peer = dataset, client
         self._directory, self._archive, self._executor = directory, archive, executor
-        self._clock, self._disk = clock, disk
+        self._clock, self._disk, self._every_s = clock, disk, every_s
         self._book = StoreFindings(client, dataset, findings, Quarantine(directory, disk), clock)
         self._units: dict[int, _Unit] = {}
         """For the shelf's thread: segments appear while one session is asked how it stands and another one stores."""
@@ -234,8 +236,9 @@ class ReplicaSurface:
 
     def _back_from_the_future(self, now_ns: int) -> None:
         """Verified later than now? The clock was wrong then: it counts as never verified."""
+        latest_ns = now_ns + most_ahead_ns(self._every_s())
         for unit in self._units.values():
-            if unit.at_ns > now_ns + MOST_AHEAD_NS:
+            if unit.at_ns > latest_ns:
                 unit.verified, unit.at_ns, unit.end = 0, 0, None
 
     def _size_of(self, number: int) -> int:

@@ -424,7 +424,7 @@ class Shelves:
             shelf.status.reason = str(error)
             return
         parts = (*key, directory, shelf.archive, shelf.findings, shelf.executor, self._clock, self._disk)
-        shelf.surface = ReplicaSurface(*parts)
+        shelf.surface = ReplicaSurface(*parts, lambda: self._config.scrub_every_s)
         book = self._store_findings(shelf.findings, key)
         book.settle_book(shelf.archive.inventory)
         shelf.archive.doubt(name for found in book.open_ones() for name in found.blocks)
