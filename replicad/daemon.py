@@ -56,7 +56,7 @@ from replicad.work.retain import Place
 from replicad.work.retentions import Retentions
 from replicad.work.scouts import Scouts
 from replicad.work.scratch import live_places
-from replicad.work.scrub import Scrubbing, policy_of
+from replicad.work.scrub import Scrubbing, Turns, policy_of
 from replicad.work.scrubs import Scrubs
 from replicad.work.shelves import Shelves
 from replicad.work.surfaces import SURFACES, Surfaces
@@ -95,7 +95,7 @@ class Daemon:
         self._pool = ThreadPoolExecutor(self._threads, "work")
         self._scouts, self._lookouts = Scouts(), Lookouts()
         self.scrub_pool = ThreadPoolExecutor(SCRUB_THREADS, "scrub")
-        self._turnstile, self._drill_turn = asyncio.Lock(), asyncio.Lock()
+        self._turns, self._drill_turn = Turns(), asyncio.Lock()
         self.surfaces = surfaces
         self._replica: ReplicaSide | None = None
         self._datasets: dict[str, Protected] = {}
@@ -322,7 +322,7 @@ class Daemon:
             diallers = [self._diallers[replica] for replica in replicas]
             parts[name] = Protected(config, dataset, diallers, self._pool, self._scouts, self._clock, self._disk)
             opening = partial(self.surfaces.primary, parts[name].dataset, self.scrub_pool, self._lookouts, self._clock)
-            parts[name].scrub(opening, self._turnstile)
+            parts[name].scrub(opening, self._turns)
             parts[name].drill(config.node.state, diallers, lambda: live_places(self._config), self._drill_turn)
             if name in before:
                 parts[name].take_over(before[name])
@@ -419,7 +419,7 @@ class ReplicaSide:
             scrub_of=lambda client, dataset: self.scrubs.find(dataset, client),
             rules_of=lambda client: self._whole.rules_of(client),
         )
-        self._clock, self._surface, self._turnstile = clock, daemon.surfaces.replica, asyncio.Lock()
+        self._clock, self._surface, self._turns = clock, daemon.surfaces.replica, Turns()
         self._pool, self._whole = daemon.scrub_pool, config
         self.retentions = Retentions(self.shelves, lambda client: self._whole.rules_of(client), self._pool, clock, disk)
         house = House(
@@ -493,7 +493,7 @@ class ReplicaSide:
                 ScrubStatus(dataset, Side.REPLICA, client),
                 lambda: policy_of(self.config),
                 self._clock,
-                turnstile=self._turnstile,
+                turns=self._turns,
             )
         )
         directory = store_path(self.config.store, client, dataset)

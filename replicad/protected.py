@@ -32,7 +32,7 @@ from replicad.work.job import Runner, log_failure
 from replicad.work.replicate import Replication
 from replicad.work.scouts import Scouts
 from replicad.work.scratch import Live
-from replicad.work.scrub import Scrubbing, policy_of
+from replicad.work.scrub import Scrubbing, Turns, policy_of
 from replicad.work.scrubs import Scrubs
 from replicad.work.surface import Surface
 from replicad.work.tendings import Tendings
@@ -111,7 +111,7 @@ class Protected:
         """What its jobs share."""
         return self._dataset
 
-    def scrub(self, open_surface: Callable[[], Awaitable[Surface]], turnstile: asyncio.Lock) -> None:
+    def scrub(self, open_surface: Callable[[], Awaitable[Surface]], turns: Turns) -> None:
         """Scrub it as well, once it is started."""
 
         async def in_book(work: Callable[[Findings], Result]) -> Result:
@@ -120,7 +120,7 @@ class Protected:
 
         status = ScrubStatus(self.config.name, Side.PRIMARY, "")
         policy = policy_of(self.config)
-        self._scrub_job = Scrubbing(open_surface, in_book, status, lambda: policy, self._clock, turnstile=turnstile)
+        self._scrub_job = Scrubbing(open_surface, in_book, status, lambda: policy, self._clock, turns=turns)
 
     def drill(self, state: Path, diallers: Sequence[Dialler], live: Live, turnstile: asyncio.Lock) -> None:
         """Drill it as well, once it is started."""

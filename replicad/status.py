@@ -166,7 +166,9 @@ class ScrubStatus(msgspec.Struct):
     divergences: dict[str, Number] = {}
     """All divergences ever found, by verdict."""
     oldest_open_ns: Number = 0
+    """When the first of the open divergences that have a verdict got one; 0 = there are none."""
     oldest_inconclusive_ns: Number = 0
+    """When the first of those that have none was found."""
     lost: Number = 0
     """Open divergences of which no side has the bytes."""
     suspects: Number = 0

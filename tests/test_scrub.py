@@ -21,7 +21,7 @@ from replicad.system import load
 from replicad.work import scrub as engine
 from replicad.work.breaker import BREAKER
 from replicad.work.job import Runner
-from replicad.work.scrub import LONGEST_PAUSE_S, Scrubbing, policy_of
+from replicad.work.scrub import LONGEST_PAUSE_S, Scrubbing, Turns, policy_of
 from replicad.work.scrub_book import MEMORY_KEY
 from replicad.work.scrubs import Scrubs
 
@@ -188,33 +188,73 @@ async def test_a_request_takes_the_time_of_its_reading(tmp_path: Path) -> None:
     rig.findings.close()
 
 
-async def test_reading_goes_on_beside_a_long_check_of_the_structure(tmp_path: Path) -> None:
-    """Where somebody waits and all of the time may be read in; a pause is heard all the same."""
-    rig = Rig(tmp_path, Policy(WEEK_S, 1.0))
-    rig.surface.add(10 * GB, part=64 * 10**6)
-    go_on = asyncio.Event()
-    structure = rig.surface.structure
+@pytest.fixture
+def go_on(rig: Rig) -> asyncio.Event:
+    """What every check of the rig's structure waits for."""
+    event, structure = asyncio.Event(), rig.surface.structure
 
     async def slow() -> engine.Verified:
-        await go_on.wait()
+        await event.wait()
         return await structure()
 
     rig.surface.structure = slow  # type: ignore[method-assign]
-    number = await rig.scrub.request()
-    step = asyncio.create_task(rig.scrub.step())
-    while rig.read_s() < 20:
-        await asyncio.sleep(0)
-    await rig.scrub.pause(rig.clock.ns + int(60 * S))
-    read_s = rig.read_s()
-    for _ in range(1000):
-        await asyncio.sleep(0)
-    assert rig.read_s() - read_s <= 2.1 and not step.done()
+    return event
+
+
+async def test_reading_goes_on_beside_a_long_check_of_the_structure(rig: Rig, go_on: asyncio.Event, calm: None) -> None:
+    """After a restart too, at the pace of every day; a pause is heard, and the deadline of new data is met."""
+    rig.surface.add(10 * GB)
+    await rig.live(600)
+    await rig.scrub.close()
+    rig.restart()
+    await rig.live(2 * DAY_S)
+    assert not rig.surface.structures and not rig.surface.never and rig.status.on_track
+    assert rig.status.state == "running" and "the structure is checked" in rig.status.reason
+    await rig.scrub.pause(rig.clock.ns + 3600 * S)
+    turns = len(rig.surface.turns)
+    await rig.live(600)
+    assert rig.status.state == "paused" and len(rig.surface.turns) == turns
     await rig.scrub.resume()
     go_on.set()
-    await step
-    await rig.live(DAY_S, until=lambda: rig.status.served == number)
-    assert rig.status.served == number and rig.read_s() <= 101
-    rig.findings.close()
+    await rig.live(DAY_S, until=lambda: not rig.status.reason)
+    assert len(rig.surface.structures) == 1 and not rig.status.reason
+
+
+async def test_a_request_waits_for_the_check_of_the_structure_and_reads_meanwhile(
+    rig: Rig, go_on: asyncio.Event
+) -> None:
+    """It is served as soon as both have ended, and nothing is read twice for it."""
+    rig.surface.add(10 * GB)
+    number = await rig.scrub.request()
+    await rig.live(1800)
+    read_s = rig.read_s()
+    assert 100 <= read_s <= 106 and rig.status.served < number and rig.status.state == "running"
+    go_on.set()
+    await rig.live(10, until=lambda: rig.status.served == number)
+    assert rig.status.served == number and rig.read_s() == read_s
+
+
+async def test_a_check_of_the_structure_goes_on_while_nothing_can_be_read(rig: Rig, go_on: asyncio.Event) -> None:
+    """Reading that fails ends no check, and the next check is of a surface opened anew."""
+    rig.surface.add(GB)
+    await rig.live(10)
+    rig.surface.failure = ReplicadError("not mounted")
+    await rig.live(600)
+    assert rig.status.state == "failed" and rig.opened == 1
+    go_on.set()
+    await rig.live(600)
+    assert len(rig.surface.structures) == 1 and rig.opened > 1
+
+
+async def test_a_check_of_the_structure_ends_with_its_scrub(rig: Rig, go_on: asyncio.Event) -> None:
+    """Where the scrubs of a node are stopped, no check outlives them."""
+    rig.surface.add(GB)
+    scrubs = Scrubs(rig.clock, lambda *_: None)
+    scrubs.start(rig.scrub)
+    while not rig.surface.turns:
+        await asyncio.sleep(0)
+    await scrubs.close()
+    assert len(asyncio.all_tasks()) == 1
 
 
 async def test_a_request_survives_a_restart(rig: Rig) -> None:
@@ -435,6 +475,24 @@ async def test_a_structure_that_cannot_be_checked_stops_no_reading(rig: Rig) -> 
     assert rig.status.served == number and rig.status.on_track and rig.surface.structures
 
 
+async def test_a_defect_in_the_check_of_the_structure_is_counted_and_stops_no_reading(rig: Rig) -> None:
+    """The runner is told of it once for each try, and blocks are verified meanwhile."""
+
+    async def broken() -> engine.Verified:
+        raise RuntimeError("no such row")
+
+    rig.surface.structure = broken  # type: ignore[method-assign]
+    rig.surface.add(GB)
+    defects = 0
+    for _ in range(3):
+        try:
+            await rig.live(DAY_S)
+        except RuntimeError:
+            defects += 1
+    assert defects == 3 and rig.surface.turns
+    assert not rig.status.on_track and "could not be checked: defect: RuntimeError: no such row" in rig.status.reason
+
+
 async def test_new_data_makes_nothing_never_verified(rig: Rig) -> None:
     """A dataset that is written all the time has an oldest verification all the same; 0 is for what never was."""
     await rig.live(60)
@@ -516,8 +574,8 @@ def test_the_policy_is_the_configuration_s() -> None:
 
 
 async def test_scrubs_of_one_node_read_one_after_the_other(tmp_path: Path) -> None:
-    """Two datasets on one disk are never read at the same moment."""
-    clock, turnstile, under_way, most = JumpingClock(), asyncio.Lock(), 0, 0
+    """Two datasets on one disk are never read at the same moment, and no two structures are checked at once."""
+    clock, turns, under_way, most, checking, most_checking = JumpingClock(), Turns(), 0, 0, 0, 0
 
     class Slow(FakeSurface):
         async def verify(self, budget_bytes: int, since_ns: int) -> engine.Verified:
@@ -527,6 +585,14 @@ async def test_scrubs_of_one_node_read_one_after_the_other(tmp_path: Path) -> No
             await asyncio.sleep(0)
             under_way -= 1
             return await super().verify(budget_bytes, since_ns)
+
+        async def structure(self) -> engine.Verified:
+            nonlocal checking, most_checking
+            checking += 1
+            most_checking = max(most_checking, checking)
+            await asyncio.sleep(0)
+            checking -= 1
+            return await super().structure()
 
     rigs = []
     scrubs = Scrubs(clock, lambda *_: None)
@@ -540,9 +606,7 @@ async def test_scrubs_of_one_node_read_one_after_the_other(tmp_path: Path) -> No
             return surface
 
         status = ScrubStatus(name, "primary", "")
-        job = Scrubbing(
-            opened, rig.in_book, status, lambda: Policy(60.0, 1.0), clock, turnstile=turnstile, strain=lambda: 0.0
-        )
+        job = Scrubbing(opened, rig.in_book, status, lambda: Policy(60.0, 1.0), clock, turns=turns, strain=lambda: 0.0)
         scrubs.start(job)
         rigs.append((rig, surface))
     [one] = await scrubs.direct("start", 0.0, lambda status: status.dataset == "a")
@@ -552,10 +616,10 @@ async def test_scrubs_of_one_node_read_one_after_the_other(tmp_path: Path) -> No
     paused = await scrubs.direct("pause", 1e300, lambda status: status.dataset == "b")
     assert paused[0].until_ns <= clock.ns + LONGEST_PAUSE_S * S, "a day at most, whatever is asked for"
     assert len(await scrubs.direct("resume", 0.0, lambda status: True)) == 1
-    while not all(len(surface.turns) > 3 for _, surface in rigs):
+    while not all(len(surface.turns) > 3 and surface.structures for _, surface in rigs):
         await asyncio.sleep(0)
     await scrubs.close()
-    assert most == 1 and [line.name for line in scrubs.jobs] == ["scrub primary a", "scrub primary b"]
+    assert most == most_checking == 1 and [line.name for line in scrubs.jobs] == ["scrub primary a", "scrub primary b"]
     assert scrubs.find("a", "") and not scrubs.find("a", "fra1")
     for rig, _ in rigs:
         rig.findings.close()

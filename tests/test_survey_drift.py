@@ -25,6 +25,7 @@ from replicad.source.root import Root
 from replicad.source.scan import Drifted, has_drifted, still_drifted
 from replicad.work import met
 from replicad.work.met import Rotten, look_again
+from replicad.work.primary_findings import PrimaryFindings
 from replicad.work.record import was_renamed
 
 FILE = Stamp(Kind.FILE, 0o644, 1, 2, 0, 77, 1000, 5_000, 6_000)
@@ -133,6 +134,24 @@ async def test_drift_is_a_finding_and_is_not_replicated(
         ledger = primary.dataset.ledger
         known = await primary.dataset.in_ledger(ledger.known, b"1")
         assert known and all(getattr(known, field) == value for field, value in changes.items())
+
+
+async def test_drift_that_a_pass_found_follows_a_renamed_directory(tmp_path: Path, root: Path) -> None:
+    """A finding of a pass knows its file by number, as one of a scrub does, and holds at the file's new place."""
+    (root / "d").mkdir()
+    (root / "d" / "f").write_text("f")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        await tamper(primary, b"d/f", mode=0o600)
+        await primary.sync(fra1)
+        (found,) = findings(primary)
+        dataset = primary.dataset
+        (root / "d").rename(root / "e")
+        await primary.sync(fra1)
+        known = await dataset.in_ledger(dataset.ledger.known, b"e/f")
+        assert known and found.file == known.file > 0
+        outdated = PrimaryFindings(dataset, dataset.quarantine).outdated
+        assert await dataset.in_ledger(outdated, found) == ""
 
 
 async def test_a_directory_that_drifted_is_still_walked(tmp_path: Path, root: Path) -> None:

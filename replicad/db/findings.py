@@ -69,9 +69,10 @@ MIGRATIONS = (
     """,
     "ALTER TABLE pin ADD COLUMN asked_by TEXT NOT NULL DEFAULT ''",
     COVERAGE,
+    "ALTER TABLE given ADD COLUMN at_ns INTEGER NOT NULL DEFAULT 0",
 )
-"""Version history: 1 = first; 2 = pins; 3 = pins that a client asked for; 4 = how verification went (db/coverage.py).
-"""
+"""Version history: 1 = first; 2 = pins; 3 = pins that a client asked for; 4 = how verification went (db/coverage.py);
+5 = when each verdict was given."""
 
 Result = TypeVar("Result")
 _encode = msgspec.msgpack.Encoder().encode
@@ -200,10 +201,13 @@ class Findings:
         return [_divergence.decode(body) for (body,) in rows]
 
     def open_counts(self, side: Side) -> dict[Verdict, tuple[int, int]]:
-        """How many open divergences of this side have each verdict, and when the oldest of those was found."""
+        """How many open divergences of this side have each verdict, and when the oldest of those was first judged: what
+        is inconclusive counts from when it was found."""
         rows = self._db.all(
-            "SELECT verdict, count(*), min(found_ns) FROM divergence WHERE side = ? AND state = ? GROUP BY verdict",
-            (side, State.OPEN),
+            "SELECT verdict, count(*), min(CASE verdict WHEN ?1 THEN found_ns ELSE max(found_ns, ("
+            " SELECT min(at_ns) FROM given WHERE given.id = divergence.id AND given.verdict <> ?1)) END)"
+            " FROM divergence WHERE side = ?2 AND state = ?3 GROUP BY verdict",
+            (Verdict.INCONCLUSIVE, side, State.OPEN),
         )
         return {Verdict(verdict): (count, oldest_ns) for verdict, count, oldest_ns in rows}
 
@@ -446,7 +450,8 @@ class Findings:
             ),
         )  # fmt: skip
         self._db.execute(
-            "INSERT OR IGNORE INTO given VALUES(?, ?, ?)", (found.id, found.side.value, found.verdict.value)
+            "INSERT OR IGNORE INTO given VALUES(?, ?, ?, ?)",
+            (found.id, found.side.value, found.verdict.value, found.changed_ns),
         )
         return found
 

@@ -339,7 +339,7 @@ FAMILIES: tuple[Family, ...] = (
     _scrub("lost_blocks", "Open divergences of which no side has the bytes.", lambda s: float(s.lost)),
     _scrub(
         "open_divergence_oldest_timestamp_seconds",
-        "When the oldest open divergence was found, inconclusive ones left out; 0 = none is open.",
+        "When the oldest open divergence was first judged, inconclusive ones left out; 0 = none is open.",
         lambda s: s.oldest_open_ns / 1e9,
     ),
     _scrub(

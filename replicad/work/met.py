@@ -107,20 +107,24 @@ def _rot(rotten: Rotten, dataset: str, looks: Sequence[Look], sight: Sight, now_
     )
 
 
-def recorded_names(ledger: Ledger, drifted: Iterable[Drifted]) -> list[Name]:
-    """These entries as a scrub compares them. In the ledger's thread."""
+def recorded_names(ledger: Ledger, drifted: Iterable[Drifted]) -> list[tuple[Name, int]]:
+    """These entries as a scrub compares them, and the number of each one's file. In the ledger's thread."""
     recorded = ((one.path, ledger.known(one.path)) for one in drifted)
-    return [name_of(path, known) for path, known in recorded if known]
+    return [(name_of(path, known), known.file) for path, known in recorded if known]
 
 
-def known_as(root: Root, names: Sequence[Name], clock: Clock) -> dict[bytes, dict[str, bytes]]:
+def known_as(root: Root, names: Sequence[tuple[Name, int]], clock: Clock) -> dict[bytes, dict[str, object]]:
     """By path, the fields by which each drift is known again, as a scrub that looks at the entry would have them: what
     a person has taken note of is not told anew by whichever of the two meets it next. In a thread."""
-    looks = zip(names, examine_entries(root, names, clock), strict=True)
-    return {name.path: drift_of(name, seen.drift) for name, seen in looks if isinstance(seen, Examined)}
+    looks = zip(names, examine_entries(root, [name for name, _ in names], clock), strict=True)
+    return {
+        name.path: {"file": file, **drift_of(name, seen.drift)}
+        for (name, file), seen in looks
+        if isinstance(seen, Examined)
+    }
 
 
-def drift(drifted: Drifted, dataset: str, now_ns: int, fields: Mapping[str, bytes] | None = None) -> Divergence:
+def drift(drifted: Drifted, dataset: str, now_ns: int, fields: Mapping[str, object] | None = None) -> Divergence:
     """The finding that an entry with other metadata, unchanged since it was recorded, amounts to; `fields` are those of
     `known_as`."""
     content = (drifted.known.kind, drifted.known.size) == (drifted.stamp.kind, drifted.stamp.size)

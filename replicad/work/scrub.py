@@ -4,7 +4,8 @@
 to read, in which order and how to judge it, is its `Surface`'s; so there is no place to lose at a restart.
 
 **Never** takes "could not be read" for "is well": a surface that fails leaves every moment of verification where it
-was, and the status says why. One turn of reading is one `step`, the rest after it is in `wait`.
+was, and the status says why. One turn of reading is one `step`, the rest after it is in `wait`; the check of the
+structure is a task beside these, so neither waits for the other.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from replicad.work.coverage_notes import NOTE_EVERY_S, look_of
 from replicad.work.scrub_book import InBook, Memory, Tally, packed, recall, remember, tally
 from replicad.work.scrub_demands import Outstanding
 from replicad.work.surface import Surface, Verified
-from replicad.work.together import first_of, together
+from replicad.work.together import first_of
 
 log = logger("work.scrub")
 
@@ -52,13 +53,21 @@ MEMORY_S, LASTING_S = 1.0, 300.0
 """Seconds of reading after which a measured speed counts half: for the length of turns, and for forecasts."""
 
 OpenSurface = Callable[[], Awaitable[Surface]]
-"""Gives the surface, opened; called again after each failure. Raises ReplicadError, as the surface's methods do."""
+"""Gives the surface, opened; called again after each failure, once a check of the structure under way has ended. Raises
+ReplicadError, as the surface's methods do."""
 
 
 def policy_of(config: DatasetConfig | ListenConfig) -> Policy:
     """What the configuration says about the pace."""
     quiet = parse_hours(config.quiet_hours) if config.quiet_hours else None
     return Policy(config.scrub_every_s, config.scrub_duty, quiet)
+
+
+class Turns:
+    """Whoever shares these reads one after the other, and checks one structure after the other."""
+
+    def __init__(self) -> None:
+        self.reading, self.checking = asyncio.Lock(), asyncio.Lock()
 
 
 class Scrubbing:
@@ -72,13 +81,12 @@ class Scrubbing:
         policy: Callable[[], Policy],
         clock: Clock,
         *,
-        turnstile: asyncio.Lock | None = None,
+        turns: Turns | None = None,
         strain: Callable[[], float] = io_strain,
     ) -> None:
-        """`policy` is asked again and again, so that a changed configuration is in force at once. Whoever shares a
-        `turnstile` reads one after the other."""
+        """`policy` is asked again and again, so that a changed configuration is in force at once."""
         self._open_surface, self._in_book, self.status, self._policy_now = open_surface, in_book, status, policy
-        self._clock, self._turnstile, self._strain_now = clock, turnstile or asyncio.Lock(), strain
+        self._clock, self._turns, self._strain_now = clock, turns or Turns(), strain
         self._memory: Memory | None = None
         self._tally: Tally | None = None
         self._surface: Surface | None = None
@@ -94,6 +102,8 @@ class Scrubbing:
         """What could not be looked at, until it could: no request ends before."""
         self._more_doubts = self._doubted_ns = 0
         self._structure_error = ""
+        self._checking: asyncio.Task[None] | None = None
+        """The check of the structure that is under way."""
         self._poked = asyncio.Event()
 
     @property
@@ -158,14 +168,21 @@ class Scrubbing:
     async def step(self) -> None:
         """Look how it stands, then one turn of reading or a rest. Raises ReplicadError when it could not be read."""
         self._poked.clear()
+        self._end_check()
         try:
             await self._step()
         except Exception as error:  # a defect of ours too: the runner counts it, and nothing is on track meanwhile
-            self._surface = None
+            if self._checking is None:  # a check under way goes on with this one
+                self._surface = None
             self._looked_s = float("-inf")
-            said = error if isinstance(error, ReplicadError) else f"defect: {type(error).__name__}: {error}"
-            self._show("failed", f"nothing could be read: {said}", on_track=False)
+            self._show("failed", f"nothing could be read: {_said(error)}", on_track=False)
             raise
+
+    async def close(self) -> None:
+        """End what goes on beside the steps."""
+        if self._checking:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
 
     async def _step(self) -> None:
         policy, memory = self._policy_now(), await self._remembered()
@@ -188,10 +205,8 @@ class Scrubbing:
         elif now.is_quiet:
             until_s = pace.until_active_s(policy.quiet, situation.second_of_day)
             self._rest("quiet", now.reason, until_s, on_track=now.on_track)
-        elif self._structure_is_due(memory):
-            async with self._turnstile:
-                await together([self._check_structure(surface, memory), self._hurry(surface, policy, memory)])
         else:
+            self._begin_check(surface, memory)
             await self._read(surface, memory, now)
         self._show_outlook(policy, memory, situation, now)
 
@@ -212,7 +227,7 @@ class Scrubbing:
             self._rest("idle" if rest_s > CALM_LOOK_S else "running", self._remark(now), rest_s, on_track=now.on_track)
         else:
             self._show("running", self._remark(now), on_track=now.on_track)
-            async with self._turnstile:
+            async with self._turns.reading:
                 await self._take_turn(surface, memory, now)
             if self._is_to_be_tried_again(now):
                 self._looked_s = float("-inf")
@@ -222,14 +237,6 @@ class Scrubbing:
     def _is_to_be_tried_again(self, now: Pace) -> bool:
         """Whether nothing asks for any pace, and something that could not be judged has waited for long enough."""
         return not now.share and self._outstanding.extent.since_bytes > 0
-
-    async def _hurry(self, surface: Surface, policy: Policy, memory: Memory) -> None:
-        """Turns beside the check of the structure, while somebody waits and all of the time may be read in."""
-        while self._structure_is_due(memory) and self._requested_bytes > 1 and not self._poked.is_set():
-            now = pace.decide(policy, self._situation(policy, memory))
-            if now.share < 1 or self._nothing_until_s > self._clock.monotonic_s():
-                return
-            await self._take_turn(surface, memory, now)
 
     async def _take_turn(self, surface: Surface, memory: Memory, now: Pace) -> None:
         began_s = self._clock.monotonic_s()
@@ -270,21 +277,34 @@ class Scrubbing:
     def _doubt(self, doubts: tuple[str, ...], more: int = 0) -> None:
         self._doubts, self._more_doubts, self._doubted_ns = doubts, more, self._clock.now_ns()
 
+    def _begin_check(self, surface: Surface, memory: Memory) -> None:
+        if self._checking is None and self._structure_is_due(memory):
+            self._checking = asyncio.create_task(self._check_structure(surface, memory))
+
+    def _end_check(self) -> None:
+        """Raises what a check that has ended came to, if that was a defect, or the book could not take the result."""
+        if self._checking and self._checking.done():
+            ended, self._checking = self._checking, None
+            ended.result()
+
     async def _check_structure(self, surface: Surface, memory: Memory) -> None:
         """What hashing cannot see. That it could not be checked is shown and tried again; reading goes on."""
-        self._show("running", "the structure is checked")
-        began_ns, self._wake_s = self._clock.now_ns(), float("-inf")
-        try:
-            await surface.structure()
-        except ReplicadError as error:
-            self._structure_error = f"the structure could not be checked: {error}"
-            self._structure_again_s = self._clock.monotonic_s() + STRUCTURE_AGAIN_S
-            log.warning("structure not checked", scrub=self.name, reason=str(error))
-            return
-        self._structure_error = ""
-        memory.structure_ns = self.status.structure_ns = began_ns
-        self._recounted_s = self._looked_s = float("-inf")
-        await self._remember()
+        async with self._turns.checking:
+            began_ns = self._clock.now_ns()
+            try:
+                await surface.structure()
+            except Exception as error:
+                self._structure_error = f"the structure could not be checked: {_said(error)}"
+                self._structure_again_s = self._clock.monotonic_s() + STRUCTURE_AGAIN_S
+                log.warning("structure not checked", scrub=self.name, reason=_said(error))
+                if not isinstance(error, ReplicadError):
+                    raise
+            else:
+                self._structure_error = ""
+                memory.structure_ns = self.status.structure_ns = began_ns
+                self._recounted_s = self._looked_s = float("-inf")
+                await self._remember()
+        self._poked.set()
 
     def _structure_is_due(self, memory: Memory) -> bool:
         return memory.structure_ns < self._since_ns(memory) and self._clock.monotonic_s() >= self._structure_again_s
@@ -450,7 +470,9 @@ class Scrubbing:
     def _show(self, state: str, reason: str, *, on_track: bool = True) -> None:
         is_kept_from_it = self._doubts and self.status.overdue_bytes
         on_track = on_track and not (self._structure_error or is_kept_from_it)
-        self.status.state, self.status.reason = state, _joined(self._structure_error, reason)
+        checking = "the structure is checked" if self._checking else ""
+        self.status.state = "running" if checking and state == "idle" else state
+        self.status.reason = _joined(self._structure_error or checking, reason)
         self.status.on_track = on_track
 
     def _show_memory(self, memory: Memory) -> None:
@@ -499,6 +521,10 @@ def _back_from_the_future(memory: Memory, now_ns: int, every_s: float) -> None:
     memory.alive_ns, memory.stood_until_ns = min(memory.alive_ns, now_ns), min(memory.stood_until_ns, now_ns)
     if memory.structure_ns > now_ns + most_ahead_ns(every_s):
         memory.structure_ns = 0
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ReplicadError) else f"defect: {type(error).__name__}: {error}"
 
 
 def _joined(*reasons: str) -> str:

@@ -65,7 +65,8 @@ class Tally(msgspec.Struct, frozen=True):
     divergent: dict[str, int]
     divergences: dict[str, int]
     oldest_open_ns: int
-    """Of those with a verdict: what is not clear yet may stand for long and has a time of its own."""
+    """When the first of those with a verdict was judged: what is not clear yet may stand for long and has a time of its
+    own."""
     oldest_inconclusive_ns: int
     lost: int
     suspects: int

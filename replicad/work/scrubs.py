@@ -80,8 +80,10 @@ class Scrubs:
         return Answer(job.status, job.status.requested, until_ns)
 
     async def close(self) -> None:
-        """Stop them all: a turn of reading under way is given up."""
+        """Stop them all: a turn of reading under way is given up, and so is a check of a structure."""
         tasks = [loop.task for loop in self._loops]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for loop in self._loops:
+            await loop.job.close()

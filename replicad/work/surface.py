@@ -89,4 +89,4 @@ class Surface(Protocol):
 
     async def structure(self) -> Verified:
         """Check what hashing cannot see: coverage, sizes, orphans, the books' pages, segments against catalog, the hash
-        chain. Done once a cycle. Raises ReplicadError when it could not be done."""
+        chain. Done once a cycle, while `verify` is called as ever. Raises ReplicadError when it could not be done."""
