@@ -18,6 +18,7 @@ from replicad.model.canary import is_late as is_canary_late
 from replicad.model.drill import DrillRecord, Trend, is_overdue
 from replicad.model.place import Place
 from replicad.model.policy import Objectives
+from replicad.model.show import counted, short_duration, show_bytes
 
 LAST_STATUS = "last-status.json"
 """File in the state directory with what the daemon said last: shown when it cannot be asked."""
@@ -389,8 +390,9 @@ def findings(status: NodeStatus) -> list[Finding]:
         found.append(Finding("silent", "store", text, f"is its disk there? {look}"))
     full = any(store.state == "full" for store in status.stores)
     if 0 <= status.store_free_bytes < status.store_reserve_bytes and not full:
-        text = f"only {status.store_free_bytes} bytes are free, the reserve is {status.store_reserve_bytes}"
-        found.append(Finding("full", "store", f"nothing is taken in: {text}", FREE_SPACE))
+        free, reserve = show_bytes(status.store_free_bytes), show_bytes(status.store_reserve_bytes)
+        text = f"nothing is taken in: only {free} are free, the reserve is {reserve}"
+        found.append(Finding("full", "store", text, FREE_SPACE))
     return found
 
 
@@ -431,15 +433,16 @@ def _dataset_findings(line: DatasetStatus, now_ns: int) -> list[Finding]:
     if line.held:
         add("held", f"held: {line.reason}", f"when that is as it should be: replicad release {line.dataset}")
     if line.rotten:
-        text = f"{line.rotten} blocks changed on this disk without a write; the replica keeps the good ones"
-        add("rotten", text, f"replicad restore {line.dataset} DIRECTORY, and look at this disk: smartctl, dmesg")
+        text = f"{counted(line.rotten, 'block')} changed on this disk without a write; the replica has what was written"
+        add("rotten", text, "replicad divergence list, and look at this disk: smartctl, dmesg")
     if line.unread:
-        text = f"{line.unread} entries could not be copied; the replica keeps what it had of them"
+        text = f"{counted(line.unread, 'entry', 'entries')} could not be copied; the replica keeps what it had before"
         add("unread", text, f"make them readable for the daemon, then: replicad sync {line.dataset} --wait")
     if line.state == "failed" or (line.last_error and line.link_up and not line.pass_ok and not line.held):
         add("failed", f"the last pass failed: {line.last_error}", f"replicad sync {line.dataset} --wait")
     if is_late(line, now_ns):
-        text = f"the replica is {lag_s(line, now_ns):.0f} s behind, the objective is {line.rpo_s:.0f} s"
+        lag = short_duration(lag_s(line, now_ns))
+        text = f"the replica is {lag} behind, the objective is {short_duration(line.rpo_s)}"
         add("lag", text, f"replicad sync {line.dataset} --wait")
     if line.state == "waiting" and not line.link_up and line.reason != RESTORING:
         text = f"no link: {line.reason or line.last_error or 'not connected yet'}"
@@ -450,7 +453,8 @@ def _dataset_findings(line: DatasetStatus, now_ns: int) -> list[Finding]:
 def _store_findings(store: StoreStatus) -> list[Finding]:
     where, found = f"store {store.client}/{store.dataset}", []
     if store.damaged or store.state == "damaged":
-        text = f"{store.damaged} frames are damaged" if store.damaged else f"damaged: {store.reason}"
+        frames = counted(store.damaged, "frame is damaged", "frames are damaged")
+        text = frames if store.damaged else f"damaged: {store.reason}"
         found.append(Finding("damaged", where, text, "keep it as it is; what is lost: replicad restore --store …"))
     if store.state == "full":
         text = f"intake has stopped: {store.reason or 'no room beyond the reserve'}"
@@ -483,12 +487,14 @@ def _scrub_findings(line: ScrubStatus, status: NodeStatus) -> list[Finding]:
     by_verdict = {verdict: count for verdict, count in line.divergent.items() if verdict != "inconclusive"}
     if count := sum(by_verdict.values()):
         kinds = ", ".join(f"{number} {verdict}" for verdict, number in sorted(by_verdict.items()))
-        text = f"{count} open divergence{'s' * (count > 1)}: {kinds}"
+        text = f"{counted(count, 'open divergence')}: {kinds}"
         add("divergence", text, "replicad divergence list, then: replicad divergence show ID")
     if line.lost:
-        add("lost", f"{line.lost} of them are lost: no side has the bytes", "replicad divergence list")
+        text = f"{counted(line.lost, 'of them is lost', 'of them are lost')}: no side has the bytes"
+        add("lost", text, "replicad divergence list")
     if line.oldest_inconclusive_ns and now_ns - line.oldest_inconclusive_ns > INCONCLUSIVE_S * 1e9:
-        text = f"{line.divergent.get('inconclusive', 0)} findings are unclear, the oldest for more than a day"
+        unclear = counted(line.divergent.get("inconclusive", 0), "finding is unclear", "findings are unclear")
+        text = f"{unclear}, the oldest for more than a day"
         add("inconclusive", text, "is the link up? then: replicad divergence list")
     if line.breaker_open:
         text = "repairs have stopped: too many within an hour; this disk may be dying"
@@ -496,7 +502,8 @@ def _scrub_findings(line: ScrubStatus, status: NodeStatus) -> list[Finding]:
     if not line.on_track:
         add("scrub", f"not every byte will be verified in time: {line.reason}", f"{there}replicad scrub status")
     if line.suspects:
-        text = f"{line.suspects} changes look like damage; the versions before are kept"
+        changes = counted(line.suspects, "change looks like damage", "changes look like damage")
+        text = f"{changes}; what was there before is kept"
         add("suspect", text, f"{there}replicad suspects list {line.dataset}")
     return found
 
@@ -514,7 +521,8 @@ def _drill_findings(line: DrillStatus, now_ns: int) -> list[Finding]:
         text = f"no drill has proven lately that this comes back ({proven})" + (f": {why}" if why else "")
         found.append(Finding("drill", where, text, again))
     if 0 < line.rto_s < line.estimate_s:
-        text = f"a restore of everything would take {line.estimate_s:.0f} s, the objective is {line.rto_s:.0f} s"
+        takes, allowed = short_duration(line.estimate_s), short_duration(line.rto_s)
+        text = f"a restore of everything would take {takes}, the objective is {allowed}"
         found.append(Finding("rto", where, text, f"replicad drill history {line.dataset}"))
     return found
 
@@ -526,8 +534,8 @@ def _canary_findings(line: CanaryStatus, now_ns: int) -> list[Finding]:
     if line.state == "refused":
         return [Finding("canary", where, f"no canary is written: {line.reason}", more)]
     if line.state != "paused" and is_canary_late(line.oldest_awaited_ns, now_ns, line.within_s):
-        age_s = (now_ns - line.oldest_awaited_ns) / 1e9
-        text = f"a canary written {age_s:.0f} s ago has not come through, {line.within_s:.0f} s are allowed"
+        age, allowed = short_duration((now_ns - line.oldest_awaited_ns) / 1e9), short_duration(line.within_s)
+        text = f"a canary written {age} ago has not come through, {allowed} are allowed"
         return [Finding("canary", where, f"{text}: {line.reason}" if line.reason else text, more)]
     return []
 

@@ -130,7 +130,8 @@ def test_status_shows_the_last_drill_and_what_is_wrong_with_drills() -> None:
     assert "there was never one" in findings(a_node(a_dataset(), never))[0].what
     young = a_drill(last=None, last_success_ns=0, since_ns=NOW_NS - DAY_NS)
     assert findings(a_node(a_dataset(), young)) == []
-    assert [f.kind for f in findings(a_node(a_dataset(), a_drill(rto_s=3599.0)))] == ["rto"]
+    [found] = findings(a_node(a_dataset(), a_drill(rto_s=1800.0)))
+    assert (found.kind, found.what) == ("rto", "a restore of everything would take 1h, the objective is 30m")
     assert findings(a_node(a_dataset(), a_drill(rto_s=0.0))) == []
 
 

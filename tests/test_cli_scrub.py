@@ -211,6 +211,12 @@ def test_status_says_why_a_deadline_will_be_missed(tmp_path: Path, typed: Typed)
     assert all(len(line) <= COLUMNS for line in out.splitlines())
 
 
+def test_a_rate_that_has_faded_away_is_not_shown() -> None:
+    """No byte a second is no rate, and would look like a scrub that hangs."""
+    faded = a_scrub(left_bytes=GIB, rate_bytes_s=0.2)
+    assert any(line.endswith("1.0 GiB of this cycle") for line in describe(faded, a_node(a_dataset(), faded)))
+
+
 def test_status_of_nothing(tmp_path: Path, typed: Typed) -> None:
     """A node without a scrub says so."""
     with Served(FakeDaemon(a_node(a_dataset())), tmp_path) as served:
@@ -248,26 +254,27 @@ def test_replicad_status_shows_both_sides() -> None:
     text = screen(node)
     assert "  verified    here: everything within 3d 0h, 1.0 GiB new\n" in text
     assert "  verified    replica: everything within 3d 0h, paused\n" in text
-    assert "  verified    replica: everything within 3d 0h, 2 divergences open: replicad\n" in text
+    assert "2 divergences open:\n              replicad divergence list\n" in text  # a command stays on one line
     assert text.count("verified") == 3 and all(len(line) <= COLUMNS for line in text.splitlines())
 
 
 OLD_NS = NOW_NS - 2 * 86_400 * S
 SCRUB_FINDINGS = [
     ({"divergent": {"primary_rot": 2, "both_rot": 1}}, "divergence", "3 open divergences: 1 both_rot, 2 primary_rot"),
-    ({"divergent": {"both_rot": 1}, "lost": 1}, "lost", "1 of them are lost: no side has the bytes"),
+    ({"divergent": {"both_rot": 1}, "lost": 1}, "lost", "1 of them is lost: no side has the bytes"),
     (
         {"divergent": {"inconclusive": 1}, "oldest_inconclusive_ns": OLD_NS},
         "inconclusive",
-        "unclear, the oldest for more than a day",
+        "1 finding is unclear, the oldest for more than a day",
     ),
     ({"breaker_open": True}, "breaker", "replicad repair --all"),
     ({"on_track": False, "reason": "it was paused for 20 h"}, "scrub", "in time: it was paused for 20 h"),
     ({"suspects": 3}, "suspect", "replicad suspects list www"),
+    ({"suspects": 1}, "suspect", "1 change looks like damage; what was there before is kept"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "kind", "says"), SCRUB_FINDINGS, ids=[f[1] for f in SCRUB_FINDINGS])
+@pytest.mark.parametrize(("changes", "kind", "says"), SCRUB_FINDINGS, ids=[f[2] for f in SCRUB_FINDINGS])
 def test_each_finding_of_a_scrub_is_told_with_what_to_type(changes: dict[str, object], kind: str, says: str) -> None:
     """What a scrub found, or cannot promise, is a finding of its own kind, exits 1 and names the next step."""
     node = a_node(a_dataset(), a_scrub(**changes))
@@ -286,3 +293,4 @@ def test_what_is_unclear_for_an_hour_is_no_finding_yet() -> None:
     """Confirmation takes the other side; for a day that is not worth waking anybody."""
     line = a_scrub(divergent={"inconclusive": 1}, oldest_inconclusive_ns=NOW_NS - 3600 * S)
     assert findings(a_node(a_dataset(), line)) == []
+    assert "1 in doubt, not settled yet:" in screen(a_node(a_dataset(), line))

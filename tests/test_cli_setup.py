@@ -561,6 +561,28 @@ def test_the_shell_completes_verbs_and_their_options() -> None:
 
 
 @pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 entries"), (1, "1 entry"), (2, "2 entries"), (1024, "1,024 entries")]
+)
+def test_one_is_not_called_many(count: int, text: str) -> None:
+    """A thing stands alone in the singular."""
+    assert output.counted(count, "entry", "entries") == text
+    assert output.counted(count, "block") == text.replace("entry", "block").replace("entries", "blocks")
+
+
+def test_kinds_are_counted_as_people_do() -> None:
+    """Each kind in its number; what there is none of is left out."""
+    assert output.show_counts({"hard_links": 1, "directories": 1, "files": 2}) == "1 directory, 2 files, 1 hard link"
+    assert output.show_counts({"special": 3, "symlinks": 1}) == "3 special, 1 symlink"
+    assert output.show_counts({"files": 0}) == "nothing"
+
+
+def test_a_command_within_a_sentence_stays_on_one_line() -> None:
+    """It can be copied as a whole, though the sentence is wrapped around it."""
+    lines = output.wrapped("  ", "x" * 50 + " of them: replicad restore www DIR --path A, and look at the disk", "    ")
+    assert lines == ["  " + "x" * 50 + " of them:", "    replicad restore www DIR --path A, and look at the disk"]
+
+
+@pytest.mark.parametrize(
     ("size", "text"),
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (20 * 2**20, "20.0 MiB"), (2**50, "1024.0 TiB")],
 )

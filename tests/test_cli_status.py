@@ -61,7 +61,6 @@ def test_all_is_well(tmp_path: Path, typed: Typed) -> None:
         "  snapshot    41 of 2027-01-15T07:59:00Z, 1m 0s ago",
         "  size        1,234 entries, 3.0 GiB; 4.0 GiB on disk with all history",
         "  quota       5.0 GiB for all of lon1",
-        "  damaged     none found",
         "",
         "  store room  100.0 GiB free; intake stops below 1.0 GiB",
     ]
@@ -70,10 +69,13 @@ def test_all_is_well(tmp_path: Path, typed: Typed) -> None:
 FINDINGS = [
     (a_dataset(held=True, state="held", reason="61 % would be dropped"), "held", "replicad release www"),
     (a_dataset(unread=3, pass_ok=False, troubles=troubles(3)), "unread", "secret/2.key: Permission denied"),
-    (a_dataset(rotten=2), "rotten", "replicad restore www"),
+    (a_dataset(rotten=2), "rotten", "-> replicad divergence list, and look at this disk"),
     (a_dataset(pass_ok=False, last_error="hook failed with 1"), "failed", "hook failed with 1"),
-    (a_dataset(last_complete_ns=NOW_NS - 3600 * S), "lag", "3600 s behind, the objective is 300 s"),
+    (a_dataset(last_complete_ns=NOW_NS - 3600 * S), "lag", "1h behind, the objective is 5m"),
+    (a_dataset(unread=1, pass_ok=False, troubles=troubles(1)), "unread", "1 entry could not be copied; the replica"),
+    (a_dataset(rotten=1), "rotten", "1 block changed on this disk without a write"),
     (a_store(damaged=4), "damaged", "4 frames are damaged"),
+    (a_store(damaged=1), "damaged", "1 frame is damaged"),
     (a_store(state="damaged", reason="segment 3 has no header"), "damaged", "segment 3 has no header"),
     (a_store(state="full", reason="900 MiB are left"), "full", "900 MiB are left"),
     (RetentionStatus("ams1", "www", hold="this clock is 9 s behind"), "retention", "no snapshot is let go: this clock"),

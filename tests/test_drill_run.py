@@ -407,7 +407,7 @@ async def test_a_file_larger_than_the_limit_is_never_passed_over_in_silence(tmp_
     async with site(tmp_path, **options) as made:
         record = await made.drill("sampled")
         assert record.outcome is Outcome.INCONCLUSIVE and record.compared_files == 1
-        assert record.reasons == ["1 files are larger than drill_limit and cannot be drilled"]
+        assert record.reasons == ["1 file is larger than drill_limit and cannot be drilled"]
         assert made.job.status.never_files == 1
 
 
@@ -543,7 +543,7 @@ async def test_a_failure_that_has_no_room_in_a_sample_is_not_made_up_for(tmp_pat
         object.__setattr__(made.here.dataset.config, "drill_limit_bytes", 150_000)
         record = await made.drill("sampled")
         assert record.outcome is Outcome.INCONCLUSIVE and record.compared_files
-        assert "1 files that an earlier drill found wrong are not in this one" in record.reasons
+        assert "left out 1 file that an earlier drill found wrong" in record.reasons
 
 
 async def test_samples_go_through_everything_though_a_validator_needs_much_beside(tmp_path: Path) -> None:
@@ -577,7 +577,7 @@ async def test_what_belongs_to_a_database_and_has_no_room_is_said_and_the_rest_i
         await made.here.sync(made.there)
         record = await made.drill("sampled")
         assert record.outcome is Outcome.INCONCLUSIVE and record.compared_files, record.reasons
-        assert any("x.db has 300000 bytes" in reason for reason in record.reasons), record.reasons
+        assert any("x.db has 293.0 KiB, more than drill_limit" in reason for reason in record.reasons), record.reasons
 
 
 async def test_whoever_waits_for_a_drill_hears_that_there_is_none_any_more(tmp_path: Path) -> None:

@@ -215,6 +215,15 @@ def test_what_is_lost_is_named_exactly() -> None:
     assert "as it is now: it does not use" not in live and "gets an error there" in live
 
 
+def test_what_only_old_snapshots_have_is_restored_from_one_of_them() -> None:
+    """A file that was lost from the first snapshot on and is gone from the newest: that one has nothing of it."""
+    lost = replica_rot(id=ID, evidence=NOWHERE, affected=(Affected(b"old/logo.png", 0, 65536, 1, 2),), affected_count=1)
+    first = commands(advise(lost, AT_REPLICA))[0]
+    assert first == "replicad restore ams1/www /var/tmp/www-7c1e90ab --path old/logo.png --at 2"
+    live = replica_rot(id=ID, evidence=NOWHERE, affected=(Affected(b"logo.png", 0, 65536, 1, 0),), affected_count=1)
+    assert "--at" not in commands(advise(live, AT_REPLICA))[0]
+
+
 def test_a_loss_is_acknowledged_where_its_book_is() -> None:
     """A mirrored loss of a replica is to be acknowledged on the replica."""
     lost = replica_rot(id=ID, evidence=NOWHERE, peer="fra1")
@@ -238,6 +247,12 @@ def test_the_evidence_is_told() -> None:
         "2027-01-15T06:00:00Z found by the scrub",
     ):
         assert words in text, words
+
+
+def test_what_is_not_known_is_not_called_none() -> None:
+    """A frame that fails its own checksum does not say which bytes were to be there."""
+    why = explain(replica_rot(id=ID, expected=b""), AT_REPLICA).why
+    assert "expected checksum not known" in why
 
 
 def test_a_cache_is_not_called_a_medium() -> None:

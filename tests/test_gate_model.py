@@ -75,7 +75,7 @@ def test_a_copy_that_is_well_opens_it() -> None:
         (seen(said(head=OLD)), "fresh", "is at snapshot 811, this node's ledger says 812", "sync"),
         (seen(said(head=Head(812, OLD.digest))), "fresh", "is at snapshot 812", "sync"),
         (seen(heads=()), "fresh", "ledger says none", "sync"),
-        (seen(said(lost_records=1)), "fresh", "lost 1 pieces", ""),
+        (seen(said(lost_records=1)), "fresh", "lost 1 piece of", ""),
         (seen(held="the root is empty"), "fresh", "held: the root is empty", ""),
         (seen(said(oldest_verified_ns=0)), "verified", "not once", "scrub"),
         (seen(said(oldest_verified_ns=0, scrub_reason="no time")), "verified", "(its scrub: no time)", "scrub"),

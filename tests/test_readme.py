@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import signal
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -93,21 +93,31 @@ def test_the_readme_names_every_verb() -> None:
     assert named == set(told) == {verb.name for verb in VERBS}
 
 
+def test_the_readme_lists_every_document() -> None:
+    """Its table of documents leaves none out."""
+    listed = re.findall(r"^\| \[([\w./-]+)\]", README.read_text().partition("## Documents")[2], re.MULTILINE)
+    assert {*map(str, (path.relative_to(PROJECT) for path in DOCUMENTS))} - {"README.md"} <= set(listed)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=ids)
 def test_verbs_and_options_in_documents_exist(document: Path) -> None:
-    """Whatever a document tells to type can be typed."""
+    """Whatever a document tells to type can be typed, with all that it needs."""
     for words in commands(document.read_text()):
         if words[0].startswith("-"):
             continue
         assert words[0] in {verb.name for verb in VERBS}, words
         options = {word for word in words if re.fullmatch("--[a-z-]+", word)}
-        if options:
-            name = words[:2] if "COMMAND [ARGS]" in help_of(words[0]) else words[:1]
-            told = set(re.findall("--[a-z-]+", help_of(*name)))
-            assert options - told == set(), words
+        if len(words) > 1 and "|" not in words[1]:
+            has_verbs = "COMMAND [ARGS]" in help_of(words[0])
+            name = words[:2] if has_verbs else words[:1]
+            told = help_of(*name)
+            assert options - set(re.findall("--[a-z-]+", told)) == set(), words
+            if len(words) > len(name):  # a command, and not the name of a verb alone
+                needed = re.findall(r"^  (--[a-z-]+) .*(?:\n   .*)*\[required\]", told, re.MULTILINE)
+                assert set(needed) <= options, words
 
 
-@functools.cache
+@cache
 def help_of(*words: str) -> str:
     """What a verb says of itself."""
     return replicad(*words, "--help").stdout
@@ -115,7 +125,7 @@ def help_of(*words: str) -> str:
 
 def commands(text: str) -> list[list[str]]:
     """The words behind `replicad` in each command of a document."""
-    fenced = "\n".join(re.findall(r"^```(?:sh)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    fenced = "\n".join(re.findall(r"^```(?:sh)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
     found = re.findall(r"`replicad ([^`\n]+)`", text) + re.findall(
         r"(?:^|[(/ ])replicad ([a-z].*)", fenced, re.MULTILINE
     )

@@ -14,12 +14,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kit_report import HOSTILE, NOW_NS, a_dataset, a_hostile_report, a_report, a_side, a_store, some_drills
+from kit_report import (
+    HOSTILE,
+    NOW_NS,
+    a_dataset,
+    a_hostile_report,
+    a_replica,
+    a_report,
+    a_side,
+    a_store,
+    some_drills,
+)
 from replicad.cli import report_pictures
 from replicad.cli.report_page import HERE, as_html, as_markdown
 from replicad.model.coverage import day_of
 from replicad.model.errors import UsageError
-from replicad.model.report import Answer, Report, judged
+from replicad.model.report import Answer, Drills, Report, Snapshots, Unknown, judged
 
 GOLDEN = Path(__file__).parent / "golden"
 MADE = {
@@ -96,6 +106,23 @@ def test_markdown_takes_names_for_text() -> None:
     assert rows
     assert widths <= {4, 5, 6, 9}
     assert not set(page) & {"\u202e", "\x1b", "\x00"}
+
+
+def test_markdown_lists_what_was_not_found_out_line_by_line() -> None:
+    """Each of several has a line of its own, escaped once."""
+    silent = [Unknown("replica fra1", "out of reach (no route)"), Unknown("findings", "a_b cannot be read", NOW_NS)]
+    page = as_markdown(a_report(a_dataset(unknowns=silent))).decode()
+    assert "\n- replica fra1: out of reach \\(no route\\) (last known: never)\n" in page
+    assert "\n- findings: a\\_b cannot be read (last known: 2027-01-15T08:00:00Z)\n" in page
+
+
+def test_markdown_counts_as_people_do() -> None:
+    """One snapshot is one, and what was never measured is said so."""
+    kept = Snapshots(1, 1, NOW_NS, NOW_NS)
+    drills = Drills("fra1")
+    page = as_markdown(a_report(a_dataset(replicas=[a_replica(snapshots=kept)], drills=[drills]))).decode()
+    assert "| 1 snapshot, 1 complete, " in page
+    assert "A restore of everything takes: not known; objective: none" in page
 
 
 def test_every_picture_has_words_and_every_table_its_heads() -> None:

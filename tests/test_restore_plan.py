@@ -360,7 +360,7 @@ def test_a_plan_is_typed_and_reads_well(tmp_path: Path) -> None:
     make_history(tmp_path / "store" / "ams1" / "www")
     words = ("restore", "www", tmp_path / "back", "--store", tmp_path / "store", "--plan")
     said = replicad(*words, "--first", "s*").stdout
-    assert "unknown: nothing was measured" in said and "first-1: 1 files" in said and said.rstrip().endswith("possible")
+    assert "unknown: nothing was measured" in said and "first-1: 1 file," in said and said.rstrip().endswith("possible")
     plan = json.loads(replicad(*words, "--json").stdout)
     assert plan["estimate_s"] is None and plan["rate"] is None and plan["files"] == 5
     assert not (tmp_path / "back").exists()

@@ -257,7 +257,7 @@ def test_diff_exits_0_when_equal_and_1_when_not(store: Path) -> None:
     assert [line.split("  ")[:2] for line in lines[:-1]] == [
         ["changed", "etc/conf"], ["created", "etc/new"], ["deleted", "etc/old"],
     ]  # fmt: skip
-    assert "1 created, 1 changed, 1 deleted; 1 blocks of changed files, 64.0 KiB" in lines[-1]
+    assert "1 created, 1 changed, 1 deleted; 1 block of changed files, 64.0 KiB" in lines[-1]
     found = json.loads(typed("diff", "www", 2, 1, "--path", "etc/[no]*", "--store", store, "--json", code=1))
     assert [(one["path"], one["difference"]) for one in found["differences"]] == [
         ("etc/new", "deleted"), ("etc/old", "created"),
@@ -350,7 +350,7 @@ def test_a_record_that_lost_a_piece_is_never_listed_as_whole(tmp_path: Path) -> 
     rebuild_catalog(archive)
     for words in (("ls", "www"), ("cat", "www", "f2"), ("history", "www", "f2"), ("diff", "www", 2, 2)):
         done = replicad(*words, "--store", tmp_path, code=1)
-        assert "lost 1 pieces of the record" in done.stderr and done.stdout
+        assert "lost 1 piece of the record" in done.stderr and done.stdout
 
 
 def test_the_operators_guide_names_every_option_and_event() -> None:

@@ -95,7 +95,8 @@ class _Advice:
             return [listing]
         at, why = f" --at {one.first - 1}", "the state before the lost bytes, if there is that snapshot"
         if one.first <= 1:
-            at, why = "", "everything of the file but the lost ranges; from a copy elsewhere, put the file back"
+            at = "" if one.is_live else f" --at {one.last}"
+            why = "everything of the file but the lost ranges; from a copy elsewhere, put the file back"
         return [self._restore(one.path, at, why), listing]
 
     def _adopt(self) -> list[Step]:

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.advice import Step, advise
 from replicad.cli.books import Book, ask_all, books_of, find
 from replicad.cli.explain import Explanation, and_more, explain
@@ -46,7 +46,12 @@ IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Its id, or as muc
 @divergence.command("list")
 def list_divergences(
     dataset: Annotated[
-        str, typer.Argument(metavar="[DATASET]", help="DATASET or CLIENT/DATASET; all when left out.")
+        str,
+        typer.Argument(
+            metavar="[DATASET]",
+            help="DATASET or CLIENT/DATASET; all when left out.",
+            autocompletion=offered.on_either_side,
+        ),
     ] = "",
     every: Annotated[bool, typer.Option("--all", help="Those that are settled as well.")] = False,
     side: Annotated[Side | None, typer.Option("--side", help="Whose copy is meant.", show_default="both")] = None,

@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.cli.status import value_lines
 from replicad.http.api import Client
@@ -43,7 +43,9 @@ drill = typer.Typer(
     "drill_every.",
 )
 
-DatasetArgument = Annotated[str | None, typer.Argument(metavar="[DATASET]", help="One dataset; all when left out.")]
+DatasetArgument = Annotated[
+    str | None, typer.Argument(metavar="[DATASET]", help="One dataset; all when left out.", autocompletion=offered.own)
+]
 
 
 @drill.command("run")
@@ -129,14 +131,16 @@ def describe(record: DrillRecord) -> Iterator[str]:
         share = f" of {record.total_files:,} files" if record.kind != "full" else ""
         text = f"{record.files:,}{share}, {output.show_bytes(record.bytes)}, of snapshot {record.snapshot}"
         yield from value_lines("drilled", text)
-        yield from value_lines("compared", f"{record.compared_files:,} files are what the ledger says, byte by byte")
+        files = output.counted(record.compared_files, "file is", "files are")
+        yield from value_lines("compared", f"{files} what the ledger says, byte by byte")
     if record.restore_s:
         rate = f"{output.show_duration(record.restore_s)} ({output.show_rate(record.rate_bytes_s)})"
         yield from value_lines("restored", f"{output.show_bytes(record.restored_bytes)} in {rate}")
     for outcome, count in sorted(record.validations.items()):
         yield from value_lines("validated", f"{count:,} {outcome}", bad=outcome == Outcome.FAILED)
     if record.metadata_not_set:
-        text = f"{record.metadata_not_set:,} attributes could not be set by this user, such as: {record.metadata[0]}"
+        attributes = output.counted(record.metadata_not_set, "attribute")
+        text = f"{attributes} could not be set by this user, such as: {record.metadata[0]}"
         yield from value_lines("metadata", text)
     if record.estimate_s:
         yield from value_lines(

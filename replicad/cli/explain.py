@@ -349,8 +349,8 @@ def _why(found: Divergence, seat: Seat) -> Iterator[str]:
     if found.side is Side.REPLICA or found.part is Part.BOOK:
         yield _place(found)
     if found.expected or found.seen:
-        yield f"expected checksum {found.expected.hex() or 'none'}"
-        yield f"seen checksum     {found.seen.hex() or 'none'}"
+        yield f"expected checksum {found.expected.hex() or 'not known'}"
+        yield f"seen checksum     {found.seen.hex() or 'not known'}"
     if found.bits > 0:
         yield _bits(found)
     for looks in _first_and_latest(_alike(found.looks), SHOWN_LOOKS):

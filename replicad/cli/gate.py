@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.control import state_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, seconds_of
 from replicad.http.api import Client
@@ -29,7 +29,9 @@ REMEDY_AGAIN_S = 15.0
 TELL_S = 10.0
 """How often a line says how far it is where nothing has changed: a log shows that it lives."""
 
-DatasetsArgument = Annotated[list[str] | None, typer.Argument(metavar="[DATASET]...", help="All when left out.")]
+DatasetsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[DATASET]...", help="All when left out.", autocompletion=offered.own)
+]
 
 
 def gate(

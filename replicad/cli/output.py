@@ -21,6 +21,8 @@ import msgspec
 import typer
 
 from replicad.model.errors import ConfigError, ReplicadError
+from replicad.model.show import counted as counted
+from replicad.model.show import show_bytes as show_bytes
 from replicad.status import encodable, printable, to_json
 
 COLUMNS = 80
@@ -31,6 +33,10 @@ PROGRESS_LINE_S = 10.0
 _REFRESH_HZ = 4
 _STYLES = {"ok": "32", "warn": "33", "bad": "1;31", "dim": "2", "bold": "1"}
 _ESCAPE = re.compile("\x1b\\[[0-9;]*m")
+_COMMAND = re.compile("replicad [a-z][^,;:()]*")
+"""A command within a sentence, up to what ends it."""
+_JOINED = "\0"
+"""Stands for a space at which no line may end; no printable text has it."""
 
 
 def line(text: str = "") -> None:
@@ -111,25 +117,17 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def wrapped(first: str, text: str, later: str) -> list[str]:
-    """`text` behind `first`, further lines behind `later`: COLUMNS wide, but a path or a command is never broken.
-    Control characters, which a peer's text or a file's name may hold, become "?"."""
-    return textwrap.wrap(
-        printable(text),
+    """`text` behind `first`, further lines behind `later`: COLUMNS wide, but a word or a command of replicad is never
+    broken. Control characters, which a peer's text or a file's name may hold, become "?"."""
+    lines = textwrap.wrap(
+        _COMMAND.sub(lambda command: command[0].replace(" ", _JOINED), printable(text)),
         COLUMNS,
         initial_indent=first,
         subsequent_indent=later,
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def show_bytes(size: float) -> str:
-    """A size for people: "1.5 GiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+    return [line.replace(_JOINED, " ") for line in lines]
 
 
 def show_rate(bytes_s: float) -> str:
@@ -138,9 +136,18 @@ def show_rate(bytes_s: float) -> str:
 
 
 def show_counts(counts: dict[str, int]) -> str:
-    """Entries by kind for people: "2 directories, 1,024 files"."""
-    shown = [f"{count:,} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items()) if count]
-    return ", ".join(shown) or "nothing"
+    """Entries by kind for people: "1 directory, 1,024 files"."""
+    kinds = [(kind.replace("_", " "), count) for kind, count in sorted(counts.items()) if count]
+    return ", ".join(counted(count, _ONE.get(kind, kind.removesuffix("s")), kind) for kind, count in kinds) or "nothing"
+
+
+_ONE = {"directories": "directory"}
+"""Of kinds that have no plural in s alone: what one is called."""
+
+
+def entries(count: int) -> str:
+    """So many entries."""
+    return counted(count, "entry", "entries")
 
 
 def show_duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.books import Book, ask_all, books_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.config import Config, load
@@ -30,7 +30,9 @@ pin = typer.Typer(
 )
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Such as before-upgrade.")]
-DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="DATASET or CLIENT/DATASET.")]
+DatasetArgument = Annotated[
+    str, typer.Argument(metavar="DATASET", help="DATASET or CLIENT/DATASET.", autocompletion=offered.stored)
+]
 
 
 @pin.command("add")
@@ -82,7 +84,9 @@ def add(
 
 @pin.command("list")
 def list_pins(
-    dataset: Annotated[str, typer.Argument(metavar="[DATASET]", help="All when left out.")] = "",
+    dataset: Annotated[
+        str, typer.Argument(metavar="[DATASET]", help="All when left out.", autocompletion=offered.stored)
+    ] = "",
     config: ConfigOption = DEFAULT_CONFIG,
     json: JsonOption = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.control import state_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.http.api import Client
@@ -33,7 +33,9 @@ _NEXT = {
 }
 """What to type, or where to look, when an objective does not pass."""
 
-DatasetsArgument = Annotated[list[str] | None, typer.Argument(metavar="[DATASET]...", help="All when left out.")]
+DatasetsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[DATASET]...", help="All when left out.", autocompletion=offered.own)
+]
 
 
 def policy(

@@ -1,7 +1,7 @@
 """Reading: where the verbs that read snapshots read them from, and how a person says so.
 
-Owns the options `--from`, `--replica`, `--key` and `--store`, their meaning together with the configuration, and the
-notation DATASET@WHEN.
+Owns the argument DATASET, the options `--from`, `--replica`, `--key` and `--store`, their meaning together with the
+configuration, and the notation DATASET@WHEN.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.model.errors import ConfigError, ReplicadError, UsageError
 from replicad.model.when import LATEST
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:  # slow to import, and needed when a verb runs only
     from replicad.config import Config
     from replicad.work.reader import HistoryReader
 
+DatasetArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET", help="The dataset, or CLIENT/DATASET in a store.", autocompletion=offered.on_either_side
+    ),
+]
 FromOption = Annotated[str, typer.Option("--from", metavar="REPLICA", help="The configured replica to read from.")]
 StoreOption = Annotated[
     Path | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.model.errors import UsageError
 
@@ -24,7 +24,12 @@ SHOWN = 20
 
 def rebuild(
     dataset: Annotated[
-        str, typer.Argument(metavar="[DATASET]", help="DATASET or CLIENT/DATASET; all of the store by default.")
+        str,
+        typer.Argument(
+            metavar="[DATASET]",
+            help="DATASET or CLIENT/DATASET; all of the store by default.",
+            autocompletion=offered.on_either_side,
+        ),
     ] = "",
     store: Annotated[
         Path | None, typer.Option("--store", metavar="DIR", help="The store; by default the configuration's.")

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.model.coverage import MAX_DAYS
 from replicad.model.report import Report
@@ -35,7 +35,12 @@ class Format(StrEnum):
 
 def report(
     datasets: Annotated[
-        list[str] | None, typer.Argument(metavar="[DATASET]...", help="DATASET or CLIENT/DATASET; all when left out.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATASET]...",
+            help="DATASET or CLIENT/DATASET; all when left out.",
+            autocompletion=offered.on_either_side,
+        ),
     ] = None,
     shape: Annotated[Format, typer.Option("--format", help="html, md or json.")] = Format.MD,
     file: Annotated[

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from replicad.cli.output import show_bytes, show_rate
 from replicad.model.coverage import day_of
 from replicad.model.report import Report, Subject
-from replicad.model.show import short_duration
+from replicad.model.show import counted, short_duration
 from replicad.model.sshsig import NAMESPACE
 from replicad.model.when import show_time
 from replicad.status import printable
@@ -60,6 +60,7 @@ def _environment(*, autoescape: bool, finalize: Callable[[Any], Any]) -> Environ
         "rate": show_rate,
         "duration": lambda seconds: short_duration(seconds) if seconds else "none",
         "number": lambda count: f"{count:,}",
+        "counted": counted,
         "share": lambda part, whole: f"{100 * part / whole:.2f} %" if whole else "–",
     }
     made.globals |= {"words": WORDS, "grades": GRADES, "namespace": NAMESPACE, "age": _age}
@@ -72,8 +73,9 @@ def _printable(value: Any) -> Any:
 
 
 def _marked_down(value: Any) -> Any:
-    """Text that Markdown takes for text."""
-    return _SPECIAL.sub(r"\\\1", printable(value)) if isinstance(value, str) else value
+    """Text that Markdown takes for text; what is marked as safe was made of such."""
+    plain = isinstance(value, str) and not isinstance(value, Markup)
+    return _SPECIAL.sub(r"\\\1", printable(value)) if plain else value
 
 
 def _age(now_ns: int, at_ns: int) -> str:

@@ -21,6 +21,7 @@ from replicad.cli import output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.cli.ordered import FirstOption, OrderOption, order_from, order_of
 from replicad.cli.reading import (
+    DatasetArgument,
     FromOption,
     KeyOption,
     ReplicaOption,
@@ -57,7 +58,7 @@ AtOption = Annotated[str, typer.Option("--at", metavar="WHEN", help="latest, a s
 
 
 def restore(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, or CLIENT/DATASET in a store.")],
+    dataset: DatasetArgument,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Directory to restore into; made when missing.")],
     at: AtOption = LATEST,
     path: Annotated[
@@ -278,13 +279,13 @@ def _live_roots(asked: _Asked) -> list[Path]:
 
 def _tell_class(done: ClassDone) -> None:
     """One class of the order is complete."""
-    state = f"{done.wrong:,} entries of it are damaged or missing" if done.wrong else "complete"
-    size = f"{done.files:,} files, {output.show_bytes(done.bytes)}"
+    state = f"{output.entries(done.wrong)} of it damaged or missing" if done.wrong else "complete"
+    size = f"{output.counted(done.files, 'file')}, {output.show_bytes(done.bytes)}"
     output.note(f"{done.name}: {state} after {output.show_duration(done.finished_s)}: {size}")
 
 
 def snapshots(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, or CLIENT/DATASET in a store.")],
+    dataset: DatasetArgument,
     replica: FromOption = "",
     line: ReplicaOption = "",
     key: KeyOption = None,
@@ -369,7 +370,7 @@ async def _with_progress(running: Restore, total: int, *, title: str, quiet: boo
         try:
             while not (await asyncio.wait([task], timeout=REFRESH_S))[0]:
                 bar.total = max(bar.total, account.done_bytes) if bar.total else 0
-                bar.update(account.done_bytes, f"{account.done_entries:,} entries")
+                bar.update(account.done_bytes, output.entries(account.done_entries))
         finally:
             if not task.done():
                 task.cancel()
@@ -401,25 +402,26 @@ def _lines(account: Account) -> list[tuple[str, str]]:
         lines.append(
             ("unchanged", f"{output.show_counts(account.unchanged)}; {size(account.right_bytes)} were right already")
         )
+    blocks = output.counted(account.blocks_fetched, "block")
     if account.dry_run:
-        lines.append(("to fetch", f"{account.blocks_fetched:,} blocks"))
+        lines.append(("to fetch", blocks))
     else:
-        lines.append(("fetched", f"{account.blocks_fetched:,} blocks, {size(account.stored_bytes)} as stored"))
+        lines.append(("fetched", f"{blocks}, {size(account.stored_bytes)} as stored"))
     if account.failed:
         lines.append(("failed", output.show_counts(account.failed)))
     if account.damaged_files:
-        ranges = f"{account.damaged_ranges:,} byte ranges, {size(account.damaged_bytes)}"
-        lines.append(("damaged", f"{account.damaged_files:,} files: {ranges} could not be proven"))
+        ranges = f"{output.counted(account.damaged_ranges, 'byte range')}, {size(account.damaged_bytes)}"
+        lines.append(("damaged", f"{output.counted(account.damaged_files, 'file')}: {ranges} could not be proven"))
     if account.metadata_not_set:
-        lines.append(("metadata", f"{account.metadata_not_set:,} attributes could not be set"))
+        lines.append(("metadata", f"{output.counted(account.metadata_not_set, 'attribute')} could not be set"))
     if account.unread:
-        lines.append(("not copied", f"{account.unread:,} entries could not be read when the snapshot was made"))
+        lines.append(("not copied", f"{output.entries(account.unread)} could not be read when the snapshot was made"))
     if account.extra:
-        lines.append(("extra", f"{account.extra:,} entries that the snapshot does not have, left alone"))
+        lines.append(("extra", f"{output.entries(account.extra)} not in the snapshot, left alone"))
     if account.set_aside:
-        lines.append(("set aside", f"{account.set_aside:,} entries that were replaced or removed"))
+        lines.append(("set aside", f"{output.entries(account.set_aside)} replaced or removed"))
     if account.extra_removed:
-        lines.append(("extra", f"{account.extra_removed:,} entries that the snapshot does not have, removed"))
+        lines.append(("extra", f"{output.entries(account.extra_removed)} not in the snapshot, removed"))
     return lines
 
 

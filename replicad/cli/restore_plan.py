@@ -29,13 +29,14 @@ def lines(plan: RestorePlan) -> list[str]:
 
 def _what(plan: RestorePlan) -> list[tuple[str, str]]:
     size, rows = output.show_bytes, list[tuple[str, str]]()
-    rows.append(("snapshot", f"{plan.files:,} files, {size(plan.bytes)}"))
+    rows.append(("snapshot", f"{output.counted(plan.files, 'file')}, {size(plan.bytes)}"))
     if plan.right_files or plan.right_bytes:
-        rows.append(("right", f"{plan.right_files:,} files, {size(plan.right_bytes)} are there and right already"))
-    fetched = f"{size(plan.to_restore_bytes)}; {plan.to_fetch_blocks:,} blocks to fetch"
+        right = output.counted(plan.right_files, "file")
+        rows.append(("right", f"{right}, {size(plan.right_bytes)}: there and right already"))
+    fetched = f"{size(plan.to_restore_bytes)}; {output.counted(plan.to_fetch_blocks, 'block')} to fetch"
     rows.append(("to restore", f"{output.show_counts(plan.to_restore)}; {fetched}"))
     for number, (name, amount) in enumerate(plan.classes.items(), 1):
-        rows.append((f"  {number}.", f"{name}: {amount['files']:,} files, {size(amount['bytes'])}"))
+        rows.append((f"  {number}.", f"{name}: {output.counted(amount['files'], 'file')}, {size(amount['bytes'])}"))
     return rows
 
 
@@ -48,7 +49,7 @@ def _how(plan: RestorePlan) -> list[tuple[str, str]]:
         if plan.bandwidth_bytes:
             limit = f", limited to {output.show_rate(plan.bandwidth_bytes)}"
         measured = f"{output.show_rate(rate.bytes_s)} and {rate.files_s:,.0f} files a second"
-        drills = f"the median of {rate.drills} drills from {rate.replica}{limit}"
+        drills = f"the median of {output.counted(rate.drills, 'drill')} from {rate.replica}{limit}"
         rows = [("time", f"about {output.show_duration(plan.estimate_s)} at {measured}, {drills}")]
     if not plan.room.is_writable:
         rows.append(("target", output.mark("cannot be written", "bad") + f": {plan.room.problem}"))
@@ -61,26 +62,28 @@ def _how(plan: RestorePlan) -> list[tuple[str, str]]:
 def _problems(plan: RestorePlan) -> list[tuple[str, str]]:
     size, rows = output.show_bytes, list[tuple[str, str]]()
     if plan.damaged_files:
-        ranges = f"{plan.damaged_ranges:,} byte ranges, {size(plan.damaged_bytes)}"
-        rows.append(("damaged", f"{plan.damaged_files:,} files: {ranges} cannot be had from {plan.source}"))
+        ranges = f"{output.counted(plan.damaged_ranges, 'byte range')}, {size(plan.damaged_bytes)}"
+        files = output.counted(plan.damaged_files, "file")
+        rows.append(("damaged", f"{files}: {ranges} cannot be had from {plan.source}"))
     if plan.lost_records:
-        text = f"{plan.lost_records:,} pieces of the record: entries may be missing that nothing can name"
-        rows.append(("lost", text))
+        pieces = output.counted(plan.lost_records, "piece")
+        rows.append(("lost", f"{pieces} of the record: entries may be missing that nothing can name"))
     if plan.newest_gone:
         rows.append(("lost", f"a newer snapshot than {plan.snapshot}, perhaps: the store's newest segment is gone"))
     if plan.unread:
-        rows.append(("not copied", f"{plan.unread:,} entries could not be read when the snapshot was made"))
+        rows.append(("not copied", f"{output.entries(plan.unread)} could not be read when the snapshot was made"))
     if plan.would_fail:
         rows.append(("would fail", output.show_counts(plan.would_fail)))
     if plan.not_settable:
-        what = ", ".join(f"{name} of {count:,} entries" for name, count in sorted(plan.not_settable.items()))
+        what = ", ".join(f"{name} of {output.entries(count)}" for name, count in sorted(plan.not_settable.items()))
         rows.append(("metadata", f"as {plan.user}: {what} could not be set"))
     if plan.conflicts:
-        rows.append(("in the way", f"{plan.conflicts:,} entries with another content or of another kind: replaced"))
+        text = f"{output.entries(plan.conflicts)} with another content or of another kind: replaced"
+        rows.append(("in the way", text))
     if plan.extra:
-        rows.append(("extra", f"{plan.extra:,} entries that the snapshot does not have: left alone"))
+        rows.append(("extra", f"{output.entries(plan.extra)} not in the snapshot: left alone"))
     if plan.extra_removed:
-        rows.append(("extra", f"{plan.extra_removed:,} entries that the snapshot does not have: removed"))
+        rows.append(("extra", f"{output.entries(plan.extra_removed)} not in the snapshot: removed"))
     rows += _losses(plan)
     return rows
 
@@ -91,7 +94,7 @@ def _losses(plan: RestorePlan) -> list[tuple[str, str]]:
     if not plan.unsaved:
         snapshots = " or ".join(map(str, sorted({plan.snapshot, plan.newest_snapshot})))
         return [("would lose", f"nothing: what is replaced is in snapshot {snapshots} as well")]
-    text = f"{plan.unsaved:,} files whose present content is in no snapshot that was looked at"
+    text = f"{output.counted(plan.unsaved, 'file')} whose present content is in no snapshot that was looked at"
     rows = [("would lose", output.mark(text, "bad") + "; --set-aside DIR keeps it")]
     named = [one.path for one in plan.findings if one.sort == "unsaved"]
     rows += [("", path) for path in named[:SHOWN_UNSAVED]]
@@ -118,7 +121,8 @@ def confirm(plan: RestorePlan, *, is_yes: bool, token: str, keeps: bool) -> None
     if is_yes and (not plan.unsaved or keeps):
         return
     if is_yes:
-        text = f"{plan.unsaved:,} files hold what no snapshot has, and --yes does not stretch to that"
+        files = output.counted(plan.unsaved, "file holds", "files hold")
+        text = f"{files} what no snapshot has, and --yes does not stretch to that"
         hint = f"add --set-aside DIR to keep them, or say --confirm {plan.confirm} to give them up"
         raise UsageError(text, hint=hint)
     if not sys.stdin.isatty():

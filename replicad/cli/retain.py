@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import msgspec
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.config import Config, load
 from replicad.http.contract import RetainResult
@@ -40,7 +40,10 @@ retain = typer.Typer(
 )
 
 DatasetArgument = Annotated[
-    str, typer.Argument(metavar="[DATASET]", help="DATASET or CLIENT/DATASET; all when left out.")
+    str,
+    typer.Argument(
+        metavar="[DATASET]", help="DATASET or CLIENT/DATASET; all when left out.", autocompletion=offered.stored
+    ),
 ]
 StoreOption = Annotated[
     Path | None,

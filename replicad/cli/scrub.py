@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.control import state_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, seconds_of
 from replicad.cli.status import scrub_age, value_lines
@@ -40,7 +40,10 @@ scrub = typer.Typer(
     help="Scrubs read every byte of both copies again from the medium, by themselves, within scrub_every.",
 )
 
-DatasetArgument = Annotated[str | None, typer.Argument(metavar="[DATASET]", help="One dataset; all when left out.")]
+DatasetArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[DATASET]", help="One dataset; all when left out.", autocompletion=offered.scrubbed),
+]
 SideOption = Annotated[
     str | None,
     typer.Option(
@@ -176,7 +179,7 @@ def describe(line: ScrubStatus, now: NodeStatus) -> Iterator[str]:
     if line.reason:
         yield from value_lines("why" if not line.on_track else "note", line.reason)
     if line.left_bytes:
-        rate = f", {output.show_rate(line.rate_bytes_s)} of late" if line.rate_bytes_s else ""
+        rate = f", {output.show_rate(line.rate_bytes_s)} of late" if line.rate_bytes_s >= 1 else ""
         whose = "of the request" if line.served < line.requested else "of this cycle"
         yield from value_lines("left", f"{output.show_bytes(line.left_bytes)} {whose}{rate}")
     yield from value_lines("structure", f"checked {_ago(line.structure_ns, now.now_ns)}")

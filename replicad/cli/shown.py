@@ -89,8 +89,9 @@ class Differences:
             return
         sides = " -> ".join(f"{line.number} ({show_time(line.created_ns)})" for line in (self._before, self._after))
         counts = ", ".join(f"{count:,} {what}" for what, count in summary.items())
-        blocks = f"; {self._blocks:,} blocks of changed files, {output.show_bytes(self._bytes)}" if self._blocks else ""
-        output.line(f"{sides}: {counts + blocks if self.total else 'nothing differs'}")
+        blocks = f"; {output.counted(self._blocks, 'block')} of changed files, {output.show_bytes(self._bytes)}"
+        said = counts + blocks * bool(self._blocks)
+        output.line(f"{sides}: {said if self.total else 'nothing differs'}")
 
 
 def history_table(events: Sequence[Event], path: bytes) -> None:

@@ -156,7 +156,7 @@ def _watch(client: Client, json: bool) -> None:
 
 def _head(now: NodeStatus, found: list[Finding]) -> Iterator[str]:
     count = len(found)
-    verdict = output.mark(f"{count} finding{'s' * (count > 1)}", "bad") if found else output.mark("all is well", "ok")
+    verdict = output.mark(output.counted(count, "finding"), "bad") if found else output.mark("all is well", "ok")
     uptime = output.show_duration(max(0, now.now_ns - now.started_ns) / 1e9)
     yield f"{now.node}: {verdict} (replicad {now.version}, up {uptime})"
     if not now.datasets and not now.stores:
@@ -174,14 +174,16 @@ def _dataset(line: DatasetStatus, now_ns: int, rate: float) -> Iterator[str]:
         yield from value_lines("backlog", _backlog(line, rate))
     if line.reason and not line.held:
         yield from value_lines("why", line.reason)
-    yield from value_lines("size", f"{line.entries:,} entries, {output.show_bytes(line.size)}")
+    yield from value_lines("size", f"{output.entries(line.entries)}, {output.show_bytes(line.size)}")
     if line.unread:
         yield from value_lines("unread", f"{line.unread:,} in the last pass:")
         yield from _troubles(line)
     if line.fuzzy:
-        yield from value_lines("fuzzy", f"{line.fuzzy:,} files kept changing while they were read")
+        files = output.counted(line.fuzzy, "file that kept", "files that kept")
+        yield from value_lines("fuzzy", f"{files} changing while being read")
     if line.rotten:
-        yield from value_lines("rotten", f"{line.rotten:,} blocks differ from what was written; they were not sent")
+        text = f"{output.counted(line.rotten, 'block')} not as written; nothing of that was sent"
+        yield from value_lines("rotten", text)
     if line.watch.startswith("degraded"):
         yield from value_lines("watch", line.watch)
 
@@ -193,10 +195,11 @@ def _store(store: StoreStatus, now_ns: int) -> Iterator[str]:
     yield from value_lines("received", _age(store.received_ns, now_ns))
     yield from value_lines("snapshot", _snapshot(store.last_snapshot, store.last_snapshot_ns, now_ns))
     on_disk = f"{output.show_bytes(store.stored_bytes)} on disk with all history"
-    yield from value_lines("size", f"{store.entries:,} entries, {output.show_bytes(store.size)}; {on_disk}")
+    yield from value_lines("size", f"{output.entries(store.entries)}, {output.show_bytes(store.size)}; {on_disk}")
     if store.quota_bytes:
         yield from value_lines("quota", f"{output.show_bytes(store.quota_bytes)} for all of {store.client}")
-    yield from value_lines("damaged", f"{store.damaged:,} frames" if store.damaged else "none found")
+    if store.damaged:
+        yield from value_lines("damaged", output.counted(store.damaged, "frame"))
     if store.reason:
         yield from value_lines("why", store.reason)
 
@@ -207,9 +210,12 @@ def _verified(line: ScrubStatus, now_ns: int) -> Iterator[str]:
     parts = [f"{where}: {scrub_age(line, now_ns)}"]
     if line.state in ("paused", "failed", "waiting"):
         parts.append(line.state)
-    if count := sum(line.divergent.values()):
-        parts.append(f"{count:,} divergence{'s' * (count > 1)} open: replicad divergence list")
-    yield from value_lines("verified", ", ".join(parts), bad=bool(count) or not line.on_track)
+    unclear = line.divergent.get("inconclusive", 0)
+    count = sum(line.divergent.values()) - unclear
+    found = [f"{output.counted(count, 'divergence')} open"] if count else []
+    found += [f"{unclear:,} in doubt, not settled yet"] if unclear else []
+    text = ", ".join([*parts, *found]) + (": replicad divergence list" if found else "")
+    yield from value_lines("verified", text, bad=bool(count) or not line.on_track)
 
 
 def _drilled(line: DrillStatus, now_ns: int) -> Iterator[str]:
@@ -289,7 +295,7 @@ def _replicated(line: DatasetStatus, now_ns: int) -> str:
 
 
 def _backlog(line: DatasetStatus, rate: float) -> str:
-    text = f"{line.pending_files:,} files, {output.show_bytes(line.pending_bytes)}"
+    text = f"{output.counted(line.pending_files, 'file')}, {output.show_bytes(line.pending_bytes)}"
     if rate > 0:
         text += f"; {output.show_rate(rate)}, about {output.show_duration(line.pending_bytes / rate)} left"
     return text

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.books import Book, ask_all, books_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.config import Config, load
@@ -37,7 +37,10 @@ suspects = typer.Typer(
 @suspects.command("list")
 def list_suspects(
     dataset: Annotated[
-        str, typer.Argument(metavar="[DATASET]", help="DATASET or CLIENT/DATASET; all when left out.")
+        str,
+        typer.Argument(
+            metavar="[DATASET]", help="DATASET or CLIENT/DATASET; all when left out.", autocompletion=offered.stored
+        ),
     ] = "",
     config: ConfigOption = DEFAULT_CONFIG,
     json: JsonOption = False,
@@ -64,7 +67,11 @@ def list_suspects(
 def release(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[DATASET] NUMBER...", help="Numbers as `suspects list` shows them, of one dataset."),
+        typer.Argument(
+            metavar="[DATASET] NUMBER...",
+            help="Numbers as `suspects list` shows them, of one dataset.",
+            autocompletion=offered.stored,
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All that wait, of DATASET or of every dataset.")] = False,
     config: ConfigOption = DEFAULT_CONFIG,

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.control import state_of
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, seconds_of
 from replicad.http.api import Client
@@ -59,7 +59,10 @@ class Outcome:
 
 
 def sync(
-    dataset: Annotated[str | None, typer.Argument(metavar="[DATASET]", help="One dataset; all when left out.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATASET]", help="One dataset; all when left out.", autocompletion=offered.own),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return when the pass has ended.")] = False,
     timeout: Annotated[
         str | None, typer.Option(metavar="TIME", help="With --wait: give up after this long, such as 5m.")
@@ -85,7 +88,9 @@ def sync(
 
 
 def release(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset that a guard holds.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="The dataset that a guard holds.", autocompletion=offered.own)
+    ],
     config: ConfigOption = DEFAULT_CONFIG,
     json: JsonOption = False,
 ) -> None:
@@ -170,7 +175,7 @@ class Awaited:
 
     def _reason(self, line: DatasetStatus) -> str:
         if self.result == "incomplete" and line.unread:
-            return f"{line.unread:,} entries could not be copied; the replica keeps what it had of them"
+            return f"{output.entries(line.unread)} could not be copied; the replica keeps what it had before"
         if self.result == "late":
             return f"not done in time ({line.state}); the daemon goes on with it"
         return line.reason or line.last_error or f"the daemon gives no reason (state {line.state})"
@@ -244,7 +249,7 @@ def _print_outcomes(outcomes: list[Outcome], json: bool) -> int:
 def _describe(outcome: Outcome) -> Iterator[str]:
     where = f"{outcome.dataset} -> {outcome.replica}"
     sent, took = output.show_bytes(outcome.sent_bytes), output.show_duration(outcome.seconds)
-    files = f"{outcome.files:,} file{'s' * (outcome.files != 1)}"
+    files = output.counted(outcome.files, "file")
     figures = f"snapshot {outcome.snapshot}, {files}, {sent} sent, {took}"
     if outcome.result == "complete":
         yield f"{where}: {output.mark('complete', 'ok')}: {figures}"

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.entries import kind_name
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.cli.reading import (
+    DatasetArgument,
     FromOption,
     KeyOption,
     ReplicaOption,
@@ -48,9 +49,9 @@ AtArgument = Annotated[
     typer.Argument(
         metavar="DATASET[@WHEN]",
         help="The dataset, or CLIENT/DATASET in a store; WHEN is latest, a snapshot number, or an RFC 3339 time.",
+        autocompletion=offered.on_either_side,
     ),
 ]
-DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, or CLIENT/DATASET in a store.")]
 
 
 def ls(
@@ -218,8 +219,9 @@ def _travel(where: Where, run: Callable[..., Awaitable[None]], *whens: str) -> N
                 chosen.append(line)
             lost = max((line.lost for line in chosen or lines[-1:]), default=0)
             if lost:
+                pieces = output.counted(lost, "piece")
                 output.note(
-                    f"the store has lost {lost:,} pieces of the record: entries may be missing or as they were before, "
+                    f"the store has lost {pieces} of the record: entries may be missing or as they were before, "
                     "and files may have zeros instead of bytes; another replica may have them"
                 )
             await run(reader, *chosen)

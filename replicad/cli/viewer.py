@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from replicad.cli import output
+from replicad.cli import offered, output
 from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from replicad.config import Config, ViewerConfig, load
 from replicad.config.schema import viewed
@@ -40,7 +40,11 @@ def add(
     ],
     dataset: Annotated[
         list[str],
-        typer.Option(metavar="CLIENT/DATASET", help="What it may view; CLIENT/* is all of a client. Repeatable."),
+        typer.Option(
+            metavar="CLIENT/DATASET",
+            help="What it may view; CLIENT/* is all of a client. Repeatable.",
+            autocompletion=offered.stored,
+        ),
     ],
     replace: Annotated[bool, typer.Option("--replace", help="The viewer has a new key: forget the old one.")] = False,
     advertise: Annotated[

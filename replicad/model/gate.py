@@ -20,7 +20,7 @@ from replicad.model.attestation import Attestation
 from replicad.model.drill import Outcome
 from replicad.model.head import Head
 from replicad.model.policy import SKEW_S, unseen
-from replicad.model.show import short_duration
+from replicad.model.show import counted, short_duration, show_bytes
 
 _SILENCE = Attestation()
 
@@ -111,7 +111,7 @@ def _fresh(wanted: Demands, seen: Seen) -> Check:
     if not said.complete.number:
         return shut("the replica holds no complete copy")
     if said.lost_records:
-        return shut(f"the replica has lost {said.lost_records} pieces of its record", "")
+        return shut(f"the replica has lost {counted(said.lost_records, 'piece')} of its record", "")
     if said.head not in seen.heads:
         return shut(f"the replica is at snapshot {said.head.number}, this node's ledger says {_numbers(seen.heads)}")
     if not seen.complete_ns:
@@ -142,7 +142,7 @@ def _verified(wanted: Demands, said: Attestation) -> Check:
     age_s = (said.now_ns - said.oldest_verified_ns) / 1e9
     if age_s < -SKEW_S:
         return shut("the replica's last verification lies ahead of its clock")
-    new = f", but for {said.never_bytes:,} bytes that came since" if said.never_bytes else ""
+    new = f", but for {show_bytes(said.never_bytes)} that came since" if said.never_bytes else ""
     text = f"every byte on the replica was read and verified within {short_duration(max(0.0, age_s))}{new}"
     if age_s <= wanted.scrub_age_s:
         return Check("verified", True, text)

@@ -19,7 +19,7 @@ import msgspec
 from replicad.model.attestation import Attestation
 from replicad.model.drill import OVERDUE_FACTOR, Outcome
 from replicad.model.place import Place, are_apart, sites, widest_m
-from replicad.model.show import short_duration
+from replicad.model.show import counted, short_duration
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
@@ -309,9 +309,9 @@ def _fault(copy: Copy) -> str:
     if not copy.said.complete.number:
         return "says that it holds no complete copy"
     if copy.said.lost_records:
-        return f"has lost {copy.said.lost_records} pieces of its record"
+        return f"has lost {counted(copy.said.lost_records, 'piece')} of its record"
     damaged = sum(count for verdict, count in copy.said.open.items() if verdict != "inconclusive")
-    return f"has {damaged} open divergences" if damaged else ""
+    return f"has {counted(damaged, 'open divergence')}" if damaged else ""
 
 
 def _sites(wanted: Objectives, facts: Facts) -> Said:
@@ -348,7 +348,8 @@ def _younger(wanted: Objectives, facts: Facts) -> Said:
 
 def _at_least(wanted: Objectives, facts: Facts) -> Said:
     def one(said: Attestation) -> Said:
-        return _when(said.keep_at_least >= wanted.keep_at_least), f"keeps snapshots of {said.keep_at_least} days"
+        text = f"keeps snapshots of {counted(said.keep_at_least, 'day')}"
+        return _when(said.keep_at_least >= wanted.keep_at_least), text
 
     return _kept(facts, one)
 
@@ -431,5 +432,5 @@ _JUDGES: dict[str, tuple[_Target, Callable[[Objectives, Facts], Said]]] = {
     "sites": (lambda w: str(w.sites) if w.sites > 1 else "", _sites),
     "min_distance": (lambda w: show_distance(w.min_distance_m) if w.min_distance_m else "", _distance),
     "keep_younger_than": (lambda w: _duration_of(w.keep_younger_than_s), _younger),
-    "keep_at_least": (lambda w: f"{w.keep_at_least} days" if w.keep_at_least else "", _at_least),
+    "keep_at_least": (lambda w: counted(w.keep_at_least, "day") if w.keep_at_least else "", _at_least),
 }

@@ -16,7 +16,7 @@ import msgspec
 
 from replicad.model.coverage import AgeMap, Day
 from replicad.model.drill import DrillRecord, Trend
-from replicad.model.show import short_duration
+from replicad.model.show import counted, short_duration
 from replicad.model.when import show_time
 
 FORMAT = 1
@@ -322,11 +322,11 @@ def _unknown(subject: Subject) -> list[Reason]:
 def _lost(subject: Subject) -> list[Reason]:
     found, said = subject.divergences, list[Reason]()
     if found.lost_count:
-        what = f"{found.lost_count} finding{'s' * (found.lost_count > 1)} of which no side has the bytes"
+        what = f"{counted(found.lost_count, 'finding')} of which no side has the bytes"
         said.append(Reason(Answer.NO, f"data is lost: {what}"))
     if found.unclear_count:
-        what = f"{found.unclear_count} finding{'s are' if found.unclear_count > 1 else ' is'} not clear yet"
-        said.append(Reason(Answer.UNKNOWN, what))
+        what = counted(found.unclear_count, "finding is", "findings are")
+        said.append(Reason(Answer.UNKNOWN, f"{what} not clear yet"))
     if subject.state == "damaged":
         said.append(Reason(Answer.NO, "the store is damaged"))
     return said
@@ -412,9 +412,7 @@ def _yes(subjects: Sequence[Subject]) -> str:
         text += ", as far as this side can tell: every stored byte was verified in time"
     count = sum(subject.divergences.open_count for subject in subjects)
     if count:
-        text += (
-            f". {count} open finding{'s' * (count > 1)} {'wait' if count > 1 else 'waits'} for repair, nothing is lost"
-        )
+        text += f". {counted(count, 'open finding waits', 'open findings wait')} for repair, nothing is lost"
     return f"{text}."
 
 
@@ -434,5 +432,5 @@ def _things(subjects: Sequence[Subject]) -> str:
     parts = []
     for kind in ("dataset", "store"):
         if count := sum(subject.kind == kind for subject in subjects):
-            parts.append(f"{count} {kind}{'s' * (count > 1)}")
+            parts.append(counted(count, kind))
     return " and ".join(parts)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
 from replicad.model.errors import UsageError
+from replicad.model.show import counted
 
 LATEST = "latest"
 MAX_LISTED = 10
@@ -98,7 +99,7 @@ def _by_number(lines: Sequence[S], number: int) -> tuple[S, str]:
 
 def _notice(chosen: Listed, newer: Listed) -> str:
     if not chosen.complete:
-        missing = f"; {chosen.unread} entries could not be copied" if chosen.unread else ""
+        missing = f"; {counted(chosen.unread, 'entry', 'entries')} could not be copied" if chosen.unread else ""
         return (
             f"snapshot {chosen.number} is partial: it shows the dataset in the middle of a pass, "
             f"or a pass that could not copy everything{missing}"

@@ -19,6 +19,7 @@ from pathlib import Path
 from replicad.model.block import Buffer
 from replicad.model.errors import DiskFullError, PeerError, ReplicadError, UsageError
 from replicad.model.position import Position
+from replicad.model.show import show_bytes
 from replicad.store.format import (
     HEADER_BYTES,
     MAX_SMALL_PLAIN,
@@ -157,7 +158,8 @@ class Store:
         refusing it would free nothing."""
         left = self.free_bytes() - size
         if left < 0:
-            text = f"only {left + size + self._reserve_bytes} bytes are free and {self._reserve_bytes} are the reserve"
+            free, reserve = show_bytes(left + size + self._reserve_bytes), show_bytes(self._reserve_bytes)
+            text = f"only {free} are free, of which {reserve} are the reserve"
             hint = "free or add space, or lower listen.reserve"
             raise DiskFullError(text, where=str(self.directory), hint=hint)
 

@@ -22,6 +22,7 @@ from replicad.link.messages import SnapshotLine
 from replicad.model.drill import Amount, DrillRecord, Outcome, estimate_s
 from replicad.model.entry import show_path
 from replicad.model.errors import PeerError, ReplicadError, StoreDamagedError, UsageError
+from replicad.model.show import counted, show_bytes
 from replicad.status import DrillStatus
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
@@ -113,11 +114,13 @@ class Drill:
         for text in choice.left_out:
             record.blame(Outcome.INCONCLUSIVE, text)
         if choice.younger:
-            text = f"{choice.younger} files have changed since the snapshot, so the ledger does not speak of its bytes"
+            changed = counted(choice.younger, "file has changed", "files have changed")
+            text = f"{changed} since the snapshot, so the ledger does not speak of its bytes"
             record.blame(Outcome.INCONCLUSIVE, text)
         limit = await asyncio.to_thread(self._limit_bytes, base)
         if room > limit:
-            text = f"needs {room} bytes of scratch space, {limit} are to be had (drill_limit, and what is free)"
+            needed, there = show_bytes(room), show_bytes(limit)
+            text = f"needs {needed} of scratch space, {there} are to be had (drill_limit, and what is free)"
             record.blame(Outcome.INCONCLUSIVE, text)
             return False
         if not chosen.files and total.files and not record.reasons:

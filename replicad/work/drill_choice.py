@@ -28,6 +28,7 @@ from replicad.model.drill import Amount, quota
 from replicad.model.entry import Kind, show_path
 from replicad.model.errors import UsageError
 from replicad.model.glob import EVERYTHING, compile_globs
+from replicad.model.show import counted, show_bytes
 from replicad.model.snapshot import Head
 from replicad.work.dataset import Dataset
 from replicad.work.drill_digest import NOTHING, chain
@@ -140,7 +141,7 @@ class Chooser:
         for at in range(0, len(picked), PAGE_FILES):
             left = await self._take_what_fits(await self._named(picked[at : at + PAGE_FILES]), left)
         if wrong := await self._in_book(lambda: self._book.wrong_left(self._replica)):
-            self._choice.left_out.append(f"{wrong} files that an earlier drill found wrong are not in this one")
+            self._choice.left_out.append(f"left out {counted(wrong, 'file')} that an earlier drill found wrong")
 
     def _pick(self, wanted: Amount, now_ns: int) -> array[int]:
         """File numbers, those found wrong first, then least recently drilled. In the book's thread."""
@@ -163,7 +164,8 @@ class Chooser:
             picked.append(file)
             size += file_size
         if too_large:
-            self._choice.left_out.append(f"{too_large} files are larger than drill_limit and cannot be drilled")
+            files = counted(too_large, "file is", "files are")
+            self._choice.left_out.append(f"{files} larger than drill_limit and cannot be drilled")
         return picked
 
     async def _take_what_fits(self, named: Sequence[tuple[bytes, Known]], left: int) -> int:
@@ -210,7 +212,8 @@ class Chooser:
         size = await self._size_of(subject)
         if size <= self._limit:
             return True
-        text = f"{show_path(subject.path)} has {size} bytes, more than drill_limit, and cannot be validated as a whole"
+        what = f"{show_path(subject.path)} has {show_bytes(size)}"
+        text = f"{what}, more than drill_limit, and cannot be validated as a whole"
         if text not in self._choice.left_out and len(self._choice.left_out) < MAX_TOLD:
             self._choice.left_out.append(text)
         return False

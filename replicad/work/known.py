@@ -18,6 +18,7 @@ from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, Known, left_out, put_o
 from replicad.model.block import Buffer, Checksum, block_id, checksum
 from replicad.model.entry import INLINE_BLOCKS, MAP_BLOCKS, Drop, Op
 from replicad.model.errors import ReplicadError
+from replicad.model.show import counted
 from replicad.source.reread import Ask, Judgement, Moved, Reread, judge_reread, reread
 from replicad.source.root import Root, Trouble
 from replicad.system.clock import Clock
@@ -230,7 +231,8 @@ class Failure:
         self.count += 1
         if len(self.rotten) < MAX_TOLD:
             self.rotten[block.number] = block
-        self.reason = f"{self.count} blocks differ from the ledger though the file was not written: not sent"
+        blocks = counted(self.count, "block differs", "blocks differ")
+        self.reason = f"{blocks} from the ledger though the file was not written: not sent"
 
 
 Place = tuple[bytes, Known, BlockRow]

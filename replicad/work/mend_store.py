@@ -336,7 +336,7 @@ class StoreMender:
         sight = as_one([said.get(name, Sight.UNKNOWN) for name in left])
         evidence = msgspec.structs.replace(found.evidence, primary=sight)
         mended = tuple(name for name in found.blocks if name not in left)
-        text = f"{len(mended)} blocks of it are repaired, {len(left)} are left"
+        text = f"{blocks_worded(mended)} of it repaired, {len(left)} left"
         return self._write(
             found, text, blocks=tuple(left), mended=found.mended + mended, evidence=evidence, verdict=judge(evidence)
         )

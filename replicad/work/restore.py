@@ -23,6 +23,7 @@ from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.entry import Op, show_path
 from replicad.model.errors import DiskFullError, PeerError, ReplicadError, UsageError
 from replicad.model.glob import compile_globs
+from replicad.model.show import counted
 from replicad.model.when import show_time
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
@@ -154,7 +155,7 @@ class Restore:
         from a lost block."""
         tally = Tally()
         if self._line.lost:
-            text = f"the store has lost {self._line.lost} pieces of the record: "
+            text = f"the store has lost {counted(self._line.lost, 'piece')} of the record: "
             tally.note("damaged", b"", text + "entries and ranges of files may be missing or old that nothing can name")
         if self.account.newest_gone:
             number = self._line.number

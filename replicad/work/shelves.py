@@ -31,6 +31,7 @@ from replicad.model.errors import (
 )
 from replicad.model.remedy import Remedy, remedy_of
 from replicad.model.retention import Rules
+from replicad.model.show import counted
 from replicad.status import StoreStatus
 from replicad.store.store import store_path, stores_in
 from replicad.system.clock import Clock
@@ -253,7 +254,7 @@ class Shelves:
             return Mended(remedy, "nothing", PLANS.get(remedy, "there is nothing to be repaired"))
         wants = await mender.wants(found)
         if dry_run:
-            return Mended(remedy, "planned", f"{PLANS[remedy]} ({len(wants)} blocks wanted from {key[0]})")
+            return Mended(remedy, "planned", f"{PLANS[remedy]} ({counted(len(wants), 'block')} wanted from {key[0]})")
         if wants:
             now = await ShelfOrders(opened).order(found, now_ns)
             if now.state is not State.OPEN:

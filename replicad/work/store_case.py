@@ -15,6 +15,7 @@ from replicad.db.catalog import BlockPlace
 from replicad.model.block import checksum
 from replicad.model.divergence import Divergence, Part, Receipt, State, differing_bits
 from replicad.model.remedy import Remedy
+from replicad.model.show import counted
 from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.store.format import HEADER_BYTES
 from replicad.work.segment_check import Wrong
@@ -117,4 +118,4 @@ def end_of(found: Divergence) -> int:
 
 def blocks_worded(blocks: Sequence[bytes]) -> str:
     """How many, as a person reads it."""
-    return "1 block" if len(blocks) == 1 else f"{len(blocks)} blocks"
+    return counted(len(blocks), "block")
