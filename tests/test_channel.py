@@ -354,6 +354,33 @@ async def test_a_greeted_client_that_asks_for_nothing_holds_no_session(monkeypat
     await pair.close()
 
 
+async def test_a_greeted_client_that_leaves_has_done_nothing_wrong() -> None:
+    """Whoever says Bye in place of what it wants ends its session; it breaks no rule."""
+    pair = Pair()
+    await asyncio.gather(greet(pair.client, "replicad test"), admit(pair.server, "replicad test", "fra1"))
+    pair.client.hang_up("cancelled")
+    with pytest.raises(LinkError, match=r"ams1.*ended the session: cancelled"):
+        await asked(pair.server)
+    assert pair.server.over.is_set()
+
+
+async def test_senders_of_one_channel_take_turns(pair: Pair) -> None:
+    """Where the stream is full, who has waited longest goes first."""
+    counts = [0, 0, 0]
+
+    async def flood(number: int) -> None:
+        while True:
+            await pair.client.send(Blocks(MEBIBYTE))
+            counts[number] += 1
+
+    flooding = [asyncio.create_task(flood(number)) for number in range(3)]
+    for _ in range(30):
+        await pair.server.receive()
+    assert min(counts) >= 9
+    for task in flooding:
+        task.cancel()
+
+
 async def test_a_peer_that_takes_nothing_holds_up_no_refusal(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who may not stay is told so if it listens, and is cut off in any case."""
     monkeypatch.setattr(channel_module, "CLOSE_S", 0.05)
@@ -494,7 +521,8 @@ async def test_one_client_leaves_sessions_for_the_others(node: Node) -> None:
 
 
 async def test_a_daemon_that_stops_tells_its_clients(node: Node) -> None:
-    """A session under way ends with the refusal "stopping", and a new one is refused alike."""
+    """A session under way ends with the refusal "stopping", and a new one alike; it is out of reach for a while, and
+    nobody has to change anything."""
     channel = await connect(node)
     await greet(channel, "x")
     await channel.send(OpenWrite("www"))
@@ -502,7 +530,7 @@ async def test_a_daemon_that_stops_tells_its_clients(node: Node) -> None:
     await node.reception.close()
     refusal = await channel.receive()
     assert isinstance(refusal, Refuse) and refusal.code == "stopping"
-    with pytest.raises(RefusedError, match="shutting down"):
+    with pytest.raises(LinkError, match="shutting down"):
         await greet(await connect(node), "x")
 
 

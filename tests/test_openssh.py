@@ -40,6 +40,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 PrintMotd no
+MaxSessions 2
 Subsystem sftp internal-sftp
 ClientAliveInterval 1
 """
@@ -154,6 +155,15 @@ async def test_several_channels_share_the_connection(door: Door) -> None:
         await channel.send(Offer(bytes([number]) * 32))
     await wait_for(lambda: len(door.node.received) == 2)
     assert door.node.served == ["ams1", "ams1"]
+
+
+async def test_more_channels_than_a_connection_takes_have_another_one(door: Door) -> None:
+    """An sshd takes few sessions on a connection (MaxSessions); no dataset waits for another one's to end."""
+    dialler = door.dialler()
+    channels = await asyncio.gather(*(dialler.dial() for _ in range(3)))
+    await channels[0].close()
+    channels.append(await dialler.dial())
+    assert len(dialler._callers) == 2 and [channel.error is None for channel in channels] == [False, True, True, True]
 
 
 async def test_a_daemon_that_is_down_is_told_in_words(door: Door) -> None:

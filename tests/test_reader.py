@@ -327,6 +327,15 @@ async def test_a_lost_link_fails_everything_that_waits(store: Path) -> None:
             await serving
 
 
+async def test_a_replica_that_lives_and_opens_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its store hangs, perhaps: a drill that waited for it would keep all others of the node waiting."""
+    monkeypatch.setattr("replicad.link.channel.ANSWER_S", 0.02)
+    async with greeted_pair() as pair:
+        with pytest.raises(LinkError, match=r"fra1.*did not answer"):
+            await asyncio.wait_for(RemoteReader.open(pair.client, "www"), 10)
+        assert pair.client.over.is_set()
+
+
 async def test_a_replica_without_the_dataset_is_a_usage_error() -> None:
     """Refused when the session opens."""
     async with greeted_pair() as pair:

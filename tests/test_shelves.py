@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,53 @@ async def test_a_start_waits_for_whoever_has_a_store_for_a_moment(
         await again.open_all()
     await again.close()
     lock.release()
+
+
+class Gate:
+    """Holds up whoever opens the archive of a dataset."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, dataset: str) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+        real = Archive.open
+
+        def slowly(directory: Path, **how: Any) -> Archive:
+            if directory.name == dataset:
+                self.began.set()
+                self.go_on.wait(30)
+            return real(directory, **how)
+
+        monkeypatch.setattr(Archive, "open", slowly)
+
+
+async def test_a_store_that_is_being_opened_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose whole record is read anew takes its time; the sessions of all others begin as ever."""
+    open_archive(tmp_path / "ams1" / "www").close()
+    shelves = Shelves(ListenConfig(tmp_path, reserve_bytes=0), lambda: [], Disk(), Clock())
+    await shelves.open_all()
+    gate = Gate(monkeypatch, "db")
+    opening = asyncio.create_task(shelves.surface("ams1", "db"))
+    await asyncio.to_thread(gate.began.wait, 30)
+    try:
+        await asyncio.wait_for(shelves.surface("ams1", "www"), 10)
+    finally:
+        gate.go_on.set()
+    await opening
+    await shelves.close()
+
+
+async def test_a_store_whose_opening_was_given_up_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever wanted it was ended meanwhile, as by a reload; it is not left locked by nobody."""
+    shelves = Shelves(ListenConfig(tmp_path, reserve_bytes=0), lambda: [], Disk(), Clock())
+    gate = Gate(monkeypatch, "www")
+    opening = asyncio.create_task(shelves.surface("ams1", "www"))
+    await asyncio.to_thread(gate.began.wait, 30)
+    opening.cancel()
+    gate.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await shelves.surface("ams1", "www")
+    await shelves.close()
+    Lock(tmp_path / "ams1" / "www" / "lock").release()
 
 
 async def test_damage_that_was_mended_is_not_told_for_ever(tmp_path: Path) -> None:

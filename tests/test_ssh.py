@@ -8,12 +8,16 @@ import random
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
+from asyncssh.constants import MSG_GLOBAL_REQUEST
 from asyncssh.kex import get_kex_algs
+from asyncssh.packet import Boolean, String
 from asyncssh.public_key import load_keypairs
 
 from kit_engine import JumpingClock
@@ -21,11 +25,15 @@ from kit_link import WINDOW_BYTES, Relay, open_writing, wait_for
 from kit_ssh import KEEPALIVE_S, Link, carried, linked
 from replicad.config import ClientConfig
 from replicad.config.values import Hours
-from replicad.link import ssh
+from replicad.link import carrier as carrier_module
+from replicad.link import channel as channel_module
+from replicad.link import reception as reception_module
+from replicad.link import ssh, ssh_options
 from replicad.link.carrier import UNSENT_BYTES
 from replicad.link.channel import QUEUE_BYTES, Channel
 from replicad.link.messages import Blocks, OpenRead
 from replicad.link.sealing import Gcm
+from replicad.link.session import State
 from replicad.link.ssh import Dialler, generate_key, listen, public_key
 from replicad.model.errors import ConfigError, LinkError, RefusedError, UsageError
 from replicad.model.pairing import fingerprint, parse_key
@@ -101,7 +109,7 @@ async def test_a_channel_carries_what_was_sent(link: Link) -> None:
 
 async def test_each_packet_is_sealed_alone(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """No empty packet goes before each one: it would protect ciphers that are not on offer."""
-    assert all("gcm" in cipher or "poly1305" in cipher for cipher in ssh.CIPHERS)
+    assert all("gcm" in cipher or "poly1305" in cipher for cipher in ssh_options.CIPHERS)
     channel = await open_writing(await link.dialler().dial())
     sizes: list[int] = []
     seal = Gcm.seal
@@ -152,8 +160,8 @@ async def test_authenticated_encryption_without_compression(link: Link) -> None:
     """The fastest AEAD cipher is chosen, and nothing is compressed twice."""
     dialler = link.dialler()
     await dialler.dial()
-    assert dialler._caller
-    info = dialler._caller.line.connection.get_extra_info
+    (caller,) = dialler._callers
+    info = caller.line.connection.get_extra_info
     assert (info("send_cipher"), info("send_compression")) == ("aes128-gcm@openssh.com", "none")
 
 
@@ -432,18 +440,18 @@ async def test_a_connection_that_never_authenticates_is_cut(tmp_path: Path, monk
 
 
 async def test_channels_and_connections_of_one_client_are_bounded(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One more is refused, and the others live on."""
+    """A connection that takes no more channels has another one beside it; at the end of both the others live on."""
     monkeypatch.setattr(ssh, "MAX_CHANNELS", 4)
-    monkeypatch.setattr(ssh, "MAX_CONNECTIONS_PER_CLIENT", 4)
+    monkeypatch.setattr(ssh, "MAX_CONNECTIONS_PER_CLIENT", 3)
     dialler = link.dialler()
-    channels = [await dialler.dial() for _ in range(ssh.MAX_CHANNELS)]
-    with pytest.raises(RefusedError, match="no session is offered"):
-        await dialler.dial()
-    others = [link.dialler() for _ in range(ssh.MAX_CONNECTIONS_PER_CLIENT)]
-    for other in others[:-1]:
-        await other.dial()
+    channels = [await dialler.dial() for _ in range(8)]
+    assert len(link.listener.doors) == 2
+    await channels[0].close()
+    channels[0] = await dialler.dial()
+    channels += await asyncio.gather(*(dialler.dial() for _ in range(4)))
+    assert len(link.listener.doors) == 3
     with pytest.raises((LinkError, RefusedError)):
-        await others[-1].dial()
+        await dialler.dial()
     assert all(channel.error is None for channel in channels)
 
 
@@ -459,6 +467,77 @@ async def test_a_channel_that_asks_for_nothing_is_cut(tmp_path: Path, monkeypatc
     await channel._open(b"session")
     await asyncio.wait_for(connection.wait_closed(), 5)
     await link.close()
+
+
+async def test_a_channel_that_cannot_flush_ends_alone(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a peer takes nothing on one channel, closing that one takes none of the others with it."""
+    monkeypatch.setattr(channel_module, "CLOSE_S", 0.05)
+    dialler = link.dialler()
+    other = await open_writing(await dialler.dial())
+    stuck = await open_writing(await dialler.dial(), "idle")
+    flooding = asyncio.create_task(flood(stuck))
+    await wait_for(lambda: not stuck._writable.is_set() and stuck._stream._full)  # type: ignore[attr-defined]
+    await stuck.close()
+    with pytest.raises(LinkError):
+        await flooding
+    await wait_for(lambda: link.node.reception.sessions == 1)
+    await other.send(Blocks(b"goes on"))
+    await wait_for(lambda: link.node.received)
+    assert other.error is None and (await dialler.dial()).error is None and len(link.listener.doors) == 1
+
+
+async def test_sessions_cut_without_a_word_cost_the_others_nothing(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that asks for more sessions than there are keeps those that it has."""
+    monkeypatch.setattr(reception_module, "MAX_TURNED_AWAY", 0)
+    link.node.reception.house = replace(link.node.reception.house, max_sessions=1)
+    dialler = link.dialler()
+    channel = await open_writing(await dialler.dial())
+    with pytest.raises(LinkError):
+        await dialler.dial()
+    await channel.send(Blocks(b"goes on"))
+    await wait_for(lambda: link.node.received)
+    assert channel.error is None
+
+
+async def test_a_dial_that_is_given_up_leaves_no_channel_behind(link: Link) -> None:
+    """Also where the replica was only just asked for one; the others on the connection go on."""
+    dialler = link.dialler()
+    channel = await open_writing(await dialler.dial())
+    (door,) = link.listener.doors
+    dialling = asyncio.create_task(dialler.dial())
+    await asyncio.sleep(0)  # it has asked for a channel and waits for the answer
+    dialling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dialling
+    await wait_for(lambda: link.node.reports and len(door.line.carriers) == 1)
+    assert "cancelled" in str(link.node.reports[0]) and channel.error is None
+
+
+async def test_channels_take_turns_on_a_line_that_is_full(link: Link) -> None:
+    """Where each has more to send than the line carries, none waits for another one to end."""
+    patient(link)
+    relay = Relay(("127.0.0.1", link.listener.port))
+    await relay.start()
+    dialler = link.dialler(port=relay.port)
+    channels = [await open_writing(await dialler.dial()) for _ in range(4)]
+    relay.bandwidth_bytes = 32 * MEBIBYTE
+    floods = [asyncio.create_task(flood(channel)) for channel in channels]
+    await wait_for(lambda: sum(channel.sent_bytes for channel in channels) >= 40 * MEBIBYTE, seconds=60)
+    assert min(channel.sent_bytes for channel in channels) >= 8 * MEBIBYTE
+    for flooding in floods:
+        flooding.cancel()
+    await relay.close()
+
+
+async def flood(channel: Channel) -> None:
+    while True:
+        await channel.send(Blocks(bytes(MEBIBYTE)))
+
+
+def patient(link: Link) -> None:
+    """Let neither side judge the other by its silence."""
+    link.replica = replace(link.replica, keepalive_s=60.0)
+    link.node.reception.house = replace(link.node.reception.house, keepalive_s=60.0)
 
 
 async def test_a_receiver_that_does_not_take_stops_the_sender(link: Link) -> None:
@@ -506,21 +585,15 @@ async def test_a_receiver_that_takes_slowly_holds_no_more_than_one_that_takes_no
     flooding.cancel()
 
 
+class Hoarder(asyncssh.SSHClientSession[bytes]):
+    def data_received(self, data: bytes, datatype: int | None) -> None: ...
+
+
 async def test_a_peer_with_a_huge_window_that_reads_nothing_fills_no_memory(link: Link) -> None:
     """Its window allows a gigabyte; what is buffered for it stays within the socket and a message."""
 
-    class Hoarder(asyncssh.SSHClientSession[bytes]):
-        def data_received(self, data: bytes, datatype: int | None) -> None: ...
-
-    async with asyncssh.connect(
-        "127.0.0.1", link.listener.port, known_hosts=None, client_keys=[str(link.client_key)], config=None
-    ) as connection:
-        stream, _ = await connection.create_session(
-            Hoarder, subsystem="replicad", encoding=None, window=1024**3, max_pktsize=65536
-        )
-        stream.write(bytes(ssh_hello()))
-        await wait_for(lambda: link.node.channels)
-        connection._transport.pause_reading()  # type: ignore[union-attr]
+    async with hoarding(link) as (connection, stream):
+        connection._transport.pause_reading()
         stream.write(bytes(ssh_open_read("source")))
         channel = link.node.channels[0]
         await wait_for(lambda: not channel._writable.is_set() and channel.sent_bytes > MEBIBYTE)
@@ -530,8 +603,53 @@ async def test_a_peer_with_a_huge_window_that_reads_nothing_fills_no_memory(link
         (door,) = link.listener.doors
         assert door.line.connection._transport.get_write_buffer_size() <= 2 * MEBIBYTE
         assert channel.sent_bytes == before
-        connection._transport.resume_reading()  # type: ignore[union-attr]
+        connection._transport.resume_reading()
         await wait_for(lambda: channel.sent_bytes > before + 8 * MEBIBYTE)
+
+
+async def test_a_peer_that_leaves_a_key_exchange_open_fills_no_memory(link: Link) -> None:
+    """What the SSH library keeps until there are new keys is bounded as well."""
+    patient(link)
+    async with hoarding(link) as (connection, stream):
+        stream.write(bytes(ssh_open_read("idle")))
+        await wait_for(lambda: link.node.channels and link.node.channels[0].state is State.READING)
+        (channel,) = link.node.channels
+        connection._send_kexinit()
+        connection.data_received = lambda data, datatype=None: None
+        (door,) = link.listener.doors
+        await wait_for(lambda: not door.line.connection._kex_complete)
+        flooding = asyncio.create_task(flood(channel))
+        await wait_for(lambda: not channel._writable.is_set())
+        assert channel.sent_bytes <= 4 * MEBIBYTE
+        flooding.cancel()
+
+
+async def test_a_peer_that_asks_and_takes_no_answer_is_cut_off(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What SSH answers by itself waits for nobody, so there is an end to it."""
+    monkeypatch.setattr(carrier_module, "MAX_ANSWERS", 100)
+    patient(link)
+    async with hoarding(link) as (connection, stream):
+        connection._transport.pause_reading()
+        stream.write(bytes(ssh_open_read("source")))
+        await wait_for(lambda: link.node.channels and not link.node.channels[0]._writable.is_set())
+        (door,) = link.listener.doors
+        door.line.connection.set_keepalive(60)
+        for _ in range(101):
+            connection.send_packet(MSG_GLOBAL_REQUEST, String(b"keepalive@openssh.com"), Boolean(True))
+        await wait_for(lambda: not link.listener.doors)
+    await link.dialler().dial()
+
+
+@asynccontextmanager
+async def hoarding(link: Link) -> AsyncIterator[tuple[Any, Any]]:
+    """A connection, and a greeted channel on it whose window allows a gigabyte."""
+    async with link.connection() as connection:
+        stream, _ = await connection.create_session(
+            Hoarder, subsystem="replicad", encoding=None, window=1024**3, max_pktsize=65536
+        )
+        stream.write(bytes(ssh_hello()))
+        await wait_for(lambda: link.node.channels)
+        yield connection, stream
 
 
 def ssh_hello() -> bytearray:
@@ -555,11 +673,12 @@ async def test_a_half_open_connection_is_noticed_at_both_ends(link: Link) -> Non
     relay = Relay(("127.0.0.1", link.listener.port))
     await relay.start()
     dialler = link.dialler(port=relay.port)
-    channel = await open_writing(await dialler.dial())
+    channels = [await open_writing(await dialler.dial()) for _ in range(2)]
     relay.black_hole()
-    with pytest.raises(LinkError, match="silent"):
-        await asyncio.wait_for(channel.receive(), 5)
-    await wait_for(lambda: any("silent" in str(report) for report in link.node.reports))
+    for channel in channels:
+        with pytest.raises(LinkError, match="silent"):
+            await asyncio.wait_for(channel.receive(), 5)
+    await wait_for(lambda: ["silent" in str(report) for report in link.node.reports] == [True, True])
     await wait_for(lambda: not link.listener.doors)
     relay.cut()
     relay.restore()
@@ -595,8 +714,8 @@ async def test_a_half_open_connection_without_channels_is_noticed(link: Link) ->
     dialler = link.dialler(port=relay.port)
     await (await dialler.dial()).close()
     relay.black_hole()
-    assert dialler._caller
-    connection = dialler._caller.line.connection
+    (caller,) = dialler._callers
+    connection = caller.line.connection
     await wait_for(lambda: connection.is_closed() and not link.listener.doors)
     relay.cut()
     relay.restore()
@@ -615,6 +734,23 @@ async def test_a_cut_connection_ends_all_its_channels(link: Link) -> None:
         with pytest.raises(LinkError, match="fra1"):
             await asyncio.wait_for(channel.receive(), 5)
     assert (await dialler.dial()).error is None
+    await relay.close()
+
+
+async def test_a_connection_that_is_lost_while_a_channel_is_opened_is_no_refusal(link: Link) -> None:
+    """Nobody said no, and nobody has to change anything."""
+    patient(link)
+    relay = Relay(("127.0.0.1", link.listener.port))
+    await relay.start()
+    dialler = link.dialler(port=relay.port)
+    await dialler.dial()
+    relay.black_hole()
+    dialling = asyncio.create_task(dialler.dial())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    relay.cut()
+    with pytest.raises(LinkError, match="lost"):
+        await dialling
     await relay.close()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -39,8 +39,8 @@ from replicad.db.ledger import UNKNOWN_CHECKSUM, ZERO, BlockRow, stamp_of
 from replicad.db.touched import restamp
 from replicad.db.unnamed import KEPT_WALKS
 from replicad.http.metrics import Exposition
-from replicad.link.channel import Channel
-from replicad.link.messages import Examined, SnapshotLine, Want
+from replicad.link.channel import ANSWER_S, Channel
+from replicad.link.messages import Case, Examined, Message, Settled, SnapshotLine, Want
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.errors import (
@@ -50,22 +50,25 @@ from replicad.model.errors import (
     PeerError,
     ReplicadError,
     StoreDamagedError,
+    UsageError,
 )
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Books, Sight, Verdict, Witness
 from replicad.status import DatasetStatus, NodeStatus, ScrubStatus, decode, encode, findings
 from replicad.system.disk import Disk
-from replicad.work import account_record, compare_records, elsewhere, holdings, mirror, tended
+from replicad.work import account_record, compare_records, conversation, elsewhere, holdings, mirror, tended
 from replicad.work.account_record import Sums
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.breaker import is_open, open_breaker
 from replicad.work.confirm import Opinions, is_recorded_block
+from replicad.work.conversation import Conversation
 from replicad.work.dataset import Dataset
 from replicad.work.elsewhere import Elsewhere
 from replicad.work.half_read import half_read
 from replicad.work.holdings import Held
 from replicad.work.mirror import Mirror
 from replicad.work.orders import close_breakers
+from replicad.work.read_remote import RemoteReader
 from replicad.work.tend import AGAIN_ROUNDS, AWAITED_S, LAST_AGAIN_ROUNDS, Patience, Tending
 from replicad.work.tendings import Tendings
 
@@ -429,16 +432,46 @@ async def test_rot_in_a_file_that_is_recorded_without_an_attribute_stays_open(tm
 # the replica's findings
 
 
-async def test_a_replica_that_breaks_the_protocol_costs_its_blocks_only(tmp_path: Path) -> None:
-    """Whatever is wrong with it, what was found on another one is settled as if it were out of reach."""
+async def test_a_replica_that_cannot_be_asked_costs_its_blocks_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong with it, what was found on another one is settled without it, and nothing that it may have is
+    called lost; one that has no copy has nothing."""
+    monkeypatch.setattr(elsewhere, "ANSWER_S", 0.05)
     wants, held = [Want(b"1" * 32, 0, 0)], [Held(Sight.ABSENT)]
-    for error in (LinkError("cut"), PeerError("sent rubbish"), StoreDamagedError("is damaged"), DiskFullError("full")):
+    errors = (LinkError("cut"), PeerError("sent rubbish"), StoreDamagedError("is damaged"), DiskFullError("full"))
+    for error in (*errors, None, UsageError("no such dataset")):
 
-        async def dial(error: ReplicadError = error) -> Channel:
+        async def dial(error: ReplicadError | None = error) -> Channel:
+            if error is None:
+                await asyncio.Event().wait()  # it lives, and its medium hangs
+            assert error
             raise error
 
+        sight = Sight.ABSENT if isinstance(error, UsageError) else Sight.UNKNOWN
         with ThreadPoolExecutor(1) as pool:
-            assert await Elsewhere("www", {"ber1": dial}, pool).fill("fra1", wants, held) == held
+            one = Elsewhere("www", {"ber1": dial}, pool)
+            for _ in range(2):  # the second time it is left alone
+                assert await asyncio.wait_for(one.fill("fra1", wants, held), 10) == [Held(sight)]
+
+
+async def test_what_a_replica_gave_before_it_failed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of all together stay within what one testimony may bring."""
+    monkeypatch.setattr(elsewhere, "AT_ONCE", 1)
+    monkeypatch.setattr(elsewhere, "MAX_TESTIMONY_BYTES", 2 * BLOCK + 1000)
+    real, calls = Elsewhere._frames, itertools.count()
+
+    async def failing(self: Elsewhere, reader: RemoteReader, names: Sequence[bytes]) -> list[bytes]:
+        if next(calls) == 1:
+            raise LinkError("cut")
+        return await real(self, reader, names)
+
+    monkeypatch.setattr(Elsewhere, "_frames", failing)
+    async with two_replicas(tmp_path) as (primary, (_, ber1), _):
+        wants = [Want(block_id(DATA[n * BLOCK : (n + 1) * BLOCK]), 0, 0) for n in range(5)]
+        others = Elsewhere("www", {"ber1": ber1.dial, "lon1": ber1.dial}, primary.pool)
+        found = await others.fill("fra1", wants, [Held(Sight.ABSENT)] * 5)
+        assert [bool(one.frame) for one in found] == [True, True, False, False, False]
 
 
 async def test_findings_about_a_replica_that_is_none_any_more_are_closed(tmp_path: Path) -> None:
@@ -594,7 +627,8 @@ async def test_what_the_primary_cannot_give_another_replica_can(tmp_path: Path) 
         other = menders.only.add(2, b"y", [Want(names[2], 0, 0)])
         await ber1.close()
         await job.step()
-        assert menders.only.sights[other.id] == [Sight.ABSENT]
+        assert menders.only.sights[other.id] == [Sight.UNKNOWN], "nobody has asked the one that may have it"
+        assert not menders.only._ask(lambda: menders.only.findings.get_exactly(other.id)).is_lost
         await job.close()
 
 
@@ -1000,7 +1034,49 @@ async def test_a_question_does_not_wait_for_a_long_answer(tmp_path: Path) -> Non
         async with talk._turn, asyncio.timeout(20):
             said = await made.job.attest()
         assert said.complete.number == 1 and not talk.is_busy
-        assert (await made.job.attest()).complete == said.complete, "the session of the rounds is as it was"
+        assert not talk.is_over, "the session of the rounds is as it was"
+        assert (await made.job.attest()).complete == said.complete and made.job._talk is talk
+
+
+class SlowLine:
+    """A channel on which each message takes ten minutes, less a little, by the event loop's clock."""
+
+    peer = "fra1"
+
+    def __init__(self, answer: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        self._answer, self._late_s, real = answer, 0.0, loop.time
+        monkeypatch.setattr(loop, "time", lambda: real() + self._late_s)
+
+    async def send(self, message: Message) -> None:
+        self._late_s += ANSWER_S - 60
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def receive(self) -> Message:
+        await self.send(self._answer)
+        return self._answer
+
+    def hang_up(self, reason: str) -> None:
+        pass
+
+
+async def test_blocks_that_take_long_to_send_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a repair needs goes over a slow line as well: the time to answer begins when all has been said."""
+    found = a_divergence(id="aaaaaaaa")
+    with monkeypatch.context() as patched:
+        talk = Conversation(SlowLine(Settled(found), patched))  # type: ignore[arg-type]
+        assert await talk.testify(Case(found, b"", []), b"", [], [b"a piece"] * 3, 3) == found
+
+
+async def test_an_answer_that_does_not_come_is_no_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that is too slow is out of reach: it is not shown as it was before, and nobody is told of a defect."""
+    async with world(tmp_path) as made:
+        await made.round()
+        monkeypatch.setattr(conversation, "ANSWER_S", 0.0)
+        with pytest.raises(LinkError, match=r"fra1.*did not answer within"):
+            await made.job.step()
+        assert "did not answer" in made.job._copy.unheard
 
 
 # when a finding is looked at again

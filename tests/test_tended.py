@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -196,15 +197,15 @@ async def test_an_order_does_not_open_again_what_was_settled_meanwhile(tmp_path:
 
 
 async def test_what_needs_no_block_is_mended_at_once_by_order(tmp_path: Path) -> None:
-    """Without waiting for a primary."""
-    async with node(tmp_path) as n:
+    """Without waiting for a primary, nor for its session, which is open as long as anything is."""
+    async with node(tmp_path) as n, n.session() as channel, asyncio.timeout(20):
         n.mender.auto = False
         found = n.mender.add(1, b"", [], Sight.UNREADABLE)
         found = found.with_event(2, "judged", verdict=Verdict.REPLICA_ROT)
         n.mender._ask(lambda: n.mender.findings.update(found))
         ((key, one),) = await n.fra1._shelves.meant(None)
         done = await n.fra1._shelves.repair(key, one, dry_run=False, now_ns=9)
-        assert done.result == "repaired"
+        assert done.result == "repaired" and not channel.over.is_set()
 
 
 HOSTILE: list[tuple[str, list[Message]]] = [
@@ -319,11 +320,17 @@ async def test_a_client_can_hurry_a_scrub(tmp_path: Path) -> None:
         assert n.scrub.status.requested == 1 and b'"requested":1' in answer.status
 
 
-async def test_a_second_session_ends_the_first(tmp_path: Path) -> None:
-    """A client that dials again has lost the first one."""
+async def test_sessions_run_side_by_side_and_mend_in_turn(tmp_path: Path) -> None:
+    """A gate or a canary asks in a session of its own, and ends none of the rounds; one at a time has the mender."""
     async with node(tmp_path) as n, n.session() as first, n.session() as second:
-        await asked(second, Direct("status"), Directed)
-        await first.over.wait()
+        found = await n.case(first, (0,))
+        await asked(second, Inquire(""), Cases)
+        for channel in (first, second):
+            await channel.send(Said(found.id, checksum(b"bad bytes"), [Sight.MATCHES], 1))
+            await channel.send(Blocks(FRAMES[0]))
+        settled = [await channel.receive() for channel in (first, second)]
+        assert all(isinstance(one, Settled) and one.found.state is State.REPAIRED for one in settled)
+        assert n.mender.calls.count("testimony") == 1
 
 
 async def test_a_session_in_which_nothing_is_opened_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

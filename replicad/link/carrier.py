@@ -1,9 +1,9 @@
 """Carrier: a Stream over one channel of an SSH connection. Knows asyncssh's callbacks and not asyncssh itself.
 
 asyncssh takes the peer's channel window as the only bound of what it buffers to send, and the window is the peer's to
-choose. A `Line` adds the missing one: it listens to the TCP transport's own pause and resume, so that a full socket
-stops every channel on the connection. It also hears data as they arrive: on a slow line one packet may take longer than
-a keep-alive. What SSH sends by itself is not heard: an sshd answers for a program behind it that has long hung. What is
+choose. A `Line` adds the missing one: a full socket, or a key exchange under way, stops every channel on the
+connection; then they take turns. It also hears data as they arrive: on a slow line one packet may take longer than a
+keep-alive. What SSH sends by itself is not heard: an sshd answers for a program behind it that has long hung. What is
 received is bounded by an `Intake`, in place of asyncssh's own buffer.
 """
 
@@ -29,6 +29,10 @@ megabytes on a slow line, and is enough to keep a fast one busy."""
 MSG_IGNORE = 2
 """asyncssh sends an empty one before each packet, against an attack on ciphers of other kinds than ours (RFC 4251,
 section 9.3.1). It is left out: there would be twice as many packets to seal, send and open."""
+NOT_ANSWERS = frozenset({93, 94, 95})
+"""SSH_MSG_CHANNEL_WINDOW_ADJUST, DATA and EXTENDED_DATA: what comes of a channel's own work."""
+MAX_ANSWERS = 1000
+"""Answers of SSH itself, which waits for nobody, that the peer may have taken nothing of: none of ours asks so much."""
 MAX_SAID_BYTES = 2048
 """Of what a remote command says on its standard error, the end is kept for the error message."""
 
@@ -48,25 +52,47 @@ class Line:
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.full = False
         self.has_data = False
         """Whether data of a channel came with the bytes that are being taken apart."""
-        self.carriers: set[Carrier] = set()
+        self.carriers: dict[Carrier, None] = {}
+        """In the order in which they wrote last: when there is room again, who has waited longest goes first."""
+        self._socket_full = False
+        self._answers = 0
         connection.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
         self.connection.pause_writing = self._pause  # asyncssh's own methods do nothing
         self.connection.resume_writing = self._resume
         self._take = connection.data_received
-        self._send = connection.send_packet
+        self._send, self._send_deferred = connection.send_packet, connection._send_deferred_packets
         connection.send_packet = self._send_packet
+        connection._send_deferred_packets = self._keys_agreed
         self.connection.data_received = self._received
         self.sealing = Sealing(connection)
 
+    @property
+    def full(self) -> bool:
+        """Whether channels have to wait: for the socket, or for new keys, until when asyncssh keeps what is sent."""
+        return self._socket_full or bool(self.connection._deferred_packets)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is a channel on it that has not ended."""
+        return any(carrier.channel for carrier in self.carriers)
+
+    def wrote(self, carrier: Carrier) -> None:
+        """It is the others' turn."""
+        if carrier in self.carriers:
+            self.carriers[carrier] = self.carriers.pop(carrier)
+
     def _pause(self) -> None:
-        self.full = True
+        self._socket_full = True
         self._tell()
 
     def _resume(self) -> None:
-        self.full = False
+        self._socket_full = False
+        self._tell()
+
+    def _keys_agreed(self) -> None:
+        self._send_deferred()
         self._tell()
 
     def _received(self, data: bytes) -> None:
@@ -80,10 +106,18 @@ class Line:
                     carrier.channel.heard(len(data))
 
     def _send_packet(self, kind: int, *parts: bytes, handler: Any = None) -> None:
-        if kind != MSG_IGNORE:
-            self._send(kind, *parts, handler=handler)
+        if kind == MSG_IGNORE:
+            return
+        self._send(kind, *parts, handler=handler)
+        if self.full:
+            self._answers += kind not in NOT_ANSWERS
+            self._tell()
+        if self._answers > MAX_ANSWERS:
+            self.connection.abort()
 
     def _tell(self) -> None:
+        if not self.full:
+            self._answers = 0
         for carrier in tuple(self.carriers):
             carrier.update()
 
@@ -93,7 +127,7 @@ class Carrier:
 
     def __init__(self, line: Line) -> None:
         self.line = line
-        line.carriers.add(self)
+        line.carriers[self] = None
         self.channel: Receiver | None = None
         self._ssh: Any = None
         self._intake: Intake
@@ -120,7 +154,7 @@ class Carrier:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.line.carriers.discard(self)
+        self.line.carriers.pop(self, None)
         if self.channel:
             while self._intake:  # what came before the end counts, taken or not
                 self.channel.data_received(self._intake.take())
@@ -144,6 +178,7 @@ class Carrier:
     # The Stream.
 
     def write(self, data: Buffer) -> None:
+        self.line.wrote(self)
         with suppress(OSError), memoryview(data) as view:  # it has ended; connection_lost follows or has been
             for at in range(0, len(view), PACKET_BYTES):
                 packet = view[at : at + PACKET_BYTES]
@@ -163,8 +198,15 @@ class Carrier:
         self._ssh.close()
 
     def abort(self) -> None:
-        """Cut the whole connection: a peer that is silent on one channel is silent on all."""
-        self.line.connection.abort()
+        """Cut the channel, and with the last one the connection: whether the peer is silent, each channel hears."""
+        channel, self.channel = self.channel, None
+        if not self.line.in_use:
+            self.line.connection.abort()
+        self._closed = True
+        self._intake.drop()
+        self._ssh._close_send()  # asyncssh's own abort leaves one that is closing to wait for the peer's window
+        if channel:
+            channel.connection_lost("cut off")
 
     def _accept(self, data: Buffer, datatype: int | None = None) -> None:
         """Data of the peer, in one packet."""

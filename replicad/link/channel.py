@@ -18,7 +18,21 @@ from typing import Protocol, TypeVar
 
 from replicad.link.bandwidth import Bandwidth
 from replicad.link.frames import Framed, Splitter, pack_pieces
-from replicad.link.messages import PROTOCOL, Blocks, Bye, Hello, Message, Ping, Pong, Record, Refuse, Seal, Welcome
+from replicad.link.messages import (
+    PROTOCOL,
+    Blocks,
+    Bye,
+    Hello,
+    Message,
+    OpenRead,
+    OpenWrite,
+    Ping,
+    Pong,
+    Record,
+    Refuse,
+    Seal,
+    Welcome,
+)
 from replicad.link.session import Role, Session, State, refused, show_text, version_refusal
 from replicad.model.block import Buffer
 from replicad.model.errors import LinkError, PeerError, ReplicadError
@@ -41,6 +55,9 @@ CLOSE_S = 5.0
 GREETING_S = 20.0
 """How long Hello and its answer may take, and then what a greeted client asks for, which every honest one says at once:
 who says nothing must not hold a place for long."""
+ANSWER_S = 600.0
+"""How long an answer may take after that: summing up the record of ten million blocks, or reading a medium that is
+dying. Beyond, a server that lives is as good as out of reach. For whoever asks to heed."""
 
 M = TypeVar("M", bound=Message)
 
@@ -96,6 +113,8 @@ class Channel:
         self._queue_bytes = 0
         self._reading = True
         self._arrived = asyncio.Event()
+        self._turn = asyncio.Lock()
+        """Held by the sender whose message is next: who has waited longest."""
         self._writable = asyncio.Event()
         self._writable.set()
         self._gone = asyncio.Event()
@@ -127,14 +146,15 @@ class Channel:
         if self._bandwidth and isinstance(message, _METERED):
             size = sum(map(len, pieces))
             await self._wait_for_share(self._bandwidth.reserve_s(size, self._loop.time()))
-        while not self._writable.is_set():
-            await self._writable.wait()
-        if self.error:
-            raise LinkError(f"cannot send: {self.error.what}", where=self.peer)
-        self._session.send(message)
-        self._write(pieces)
-        if isinstance(message, _LAST):
-            self._end(LinkError("this side ended the session", where=self.peer))
+        async with self._turn:
+            while not self._writable.is_set():
+                await self._writable.wait()
+            if self.error:
+                raise LinkError(f"cannot send: {self.error.what}", where=self.peer)
+            self._session.send(message)
+            self._write(pieces)
+            if isinstance(message, _LAST):
+                self._end(LinkError("this side ended the session", where=self.peer))
 
     async def receive(self) -> Message:
         """The next message; Bye and Refuse are messages too, and the last ones.
@@ -326,7 +346,8 @@ class Channel:
 
 
 async def greet(channel: Channel, software: str) -> Welcome:
-    """The client's part of the handshake. Raises RefusedError, LinkError, PeerError; the channel is then closed."""
+    """The client's part of the handshake. Raises RefusedError, LinkError (also where the server stops), PeerError; the
+    channel is then closed."""
     answer: Message
     try:
         async with asyncio.timeout(GREETING_S):
@@ -348,13 +369,27 @@ async def greet(channel: Channel, software: str) -> Welcome:
     return answer
 
 
+async def open_session(channel: Channel, what: OpenWrite | OpenRead) -> Message:
+    """What the server answers when it is asked to open a session. Raises LinkError, also when it lives and says nothing
+    for ANSWER_S, PeerError."""
+    await channel.send(what)
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await channel.receive()
+    except TimeoutError:
+        raise unanswered(channel) from None
+
+
+def unanswered(channel: Channel) -> LinkError:
+    """The server was waited for for ANSWER_S."""
+    return LinkError(f"did not answer within {ANSWER_S:.0f} s", where=channel.peer)
+
+
 async def admit(channel: Channel, software: str, node: str) -> Hello:
     """The server's part of the handshake. Raises RefusedError (told to the client), LinkError, PeerError; the
     channel is then closed."""
     hello = await _soon(channel, "sent no greeting")
-    if not isinstance(hello, Hello):
-        await channel.close()
-        raise LinkError(f"ended the session: {show_text(_reason(hello))}", where=channel.peer)
+    assert isinstance(hello, Hello), "the session's table lets nothing else through"
     refusal = version_refusal(hello)
     if refusal:
         await refuse(channel, refusal)
@@ -378,13 +413,17 @@ async def refuse(channel: Channel, refusal: Refuse) -> None:
 
 
 async def _soon(channel: Channel, otherwise: str) -> Message:
-    """The next message, if it comes within GREETING_S."""
+    """The next message, if it comes within GREETING_S and is no Bye."""
     try:
         async with asyncio.timeout(GREETING_S):
-            return await channel.receive()
+            message = await channel.receive()
     except TimeoutError:
         await channel.close(otherwise)
         raise LinkError(f"{otherwise} within {GREETING_S:.0f} s", where=channel.peer) from None
+    if isinstance(message, Bye):
+        await channel.close()
+        raise LinkError(f"ended the session: {show_text(message.reason)}", where=channel.peer)
+    return message
 
 
 def _reason(message: Message) -> str:

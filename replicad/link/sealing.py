@@ -96,7 +96,7 @@ class Sealing:
             or not (connection._kex_complete and connection._auth_complete)
             or connection._compressor
             or connection._rekey_bytes_sent >= connection._rekey_bytes
-            or connection._rekey_seconds  # by bytes alone, as `link/ssh.py` has it
+            or connection._rekey_seconds  # by bytes alone, as `ssh_options.py` has it
             or (gcm := Gcm.instead_of(connection._send_encryption)) is None
         ):
             return False

@@ -75,7 +75,7 @@ from replicad.model.attestation import Attestation, DrillNote
 from replicad.model.block import CHECKSUM_BYTES, ID_BYTES
 from replicad.model.divergence import ID_CHARACTERS, MAX_AFFECTED, MAX_BITS, MAX_BLOCKS_NAMED, Divergence
 from replicad.model.entry import MAX_DEPTH, MAX_PATH_BYTES, path_problem
-from replicad.model.errors import PeerError, RefusedError
+from replicad.model.errors import LinkError, PeerError, RefusedError, ReplicadError
 from replicad.model.order import MAX_ORDER_BYTES
 from replicad.model.snapshot import Head
 
@@ -193,8 +193,10 @@ def version_refusal(hello: Hello) -> Refuse | None:
     return Refuse("version", f"the client speaks {theirs}, this node speaks version {PROTOCOL}")
 
 
-def refused(refuse: Refuse, peer: str) -> RefusedError:
-    """The peer's Refuse as the error to raise."""
+def refused(refuse: Refuse, peer: str) -> ReplicadError:
+    """The peer's Refuse as the error to raise: a RefusedError, or a LinkError where it only has to be waited for."""
+    if refuse.code == "stopping":
+        return LinkError(show_text(refuse.text), where=peer)
     hint = "install the same release of replicad on both nodes" if refuse.code == "version" else ""
     return RefusedError(f"refused: {show_text(refuse.text)}", where=peer, hint=hint)
 

@@ -2,8 +2,8 @@
 
 Both sides pin the other's key; nothing else is ever asked: no known_hosts, no agent, no ~/.ssh/config, no password,
 no certificate. The listener offers clients one subsystem, viewers another one (SFTP), and refuses the rest. A
-`Dialler` shares one connection between the channels to one replica. asyncssh's exceptions become ours in one table,
-`_MAPPED`.
+`Dialler` shares a connection between the channels to one replica, as far as the server lets it. asyncssh's exceptions
+become ours in one table, `_MAPPED`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import asyncssh
 from asyncssh.kex import get_kex_algs
 
 from replicad.config import ReplicaConfig
+from replicad.link import ssh_options
 from replicad.link.bandwidth import Bandwidth
 from replicad.link.carrier import PACKET_BYTES, Carrier, Line, show_reason
 from replicad.link.channel import GREETING_S, Channel, greet
@@ -35,19 +36,12 @@ SUBSYSTEM = "replicad"
 SFTP_SUBSYSTEM = "sftp"
 STDIO_COMMAND = "replicad stdio"
 """What is asked of an OpenSSH server; its forced command decides what really runs."""
-CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
-"""Authenticated ciphers only, the fastest on hardware with AES first."""
 _CHEAP_KEX = ("mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 KEX = tuple(name for name in _CHEAP_KEX if name.encode() in get_kex_algs())
 """A millisecond or two each: anybody may ask for a key exchange, and RSA or large groups would keep the event loop for
 tens of them. The first one, proof against quantum computers, is there where `cryptography` has OpenSSL 3.5."""
-REKEY_BYTES = 16 * 1024**3
-"""New keys stall the line for two round trips; AES-GCM allows 64 GiB (RFC 4344's 2**32 blocks)."""
 CONNECT_S = 20.0
 """TCP connection, key exchange and authentication together."""
-IDLE_KEEPALIVES = 3
-"""SSH's own keep-alive, for connections without channels: it asks after this many of the channels' keep-alives and
-gives up after as many unanswered questions, so that it never ends a connection before theirs, which knows more."""
 LOGIN_S = 15.0
 """How long a client may take to authenticate; a honest one needs three round trips."""
 MAX_TRIES = 8
@@ -149,10 +143,11 @@ class _ServerCarrier(Carrier, asyncssh.SSHServerSession[bytes]):
     def __init__(self, door: _Door) -> None:
         super().__init__(door.line)
         self._door = door
-        self._patience = asyncio.get_running_loop().call_later(GREETING_S, self.abort)
+        self._patience: asyncio.TimerHandle
 
     def connection_made(self, chan: Any) -> None:
         super().connection_made(chan)
+        self._patience = asyncio.get_running_loop().call_later(GREETING_S, self.abort)
         chan._process_env_request = _refuse_request  # asyncssh would keep any number of variables
 
     def subsystem_requested(self, subsystem: str) -> bool:
@@ -243,9 +238,10 @@ class Listener:
             server_host_keys=[key],
             window=self.reception.house.window_bytes,
             login_timeout=LOGIN_S,
-            keepalive_interval=IDLE_KEEPALIVES * self.reception.house.keepalive_s,
-            **_SERVER_OPTIONS,
-            **_COMMON_OPTIONS,
+            keepalive_interval=ssh_options.IDLE_KEEPALIVES * self.reception.house.keepalive_s,
+            kex_algs=KEX,
+            **ssh_options.SERVER,
+            **ssh_options.COMMON,
         )
 
     async def recheck(self) -> None:
@@ -401,31 +397,28 @@ class _Door(asyncssh.SSHServer):
 
 
 class Dialler:
-    """The way to one replica: one SSH connection, made when it is needed, for all channels to it."""
+    """The way to one replica: an SSH connection, made when it is needed, for all channels to it; another one where the
+    server takes no more of them on the first, as an sshd with its MaxSessions."""
 
     def __init__(self, replica: ReplicaConfig, key: Path, software: str, clock: Clock | None = None) -> None:
         self.replica, self._key_path, self._software = replica, key, software
         day = clock or Clock()
         self._bandwidth = Bandwidth(lambda: replica.bandwidth_at(day.second_of_day()))
-        self._caller: _Caller | None = None
+        self._callers: list[_Caller] = []
         self._connecting = asyncio.Lock()
 
     async def dial(self) -> Channel:
-        """A greeted channel, over the connection that stands or a new one.
+        """A greeted channel, over a connection that stands or a new one.
 
         Raises LinkError (out of reach; try again), RefusedError (key, host key, version, limit), PeerError,
         ConfigError (own key).
         """
         try:
             async with asyncio.timeout(CONNECT_S):
-                async with self._connecting:
-                    caller = await self._connected()
-                channel = await self._open(caller)
+                channel = await self._channel()
         except ReplicadError:
             raise
-        except (
-            Exception
-        ) as error:  # what the peer's bytes do to the SSH library is the peer's fault, whatever it raises
+        except Exception as error:  # what the peer's bytes do to asyncssh is the peer's fault, whatever it raises
             self._drop_unless_in_use()
             raise self._mapped(error) from error
         try:
@@ -436,21 +429,39 @@ class Dialler:
         return channel
 
     async def close(self) -> None:
-        """Cut the connection, and with it all channels on it."""
-        if self._caller:
-            self._caller.line.connection.abort()
-            await self._caller.line.connection.wait_closed()
+        """Cut the connections, and with them all channels."""
+        for caller in self._callers:
+            caller.line.connection.abort()
+            await caller.line.connection.wait_closed()
 
     def _drop_unless_in_use(self) -> None:
-        """After a failure the connection may be dead. Where channels live on it, their keep-alive is the judge."""
-        if self._caller and not self._caller.line.carriers:
-            self._caller.line.connection.abort()
-            self._caller = None
+        """After a failure a connection may be dead. Where channels live on it, their keep-alive is the judge."""
+        for caller in self._callers:
+            if not caller.line.in_use:
+                caller.line.connection.abort()
+        self._callers = [caller for caller in self._callers if caller.line.in_use]
+
+    async def _channel(self) -> Channel:
+        while True:
+            async with self._connecting:
+                caller = await self._connected()
+            try:
+                return await self._opened(caller)
+            except asyncssh.ChannelOpenError as error:
+                if caller.line.connection.is_closed():
+                    raise LinkError("the connection was lost", where=self._where) from None
+                if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED or not caller.line.carriers:
+                    raise
+                caller.room = len(caller.line.carriers)
 
     async def _connected(self) -> _Caller:
-        if self._caller is None or self._caller.line.connection.is_closed():
-            self._caller = await self._connect()
-        return self._caller
+        """A connection that may have room for one more channel."""
+        self._callers = [caller for caller in self._callers if not caller.line.connection.is_closed()]
+        for caller in self._callers:
+            if len(caller.line.carriers) < caller.room:
+                return caller
+        self._callers.append(await self._connect())
+        return self._callers[-1]
 
     async def _connect(self) -> _Caller:
         host, port = split_address(self.replica.address)
@@ -466,15 +477,25 @@ class Dialler:
                 client_keys=[key],
                 username=self.replica.user if self.replica.via == "openssh" else _USER,
                 login_timeout=CONNECT_S,
-                keepalive_interval=IDLE_KEEPALIVES * self.replica.keepalive_s,
-                **_CLIENT_OPTIONS,
-                **_COMMON_OPTIONS,
+                keepalive_interval=ssh_options.IDLE_KEEPALIVES * self.replica.keepalive_s,
+                kex_algs=KEX,
+                **ssh_options.CLIENT,
+                **ssh_options.COMMON,
             )
         except asyncssh.HostKeyNotVerifiable:
             raise self._wrong_host_key(caller.seen) from None
         except asyncssh.PermissionDenied:
             raise self._not_authorised(key) from None
         return caller
+
+    async def _opened(self, caller: _Caller) -> Channel:
+        """A channel; one that comes when it is not waited for any more is closed, or the replica would wait for us."""
+        opening = asyncio.ensure_future(self._open(caller))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_hang_up)
+            raise
 
     async def _open(self, caller: _Caller) -> Channel:
         wanted = {"command": STDIO_COMMAND} if self.replica.via == "openssh" else {"subsystem": SUBSYSTEM}
@@ -492,21 +513,29 @@ class Dialler:
         expected = fingerprint(self.replica.key)
         return RefusedError(
             f"the host key is {seen or 'of another type'}, expected is {expected}",
-            where=f"{self.replica.name} ({self.replica.address})",
+            where=self._where,
             hint="another host answers at this address, or the replica has a new key; if so, pair again",
         )
 
     def _not_authorised(self, key: asyncssh.SSHKey) -> RefusedError:
         return RefusedError(
             f"this node's key {fingerprint(_public_line(key))} is not authorised there",
-            where=f"{self.replica.name} ({self.replica.address})",
+            where=self._where,
             hint=_AUTHORIZE[self.replica.via].format(user=self.replica.user),
         )
 
     def _mapped(self, error: Exception) -> ReplicadError:
         _, ours, text, hint = next(row for row in _MAPPED if isinstance(error, row[0]))
-        where = f"{self.replica.name} ({self.replica.address})"
-        return ours(text.format(kind=type(error).__name__, reason=show_reason(error)), where=where, hint=hint)
+        return ours(text.format(kind=type(error).__name__, reason=show_reason(error)), where=self._where, hint=hint)
+
+    @property
+    def _where(self) -> str:
+        return f"{self.replica.name} ({self.replica.address})"
+
+
+def _hang_up(opening: asyncio.Future[Channel]) -> None:
+    if not opening.cancelled() and not opening.exception():
+        opening.result().hang_up("cancelled")
 
 
 class _Caller(asyncssh.SSHClient):
@@ -517,6 +546,8 @@ class _Caller(asyncssh.SSHClient):
     def __init__(self) -> None:
         self.seen = ""
         """Fingerprint of a host key that is not the pinned one."""
+        self.room = MAX_CHANNELS
+        """Channels that the server takes on it, as it has shown by refusing one more."""
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         self.line = Line(conn)
@@ -547,48 +578,3 @@ _MAPPED: tuple[tuple[type[Exception], type[ReplicadError], str, str], ...] = (
     (Exception, LinkError, "the SSH handshake failed: {kind}: {reason}", "is this a replicad listener?"),
 )  # fmt: skip
 """asyncssh's, the system's or any other exception; ours; what to say; what to do. The first that fits."""
-
-# Everything that asyncssh would otherwise take from its defaults, the account or the environment is said here.
-_COMMON_OPTIONS: dict[str, Any] = {
-    "config": None,
-    "kex_algs": KEX,
-    "encryption_algs": CIPHERS,
-    "signature_algs": ["ssh-ed25519"],
-    "compression_algs": None,
-    "rekey_bytes": REKEY_BYTES,
-    "rekey_seconds": 0,
-    "keepalive_count_max": IDLE_KEEPALIVES,
-    "tcp_keepalive": True,
-    "x509_trusted_certs": None,
-    "x509_trusted_cert_paths": [],  # else it looks into ~/.ssh, which the daemon's user may not be allowed to enter
-    "gss_kex": False,
-    "gss_auth": False,
-    "password_auth": False,
-    "kbdint_auth": False,
-    "host_based_auth": False,
-    "agent_forwarding": False,
-    "x11_forwarding": False,
-}
-_SERVER_OPTIONS: dict[str, Any] = {
-    "encoding": None,
-    "max_pktsize": PACKET_BYTES,
-    "gss_host": None,
-    "line_editor": False,
-    "allow_pty": False,
-    "allow_scp": False,
-    "sftp_factory": None,
-}
-_CLIENT_OPTIONS: dict[str, Any] = {
-    "server_host_key_algs": ["ssh-ed25519"],
-    "agent_path": None,
-    "agent_identities": None,
-    "pkcs11_provider": None,
-    "client_host_keysign": False,
-    "preferred_auth": ["publickey"],
-    "disable_trivial_auth": True,
-    "command": None,
-    "env": None,
-    "send_env": None,
-    "request_pty": False,
-    "proxy_command": None,
-}

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from replicad.link.channel import Channel
+from replicad.link.channel import ANSWER_S, Channel, unanswered
 from replicad.link.messages import (
     Account,
     Accounted,
@@ -46,9 +46,6 @@ from replicad.model.packed import unpacked
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Sight
 from replicad.status import ScrubStatus
-
-ANSWER_S = 600.0
-"""How long an answer may take: summing up the record of ten million blocks, or reading a medium that is dying."""
 
 Kind = TypeVar("Kind", Opened, Examined, Cases, Settled, Accounted, Directed, Attested, Kept)
 Description = TypeVar("Description", ScrubStatus, AgeMap)
@@ -145,19 +142,20 @@ class Conversation:
     async def _ask(self, said: Sequence[Message], kind: type[Kind]) -> Kind:
         async with self._turn:
             try:
-                async with asyncio.timeout(ANSWER_S):
-                    return await self._answered(said, kind)
-            except BaseException:  # an answer that is still to come would be taken for that of the next question
+                return await self._answered(said, kind)
+            except BaseException as error:  # an answer still to come would be taken for that of the next question
                 self._channel.hang_up("an answer was not waited for")
+                if isinstance(error, TimeoutError):
+                    raise unanswered(self._channel) from None
                 raise
 
     async def _answered(self, said: Sequence[Message], kind: type[Kind]) -> Kind:
         try:
-            for message in said:
-                await self._channel.send(message)
-            answer = await self._channel.receive()
-        except TimeoutError:
-            raise
+            for message in said:  # blocks, perhaps, over a slow line
+                async with asyncio.timeout(ANSWER_S):
+                    await self._channel.send(message)
+            async with asyncio.timeout(ANSWER_S):
+                answer = await self._channel.receive()
         except LinkError as error:
             raise await self._reason(error) from None
         if isinstance(answer, kind):
@@ -179,7 +177,7 @@ class Conversation:
         match message:
             case Refuse("unknown", text):
                 return UsageError(show_text(text), where=peer)
-            case Refuse("busy" | "stopping", text):
+            case Refuse("busy", text):
                 return LinkError(show_text(text), where=peer)
             case Refuse("damaged", text):
                 hint = "on the replica: replicad status"

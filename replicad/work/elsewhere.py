@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
-from replicad.link.channel import Channel
+from replicad.link.channel import ANSWER_S, Channel
 from replicad.link.messages import MAX_TESTIMONY_BYTES, Lost, Want
-from replicad.model.errors import ReplicadError
+from replicad.model.errors import ReplicadError, UsageError
 from replicad.model.verdict import Sight
 from replicad.store.format import Frame, FrameError, FrameType, encode_frame, plain_payload
 from replicad.work.holdings import Held
@@ -36,40 +36,49 @@ class Elsewhere:
 
     async def fill(self, replica: str, wants: Sequence[Want], held: Sequence[Held]) -> list[Held]:
         """`held`, and what replicas other than this one have of the rest; MAX_TESTIMONY_BYTES of frames in all."""
-        found, room = list(held), MAX_TESTIMONY_BYTES - sum(len(one.frame) for one in held)
+        found = list(held)
         for name, dial in self._dials.items():
-            left = [i for i, one in enumerate(found) if one.sight is not Sight.MATCHES]
-            if not left or name == replica or not self._may_be_tried(name):
+            left = _left(found)
+            if not left or name == replica:
                 continue
-            if room <= 0:
+            if not _room(found):
                 _not_asked(found, left)
                 break
-            try:
-                room = await self._fill_from(dial, wants, found, left, room)
-            except ReplicadError:  # out of reach, damaged, or it breaks the protocol, which its own job tells
-                self._failed_s[name] = asyncio.get_running_loop().time()  # asked again when the finding is due again
+            if not await self._is_asked(name, dial, wants, found):
+                _not_asked(found, _left(found))
         return found
 
-    def _may_be_tried(self, name: str) -> bool:
+    async def _is_asked(self, name: str, dial: Dial, wants: Sequence[Want], found: list[Held]) -> bool:
+        """Ask one of them; False where it could not say what it has."""
         failed_s = self._failed_s.get(name)
-        return failed_s is None or asyncio.get_running_loop().time() - failed_s >= LEFT_ALONE_S
+        if failed_s is not None and asyncio.get_running_loop().time() - failed_s < LEFT_ALONE_S:
+            return False
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._fill_from(dial, wants, found)
+        except UsageError:  # it has no copy of the dataset
+            return True
+        except (ReplicadError, TimeoutError):  # out of reach, hung, damaged, or a peer that its own job tells of
+            self._failed_s[name] = asyncio.get_running_loop().time()  # asked again when the finding is due again
+            return False
+        return True
 
-    async def _fill_from(self, dial: Dial, wants: Sequence[Want], found: list[Held], left: list[int], room: int) -> int:
+    async def _fill_from(self, dial: Dial, wants: Sequence[Want], found: list[Held]) -> None:
+        left = _left(found)
         reader = await RemoteReader.open(await dial(), self._dataset)
         try:
             for at in range(0, len(left), AT_ONCE):
-                if room <= 0:
+                if not (room := _room(found)):
                     _not_asked(found, left[at:])
                     break
                 group = left[at : at + AT_ONCE]
                 for i, frame in zip(group, await self._frames(reader, [wants[i].id for i in group]), strict=True):
                     if frame:
                         fits = len(frame) <= room
-                        found[i] = Held(Sight.MATCHES, frame if fits else b"")  # the next testimony brings it
+                        found[i] = Held(Sight.MATCHES, frame if fits else b"")
                         room = room - len(frame) if fits else 0
         finally:
             await reader.close()
-        return room
 
     async def _frames(self, reader: RemoteReader, names: Sequence[bytes]) -> list[bytes]:
         """The blocks' proven frames, b"" where there is none."""
@@ -83,8 +92,20 @@ class Elsewhere:
         return await asyncio.get_running_loop().run_in_executor(self._pool, _proven, frame)
 
 
+def _left(found: Sequence[Held]) -> list[int]:
+    """Which nobody is known to have."""
+    return [i for i, one in enumerate(found) if one.sight is not Sight.MATCHES]
+
+
+def _room(found: Sequence[Held]) -> int:
+    """Bytes of frames that one testimony may bring beside these; none where one is left to the next testimony."""
+    if any(one.sight is Sight.MATCHES and not one.frame for one in found):
+        return 0
+    return max(0, MAX_TESTIMONY_BYTES - sum(len(one.frame) for one in found))
+
+
 def _not_asked(found: list[Held], left: Sequence[int]) -> None:
-    """There was no room for these any more, and somebody may have them: nothing says that they are lost."""
+    """Somebody may have these: nothing says that they are lost."""
     for i in left:
         found[i] = Held(Sight.UNKNOWN)
 

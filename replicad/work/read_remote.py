@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
-from replicad.link.channel import Channel
+from replicad.link.channel import Channel, open_session
 from replicad.link.messages import (
     MAX_OFFER,
     Blocks,
@@ -103,8 +103,7 @@ class RemoteReader:
         Raises UsageError (no such dataset), RefusedError (no right), LinkError, PeerError; the channel is then closed.
         """
         try:
-            await channel.send(OpenRead(dataset))
-            answer = await channel.receive()
+            answer = await open_session(channel, OpenRead(dataset))
             if isinstance(answer, Opened):
                 return cls(channel, answer)
             raise _no(answer, channel.peer)
@@ -319,7 +318,7 @@ def _no(message: Message, peer: str) -> ReplicadError:
             return UsageError(show_text(text), where=peer)
         case Refuse("damaged", text):
             return StoreDamagedError(show_text(text), where=peer, hint="look at the store there: replicad status")
-        case Refuse("busy" | "stopping", text):
+        case Refuse("busy", text):
             return LinkError(show_text(text), where=peer)
         case Refuse():
             return refused(message, peer)

@@ -92,13 +92,15 @@ class _Shelf:
     status: StoreStatus
     executor: ThreadPoolExecutor
     archive: Archive | None = None
+    is_open: bool = False
+    """Whether the archive is open, and has been told what its findings say of it, as far as they can be read."""
     findings: Findings | None = None
     writer: asyncio.Task[None] | None = None
-    tender: asyncio.Task[None] | None = None
     mender: StoreMender | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the writer."""
-    tending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    mending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a finding is settled."""
     surface: ReplicaSurface | None = None
 
 
@@ -260,7 +262,7 @@ class Shelves:
             if now.state is not State.OPEN:
                 return Mended(remedy, "nothing", f"it is {now.state.value} already")
             return Mended(remedy, "waiting", f"ordered: it is done as soon as {key[0]} brings the blocks, in a minute")
-        async with shelf.tending:
+        async with shelf.mending:
             after = await mender.mend(found, [], ordered=True)
         said = after.events[-1].what if after.events else after.verdict.value
         return Mended(remedy, "repaired" if after.state is State.REPAIRED else "failed", said)
@@ -312,23 +314,22 @@ class Shelves:
             await Serving(channel, self._directory(key)).run()
 
     async def _tend(self, channel: Channel, key: Key) -> None:
-        """A second tending session ends the first, as with writers; it runs beside all others."""
         shelf = await self._shelf(channel, key, create=False)
-        before, shelf.tender = shelf.tender, asyncio.current_task()
-        if before and not before.done():
-            before.cancel()
-        async with shelf.tending:
-            opened = await self._opened(shelf, key)
-            scrub, mender = self._scrub_of(*key) if self._scrub_of else None, self._mender(shelf, opened)
-            orders = ShelfOrders(opened)
-            rules = partial(self._rules_of, key[0])
-            extent = partial(shelf.surface.extent, 0) if shelf.surface else None
-            witness = Witness(opened.findings, opened.executor, shelf.status, extent, rules, self._clock)
-            tended = Tended(
-                channel, opened.directory, mender=mender, scrub=scrub, orders=orders, witness=witness, disk=self._disk
-            )
-            async with self._noting_damage(shelf, key):
-                await tended.run()
+        opened = await self._opened(shelf, key)
+        extent = partial(shelf.surface.extent, 0) if shelf.surface else None
+        rules = partial(self._rules_of, key[0])
+        tended = Tended(
+            channel,
+            opened.directory,
+            mender=self._mender(shelf, opened),
+            turn=shelf.mending,
+            scrub=self._scrub_of(*key) if self._scrub_of else None,
+            orders=ShelfOrders(opened),
+            witness=Witness(opened.findings, opened.executor, shelf.status, extent, rules, self._clock),
+            disk=self._disk,
+        )
+        async with self._noting_damage(shelf, key):
+            await tended.run()
 
     def _mender(self, shelf: _Shelf, opened: OpenStore) -> StoreMender:
         if shelf.mender is None:
@@ -372,10 +373,12 @@ class Shelves:
             self._shelves[key] = _Shelf(StoreStatus(*key), executor)
             self._appeared(*key)
         shelf = self._shelves[key]
+        if shelf.is_open:  # another one that is being opened is not waited for
+            return shelf
         async with self._opening:
             if self._is_closed:
                 raise self._closed(key)
-            if shelf.archive is None:
+            if not shelf.is_open:
                 await self._open_soon(shelf, key, looks)
         return shelf
 
@@ -403,7 +406,7 @@ class Shelves:
         )
         try:
             async with self._noting_damage(shelf, key):
-                shelf.archive = await _in_thread(shelf, opening)
+                shelf.archive = shelf.archive or await _opened_in_thread(shelf, opening)
         except ReplicadError as error:
             shelf.status.state = {DiskFullError: "full", LockedError: "closed"}.get(type(error), "damaged")
             shelf.status.reason = str(error)
@@ -411,8 +414,11 @@ class Shelves:
         finally:  # a store that cannot be opened needs it most
             await _in_thread(shelf, partial(leave_rescue_kit, self._directory(key), *key, self._disk))
         shelf.status.state, shelf.status.reason = "idle", ""
+        try:
+            await _in_thread(shelf, partial(self._open_findings, shelf, key))
+        finally:
+            shelf.is_open = True
         await _in_thread(shelf, partial(_describe, shelf, self._directory(key)))
-        await _in_thread(shelf, partial(self._open_findings, shelf, key))
 
     def _open_findings(self, shelf: _Shelf, key: Key) -> None:
         """Open the findings book beside the archive. One that is damaged stops the judging, not the replication."""
@@ -506,3 +512,18 @@ def _describe(shelf: _Shelf, directory: Path) -> None:
 
 async def _in_thread(shelf: _Shelf, work: Callable[[], Result]) -> Result:
     return await asyncio.get_running_loop().run_in_executor(shelf.executor, work)
+
+
+async def _opened_in_thread(shelf: _Shelf, opening: Callable[[], Archive]) -> Archive:
+    """The archive. What a thread opens for somebody who was ended meanwhile is closed: it would stay locked."""
+
+    def close(opened: asyncio.Future[Archive]) -> None:
+        if not opened.exception():
+            shelf.executor.submit(opened.result().close)
+
+    call = asyncio.get_running_loop().run_in_executor(shelf.executor, opening)
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        call.add_done_callback(close)
+        raise

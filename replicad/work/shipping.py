@@ -18,13 +18,14 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from replicad.link.channel import Channel
+from replicad.link.channel import ANSWER_S, Channel, open_session, unanswered
 from replicad.link.messages import (
     MAX_OFFER,
     Acked,
     Blocks,
     Bye,
     Credit,
+    Message,
     Need,
     Offer,
     Opened,
@@ -121,8 +122,7 @@ class Shipping:
 
         Raises RefusedError, LinkError, PeerError, DiskFullError, DivergedError.
         """
-        await self._channel.send(OpenWrite(dataset))
-        answer = await self._channel.receive()
+        answer = await open_session(self._channel, OpenWrite(dataset))
         if isinstance(answer, Refuse):
             raise _refusal(answer, self._channel.peer)
         if not isinstance(answer, Opened):
@@ -203,7 +203,7 @@ class Shipping:
     async def _hear(self) -> None:
         """Take in what the replica says."""
         while True:
-            message = await self._channel.receive()
+            message = await self._heard()
             match message:
                 case Need() if self._unanswered:
                     self._unanswered -= 1
@@ -224,6 +224,21 @@ class Shipping:
                     raise LinkError(f"the replica ended the session: {message.reason}", where=self._channel.peer)
                 case _:
                     raise PeerError(f"sent {type(message).__name__} in a writing session", where=self._channel.peer)
+
+    async def _heard(self) -> Message:
+        """The next message; LinkError when it is owed all the time and does not come. A pass that waited on for a
+        replica whose medium hangs would keep the dataset from its other replicas."""
+        while True:
+            was_owed = self._is_owed()
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    return await self._channel.receive()
+            except TimeoutError:
+                if was_owed and self._is_owed():
+                    raise unanswered(self._channel) from None
+
+    def _is_owed(self) -> bool:
+        return bool(self._unanswered or self._unacknowledged or self._credit <= 0)
 
     async def _pack_ahead(self) -> None:
         """Load, compress and frame what the replica needs, one unit ahead of the one that is being sent."""

@@ -2,7 +2,8 @@
 
 It hashes what the primary found, looks at its own copy of a block, names its own findings, takes testimony and proven
 blocks for them, and says what its record amounts to. What mends the store is a `StoreMender`, what scrubs it a
-`LocalScrub`; both are handed in. A tending session runs beside the writing and reading sessions of the same client.
+`LocalScrub`; both are handed in. A tending session runs beside all other sessions of the same client, and has the
+mender in turn with other tending ones: a gate asks while a round waits for an answer.
 
 **Never** takes a block that was not announced, wanted and proven, and holds MAX_TESTIMONY_BYTES of them at most;
 whatever a client says here changes a finding, or appends a block that the record names already: nothing else.
@@ -139,13 +140,15 @@ class Tended:
         directory: Path,
         *,
         mender: StoreMender | None,
+        turn: asyncio.Lock,
         scrub: LocalScrub | None,
         orders: Orders,
         witness: Attesting,
         disk: Disk | None = None,
     ) -> None:
-        """Without a mender there are no findings to settle, without a scrub none to ask for."""
-        self._channel, self._directory, self._disk = channel, directory, disk
+        """Without a mender there are no findings to settle, without a scrub none to ask for. Whoever has the `turn` may
+        have the mender settle something."""
+        self._channel, self._directory, self._disk, self._turn = channel, directory, disk, turn
         self._mender, self._scrub, self._orders, self._witness = mender, scrub, orders, witness
         self._told: dict[str, list[Want]] = {}
         """What the last Cases message named, and what each of them wants: only that may be testified about."""
@@ -202,7 +205,8 @@ class Tended:
         if self._mender is None:
             return Cases([], False)
         if not after:  # a round begins: an ordinary pass may have brought what was damaged
-            await self._mender.verify_divergences()
+            async with self._turn:
+                await self._mender.verify_divergences()
         left = sorted((one for one in await self._mender.open_cases() if one.id > after), key=lambda one: one.id)
         cases: list[Case] = []
         seen_bytes = told_bytes = 0
@@ -229,11 +233,12 @@ class Tended:
             raise PeerError(f"said {len(said.sights)} things about {len(wants)} blocks", where=self._peer)
         held = {want.id for want, sight in zip(wants, said.sights, strict=True) if sight is Sight.MATCHES}
         frames = await self._frames(held, said.frames)
-        found = await self._orders.find(said.divergence)
-        if found is None:
-            raise PeerError(f"testified about {said.divergence!r}, which is unknown", where=self._peer)
-        if found.state is State.OPEN:
-            found = await self._settled(self._mender, found, said, frames)
+        async with self._turn:
+            found = await self._orders.find(said.divergence)
+            if found is None:
+                raise PeerError(f"testified about {said.divergence!r}, which is unknown", where=self._peer)
+            if found.state is State.OPEN:
+                found = await self._settled(self._mender, found, said, frames)
         return Settled(told(found))
 
     async def _settled(
