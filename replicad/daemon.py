@@ -41,7 +41,7 @@ from replicad.model.block import self_test
 from replicad.model.divergence import Side
 from replicad.model.errors import ConfigError, ReplicadError, UsageError
 from replicad.protected import Protected
-from replicad.status import JobStatus, NodeStatus, ScrubStatus, printable
+from replicad.status import JobStatus, NodeStatus, ScrubStatus
 from replicad.store.store import store_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
@@ -49,7 +49,8 @@ from replicad.system.logs import configure, logger
 from replicad.system.notify import Notifier
 from replicad.work import directing, gate, orders
 from replicad.work.clients import Clients
-from replicad.work.job import Job, Runner, log_failure, log_session_end
+from replicad.work.free_space import FreeSpace
+from replicad.work.job import Job, Runner, log_failure, log_session_end, words_of
 from replicad.work.last_status import write_down
 from replicad.work.lookouts import Lookouts
 from replicad.work.retain import Place
@@ -62,6 +63,7 @@ from replicad.work.shelves import Shelves
 from replicad.work.surfaces import SURFACES, Surfaces
 from replicad.work.suspect import Examining
 from replicad.work.tendings import Tendings
+from replicad.work.together import own_thread
 from replicad.work.view import OnView
 
 log = logger("daemon")
@@ -74,6 +76,8 @@ RETUNED = ("scrub_every_s", "scrub_duty", "quiet_hours", "repair", "repair_limit
 """Keys of [listen] that are in force at once, with every session left alone."""
 REMEMBER_S = 30.0
 """How often the status is written down for `replicad status` of a dead daemon; an idle disk may sleep in between."""
+LOAD_S = 30.0
+"""How long a reload may take to read and check the configuration; service managers wait longer for a stop."""
 
 Result = TypeVar("Result")
 
@@ -154,19 +158,11 @@ class Daemon:
         side = self._replica
         status.stores, status.retentions = (side.shelves.statuses, side.retentions.statuses) if side else ([], [])
         status.sessions, status.views = (side.reception.sessions, len(side.reception.views)) if side else (0, 0)
-        status.store_free_bytes, status.store_problem = self._free_bytes(side.config.store) if side else (-1, "")
+        status.store_free_bytes, status.store_problem = side.free_space.now if side else (-1, "")
         status.store_reserve_bytes = side.config.reserve_bytes if side else -1
         if side:
             status.scrubs = status.scrubs + side.scrubs.statuses
             status.jobs = status.jobs + side.jobs + side.scrubs.jobs
-
-    def _free_bytes(self, store: Path) -> tuple[int, str]:
-        """How much is free there; -1, and why, where the file system does not say: a disk that dies must not keep the
-        daemon from telling of everything else."""
-        try:
-            return self._disk.free_bytes(store), ""
-        except (OSError, ReplicadError) as error:
-            return -1, printable(str(error))
 
     def request_sync(self, dataset: str | None) -> list[SyncRequest]:
         """Ask for a pass of one dataset, or of all. Raises UsageError."""
@@ -236,7 +232,7 @@ class Daemon:
             if self._stop.is_set():
                 return ["the daemon stops"]
             try:
-                config = await asyncio.to_thread(load, self._config.file)
+                config = await self._loaded()
                 if config.node.state != self._config.node.state:
                     raise UsageError("the state directory cannot change while the daemon runs", hint="restart it")
                 await self._replace(config)
@@ -246,12 +242,24 @@ class Daemon:
                 return self._refused([str(error)])
             except Exception as error:  # a defect of ours: whoever waits for the end of the reload hears of it as well
                 log.error("reload failed", exc_info=error)
-                return self._refused([f"defect: {type(error).__name__}: {error}"])
+                return self._refused([words_of(error)])
             self._status.config_error = ""
             log.info("configuration reloaded", file=config.file)
             if config.node.threads != self._threads:
                 log.warning("node.threads is another number from the next start on", threads=self._threads)
             return []
+
+    async def _loaded(self) -> Config:
+        """The configuration as its file has it now. Raises ConfigError, ReplicadError when it takes too long: what the
+        file names may lie on a dead mount."""
+        file = self._config.file
+        try:
+            with own_thread() as thread:
+                async with asyncio.timeout(LOAD_S):
+                    return await asyncio.get_running_loop().run_in_executor(thread, load, file)
+        except TimeoutError:
+            text = f"a file or directory that it names does not answer within {LOAD_S:.0f} s"
+            raise ReplicadError(text, where=str(file), hint="findmnt and dmesg name a dead mount") from None
 
     def clients(self) -> Sequence[ClientConfig]:
         """The clients that may connect now; a changed file is read at once, so an authorisation needs no restart."""
@@ -343,17 +351,24 @@ class Daemon:
     # living and stopping
 
     async def _live(self, notifier: Notifier) -> None:
-        """Feed the service manager's watchdog and write the status down now and then, until told to stop."""
-        every = min(notifier.watchdog_s or REMEMBER_S, REMEMBER_S)
-        remembered_s = float("-inf")
+        """Feed the service manager's watchdog until told to stop, and have the status written down beside that: a disk
+        that stands still is no event loop that does."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._remember())
+            while not self._stop.is_set():
+                notifier.watchdog()
+                await self._stopped_within(notifier.watchdog_s or REMEMBER_S)
+
+    async def _remember(self) -> None:
+        """Write the status down now and then, and once more when told to stop."""
         while not self._stop.is_set():
-            notifier.watchdog()
-            if self._clock.monotonic_s() - remembered_s >= REMEMBER_S:
-                await write_down(self._config.node.state, self.status(), self._disk)
-                remembered_s = self._clock.monotonic_s()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), every)
+            await write_down(self._config.node.state, self.status(), self._disk)
+            await self._stopped_within(REMEMBER_S)
         await write_down(self._config.node.state, self.status(), self._disk)
+
+    async def _stopped_within(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -433,6 +448,7 @@ class ReplicaSide:
             window_bytes=config.listen.window_bytes,
         )
         self.reception = Reception(house)
+        self.free_space = FreeSpace(config.listen.store, disk, clock)
         self.jobs: list[JobStatus] = [JobStatus("receive", running=False)]
         self._tasks: list[asyncio.Task[None]] = []
         self._listener: Listener | None = None
@@ -462,8 +478,11 @@ class ReplicaSide:
         self.config.store.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stack.push_async_callback(self.shelves.close)
         self._stack.push_async_callback(self.scrubs.close)
+        self._stack.callback(self.free_space.close)
         self._stack.push_async_callback(self._stop_jobs)
         await self.shelves.open_all()
+        await self.free_space.step()
+        self._run(self.free_space)
         self._stack.push_async_callback(self.reception.close)
         unix = await serve_unix(self._node.state / SOCKET_NAME, self.reception)
         self._stack.push_async_callback(unix.close)

@@ -81,7 +81,7 @@ class Protected:
         self._scrub_job: Scrubbing | None = None
         self.policy = PolicyStatus(dataset.name, dataset.objectives, config.node.place)
         self._dataset = Dataset(dataset, tuple(replica.name for replica in self.replicas), config.node.state)
-        self.canaries = Canaries(self._dataset, config.node.state, pool, clock, disk, log_failure)
+        self.canaries = Canaries(self._dataset, config.node.state, clock, disk, log_failure)
         self.tendings = Tendings(self._dataset, pool, clock, disk, log_failure, lambda name: self.drills.notes(name))
         self._loops: list[_Loop] = []
         for dialler, status in zip(diallers, self.statuses, strict=True):

@@ -22,8 +22,6 @@ from replicad.model.show import counted, short_duration, show_bytes
 
 LAST_STATUS = "last-status.json"
 """File in the state directory with what the daemon said last: shown when it cannot be asked."""
-RESTORING = "a restore writes into the dataset; the pass comes when that has ended"
-"""Why a dataset waits without anything being wrong, its link included."""
 MOST = 2**63 - 1
 """What a metric and a book can hold."""
 Number = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
@@ -47,13 +45,16 @@ class DatasetStatus(msgspec.Struct):
     dataset: str
     replica: str
     state: str = "starting"
-    """starting, idle, hook, survey, copying, catching-up, committing, held, waiting (for the link, or for the end of a
-    restore), failed (refused by the replica, or something is wrong here; tried again by itself), stopped."""
+    """starting, idle, hook, survey, copying, catching-up, committing, held, waiting (for the link, or for its turn),
+    failed (refused by the replica, or something is wrong here; tried again by itself), stopped."""
     reason: str = ""
     """Why it is held, waiting or failed, in words, with what to do."""
     rpo_s: float = 0.0
     """The configured objective for the lag, seconds; 0 when unknown."""
     held: bool = False
+    queued: bool = False
+    """Whether its pass waits for its turn: for another replica's pass over the dataset, or for a restore into it. Then
+    nobody may have dialled yet, and nothing is wrong."""
     link_up: bool = False
     pass_number: int = 0
     """Passes ended since the daemon started, well or not."""
@@ -410,8 +411,9 @@ def job_problem(job: JobStatus) -> str:
 
 
 def lag_s(line: DatasetStatus, now_ns: int) -> float:
-    """Age in seconds of the last state that is wholly on the replica; infinite when there never was one."""
-    return max(0, now_ns - line.last_complete_ns) / 1e9 if line.last_complete_ns else float("inf")
+    """Age in seconds of the last state that is wholly on the replica; infinite when there never was one. One that is
+    dated ahead was dated by a clock that has been put right since: its age may be anything, so how far ahead counts."""
+    return abs(now_ns - line.last_complete_ns) / 1e9 if line.last_complete_ns else float("inf")
 
 
 def is_late(line: DatasetStatus, now_ns: int) -> bool:
@@ -443,8 +445,10 @@ def _dataset_findings(line: DatasetStatus, now_ns: int) -> list[Finding]:
     if is_late(line, now_ns):
         lag = short_duration(lag_s(line, now_ns))
         text = f"the replica is {lag} behind, the objective is {short_duration(line.rpo_s)}"
+        if line.last_complete_ns > now_ns:
+            text = f"what the replica has is dated {lag} ahead of the clock: its age is not known"
         add("lag", text, f"replicad sync {line.dataset} --wait")
-    if line.state == "waiting" and not line.link_up and line.reason != RESTORING:
+    if line.state == "waiting" and not line.link_up and not line.queued:
         text = f"no link: {line.reason or line.last_error or 'not connected yet'}"
         add("link", text, f"on {line.replica}: systemctl status replicad")
     return found
@@ -492,7 +496,7 @@ def _scrub_findings(line: ScrubStatus, status: NodeStatus) -> list[Finding]:
     if line.lost:
         text = f"{counted(line.lost, 'of them is lost', 'of them are lost')}: no side has the bytes"
         add("lost", text, "replicad divergence list")
-    if line.oldest_inconclusive_ns and now_ns - line.oldest_inconclusive_ns > INCONCLUSIVE_S * 1e9:
+    if line.oldest_inconclusive_ns and abs(now_ns - line.oldest_inconclusive_ns) > INCONCLUSIVE_S * 1e9:
         unclear = counted(line.divergent.get("inconclusive", 0), "finding is unclear", "findings are unclear")
         text = f"{unclear}, the oldest for more than a day"
         add("inconclusive", text, "is the link up? then: replicad divergence list")

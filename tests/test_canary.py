@@ -291,7 +291,7 @@ async def site(directory: Path, *replicas: str, **options: object) -> AsyncItera
         (root / f"file-{number}").write_bytes(os.urandom(500))
     given = {"canary": NAME, "canary_every_s": 1000.0} | options
     async with rig(directory, root, replicas or ("fra1",), **given) as here:
-        yield Site(here, CanaryBook(here.dataset, here.pool, here.clock, Disk()), directory)
+        yield Site(here, CanaryBook(here.dataset, here.clock, Disk()), directory)
 
 
 async def test_a_canary_goes_all_the_way_and_is_timed(tmp_path: Path) -> None:
@@ -341,14 +341,14 @@ async def test_it_is_remembered_over_a_restart(tmp_path: Path) -> None:
         left.mkdir()
         (left / ".replicad-drill").touch()
         await made.here.reopen()
-        again = Site(made.here, CanaryBook(made.here.dataset, made.here.pool, made.here.clock, Disk()), tmp_path)
+        again = Site(made.here, CanaryBook(made.here.dataset, made.here.clock, Disk()), tmp_path)
         await made.here.sync(there)
         job = again.following(there)
         await job.step()
         assert again.bird == bird and job.status.last_number == 1 and job.status.state == "idle"
         assert not left.exists(), "what a killed daemon left in scratch space is gone"
         await made.here.reopen()
-        third = Site(made.here, CanaryBook(made.here.dataset, made.here.pool, made.here.clock, Disk()), tmp_path)
+        third = Site(made.here, CanaryBook(made.here.dataset, made.here.clock, Disk()), tmp_path)
         job = third.following(there)
         await job.step()
         assert job.status.lags is not None and job.status.last_number == 1, "and so is that it did"

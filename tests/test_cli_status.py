@@ -21,7 +21,6 @@ from replicad.cli.sync import HELD_S, OUT_OF_REACH_S, STALLED_S, Awaited
 from replicad.http.contract import SyncRequest
 from replicad.status import (
     LAST_STATUS,
-    RESTORING,
     DatasetStatus,
     NodeStatus,
     RetentionStatus,
@@ -394,10 +393,10 @@ def test_a_lost_link_is_waited_for_a_minute() -> None:
     assert _judgement(_awaited(), *looks) == ["", "", "", "", "", "unreachable"]
 
 
-def test_a_pass_that_waits_for_a_restore_is_not_out_of_reach() -> None:
-    """A restore may take hours, and nobody dialled yet: that is no link that is down, neither for whoever waits for the
-    pass nor among the findings."""
-    line = a_dataset(link_up=False, state="waiting", reason=RESTORING)
+def test_a_pass_that_waits_for_its_turn_is_not_out_of_reach() -> None:
+    """A restore, or another replica's first copy, may take hours, and nobody dialled yet: that is no link that is down,
+    neither for whoever waits for the pass nor among the findings."""
+    line = a_dataset(link_up=False, state="waiting", reason="a restore writes into the dataset", queued=True)
     assert _judgement(_awaited(), (0.0, line), (OUT_OF_REACH_S + 1, line)) == ["", ""]
     assert findings(a_node(line)) == []
     assert "waiting, not connected" in screen(a_node(line)) and "a restore writes" in screen(a_node(line))

@@ -298,6 +298,20 @@ WRONG = {
         name = "inner"
         path = "/store/c"                   #! dataset.path: inside the store #! dataset.path: inside dataset "store"
         """,
+    "a private key that would be copied": """
+        [node]
+        name = "n"
+        state = "/s"
+        key = "/etc/replicad/key"           #! node.key: lies inside dataset "etc"
+        [[replica]]
+        name = "r"
+        address = "r:1"
+        key = "KEY_A"
+        [[dataset]]
+        name = "etc"
+        path = "/etc"
+        exclude = ["/replicad/*.old"]
+        """,
     "tables written as what they are not": """
         node = [1]                          #! node: must be written [node]
         client = 7                          #! client: must be written [[client]]
@@ -320,6 +334,13 @@ def test_every_problem_is_reported_at_once_with_line_and_key(case: str) -> None:
     for number, key, words in expected:
         assert any(n == number and k == key and words in t for n, k, t in found), (number, key, words, found)
     assert len(found) == len(expected), found
+
+
+def test_a_private_key_that_is_left_out_may_lie_in_a_dataset() -> None:
+    """What no replica gets is no secret given away."""
+    node = NODE + 'key = "/etc/replicad/key"\n'
+    for pattern in ("/replicad/", "key"):
+        understood(f'{node}{REPLICA}[[dataset]]\nname = "etc"\npath = "/etc"\nexclude = ["{pattern}"]\n')
 
 
 def test_a_small_file_has_all_defaults() -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from kit_faults import configure
 from kit_pair import Node, Pair, make_pair
 from kit_rig import rig
 from kit_store import open_archive
-from replicad.config import load
+from replicad.config import Config, load
 from replicad.daemon import Daemon
 from replicad.link.channel import Channel
 from replicad.link.ssh import generate_key
@@ -72,7 +73,13 @@ class Mute(Disk):
 
     fails = False
 
+    def __init__(self) -> None:
+        self.hangs, self.asked_by = threading.Event(), set[int]()
+        self.hangs.set()
+
     def free_bytes(self, path: Path) -> int:
+        self.asked_by.add(threading.get_ident())
+        self.hangs.wait(60)
         if self.fails:
             raise ReplicadError("error while asking for free space: Input/output error", where=str(path))
         return super().free_bytes(path)
@@ -83,21 +90,75 @@ async def test_a_store_whose_disk_is_gone_is_told_by_a_daemon_that_lives_on(
 ) -> None:
     """A file system that does not say how much is free is a finding, not the daemon's end; what is free is not given
     then, and when it answers again the finding is gone."""
-    monkeypatch.setattr("replicad.daemon.REMEMBER_S", 0.05)
+    monkeypatch.setattr("replicad.work.free_space.LOOK_S", 0.01)
     disk = Mute()
     async with living(pair.replica, disk) as daemon:
         assert daemon.status().store_free_bytes > 0
         disk.fails = True
-        (pair.replica.state / "last-status.json").unlink(missing_ok=True)
-        await until((pair.replica.state / "last-status.json").exists)
+        await until(lambda: bool(daemon.status().store_problem))
         now = daemon.status()
         assert now.store_free_bytes == -1 and now.store_reserve_bytes > 0
         assert [(found.kind, "Input/output error" in found.what) for found in findings(now)] == [("silent", True)]
         disk.fails = False
-        assert not findings(daemon.status())
+        await until(lambda: not findings(daemon.status()))
     pair.store.rename(pair.store.with_name("away"))
     async with living(pair.primary) as daemon:
         assert not daemon.status().store_problem, "a node without a store has none that could be silent"
+
+
+async def test_a_store_whose_file_system_hangs_stops_nothing_else(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a question for free space does not return, that is told, by an event loop that has not asked itself; when
+    it returns all is well again."""
+    monkeypatch.setattr("replicad.work.free_space.LOOK_S", 0.01)
+    monkeypatch.setattr("replicad.work.free_space.SILENT_S", 0.1)
+    disk = Mute()
+    async with living(pair.replica, disk) as daemon:
+        assert daemon.status().store_free_bytes > 0 and threading.get_ident() not in disk.asked_by
+        disk.hangs.clear()
+        await until(lambda: "has not answered" in daemon.status().store_problem)
+        assert daemon.status().store_free_bytes == -1 and findings(daemon.status())[0].kind == "silent"
+        disk.hangs.set()
+        await until(lambda: daemon.status().store_free_bytes > 0 and not daemon.status().store_problem)
+
+
+class Stuck(Disk):
+    """A disk that stands still while it renames a file into its place."""
+
+    def __init__(self) -> None:
+        self.is_stuck, self.goes_on = threading.Event(), threading.Event()
+
+    def rename_durable(self, source: Path, target: Path) -> None:
+        self.is_stuck.set()
+        self.goes_on.wait(60)
+        super().rename_durable(source, target)
+
+
+class Watched(Notifier):
+    """A service manager that wants a sign of life every few milliseconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watchdog_s, self.signs = 0.005, 0
+
+    def watchdog(self) -> None:
+        self.signs += 1
+
+
+async def test_a_disk_that_stands_still_does_not_look_like_a_daemon_that_does(pair: Pair) -> None:
+    """The watchdog is fed by the event loop alone: while the status cannot be written down, the service manager has no
+    reason to kill what goes on working."""
+    disk, manager = Stuck(), Watched()
+    daemon = Daemon(load(pair.primary.config), disk=disk)
+    running = asyncio.create_task(daemon.run(manager))
+    try:
+        await until(disk.is_stuck.is_set)
+        before = manager.signs
+        await until(lambda: manager.signs > before + 3, 10)
+    finally:
+        disk.goes_on.set()
+        daemon.stop()
+        await running
+    assert (pair.primary.state / "last-status.json").exists()
 
 
 async def test_nothing_is_told_of_a_store_that_was_taken_out(pair: Pair) -> None:
@@ -154,6 +215,28 @@ async def test_a_new_key_is_used_from_the_reload_on(pair: Pair) -> None:
         assert await daemon.reload() == []
         assert [dialler._key_path for dialler in daemon._diallers.values()] == [fresh]
         assert [line.dataset for line in daemon.status().datasets] == ["www"]
+
+
+async def test_a_configuration_that_cannot_be_read_for_a_dead_mount_is_refused(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reload that waits for a file system which does not answer ends with that word, is shown as refused, and leaves
+    the way free for the next one and for a stop."""
+    monkeypatch.setattr("replicad.daemon.LOAD_S", 0.2)
+    answers = threading.Event()
+
+    def hang(file: Path) -> Config:
+        answers.wait(60)
+        return load(file)
+
+    async with living(pair.primary) as daemon:
+        monkeypatch.setattr("replicad.daemon.load", hang)
+        try:
+            (problem,) = await asyncio.wait_for(daemon.reload(), 30)
+            assert "does not answer" in problem and daemon.status().config_error == problem
+        finally:
+            answers.set()
+        assert await daemon.reload() == [] and not daemon.status().config_error
 
 
 async def test_a_stop_amid_a_reload_waits_for_its_end(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +359,29 @@ async def test_a_wait_that_fails_does_not_end_a_loop() -> None:
     assert told == ["defect: OSError: no wait raises this"]
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_is_cancelled_inside_a_step_does_not_end_a_loop() -> None:
+    """Only whoever ends the loop ends it: a step that waits for something which another task gives up has failed."""
+
+    class Forsaken(Stumbling):
+        async def step(self) -> None:
+            await super().step()
+            if self.steps == 1:
+                forsaken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                asyncio.get_running_loop().call_soon(forsaken.cancel)
+                await forsaken
+
+        async def wait(self) -> None:
+            await asyncio.Event().wait()
+
+    job, line = Forsaken(), JobStatus("forsaken")
+    running = asyncio.create_task(Runner(job, line, Hasty(), log_failure).run())
+    await until(lambda: job.steps == 2 or running.done())
+    assert line.running and line.failures == 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert running.cancelled() and not line.running
 
 
 def test_a_change_that_keeps_time_and_length_is_seen(pair: Pair) -> None:

@@ -29,7 +29,7 @@ from replicad.model.policy import Grade, Objectives
 from replicad.model.retention import Rules
 from replicad.status import DatasetStatus, NodeStatus, PolicyStatus, findings
 from replicad.store import store
-from replicad.work import drill, drilling
+from replicad.work import drill, drilling, scratch
 from replicad.work.drill_book import DrillBook, drills_path
 from replicad.work.drill_choice import Subjects
 from replicad.work.drill_reader import ChosenReader
@@ -665,8 +665,8 @@ async def test_a_dead_mount_holds_up_a_drill_and_not_the_daemon(
     def looked(real: Callable[..., object]) -> Callable[..., object]:
         return lambda *words: (threads.add(threading.get_ident()), real(*words))[1]
 
-    for name in ("check_apart", "room_bytes"):
-        monkeypatch.setattr(drill, name, looked(getattr(drill, name)))
+    for module, name in ((scratch, "check_apart"), (drill, "room_bytes")):
+        monkeypatch.setattr(module, name, looked(getattr(module, name)))
     async with site(tmp_path) as made:
         assert (await made.drill()).outcome is Outcome.PROVEN
     assert threads and threading.get_ident() not in threads

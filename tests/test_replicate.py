@@ -31,7 +31,7 @@ from replicad.link.channel import Channel
 from replicad.model.entry import INLINE_BLOCKS, MAX_XATTRS_BYTES, Kind, Meta, Put, xattrs_length
 from replicad.model.errors import BookDamagedError, HeldError, LinkError, ReplicadError
 from replicad.source import read as source_read
-from replicad.status import DatasetStatus
+from replicad.status import DatasetStatus, NodeStatus, findings
 from replicad.system.clock import Clock
 from replicad.work import archive as work_archive
 from replicad.work import copy as work_copy
@@ -677,6 +677,48 @@ async def test_a_mass_deletion_is_held_until_it_is_released(tmp_path: Path, root
         assert differences(describe_snapshot(fra1.archive), copied(root)) == []
 
 
+async def test_a_defect_of_ours_is_no_pass_that_goes_on(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for a pass that ends in one hears that it has ended, and its line says so until one goes well."""
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("no pass raises this")
+
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        status = await primary.sync(fra1)
+        with monkeypatch.context() as patched:
+            patched.setattr(work_copy.Pass, "run", broken)
+            with pytest.raises(RuntimeError, match="no pass raises this"):
+                await primary.sync(fra1)
+        assert (status.state, status.pass_ok, status.pass_served) == ("failed", False, status.pass_requested)
+        assert status.reason == status.last_error == "defect: RuntimeError: no pass raises this"
+        assert (await primary.sync(fra1)).pass_ok and (status.state, status.last_error) == ("idle", "")
+
+
+async def test_a_held_dataset_whose_link_is_cut_rests(tmp_path: Path, root: Path) -> None:
+    """It dials nobody while it is held, so the end of its session is nothing to wake up for again and again."""
+    for number in range(40):
+        (root / f"{number}").write_text("x")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        for number in range(30):
+            (root / f"{number}").unlink()
+        assert (await primary.sync(fra1)).held
+        fra1.cut()
+        job = primary.jobs["fra1"]
+        async with asyncio.timeout(60):
+            while job._shipping and not job._shipping.failure:
+                await asyncio.sleep(0.01)
+        await job.step()
+        resting = asyncio.create_task(job.wait())
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert primary.status["fra1"].held and not primary.status["fra1"].link_up and not resting.done()
+        job.request()
+        await resting
+
+
 async def test_a_mass_rewrite_is_held(tmp_path: Path, root: Path) -> None:
     """Encrypting most files looks like this, and is not replicated over the good state by itself."""
     for number in range(60):
@@ -787,6 +829,24 @@ async def test_what_is_known_is_told_before_a_pass_has_its_turn(tmp_path: Path, 
                     await asyncio.sleep(0.01)
             assert status.last_complete_ns >= complete_ns > 0 and status.entries
         await waiting
+
+
+async def test_a_pass_that_waits_for_its_turn_says_so(tmp_path: Path, root: Path) -> None:
+    """A replica to which nobody has dialled yet, because another one's first copy takes hours, is queued until its pass
+    begins: that is no link that is down, and no finding."""
+    (root / "a").write_text("a")
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        status = primary.status["fra1"]
+        async with primary.dataset.turn:
+            waiting = asyncio.create_task(primary.sync(fra1))
+            async with asyncio.timeout(30):
+                while not status.queued:
+                    await asyncio.sleep(0.01)
+            assert (status.state, status.link_up) == ("waiting", False) and "another replica" in status.reason
+            node = NodeStatus("ams1", "1", now_ns=primary.clock.now_ns(), datasets=[status])
+            assert findings(node) == []
+        await waiting
+        assert (status.queued, status.state, status.reason) == (False, "idle", "")
 
 
 async def test_a_restart_does_not_forget_when_everything_was_on_the_replica(

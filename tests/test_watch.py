@@ -352,6 +352,7 @@ async def test_a_directory_whose_name_could_not_be_told_is_a_whole_walk(
         (OSError('OS file watch limit reached. about ["/x"]'), "max_user_watches"),
         (RuntimeError("Error creating recommended watcher: Too many open files (os error 24)"), "max_user_instances"),
         (RuntimeError("something new"), "something new"),
+        (TypeError("another kind"), "another kind"),
     ],
 )
 async def test_any_failure_of_the_watcher_degrades(tmp_path: Path, error: Exception, word: str) -> None:

@@ -291,7 +291,8 @@ def _replicated(line: DatasetStatus, now_ns: int) -> str:
     objective = f" (objective {format_duration(line.rpo_s)})" if line.rpo_s else ""
     if not line.last_complete_ns:
         return "never completely yet" + objective
-    return f"everything as of {output.show_duration(lag_s(line, now_ns))} ago{objective}"
+    when = "ahead of the clock" if line.last_complete_ns > now_ns else "ago"
+    return f"everything as of {output.show_duration(lag_s(line, now_ns))} {when}{objective}"
 
 
 def _backlog(line: DatasetStatus, rate: float) -> str:

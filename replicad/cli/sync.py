@@ -20,7 +20,7 @@ from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, secon
 from replicad.http.api import Client
 from replicad.http.contract import SyncRequest
 from replicad.model.errors import LinkError, UsageError
-from replicad.status import RESTORING, DatasetStatus, NodeStatus, Trouble, printable
+from replicad.status import DatasetStatus, NodeStatus, Trouble, printable
 
 BAR_AFTER_S = 0.5
 """A pass shorter than this shows no bar: importing one would take longer than the pass."""
@@ -134,7 +134,7 @@ class Awaited:
             return "held" if line.held else "complete" if line.pass_ok and not line.last_error else "incomplete"
         if self._lasts("held", line.held and line.state == "held", now_s) >= HELD_S:
             return "held"
-        is_cut = (line.state == "waiting" or not line.link_up) and line.reason != RESTORING
+        is_cut = (line.state == "waiting" or not line.link_up) and not line.queued
         stuck_s = self._lasts("stuck", is_cut, now_s)
         if self.timeout_s is not None:
             over = now_s - self.began_s >= self.timeout_s

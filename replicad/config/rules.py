@@ -60,7 +60,9 @@ def across(sections: list[Section], wrong: Finding, *, resolve: bool) -> None:
     _references(sections, wrong)
     _retentions(sections, wrong)
     _levels(sections, wrong)
-    _directories(sections, wrong, os.path.realpath if resolve else os.path.normpath)
+    canonical: Callable[[Path], str] = os.path.realpath if resolve else os.path.normpath
+    _directories(sections, wrong, canonical)
+    _key_apart(sections, wrong, canonical)
 
 
 def files(sections: list[Section], wrong: Finding, doubt: Finding) -> None:
@@ -121,13 +123,13 @@ def _references(sections: list[Section], wrong: Finding) -> None:
                 wrong((*section.place, hook, 0), "the program's name is empty")
 
 
-def is_excluded(canary: str, patterns: Sequence[str]) -> bool:
-    """Whether these patterns leave the canary out."""
-    if not canary or not patterns:
+def is_excluded(path: str, patterns: Sequence[str]) -> bool:
+    """Whether these patterns leave out what is called so in the dataset; "" is nothing."""
+    if not path or not patterns:
         return False
     from pathspec import GitIgnoreSpec  # slow to import, and most files have no patterns
 
-    return GitIgnoreSpec.from_lines(patterns).match_file(canary)
+    return GitIgnoreSpec.from_lines(patterns).match_file(path)
 
 
 def _retentions(sections: list[Section], wrong: Finding) -> None:
@@ -208,6 +210,18 @@ def _directories(sections: list[Section], wrong: Finding, canonical: Callable[[P
     state, store = own if len(own) == 2 else (None, None)
     if state and store and store.contains(state):
         wrong(state.place, f"{state.path} lies inside {store.what} {store.path}, where clients' directories are")
+
+
+def _key_apart(sections: list[Section], wrong: Finding, canonical: Callable[[Path], str]) -> None:
+    """No dataset takes this node's private key to its replicas, where it would let them pass for this node."""
+    datasets = [(s, Path(canonical(s.values["path"]))) for s in _named(sections, "dataset") if "path" in s.values]
+    for node in _named(sections, "node"):
+        key = Path(canonical(node.values["key"])) if "key" in node.values else Path()
+        for dataset, root in datasets:
+            inside = str(key.relative_to(root)) if key.is_relative_to(root) else ""
+            if inside and not is_excluded(inside, dataset.values.get("exclude", ())):
+                text = f'lies inside dataset "{dataset.values.get("name", "?")}" and would be copied'
+                wrong((*node.place, "key"), f"{text}; move it, or exclude it there")
 
 
 def _apart(one: _Directory, other: _Directory, wrong: Finding) -> None:

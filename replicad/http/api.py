@@ -54,6 +54,8 @@ SCRUB_TIMEOUT_S = 120.0
 RETAIN_TIMEOUT_S = 6 * 3600.0
 """How long a run of retention may take before the command stops waiting; the daemon goes on. Compaction shares the disk
 with everything else."""
+RELOAD_TIMEOUT_S = 60.0
+"""How long a reload may take: reading what the configuration names has half a minute, then what changed is ended."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A status of ten thousand datasets with a hundred troubles each stays below this."""
 
@@ -105,7 +107,7 @@ class Client:
 
     def reload(self) -> list[str]:
         """Have the configuration read again; the problems found, empty when it is in force."""
-        return self._ask("POST", "/reload", [], Reloaded).problems
+        return self._ask("POST", "/reload", [], Reloaded, RELOAD_TIMEOUT_S).problems
 
     def repair(self, id: str | None, *, dry_run: bool = False) -> list[RepairResult]:
         """Repair one divergence, or all open ones (None), or say what would be done. Takes as long as the repair.

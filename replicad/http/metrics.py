@@ -263,6 +263,7 @@ FAMILIES: tuple[Family, ...] = (
     _dataset("read_bytes_total", "Bytes read from the dataset's files.", lambda d, now: float(d.read_bytes)),
     _dataset("passes_total", "Passes ended, well or not.", lambda d, now: float(d.pass_number)),
     _dataset("held", "1 while a guard holds the dataset until `replicad release`.", lambda d, now: float(d.held)),
+    _dataset("queued", "1 while the pass waits for another one's end, or a restore's.", lambda d, now: float(d.queued)),
     _dataset("unread_entries", "Entries that the last pass could not copy.", lambda d, now: float(d.unread)),
     _dataset("fuzzy_files", "Files recorded although they kept changing.", lambda d, now: float(d.fuzzy)),
     _dataset(

@@ -117,9 +117,9 @@ class Watch:
             self.state = "degraded: a directory may not be read"  # until it is: nobody hears of changes meanwhile
             try:
                 return await self._listen(ignore_unreadable=True)
-            except (OSError, RuntimeError, UnicodeError) as error:
+            except Exception as error:
                 return _explain(error)
-        except (OSError, RuntimeError, UnicodeError) as error:
+        except Exception as error:  # whatever another version raises: a watch that has ended unseen is worse
             return _explain(error)
 
     async def _listen(self, *, ignore_unreadable: bool) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 
 from replicad.status import CanaryStatus, JobStatus
@@ -25,9 +24,9 @@ def canary_scratch(state: Path, dataset: str, replica: str) -> Path:
 class Canaries:
     """All canary jobs of one dataset."""
 
-    def __init__(self, dataset: Dataset, state: Path, pool: Executor, clock: Clock, disk: Disk, log: Log) -> None:
+    def __init__(self, dataset: Dataset, state: Path, clock: Clock, disk: Disk, log: Log) -> None:
         self._dataset, self._state, self._clock, self._log = dataset, state, clock, log
-        self._book = CanaryBook(dataset, pool, clock, disk)
+        self._book = CanaryBook(dataset, clock, disk)
         self._following: list[Following] = []
         self.jobs: list[JobStatus] = []
         """One for each replica."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
 
@@ -23,6 +22,7 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.canary_file import write_canary
 from replicad.work.dataset import Dataset
+from replicad.work.together import own_thread
 
 WRITTEN = "canary"
 THROUGH = "canary:{}"
@@ -42,8 +42,8 @@ class Written(msgspec.Struct, frozen=True):
 class CanaryBook:
     """One dataset's canaries; shared by the jobs of its replicas."""
 
-    def __init__(self, dataset: Dataset, pool: Executor, clock: Clock, disk: Disk) -> None:
-        self._dataset, self._pool, self._clock, self._disk = dataset, pool, clock, disk
+    def __init__(self, dataset: Dataset, clock: Clock, disk: Disk) -> None:
+        self._dataset, self._clock, self._disk = dataset, clock, disk
         self._name = dataset.config.canary.encode()
         self._turn = asyncio.Lock()
 
@@ -62,7 +62,8 @@ class CanaryBook:
             reason = REFUSED
             try:
                 write = partial(self._write, canary, recorded)
-                reason = await asyncio.get_running_loop().run_in_executor(self._pool, write)
+                with own_thread() as thread:
+                    reason = await asyncio.get_running_loop().run_in_executor(thread, write)
             finally:
                 if reason:
                     await self._in_ledger(self._forget, canary)

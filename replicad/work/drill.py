@@ -35,7 +35,7 @@ from replicad.work.elsewhere import Dial
 from replicad.work.planner import Rules
 from replicad.work.read_remote import RemoteReader
 from replicad.work.restore import Restore
-from replicad.work.scratch import Scratch, check_apart, make_scratch, room_bytes
+from replicad.work.scratch import Scratch, apart, make_scratch, room_bytes
 from replicad.work.target import Target, split
 from replicad.work.validators import Bench, Validators
 
@@ -77,7 +77,7 @@ class Drill:
         record.kind, record.started_ns, record.outcome = kind, self._clock.now_ns(), Outcome.PROVEN
         await self._in_book(self._book.begin_choice)
         try:
-            await asyncio.to_thread(check_apart, base, live)  # of which each may be a dead mount
+            await apart(base, live)
             self._show("choosing", 0, "a pass is under way" if self._dataset.turn.locked() else "")
             limit = await asyncio.to_thread(self._limit_bytes, base)
             chooser = Chooser(self._dataset, self._replica, self._book, self._in_book, limit)

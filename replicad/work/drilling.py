@@ -28,7 +28,7 @@ from replicad.work.dataset import Dataset
 from replicad.work.drill import Drill
 from replicad.work.drill_book import DrillBook
 from replicad.work.elsewhere import Dial
-from replicad.work.scratch import Live, check_apart, sweep
+from replicad.work.scratch import Live, apart, sweep
 from replicad.work.together import first_of
 
 log = logger("work.drill")
@@ -162,7 +162,7 @@ class Drilling:
     async def _sweep(self, base: Path) -> None:
         """Remove what a killed drill left. A directory that is not there, or is refused, is the next drill's matter."""
         try:
-            await asyncio.to_thread(check_apart, base, self._live())
+            await apart(base, self._live())
             for path in await asyncio.to_thread(sweep, base):
                 log.warning("removed what a killed drill left", directory=path)
         except UsageError as error:

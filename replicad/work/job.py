@@ -67,10 +67,10 @@ class Runner:
                     self._status.last_error = ""
                     await self._job.wait()
                 except asyncio.CancelledError:
-                    raise
-                except ReplicadError as error:
-                    failures += 1
-                    await self._failed(error, failures)
+                    if _is_being_ended():
+                        raise
+                    failures += 1  # something else was, for which it waited
+                    await self._failed(RuntimeError("what it waited for was cancelled"), failures)
                 except Exception as error:  # a defect must not end a job, this one or others; it is counted and shown
                     failures += 1
                     await self._failed(error, failures)
@@ -78,17 +78,15 @@ class Runner:
             self._status.running = False
 
     async def _failed(self, error: Exception, failures: int) -> None:
-        known = isinstance(error, ReplicadError)
-        text = str(error) if known else f"defect: {type(error).__name__}: {error}"
+        text = words_of(error)
         delay = self.retry_delay_s(failures)
         self._status.last_error = text
         self._status.next_try_ns = self._clock.now_ns() + int(delay * 1e9)
         if not isinstance(error, LinkError):  # an unreachable peer is a state that the job shows, not a failure of it
             self._status.failures += 1
             self._status.failures_in_row += 1
-        self._log(self._job.name, text, delay, None if known else error)
-        task = asyncio.current_task()
-        if task and task.cancelling():
+        self._log(self._job.name, text, delay, None if isinstance(error, ReplicadError) else error)
+        if _is_being_ended():
             raise asyncio.CancelledError from error  # it failed at ending, as a post hook may; there is no next try
         await self._pause(delay)
         self._status.next_try_ns = 0
@@ -107,6 +105,17 @@ class Runner:
             sleeping.cancel()
             nudged.cancel()
             self._nudge.clear()
+
+
+def _is_being_ended() -> bool:
+    """Whether somebody has cancelled the task that runs."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def words_of(error: Exception) -> str:
+    """What is shown of a failure; what is no ReplicadError is a defect of ours, and said to be one."""
+    return str(error) if isinstance(error, ReplicadError) else f"defect: {type(error).__name__}: {error}"
 
 
 def log_session_end(error: ReplicadError) -> None:

@@ -16,9 +16,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from replicad.link.channel import Channel
-from replicad.model.errors import HeldError, LinkError, ReplicadError
+from replicad.model.errors import HeldError, LinkError
 from replicad.model.snapshot import Head
-from replicad.status import RESTORING, DatasetStatus
+from replicad.status import DatasetStatus
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.system.logs import logger
@@ -28,11 +28,12 @@ from replicad.work.copy import LastSeal, Pass
 from replicad.work.dataset import Dataset
 from replicad.work.hooks import hooks
 from replicad.work.interrupted import finish_interrupted
+from replicad.work.job import words_of
 from replicad.work.outcome import Outcome
 from replicad.work.read_remote import RemoteReader
 from replicad.work.scouts import Scouts
 from replicad.work.shipping import Shipping
-from replicad.work.together import first_of
+from replicad.work.together import first_of, own_thread
 from replicad.work.turnstile import enter_to_read
 
 log = logger("work.replicate")
@@ -45,6 +46,9 @@ RESTORE_LOOK_S = 1.0
 """How often a pass that waits for the end of a restore looks whether it has ended."""
 SHORTEST_PAUSE_S = 0.2
 """Between two passes that the watch caused: a dataset that is written all the time must not be walked all the time."""
+
+BEFORE_IT = "a pass to another replica, or a repair, is under way; this one's pass comes when that has ended"
+RESTORING = "a restore writes into the dataset; the pass comes when that has ended"
 
 Dial = Callable[[], Awaitable[Channel]]
 
@@ -111,13 +115,14 @@ class Replication:
         try:
             await self._pass()
         except HeldError as error:
+            await self._let_go_of_lost()  # nobody dials while it is held, and a session's end would wake it for ever
             self._show("held", error.what, held=True)
             self._status.pass_ok = False
             self._served(requested)
-        except ReplicadError as error:
-            self._show("waiting" if isinstance(error, LinkError) else "failed", str(error))
+        except Exception as error:  # a defect of ours too: nobody is to wait for a pass that has ended
+            self._show("waiting" if isinstance(error, LinkError) else "failed", words_of(error))
             self._status.pass_ok = False
-            self._status.last_error = str(error)
+            self._status.last_error = words_of(error)
             if not isinstance(error, LinkError):
                 self._served(requested)
             raise
@@ -126,7 +131,7 @@ class Replication:
         if not self._status.last_snapshot:  # first of all: another replica's pass, or a restore, may take hours
             await self._dataset.open()
             await self._dataset.in_ledger(self._remember)
-        async with self._dataset.turn, self._undisturbed():
+        async with self._its_turn():
             await self._dataset.open()
             if reason := await self._dataset.in_ledger(self._dataset.held):
                 raise self._dataset.held_error(reason)
@@ -152,9 +157,24 @@ class Replication:
             self._ended(outcome, started_ns, served, walked=only is None or self._has_hook)
 
     @asynccontextmanager
+    async def _its_turn(self) -> AsyncIterator[None]:
+        """While nobody else passes over the dataset, or writes into it."""
+        status, turn = self._status, self._dataset.turn
+        status.queued = turn.locked()
+        if status.queued and status.state == "starting":
+            self._show("waiting", BEFORE_IT)
+        try:
+            async with turn, self._undisturbed():
+                status.queued = False
+                yield
+        finally:
+            status.queued = False
+
+    @asynccontextmanager
     async def _undisturbed(self) -> AsyncIterator[None]:
         """While nobody restores into the dataset: a snapshot of what is half restored would be one of nothing."""
         while (root := await self._entered()) is None:
+            self._status.queued = True
             self._show("waiting", RESTORING, held=self._status.held)
             await self._clock.sleep(RESTORE_LOOK_S)
         try:
@@ -166,7 +186,8 @@ class Replication:
     async def _entered(self) -> int | None:
         """See `enter_to_read`. What a thread gets for a pass that is ended meanwhile is given back: it would keep
         restores out for as long as the daemon lives."""
-        entering = asyncio.get_running_loop().run_in_executor(self._pool, enter_to_read, self._dataset.root)
+        with own_thread() as thread:
+            entering = asyncio.get_running_loop().run_in_executor(thread, enter_to_read, self._dataset.root)
         try:
             return await asyncio.shield(entering)
         except asyncio.CancelledError:
@@ -210,11 +231,14 @@ class Replication:
     # the session
 
     async def _session(self) -> Shipping:
-        if self._shipping and self._shipping.failure:
-            await self.close()
+        await self._let_go_of_lost()
         if self._shipping is None:
             self._shipping = await self._open()
         return self._shipping
+
+    async def _let_go_of_lost(self) -> None:
+        if self._shipping and self._shipping.failure:
+            await self.close()
 
     async def _open(self) -> Shipping:
         if self._status.state != "failed":  # what failed is shown until it goes well

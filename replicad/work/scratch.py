@@ -25,6 +25,7 @@ from pathlib import Path
 from replicad.config import Config
 from replicad.model.errors import DiskFullError, ReplicadError, UsageError
 from replicad.system.disk import Disk
+from replicad.work.together import own_thread
 
 PREFIX = "replicad-drill-"
 MARKER = ".replicad-drill"
@@ -60,6 +61,12 @@ def check_apart(base: Path, live: Sequence[tuple[str, Path]]) -> None:
                 where=str(base),
                 hint="set drill_scratch to a directory away from it",
             )
+
+
+async def apart(base: Path, live: Sequence[tuple[str, Path]]) -> None:
+    """The same from a thread of its own: each of these may be a dead mount."""
+    with own_thread() as thread:
+        await asyncio.get_running_loop().run_in_executor(thread, check_apart, base, live)
 
 
 def room_bytes(base: Path, disk: Disk) -> int:

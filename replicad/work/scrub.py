@@ -26,6 +26,7 @@ from replicad.system.clock import Clock, format_ns
 from replicad.system.load import io_strain
 from replicad.system.logs import logger
 from replicad.work.coverage_notes import NOTE_EVERY_S, look_of
+from replicad.work.job import words_of
 from replicad.work.scrub_book import InBook, Memory, Tally, packed, recall, remember, tally
 from replicad.work.scrub_demands import Outstanding
 from replicad.work.surface import Surface, Verified
@@ -175,7 +176,7 @@ class Scrubbing:
             if self._checking is None:  # a check under way goes on with this one
                 self._surface = None
             self._looked_s = float("-inf")
-            self._show("failed", f"nothing could be read: {_said(error)}", on_track=False)
+            self._show("failed", f"nothing could be read: {words_of(error)}", on_track=False)
             raise
 
     async def close(self) -> None:
@@ -294,9 +295,9 @@ class Scrubbing:
             try:
                 await surface.structure()
             except Exception as error:
-                self._structure_error = f"the structure could not be checked: {_said(error)}"
+                self._structure_error = f"the structure could not be checked: {words_of(error)}"
                 self._structure_again_s = self._clock.monotonic_s() + STRUCTURE_AGAIN_S
-                log.warning("structure not checked", scrub=self.name, reason=_said(error))
+                log.warning("structure not checked", scrub=self.name, reason=words_of(error))
                 if not isinstance(error, ReplicadError):
                     raise
             else:
@@ -521,10 +522,6 @@ def _back_from_the_future(memory: Memory, now_ns: int, every_s: float) -> None:
     memory.alive_ns, memory.stood_until_ns = min(memory.alive_ns, now_ns), min(memory.stood_until_ns, now_ns)
     if memory.structure_ns > now_ns + most_ahead_ns(every_s):
         memory.structure_ns = 0
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, ReplicadError) else f"defect: {type(error).__name__}: {error}"
 
 
 def _joined(*reasons: str) -> str:

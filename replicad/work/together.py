@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -31,6 +33,17 @@ async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextmanager
+def own_thread() -> Iterator[Executor]:
+    """A thread for a call that may never return, as a question to a dead mount may not: it takes none that others need,
+    and ends with the call."""
+    thread = ThreadPoolExecutor(1, "own")
+    try:
+        yield thread
+    finally:
+        thread.shutdown(wait=False)
 
 
 async def to_its_end(call: asyncio.Future[Result], stop: Callable[[], None] = lambda: None) -> Result:
