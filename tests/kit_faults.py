@@ -248,8 +248,8 @@ class Line:
 
 
 @contextlib.contextmanager
-def small_disk(path: Path, mib: int, kind: str = "tmpfs") -> Iterator[Path]:
-    """A file system of its own at `path`."""
+def small_disk(path: Path, mib: int, kind: str = "tmpfs", *options: str) -> Iterator[Path]:
+    """A file system of its own at `path`; `options` are those of mkfs.ext4."""
     path.mkdir(parents=True, exist_ok=True)
     if kind == "tmpfs":
         _run("mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=700", "replicad-test", str(path))
@@ -257,7 +257,7 @@ def small_disk(path: Path, mib: int, kind: str = "tmpfs") -> Iterator[Path]:
         image = path.with_name(f"{path.name}.image")
         with image.open("wb") as file:
             file.truncate(mib * MIB)
-        _run("mkfs.ext4", "-q", "-m", "0", str(image))
+        _run("mkfs.ext4", "-q", "-m", "0", *options, str(image))
         _run("mount", "-o", "loop", str(image), str(path))
     try:
         yield path

@@ -39,8 +39,8 @@ from replicad.model.entry import Drop
 from replicad.model.errors import BookDamagedError, DiskFullError, PeerError, ReplicadError
 from replicad.model.marks import MIN_BYTES, Marks
 from replicad.store import store as store_module
-from replicad.store.format import FrameType, split_frames
-from replicad.store.segments import segment_numbers
+from replicad.store.format import SYNC_BYTES, FrameType, split_frames
+from replicad.store.segments import compacted_path, segment_numbers
 from replicad.system.disk import Disk
 from replicad.work import archive as archive_module
 from replicad.work import archive_reader as archive_reader_module
@@ -660,6 +660,38 @@ def test_killed_at_every_step(store: Path, tmp_path: Path, dying: DyingDisk, pow
         if survived:
             break
     assert last > 8
+
+
+def test_a_power_cut_in_a_second_compaction_takes_nothing_half_copied(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the first one has come to its end is durable: what the second has copied so far does not take its place."""
+    real_begin, real_commit, begun = Database.begin, Database.commit, [False]
+
+    def begin(self: Database, *, durable: bool = False) -> None:
+        begun.append(durable)
+        real_begin(self, durable=durable)
+
+    def commit(self: Database) -> None:
+        real_commit(self)
+        if begun[-1]:  # what was committed since may be lost
+            _copy(store, tmp_path / "durable")
+
+    archive = filled(store)
+    let_go(archive, [n for n in range(1, 30) if n % 7])
+    kept, marks = everything_in(store), marked(archive)
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "begin", begin)
+        patch.setattr(Database, "commit", commit)
+        assert not compact_segment(archive, Disk(), 2, marks, ()).skipped
+    kill(archive)
+    for path in (tmp_path / "durable").glob("catalog.db*"):
+        shutil.copy(path, store)
+    compacted_path(store, 2).write_bytes(segment(store, 2).read_bytes()[:SYNC_BYTES])
+    with closing(open_archive(store)):
+        pass
+    assert everything_in(store) == kept
+    is_well(store)
 
 
 def test_a_reader_of_a_store_that_was_killed_in_between(store: Path, dying: DyingDisk) -> None:

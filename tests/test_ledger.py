@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, EntryRow, Ledger, put_of
+from replicad.db.ledger import OUTDATED, UNSETTLED, ZERO, BlockRow, EntryRow, Ledger, put_of
 from replicad.db.plan import Action, Step
 from replicad.db.unnamed import KEPT_WALKS, end_walk, same_unnamed, take_back
 from replicad.model.entry import Kind, Meta, Put, Stamp
@@ -228,6 +228,19 @@ def test_drops_are_forgotten_when_every_replica_knows_them(ledger: Ledger) -> No
     assert ledger.lacking_drops(0, b"\xff", 9) == [b"a"]
     ledger.forget_drops(["fast"])
     assert ledger.lacking_drops(0, b"\xff", 9) == []
+
+
+def test_a_replica_that_is_not_configured_is_outdated_once_something_is_forgotten_that_it_lacks(ledger: Ledger) -> None:
+    """One that knows all that is forgotten goes on from where it is, whoever is configured."""
+    ledger.record_entries([file_row(b"a", 1, 1)])
+    ledger.drop([b"a"], 2)
+    for name, covered in (("fast", 3), ("away", 1), ("old", 2)):
+        ledger.set_sent(name, Head(1, b"h" * 32), covered)
+        ledger.set_acked(name)
+    ledger.forget_drops(["fast", "away"])
+    assert ledger.standing("away").covered == 1
+    ledger.forget_drops(["fast"])
+    assert [ledger.standing(name).covered for name in ("fast", "away", "old")] == [3, OUTDATED, 2]
 
 
 def test_standing_moves_only_when_the_replica_acknowledges(ledger: Ledger) -> None:

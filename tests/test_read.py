@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kit_faults import needs_root, small_disk
 from kit_source import BadDisk, KnownTree, LaterClock, Meddler, survey
 from kit_tree import as_nobody, build_tree, describe_tree, is_root, make_deep, set_acl
 from replicad.model.block import block_id, checksum
@@ -29,6 +30,7 @@ from replicad.model.entry import (
     Stamp,
     op_problem,
 )
+from replicad.source import large as large_reading
 from replicad.source import read as reading
 from replicad.source.large import SLAB_BYTES, SPAN_BLOCKS, LargeRead, Slab, open_large
 from replicad.source.meta import Described, describe
@@ -355,6 +357,51 @@ def test_a_file_changed_in_this_very_moment_is_given_time(tmp_path: Path, monkey
     assert len(waits) == 1
 
 
+def test_a_file_of_holes_without_end_is_a_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is longer than any real file is named, and read no more than that."""
+    monkeypatch.setattr(large_reading, "MAX_FILE_BLOCKS", 100)
+    for name, size in (("long", 100 * BLOCK), ("endless", 100 * BLOCK + 1)):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, size)
+    with Root(os.fsencode(tmp_path)) as root:
+        large = open_large(root, b"long", BLOCK, clock=CLOCK)
+        assert isinstance(large, LargeRead)
+        large.close()
+        text = "has 6,553,601 bytes, more than 100 blocks of 65,536: it is not replicated"
+        assert open_large(root, b"endless", BLOCK, clock=CLOCK) == Trouble(b"endless", text)
+
+
+def test_a_file_that_changes_again_while_it_is_given_time_is_given_time_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is recorded in the end is never so young that the next change would not show in its times."""
+    path, waits = tmp_path / "file", itertools.count()
+    path.write_bytes(b"one")
+    monkeypatch.setattr(time, "sleep", lambda _: next(waits) or path.write_bytes(b"two"))
+
+    class FileTime(Clock):
+        def now_ns(self) -> int:
+            return path.stat().st_ctime_ns + 1
+
+    read = read_one(tmp_path, "file", clock=FileTime())
+    assert content_of(read) == b"two" and isinstance(read, FileRead) and not read.moved
+    assert next(waits) == 2
+
+
+@needs_root
+def test_a_write_shows_where_times_are_whole_seconds(tmp_path: Path) -> None:
+    """On a file system that stamps whole seconds, a write right after a file was read is no less a write."""
+    with small_disk(tmp_path / "disk", 8, "ext4", "-I", "128") as disk:
+        path = disk / "file"
+        while time.time() % 1 > 0.1:  # else the two writes might fall into two seconds by themselves
+            time.sleep(0.01)
+        path.write_bytes(b"one")
+        before = read_one(disk, "file", clock=Clock())
+        path.write_bytes(b"two")
+        with Root(os.fsencode(disk)) as root:
+            assert isinstance(before, FileRead) and before.stamp != root.look(b"file")
+
+
 def test_batches_are_bounded_by_number_and_by_bytes() -> None:
     """No batch has too many files, or goes on when it has enough bytes; none is lost, the order stays."""
     sizes = [1] * 600 + [SMALL_BYTES] * 20 + [0]
@@ -363,6 +410,17 @@ def test_batches_are_bounded_by_number_and_by_bytes() -> None:
     assert list(itertools.chain(*cut)) == candidates
     assert all(len(batch) <= BATCH_FILES for batch in cut)
     assert all(sum(c.size for c in batch) <= BATCH_BYTES + SMALL_BYTES for batch in cut)
+
+
+def test_a_batch_whose_files_have_grown_holds_no_more_than_it_may(tmp_path: Path) -> None:
+    """Files that were small when they were walked are read whole as far as there is room; the others are outgrown."""
+    for number in range(20):
+        (tmp_path / f"{number}").write_bytes(bytes([number + 1]) * SMALL_BYTES)
+    with Root(os.fsencode(tmp_path)) as root:
+        found = read_small(root, [Candidate(b"%d" % number, 1, BLOCK) for number in range(20)], clock=CLOCK)
+    read = [one for one in found if isinstance(one, FileRead)]
+    assert BATCH_BYTES <= sum(one.size for one in read) <= BATCH_BYTES + SMALL_BYTES
+    assert all(isinstance(one, Outgrown) for one in found[len(read) :])
 
 
 def test_a_batch_of_any_length_keeps_its_order_and_closes_its_files(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from replicad.model.errors import SourceError
 from replicad.source import scan
 from replicad.source.exclude import Excluded
 from replicad.source.root import MAX_OPEN, Root, Trail, root_identity
-from replicad.source.scan import walk
+from replicad.source.scan import Comparer, walk
 
 
 @pytest.fixture
@@ -391,6 +391,15 @@ def test_a_mount_point_is_an_entry_but_is_not_crossed(mounted: Path) -> None:
     assert gone_paths(survey(os.fsencode(mounted), known, only=[b"a/b"])) == set()
 
 
+def test_whoever_shares_a_walk_is_stopped_by_no_mount_that_appears(mounted: Path) -> None:
+    """A directory that became a mount point after it was given away is compared with nothing, and the others are."""
+    known = known_after(mounted)
+    (mounted / "c" / "four").unlink()
+    with Root(os.fsencode(mounted)) as root:
+        compared = Comparer(root, known, Excluded([]), one_filesystem=True).compare([b"a/b", b"c"])
+    assert gone_paths(compared.diffs) == {b"c/four"} and not compared.left
+
+
 def test_a_mount_point_is_crossed_on_demand(mounted: Path) -> None:
     """Without that limit the other file system's entries are walked, marked with its own number."""
     known = known_after(mounted, one_filesystem=False)
@@ -420,6 +429,21 @@ def test_a_hinted_walk_descends_into_what_is_new(tree: Path) -> None:
     diffs = survey(os.fsencode(tree), known, only=[b"", b"a"])
     assert set(known.stamps) == set(describe_tree(tree))
     assert gone_paths(diffs) == {b"a/b/three"}
+
+
+def test_a_hinted_walk_sees_what_came_into_a_directory_before_it_was_watched(tree: Path) -> None:
+    """An empty directory that was made anew and has its old inode again is told by a hint of the one above alone; what
+    was written into it before the kernel watched it is found, and once, whatever other hints lead there."""
+    (tree / "a" / "empty" / "inner").mkdir(parents=True)
+    known = known_after(tree)
+    (tree / "a" / "empty" / "early").touch()
+    (tree / "a" / "empty" / "inner" / "later").touch()
+    hints = [b"a", b"a/empty/inner/gone/deep"]
+    diffs = survey(os.fsencode(tree), known, only=hints)
+    paths = [found.path for diff in diffs for found in diff.changed]
+    assert sorted(paths) == [
+        b"a/empty", b"a/empty/early", b"a/empty/inner", b"a/empty/inner/later",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("hint", [b"a/b/not/there", b"a/b/three", b"a/b/three/below", b"a/b/new"])

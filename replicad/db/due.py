@@ -399,10 +399,10 @@ class DueParts:
         self._db.executemany(
             "INSERT INTO part VALUES(?, ?, 0, ?, ?, 0) ON CONFLICT(file, stretch) DO UPDATE SET bytes = excluded.bytes"
             " WHERE at_ns = 0",
-            [
+            (
                 (file, number, turn, stretch_bytes(size, block_bytes, number))
                 for number in range(stretch_count(size, block_bytes))
-            ],
+            ),
         )
 
     def _ranges(self) -> list[tuple[int, int, int]]:

@@ -29,6 +29,8 @@ from replicad.model.entry import Kind, Meta, Put, Stamp, fitting
 from replicad.model.snapshot import Head
 
 UNSETTLED = 2**62
+OUTDATED = -1
+"""`covered` of a replica that was not configured while something was forgotten that it has not been told."""
 ZERO = b""
 """The id of a block that is all-zero now and was not always."""
 UNKNOWN_CHECKSUM = b""
@@ -499,10 +501,14 @@ class Ledger:
         )  # fmt: skip
 
     def forget_drops(self, replicas: Sequence[str]) -> None:
-        """Forget dropped paths and cut files that every one of these replicas knows to be dropped and cut."""
+        """Forget dropped paths and cut files that every one of these replicas knows to be dropped and cut; any other
+        replica that does not is OUTDATED."""
         oldest = min((self.standing(name).covered for name in replicas), default=0)
-        self._db.execute("DELETE FROM gone WHERE seq <= ?", (oldest,))
-        self._db.execute("DELETE FROM cut WHERE seq <= ?", (oldest,))
+        for table in ("gone", "cut"):
+            known = f"FROM {table} WHERE seq <= ?"
+            outdated = f"covered = {OUTDATED} WHERE covered < (SELECT max(seq) {known})"
+            self._db.execute(f"UPDATE replica SET {outdated}", (oldest,))
+            self._db.execute(f"DELETE {known}", (oldest,))
 
     # upkeep
 

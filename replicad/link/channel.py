@@ -125,6 +125,12 @@ class Channel:
         self._owed: Pong | None = None
         self._timer = self._loop.call_later(self._beat_s, self._tick)
         self._closing: asyncio.TimerHandle | None = None
+        self._resting = 0
+
+    @property
+    def rests(self) -> bool:
+        """Whether a message waits for its share of the bandwidth."""
+        return self._resting > 0
 
     @property
     def state(self) -> State:
@@ -338,11 +344,14 @@ class Channel:
     async def _wait_for_share(self, wait_s: float) -> None:
         if not wait_s:
             return
+        self._resting += 1
         try:
             async with asyncio.timeout(wait_s):
                 await self.over.wait()
         except TimeoutError:
             return
+        finally:
+            self._resting -= 1
 
 
 async def greet(channel: Channel, software: str) -> Welcome:

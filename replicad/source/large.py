@@ -45,6 +45,9 @@ SLAB_BYTES = BUFFER_BYTES
 """Bytes that one call reads."""
 SPAN_BLOCKS = MAP_BLOCKS
 """Blocks that one call covers, holes included: a caller may look up all of them, and none is left out."""
+MAX_FILE_BLOCKS = 2**30
+"""Blocks of one file at most: 1 PiB in blocks of 1 MiB, 4 TiB in the smallest ones. What is longer is nearly all hole,
+and a pass that goes through it would come to nothing else for days."""
 
 
 class Slab(msgspec.Struct, frozen=True):
@@ -235,6 +238,9 @@ def open_large(
             fd = open_file(trail, path)
         try:
             status = settled_status(fd, clock)
+            if block_count(status.st_size, block_bytes) > MAX_FILE_BLOCKS:
+                text = f"has {status.st_size:,} bytes, more than {MAX_FILE_BLOCKS:,} blocks of {block_bytes:,}"
+                return Trouble(path, f"{text}: it is not replicated")
             if is_regular(status):
                 large = LargeRead(root, fd, path, root.stamp(status, fd), status, block_bytes, access)
                 fd = -1

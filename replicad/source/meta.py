@@ -75,18 +75,16 @@ def _describe(root: Root, trail: Trail, path: bytes, clock: Clock) -> Described 
     above, name = split(path)
     try:
         directory = trail.enter(above)
-        status = lstat_at(directory, name)
-        if let_settle(status, clock):
-            status = lstat_at(directory, name)
         for _ in range(TRIES):
+            status = lstat_at(directory, name)
+            let_settle(status, clock)
             stamp = root.stamp(status, directory)
             if not stamp.kind:
                 return Trouble(path, "is of a kind that cannot be replicated")
             described = Described(path, stamp, status.st_nlink, _description(directory, name, stamp, status))
             if len(described.description.target) > MAX_PATH_BYTES:
                 return Trouble(path, f"leads to a target longer than {MAX_PATH_BYTES} bytes")
-            status = lstat_at(directory, name)
-            if root.stamp(status, directory) == stamp:
+            if root.stamp(lstat_at(directory, name), directory) == stamp:
                 break
     except OSError as error:
         return trouble(path, "metadata cannot be read", error)

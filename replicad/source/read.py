@@ -131,14 +131,20 @@ def batches(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
 def read_small(
     root: Root, batch: Sequence[Candidate], *, clock: Clock, access: Access = REAL
 ) -> list[FileRead | Outgrown | Trouble]:
-    """Read whole files of at most SMALL_BYTES; the results in the order of `batch`. No file makes it raise."""
+    """Read whole files of at most SMALL_BYTES; the results in the order of `batch`. What has grown so much meanwhile
+    that there is no room for all of it is Outgrown. No file makes it raise."""
     results: list[FileRead | Outgrown | Trouble] = []
     ahead: deque[tuple[Candidate, int | Trouble]] = deque()
+    room = BATCH_BYTES + SMALL_BYTES
     with Trail(root) as trail:
 
         def read_first() -> None:
+            nonlocal room
             candidate, fd = ahead.popleft()
-            results.append(fd if isinstance(fd, Trouble) else _read_small(root, trail, candidate, fd, clock, access))
+            most = min(SMALL_BYTES, room)
+            read = fd if isinstance(fd, Trouble) else _read_small(root, trail, candidate, fd, most, clock, access)
+            room -= read.size if isinstance(read, FileRead) else 0
+            results.append(read)
 
         try:
             for candidate in batch:
@@ -167,13 +173,13 @@ def _open_ahead(trail: Trail, path: bytes) -> int | Trouble:
 
 
 def _read_small(
-    root: Root, trail: Trail, candidate: Candidate, fd: int, clock: Clock, access: Access
+    root: Root, trail: Trail, candidate: Candidate, fd: int, most: int, clock: Clock, access: Access
 ) -> FileRead | Outgrown | Trouble:
-    """Read the open file, or once that moved what its path leads to then. Closes `fd`."""
+    """Read the open file, of `most` bytes, or once that moved what its path leads to then. Closes `fd`."""
     try:
         for attempt in range(1, READ_TRIES + 1):
             try:
-                result = _read_open(root, fd, candidate, clock, access)
+                result = _read_open(root, fd, candidate, most, clock, access)
             finally:
                 os.close(fd)
             if not isinstance(result, FileRead) or not result.moved or attempt == READ_TRIES:
@@ -199,14 +205,14 @@ def open_file(trail: Trail, path: bytes, flags: int = 0) -> int:
 
 
 def _read_open(
-    root: Root, fd: int, candidate: Candidate, clock: Clock, access: Access
+    root: Root, fd: int, candidate: Candidate, most: int, clock: Clock, access: Access
 ) -> FileRead | Outgrown | Trouble:
     path, block_bytes = candidate.path, candidate.block_bytes
     status = settled_status(fd, clock)
     if not is_regular(status):
         return replaced(path)
     stamp, size = root.stamp(status, fd), status.st_size
-    if size > SMALL_BYTES:
+    if size > most:
         return Outgrown(path, stamp)
     settle_content(fd)
     data = _read_whole(fd, size, access)
@@ -231,9 +237,10 @@ def _read_whole(fd: int, size: int, access: Access) -> bytes:
 
 
 def settled_status(fd: int, clock: Clock) -> os.stat_result:
-    """Status of an open file, taken when its last change is old enough for the next one to show in its times."""
+    """Status of an open file, given when its last change is old enough for the next one to show in its times."""
     status = os.fstat(fd)
-    return os.fstat(fd) if let_settle(status, clock) else status
+    let_settle(status, clock)
+    return status
 
 
 def replaced(path: bytes) -> Trouble:

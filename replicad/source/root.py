@@ -31,6 +31,9 @@ MAX_OPEN = 64
 SETTLE_NS = 20_000_000
 """Two ticks of the slowest kernel clock (100 Hz) that stamps files: a change within the same tick as the last one
 leaves all times as they are."""
+SETTLE_COARSE_NS = 2_000_000_000
+"""The same where a file system stamps whole seconds, as ext4 with small inodes does, or every other one."""
+SECOND_NS = 1_000_000_000
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOW_63_BITS = LAST_NS = 2**63 - 1
 """The books' integers are signed: times end in 2262, and half of a file system's id tells it from others as well."""
@@ -228,13 +231,12 @@ def lstat_at(directory: int, name: bytes) -> os.stat_result:
     return os.stat(name, dir_fd=directory, follow_symlinks=False) if name else os.fstat(directory)
 
 
-def let_settle(status: os.stat_result, clock: Clock) -> bool:
-    """Wait, if the entry changed just now, until its next change would show in its times; whether that was needed, so
-    that its status has to be looked at anew."""
-    if not 0 <= clock.now_ns() - status.st_ctime_ns < SETTLE_NS:
-        return False
-    time.sleep(SETTLE_NS / 1e9)
-    return True
+def let_settle(status: os.stat_result, clock: Clock) -> None:
+    """Wait, if the entry changed just before it had this status, until its next change would show in its times. It may
+    have changed meanwhile, for all that is known: a later look tells."""
+    settle_ns = SETTLE_NS if status.st_ctime_ns % SECOND_NS else SETTLE_COARSE_NS
+    if 0 <= clock.now_ns() - status.st_ctime_ns < settle_ns:
+        time.sleep(settle_ns / 1e9)
 
 
 def trouble(path: bytes, doing: str, error: OSError) -> Trouble:

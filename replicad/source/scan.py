@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from stat import S_ISDIR
 from typing import Protocol
 
@@ -28,13 +29,13 @@ from replicad.source.root import (
     KIND_OF,
     NAME_ENCODING,
     NAME_ERRORS,
+    SECOND_NS,
     SETTLE_NS,
     Root,
     Trail,
     Trouble,
     lstat_at,
     recordable,
-    signed,
     split,
     trouble,
 )
@@ -149,8 +150,8 @@ def walk(
     soon: Soon | None = None,
     companion: Companion | None = None,
 ) -> Iterator[DirectoryDiff]:
-    """Walk the whole tree, or with `only` those directories alone (and what is new below them). A walk of everything
-    tells `soon` where it goes next, and shares its directories with a `companion`.
+    """Walk the whole tree, or with `only` those directories alone (and what is new or differs below them). A walk of
+    everything tells `soon` where it goes next, and shares its directories with a `companion`.
 
     The diff of a directory comes before those of its subdirectories; the root's own entry is in the first. An
     excluded path, and all that a mount point hides when `one_filesystem`, is gone if it was known; the directory
@@ -176,11 +177,11 @@ class Comparer:
             walker = _Walk(self._root, trail, self._known, self._excluded, self._one_filesystem)
             for path in directories:
                 with closing(walker.pieces(path)) as pieces:
-                    diff, more = next(pieces), next(pieces, None)
-                if more:
+                    diffs = list(islice(pieces, 2))
+                if len(diffs) > 1:
                     compared.left.append(path)
                 else:
-                    compared.diffs.append(diff)
+                    compared.diffs.extend(diffs)
                     compared.below.extend(walker.stack)
                 walker.stack.clear()
                 walker.mounts.clear()
@@ -222,8 +223,11 @@ class _Walk:
     one_filesystem: bool
     soon: Soon | None = None
     companion: Companion | None = None
-    new_only: bool = False
-    """Descend into new directories only."""
+    is_hinted: bool = False
+    """Descend only into directories that are new or differ: one that was made anew may have its old inode again, and
+    what came into it before it was watched is told by nobody."""
+    walked: set[bytes] = field(default_factory=set)
+    """Known directories that a hinted walk has come to."""
     stack: list[bytes] = field(default_factory=list)
     """Directories still to be walked; their names are all that is kept of them."""
     mounts: list[bytes] = field(default_factory=list)
@@ -267,27 +271,26 @@ class _Walk:
             soon(fresh)
 
     def hinted(self, only: Iterable[bytes]) -> Iterator[DirectoryDiff]:
-        self.new_only = True
+        self.is_hinted = True
         wanted = {path for path in only if not self.excluded.covers(path)}
         heap = sorted(wanted)  # parents come before their children
         done: set[bytes] = set()
         while heap:
             hint = heapq.heappop(heap)
-            if hint in done:
+            if hint in done or hint in self.walked:
                 continue
             done.add(hint)
             above = split(hint)[0]
             if hint and not self._is_known_directory(hint):
                 heapq.heappush(heap, above)  # what happened here shows there
                 continue
+            self.walked.add(hint)
             own = self._own_diff(hint)
-            if own and (not hint or above not in done):
+            if own and (not hint or above not in self.walked):
                 yield own
             self.stack.append(hint)
             while self.stack:
-                directory = self.stack.pop()
-                done.update(wanted & {directory})
-                yield from self.pieces(directory)
+                yield from self.pieces(self.stack.pop())
 
     def _is_known_directory(self, path: bytes) -> bool:
         """Whether `path` is a directory, now and in the ledger."""
@@ -388,7 +391,7 @@ class _Walk:
                     if kind == _FILE:
                         unchanged_bytes += seen[6]
                     elif kind == _DIRECTORY:
-                        self._descend(prefix + name, status, before)
+                        self._descend(prefix + name, status, before, differs=False)
                 else:
                     self._differs(diff, prefix + name, stamp, status, before)
                     if diff.is_full:
@@ -440,11 +443,17 @@ class _Walk:
         if stamp[0] == _DIRECTORY:
             self._descend(path, status, before)
 
-    def _descend(self, path: bytes, status: os.stat_result, before: tuple[int, ...] | None) -> None:
+    def _descend(
+        self, path: bytes, status: os.stat_result, before: tuple[int, ...] | None, *, differs: bool = True
+    ) -> None:
         if self.one_filesystem and status.st_dev != self.root.device:
             self.mounts.append(path)
-        elif not self.new_only or before is None or before[0] != _DIRECTORY or before[5] != signed(status.st_ino):
+        elif not self.is_hinted:
             self.stack.append(path)
+        elif differs and path not in self.walked:
+            self.stack.append(path)
+            if before:  # a new one is met once
+                self.walked.add(path)
 
     def _hidden(self, path: bytes) -> Iterator[DirectoryDiff]:
         """What is known below a mount point that is not crossed is gone, as if it were excluded."""
@@ -477,7 +486,6 @@ class _Walk:
 
 _FILE, _DIRECTORY, _SYMLINK = Kind.FILE.value, Kind.DIRECTORY.value, Kind.SYMLINK.value
 _SIZE, _TIMES = 6, slice(7, 9)
-_SECOND_NS = 1_000_000_000
 
 
 def has_drifted(known: Sequence[int], now: Sequence[int]) -> bool:
@@ -487,7 +495,7 @@ def has_drifted(known: Sequence[int], now: Sequence[int]) -> bool:
     so a size that was recorded meanwhile is outgrown under the same times. Directories have whatever size their file
     system's check gives them. And where times are whole seconds, two changes within one look like none.
     """
-    if known[_TIMES] != now[_TIMES] or known[4:6] != now[4:6] or known[8] % _SECOND_NS == 0:
+    if known[_TIMES] != now[_TIMES] or known[4:6] != now[4:6] or known[8] % SECOND_NS == 0:
         return False
     if known[:4] != now[:4]:
         return True

@@ -405,6 +405,7 @@ class Archive:
         fresh = compacted_path(self._store.directory, number)
         if fresh.exists():
             self._disk.rename_durable(fresh, segment_path(self._store.directory, number))
+        self._catalog.begin_durably()  # else what a later compaction has half copied would take its place one day
         self._catalog.set_laying(0)
 
     def _promise(self, names: set[bytes]) -> None:

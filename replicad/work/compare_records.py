@@ -99,8 +99,8 @@ class ComparingRecords:
         return Agreement.DIFFER
 
     async def _tell_anew(self, listing: AsyncIterator[list[Op]], head: Head) -> None:
-        """Let the next pass tell everything. What only the replica has is noted under a stamp that nothing has, so that
-        the next survey drops it, or reads what is there."""
+        """Let the next pass tell everything. What only the replica has is noted under a stamp that nothing has, and as
+        lacking, so that the pass looks there and drops it, or reads what is there."""
         async for ops in listing:
             await self._dataset.in_ledger(self._note_unknown, ops)
         await self._dataset.durably(self._dataset.ledger.restart, self._replica, head)
@@ -110,7 +110,7 @@ class ComparingRecords:
         unknown = [op for op in ops if isinstance(op, Put) and op.path and ledger.entry(op.path) is None]
         nothing = [Stamp(op.kind, 0, 0, 0, 0, 0, UNREAD_SIZE, 0, 0) for op in unknown]
         ledger.record_entries(
-            [EntryRow(Put(op.path, op.kind, op.meta), stamp, 0) for op, stamp in zip(unknown, nothing, strict=True)]
+            [EntryRow(Put(op.path, op.kind, op.meta), stamp, 1) for op, stamp in zip(unknown, nothing, strict=True)]
         )
 
     # inside `in_findings`

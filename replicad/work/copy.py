@@ -109,7 +109,8 @@ class Pass:
         walk looks below a directory that is not recorded, and so nothing would ever drop it."""
 
     async def run(self, only: frozenset[bytes] | None, last: LastSeal) -> Outcome:
-        """Do it; with `only` just these directories are walked. Everything is acknowledged when this returns.
+        """Do it; with `only` just these directories are walked, and where a catch-up met something. Everything is
+        acknowledged when this returns.
 
         Without changes a snapshot is made only when the `last` one is old, or not complete and this one is. Raises
         HeldError, SourceError, and whatever ended the session.
@@ -118,6 +119,7 @@ class Pass:
         try:
             await self._begin(root)
             await self._catch_up()
+            only = self._outcome.widened(only)
             async with self._scouts.borrow(root, self._dataset.config.compression) as scout:
                 self._scout = scout
                 found = await self._survey(only)
@@ -315,7 +317,9 @@ class Pass:
         if moved and self._dataset.config.on_change == "skip":
             self._outcome.trouble(path, MOVED)
             return False
-        self._outcome.fuzzy += moved
+        if moved:
+            self._outcome.fuzzy += 1
+            self._outcome.look_again(path)
         return True
 
     # large files

@@ -23,7 +23,7 @@ from replicad.source.reread import Ask, Judgement, Moved, Reread, judge_reread, 
 from replicad.source.root import Root, Trouble
 from replicad.system.clock import Clock
 from replicad.work.dataset import Dataset
-from replicad.work.half_read import content_identity
+from replicad.work.half_read import content_identity, is_half_read
 from replicad.work.met import Rotten, look_again, report
 from replicad.work.outcome import Outcome
 from replicad.work.record import UNREAD_SIZE, Recorder, given, listed_of, maps, operations
@@ -35,6 +35,7 @@ UNIT_BYTES = 8 * 1024 * 1024
 """Their bytes, at most, unless one block is larger."""
 MAX_TOLD = 256
 """Rotten blocks of one file that become findings at once; what a rotten disk has beyond that is found by the scrub."""
+WRITTEN = "was written while it was sent; it will be tried again"
 LIST_ENTRIES = 1024
 """Entries taken from the ledger at once."""
 
@@ -68,10 +69,13 @@ class KnownEntries:
         self._dataset, self._recorder, self._shipping = dataset, recorder, shipping
         self._root, self._outcome, self._pool, self._clock = root, outcome, pool, clock
         self._checkpoint = checkpoint
+        self._survey_follows = False
 
     async def catch_up(self) -> None:
-        """Ship everything that the ledger has recorded and the replica lacks."""
+        """Ship everything that the ledger has recorded and the replica lacks; a survey follows, which has to look where
+        the outcome says."""
         ledger, covered = self._dataset.ledger, self._recorder.covered
+        self._survey_follows = True
         await self._dataset.in_ledger(ledger.list_lacking, covered)
         after = 0
         while batch := await self._dataset.in_ledger(ledger.listed, after, LIST_ENTRIES):
@@ -84,10 +88,14 @@ class KnownEntries:
             await self._shipping.ship(Unit(b"", load_nothing, given([Drop(path) for path in paths]), 0))
             await self._checkpoint()
         await self._shipping.flushed()
+        self._survey_follows = False
         await self._dataset.in_ledger(ledger.note_settled)
 
     async def ship(self, entries: Sequence[tuple[bytes, Known]]) -> None:
-        """Ship these."""
+        """Ship these. Where one is recorded as something that nobody has seen, or not all of, a walk says more."""
+        for path, known in entries:
+            if known.size == UNREAD_SIZE or is_half_read(known):
+                self._outcome.look_again(path)
         few: list[Entry] = []
         blocks = size = 0
         for entry in await self._dataset.in_ledger(self._with_rows, entries):
@@ -188,6 +196,10 @@ class KnownEntries:
                 self._outcome.rotten += failure.count
                 if failure.reason:
                     self._outcome.trouble(path, failure.reason)
+                elif failure.was_written and not self._survey_follows:
+                    self._outcome.trouble(path, WRITTEN)
+                else:
+                    self._outcome.look_again(path)
                 await self._tell(path, failure.rotten.values())
 
     async def _settle(self, failed: Collection[bytes], entries: Sequence[Entry]) -> None:
@@ -215,10 +227,10 @@ class KnownEntries:
 
 
 class Failure:
-    """Why a recorded file could not be read again. A file that was merely written has no reason: the survey sees it."""
+    """Why a recorded file could not be read again. One that was written, or is gone, has no reason: a walk sees it."""
 
-    def __init__(self, reason: str = "") -> None:
-        self.reason = reason
+    def __init__(self, reason: str = "", *, was_written: bool = False) -> None:
+        self.reason, self.was_written = reason, was_written
         self.rotten: dict[int, Rotten] = {}
         """Rotten blocks by number, the first MAX_TOLD."""
         self.count = 0
@@ -299,7 +311,9 @@ class _Rereading:
 
 
 def _failure(answer: Moved | Trouble) -> Failure:
-    return Failure(answer.reason) if isinstance(answer, Trouble) and not answer.vanished else Failure()
+    if isinstance(answer, Moved):
+        return Failure(was_written=True)
+    return Failure() if answer.vanished else Failure(answer.reason)
 
 
 def _ask(place: Place, numbers: Sequence[int]) -> Ask:

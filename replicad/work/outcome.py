@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from replicad.model.entry import show_path
 from replicad.model.snapshot import Head
 from replicad.source.root import Trouble
+from replicad.source.watch import MAX_HINTS
 from replicad.status import MAX_NAMED
 from replicad.status import Trouble as Named
 
@@ -36,13 +37,19 @@ class Outcome:
             self.look_again(path)
 
     def look_again(self, path: bytes) -> None:
-        """Have the next pass look there, whatever the watch says."""
-        self._places.update((path, path.rpartition(b"/")[0]))
+        """Have the next walk look there, whatever the watch says."""
+        if len(self._places) <= MAX_HINTS:
+            self._places.update((path, path.rpartition(b"/")[0]))
 
     @property
     def again(self) -> frozenset[bytes] | None:
         """Directories to be walked again so that the unread are found again; None: there are too many to name."""
-        return frozenset(self._places) if self.unread <= len(self.named) else None
+        is_all = self.unread <= len(self.named) and len(self._places) <= MAX_HINTS
+        return frozenset(self._places) if is_all else None
+
+    def widened(self, only: frozenset[bytes] | None) -> frozenset[bytes] | None:
+        """The directories of a walk, None for all, and those to be walked again."""
+        return None if only is None or self.again is None else only | self.again
 
     def unreadable(self, trouble: Trouble) -> None:
         """Count what the source could not give. A path that is gone by now is no trouble: the next walk drops it."""

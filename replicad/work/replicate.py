@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import Any
 
+from replicad.db.ledger import OUTDATED
 from replicad.link.channel import Channel
 from replicad.model.errors import HeldError, LinkError
 from replicad.model.snapshot import Head
@@ -258,12 +259,12 @@ class Replication:
         """Make the ledger's idea of the replica agree with the replica's own head. Raises HeldError."""
         dataset, ledger = self._dataset, self._dataset.ledger
         standing = await dataset.in_ledger(ledger.standing, self._replica)
-        if head == standing.head:
+        is_known = head in (standing.head, standing.sent)
+        if is_known and standing.covered != OUTDATED:
+            if head != standing.head:
+                await dataset.in_ledger(self._arrived)
             return
-        if head == standing.sent:
-            await dataset.in_ledger(self._arrived)
-            return
-        if not await dataset.in_ledger(self._may_go_on):
+        if not is_known and not await dataset.in_ledger(self._may_go_on):
             raise dataset.held_error(_diverged(standing.head, head, self._replica))
         reader = await RemoteReader.open(await self._dial(), dataset.config.name)
         try:
@@ -272,6 +273,7 @@ class Replication:
                 adopted = await adopt(dataset, self._replica, head, reader, self._clock)
         finally:
             await reader.close()
+        self._walked_s = float("-inf")  # what was noted without having been seen is found by a walk of everything
         if not standing.head.number:  # a ledger that was lost, or moved away because it was damaged
             text = f"the ledger was made anew from snapshot {head.number} of {self._replica}"
             await dataset.open_findings()

@@ -15,17 +15,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from replicad.link.channel import ANSWER_S, Channel, open_session, unanswered
+from replicad.link.channel import Channel, open_session
 from replicad.link.messages import (
     MAX_OFFER,
     Acked,
     Blocks,
     Bye,
     Credit,
-    Message,
     Need,
     Offer,
     Opened,
@@ -52,6 +52,9 @@ RECORD_LEVEL = 3
 """zstd level of records: they are small, highly repetitive, and kept for ever."""
 MAX_UNITS = 4096
 """Units under way; most are bounded by HELD_BYTES, this bounds those that hold nothing."""
+STALL_S = 1800.0
+"""A replica that keeps the line alive, and for so long neither takes nor answers anything, is let go: its store hangs,
+and the dataset's other replicas wait for their turn. One message goes over the slowest line in less."""
 
 _OP_BYTES = 96
 """About what an operation takes beside path, target, ids, runs of zeros and attributes."""
@@ -106,6 +109,8 @@ class Shipping:
         self._acks: asyncio.Queue[Head] = asyncio.Queue()
         self._unanswered = self._unacknowledged = 0
         """Offers and seals that have no answer yet: whoever answers more than was asked is not listened to."""
+        self._heard = self._waits = 0
+        """Messages that came, and how many waits for the replica are under way."""
         self._changed = asyncio.Condition()
         self._held = 0
         self._credit = 0
@@ -132,6 +137,7 @@ class Shipping:
             asyncio.create_task(self._watched(self._hear())),
             asyncio.create_task(self._watched(self._pack_ahead())),
             asyncio.create_task(self._watched(self._send_on())),
+            asyncio.create_task(self._watched(self._lose_patience())),
         ]
         return answer.head
 
@@ -192,7 +198,8 @@ class Shipping:
         await before(head)
         self._unacknowledged += 1
         await self._send(Seal(encode_plain(FrameType.COMMIT, plain)), len(plain))
-        acked: Head = await self._guarded(self._acks.get())
+        with self._waiting():
+            acked: Head = await self._guarded(self._acks.get())
         if acked != head:
             raise PeerError("acknowledged another head than it was sent", where=self._channel.peer)
         self._records.clear()
@@ -203,7 +210,8 @@ class Shipping:
     async def _hear(self) -> None:
         """Take in what the replica says."""
         while True:
-            message = await self._heard()
+            message = await self._channel.receive()
+            self._heard += 1
             match message:
                 case Need() if self._unanswered:
                     self._unanswered -= 1
@@ -225,21 +233,6 @@ class Shipping:
                 case _:
                     raise PeerError(f"sent {type(message).__name__} in a writing session", where=self._channel.peer)
 
-    async def _heard(self) -> Message:
-        """The next message; LinkError when it is owed all the time and does not come. A pass that waited on for a
-        replica whose medium hangs would keep the dataset from its other replicas."""
-        while True:
-            was_owed = self._is_owed()
-            try:
-                async with asyncio.timeout(ANSWER_S):
-                    return await self._channel.receive()
-            except TimeoutError:
-                if was_owed and self._is_owed():
-                    raise unanswered(self._channel) from None
-
-    def _is_owed(self) -> bool:
-        return bool(self._unanswered or self._unacknowledged or self._credit <= 0)
-
     async def _pack_ahead(self) -> None:
         """Load, compress and frame what the replica needs, one unit ahead of the one that is being sent."""
         while True:
@@ -247,7 +240,9 @@ class Shipping:
             await self._packed.put(await self._packed_unit(unit) if unit.ids else _Packed(unit))
 
     async def _packed_unit(self, unit: Unit) -> _Packed:
-        wanted = _wanted(await self._needs.get(), _split_ids(unit.ids), self._undelivered)
+        with self._waiting():
+            bits = await self._needs.get()
+        wanted = _wanted(bits, _split_ids(unit.ids), self._undelivered)
         if not wanted:
             return _Packed(unit)
         pieces, failed = await self._pieces(unit, wanted)
@@ -273,6 +268,29 @@ class Shipping:
             self._held -= packed.unit.held_bytes
             await self._wake()
             self._units.task_done()
+
+    async def _lose_patience(self) -> None:
+        """End a session in which something waits for the replica and nothing moves."""
+        while True:
+            before = self._place
+            await asyncio.sleep(STALL_S)
+            if before and before == self._place:
+                self._channel.hang_up("nothing moves")
+                text = f"the replica is there, but has neither taken nor answered anything for {STALL_S:.0f} s"
+                raise LinkError(text, where=self._channel.peer, hint="look at its store's disk")
+
+    @property
+    def _place(self) -> tuple[int, int] | None:
+        """How far the session is; None while nothing waits for the replica."""
+        return (self._heard, self._channel.sent_bytes) if self._waits and not self._channel.rests else None
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self._waits += 1
+        try:
+            yield
+        finally:
+            self._waits -= 1
 
     async def _watched(self, work: Awaitable[None]) -> None:
         try:
@@ -319,14 +337,16 @@ class Shipping:
         if self._failure:
             raise self._failure
         try:
-            await self._channel.send(message)
+            with self._waiting():
+                await self._channel.send(message)
         except LinkError:
             await self._until(lambda: False)  # why the session ended is said by what came before its end: `_hear`
         self._sent(size)
 
     async def _spend(self, size: int) -> None:
         """Wait for credit. A message may overdraw it once, so that no credit is too small for any message."""
-        await self._until(lambda: self._credit > 0)
+        with self._waiting():
+            await self._until(lambda: self._credit > 0)
         self._credit -= size
 
     async def _until(self, ready: Callable[[], bool]) -> None:
