@@ -63,7 +63,7 @@ from replicad.work.shelves import Shelves
 from replicad.work.surfaces import SURFACES, Surfaces
 from replicad.work.suspect import Examining
 from replicad.work.tendings import Tendings
-from replicad.work.together import own_thread
+from replicad.work.together import in_own_thread
 from replicad.work.view import OnView
 
 log = logger("daemon")
@@ -254,9 +254,8 @@ class Daemon:
         file names may lie on a dead mount."""
         file = self._config.file
         try:
-            with own_thread() as thread:
-                async with asyncio.timeout(LOAD_S):
-                    return await asyncio.get_running_loop().run_in_executor(thread, load, file)
+            async with asyncio.timeout(LOAD_S):
+                return await in_own_thread(partial(load, file))
         except TimeoutError:
             text = f"a file or directory that it names does not answer within {LOAD_S:.0f} s"
             raise ReplicadError(text, where=str(file), hint="findmnt and dmesg name a dead mount") from None
@@ -478,7 +477,6 @@ class ReplicaSide:
         self.config.store.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stack.push_async_callback(self.shelves.close)
         self._stack.push_async_callback(self.scrubs.close)
-        self._stack.callback(self.free_space.close)
         self._stack.push_async_callback(self._stop_jobs)
         await self.shelves.open_all()
         await self.free_space.step()

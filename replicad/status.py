@@ -538,8 +538,9 @@ def _canary_findings(line: CanaryStatus, now_ns: int) -> list[Finding]:
     if line.state == "refused":
         return [Finding("canary", where, f"no canary is written: {line.reason}", more)]
     if line.state != "paused" and is_canary_late(line.oldest_awaited_ns, now_ns, line.within_s):
-        age, allowed = short_duration((now_ns - line.oldest_awaited_ns) / 1e9), short_duration(line.within_s)
-        text = f"a canary written {age} ago has not come through, {allowed} are allowed"
+        age, allowed = short_duration(abs(now_ns - line.oldest_awaited_ns) / 1e9), short_duration(line.within_s)
+        when = "ago" if line.oldest_awaited_ns <= now_ns else "ahead of the clock"
+        text = f"a canary written {age} {when} has not come through, {allowed} are allowed"
         return [Finding("canary", where, f"{text}: {line.reason}" if line.reason else text, more)]
     return []
 

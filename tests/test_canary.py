@@ -536,6 +536,8 @@ def test_late_is_a_finding_and_paused_is_none() -> None:
     assert found.kind == "canary" and "no route" in found.what
     assert "written 30m 1s ago has not come through, 30m are allowed" in found.what
     assert findings(a_node(a_dataset(), a_canary(oldest_awaited_ns=NOW_NS - 1799 * S))) == []
+    (ahead,) = findings(a_node(a_dataset(), a_canary(oldest_awaited_ns=NOW_NS + 3600 * S)))
+    assert "written 1h ahead of the clock" in ahead.what
     paused = a_canary(oldest_awaited_ns=old_ns, state="paused", reason="the dataset is held: why")
     assert findings(a_node(a_dataset(), paused)) == [] and "paused: the dataset is held: why" in shown(paused)
 

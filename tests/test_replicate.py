@@ -18,7 +18,7 @@ import pytest
 
 from kit_faults import needs_root, small_disk
 from kit_restore import restore
-from kit_rig import Rig, copied, describe_snapshot, differences, replica, rig, snapshots
+from kit_rig import Replica, Rig, copied, describe_snapshot, differences, replica, rig, snapshots
 from kit_scrub_primary import ALL, scrubbed
 from kit_tend import stamp_now
 from kit_tree import build_tree, is_root
@@ -983,6 +983,16 @@ async def test_a_time_beyond_what_the_books_hold_costs_nobody_else(tmp_path: Pat
     assert os.stat(root / "bad").st_mtime_ns == late_ns
 
 
+BOTH = ("fra1", "par1")
+
+
+async def both_told(tmp_path: Path, root: Path, fra1: Replica, par1: Replica) -> None:
+    """Both replicas have all that is there."""
+    async with rig(tmp_path, root, BOTH) as primary:
+        await primary.sync(fra1)
+        await primary.sync(par1, "par1")
+
+
 async def test_a_replica_that_was_not_configured_for_a_while_keeps_nothing_of_what_went_meanwhile(
     tmp_path: Path, root: Path
 ) -> None:
@@ -990,18 +1000,15 @@ async def test_a_replica_that_was_not_configured_for_a_while_keeps_nothing_of_wh
     (root / "dropped").write_text("dropped")
     (root / "cut").write_bytes(random.Random(1).randbytes(600_000))
     (root / "kept").write_bytes(random.Random(2).randbytes(300_000))
-    names = ("fra1", "par1")
     async with replica(tmp_path / "store1") as fra1, replica(tmp_path / "store2") as par1:
-        async with rig(tmp_path, root, names) as primary:
-            await primary.sync(fra1)
-            await primary.sync(par1, "par1")
-        async with rig(tmp_path, root, names[:1]) as primary:
+        await both_told(tmp_path, root, fra1, par1)
+        async with rig(tmp_path, root, BOTH[:1]) as primary:
             (root / "dropped").unlink()
             os.truncate(root / "cut", 70_000)
             await primary.sync(fra1)
             os.truncate(root / "cut", 600_000)
             await primary.sync(fra1)
-        async with rig(tmp_path, root, names) as primary:
+        async with rig(tmp_path, root, BOTH) as primary:
             status = await primary.sync(par1, "par1")
             assert status.pass_ok and status.sent_bytes < 20_000
             assert differences(describe_snapshot(par1.archive), copied(root)) == []
@@ -1011,15 +1018,12 @@ async def test_a_replica_that_was_not_configured_for_a_while_keeps_nothing_of_wh
 async def test_a_replica_that_is_configured_again_with_another_history_is_held(tmp_path: Path, root: Path) -> None:
     """That it was not configured for a while is no reason to go on from a history that nobody knows."""
     (root / "dropped").write_text("dropped")
-    names = ("fra1", "par1")
     async with replica(tmp_path / "store1") as fra1, replica(tmp_path / "store2") as par1:
-        async with rig(tmp_path, root, names) as primary:
-            await primary.sync(fra1)
-            await primary.sync(par1, "par1")
-        async with rig(tmp_path, root, names[:1]) as primary:
+        await both_told(tmp_path, root, fra1, par1)
+        async with rig(tmp_path, root, BOTH[:1]) as primary:
             (root / "dropped").unlink()
             await primary.sync(fra1)
-        async with rig(tmp_path, root, names) as primary:
+        async with rig(tmp_path, root, BOTH) as primary:
             assert "do not share one history" in (await primary.sync(fra1, "par1")).reason
 
 

@@ -22,7 +22,7 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.canary_file import write_canary
 from replicad.work.dataset import Dataset
-from replicad.work.together import own_thread
+from replicad.work.together import in_own_thread
 
 WRITTEN = "canary"
 THROUGH = "canary:{}"
@@ -61,9 +61,7 @@ class CanaryBook:
             canary = await self._in_ledger(self._next)
             reason = REFUSED
             try:
-                write = partial(self._write, canary, recorded)
-                with own_thread() as thread:
-                    reason = await asyncio.get_running_loop().run_in_executor(thread, write)
+                reason = await in_own_thread(partial(self._write, canary, recorded))
             finally:
                 if reason:
                     await self._in_ledger(self._forget, canary)

@@ -6,14 +6,13 @@ asks is given the last answer, or that there has been none for too long.
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from replicad.model.errors import ReplicadError
 from replicad.status import printable
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
+from replicad.work.together import in_own_thread
 
 LOOK_S = 5.0
 """How often it is asked."""
@@ -28,7 +27,6 @@ class FreeSpace:
 
     def __init__(self, directory: Path, disk: Disk, clock: Clock) -> None:
         self._directory, self._disk, self._clock = directory, disk, clock
-        self._thread = ThreadPoolExecutor(1, "free-space")
         self._said, self._said_s = (-1, ""), clock.monotonic_s()
 
     @property
@@ -45,12 +43,8 @@ class FreeSpace:
 
     async def step(self) -> None:
         """Ask. That the file system does not say is an answer too: a disk that dies is no failure of whoever looks."""
-        self._said = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask)
+        self._said = await in_own_thread(self._ask)
         self._said_s = self._clock.monotonic_s()
-
-    def close(self) -> None:
-        """Ask no more; a question that does not return is left to itself."""
-        self._thread.shutdown(wait=False)
 
     def _ask(self) -> tuple[int, str]:
         try:

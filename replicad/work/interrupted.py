@@ -90,7 +90,7 @@ async def finish_interrupted(dataset: Dataset, pool: Executor, disk: Disk) -> No
     if not isinstance(raw, bytes):
         return
     intent = msgspec.msgpack.decode(raw, type=Intent)
-    if not await is_same_root(dataset, pool):
+    if not await is_same_root(dataset):
         return  # it is not mounted; whoever looks at it next is held for that
     now = await _in_pool(pool, partial(_look, dataset.root, intent.path))
     is_ours = now is not None and await _is_ours(dataset, pool, intent, now)

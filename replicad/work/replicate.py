@@ -13,6 +13,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from replicad.db.ledger import OUTDATED
@@ -34,7 +35,7 @@ from replicad.work.outcome import Outcome
 from replicad.work.read_remote import RemoteReader
 from replicad.work.scouts import Scouts
 from replicad.work.shipping import Shipping
-from replicad.work.together import first_of, own_thread
+from replicad.work.together import first_of, in_own_thread
 from replicad.work.turnstile import enter_to_read
 
 log = logger("work.replicate")
@@ -187,8 +188,7 @@ class Replication:
     async def _entered(self) -> int | None:
         """See `enter_to_read`. What a thread gets for a pass that is ended meanwhile is given back: it would keep
         restores out for as long as the daemon lives."""
-        with own_thread() as thread:
-            entering = asyncio.get_running_loop().run_in_executor(thread, enter_to_read, self._dataset.root)
+        entering = in_own_thread(partial(enter_to_read, self._dataset.root))
         try:
             return await asyncio.shield(entering)
         except asyncio.CancelledError:

@@ -6,18 +6,18 @@ empty mount point must not look like files that were dropped.
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import Executor
+from functools import partial
 
 from replicad.model.errors import SourceError
 from replicad.source.root import root_identity
 from replicad.work.dataset import Dataset
+from replicad.work.together import in_own_thread
 
 
-async def is_same_root(dataset: Dataset, pool: Executor) -> bool:
+async def is_same_root(dataset: Dataset) -> bool:
     """Whether the root is there and is the recorded one."""
     try:
-        seen = await asyncio.get_running_loop().run_in_executor(pool, root_identity, dataset.root)
+        seen = await in_own_thread(partial(root_identity, dataset.root))
     except SourceError:
         return False
     recorded = await dataset.in_ledger(dataset.ledger.get, "root")

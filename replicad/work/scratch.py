@@ -20,12 +20,13 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from replicad.config import Config
 from replicad.model.errors import DiskFullError, ReplicadError, UsageError
 from replicad.system.disk import Disk
-from replicad.work.together import own_thread
+from replicad.work.together import in_own_thread
 
 PREFIX = "replicad-drill-"
 MARKER = ".replicad-drill"
@@ -65,8 +66,7 @@ def check_apart(base: Path, live: Sequence[tuple[str, Path]]) -> None:
 
 async def apart(base: Path, live: Sequence[tuple[str, Path]]) -> None:
     """The same from a thread of its own: each of these may be a dead mount."""
-    with own_thread() as thread:
-        await asyncio.get_running_loop().run_in_executor(thread, check_apart, base, live)
+    await in_own_thread(partial(check_apart, base, live))
 
 
 def room_bytes(base: Path, disk: Disk) -> int:

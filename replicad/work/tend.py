@@ -44,7 +44,7 @@ from replicad.work.read_remote import RemoteReader
 from replicad.work.reader import open_block
 from replicad.work.replica_history import ReplicaHistory
 from replicad.work.same_root import is_same_root
-from replicad.work.together import first_of, own_thread
+from replicad.work.together import first_of
 
 LOOK_EVERY_S = 5.0
 """How often the findings book is looked at for news."""
@@ -490,9 +490,7 @@ class _Side:
         tending, dataset = self._tending, self._tending._dataset
         await self._finish_interrupted()
         self.covered = (await dataset.in_ledger(dataset.ledger.standing, self.name)).covered
-        with own_thread() as thread:
-            is_same = await is_same_root(dataset, thread)
-        if is_same:
+        if await is_same_root(dataset):
             loop = asyncio.get_running_loop()
             self.root = await loop.run_in_executor(tending._pool, Root, dataset.root)
         return self

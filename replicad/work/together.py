@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -35,15 +34,13 @@ async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@contextmanager
-def own_thread() -> Iterator[Executor]:
-    """A thread for a call that may never return, as a question to a dead mount may not: it takes none that others need,
-    and ends with the call."""
+def in_own_thread(work: Callable[[], Result]) -> asyncio.Future[Result]:
+    """What a call gives that may never return, as a question to a dead mount may not: its thread is none that others
+    need, and ends with the call."""
     thread = ThreadPoolExecutor(1, "own")
-    try:
-        yield thread
-    finally:
-        thread.shutdown(wait=False)
+    call = asyncio.get_running_loop().run_in_executor(thread, work)
+    thread.shutdown(wait=False)
+    return call
 
 
 async def to_its_end(call: asyncio.Future[Result], stop: Callable[[], None] = lambda: None) -> Result:
