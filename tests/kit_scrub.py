@@ -140,7 +140,7 @@ class Rig:
         """Until nothing is open any more."""
         for _ in range(4):
             self.settle()
-            asyncio.run(self.mender.verify_divergences())
+            asyncio.run(self.mender.verify_divergences(asyncio.Lock()))
             if not self.open_ones():
                 return
         raise AssertionError([(one.what, one.events) for one in self.open_ones()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,6 +114,9 @@ class DictMender:
         self.sights: dict[str, list[Sight]] = {}
         self.mended: list[bytes] = []
         self.auto = True
+        self.may_look = asyncio.Event()
+        """Places are looked at again once this is set: never, unless a test does."""
+        self.look_fails: Exception | None = None
         self.calls: list[str] = []
 
     @property
@@ -139,7 +143,12 @@ class DictMender:
         self.bytes[found.id], self.wanted[found.id] = seen, list(wants)
         return found
 
-    async def verify_divergences(self) -> list[Divergence]:
+    async def verify_divergences(self, turn: asyncio.Lock) -> list[Divergence]:
+        async with turn:
+            self.calls.append("verify_divergences")
+        await self.may_look.wait()
+        if self.look_fails:
+            raise self.look_fails
         return []
 
     async def open_cases(self) -> list[Divergence]:

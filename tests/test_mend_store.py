@@ -26,19 +26,20 @@ from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.store import store as store_module
 from replicad.store.format import HEADER_BYTES, Frame, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
-from replicad.work import harm, mend_store, upkeep, whole_looks
+from replicad.work import awaiting, harm, mend_store, upkeep, whole_looks
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.archive_reader import ArchiveReader
+from replicad.work.awaiting import AT_SEAL_S
 from replicad.work.breaker import BREAKER
 from replicad.work.expire import drop, purge_step
 from replicad.work.known_damage import damaged_paths
-from replicad.work.mend_store import SEAL_WAIT_EVERY_S, SEAL_WAIT_S, WAITING
+from replicad.work.mend_store import WAITING
 from replicad.work.quarantine import UNREAD, Quarantine
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.rest import REST
 from replicad.work.segment_check import SegmentCheck
-from replicad.work.store_case import VERIFY_S
 from replicad.work.structure_check import check_structure
+from replicad.work.upkeep import append_blocks
 
 
 @pytest.fixture
@@ -303,26 +304,67 @@ def test_a_session_s_unsealed_work_is_not_committed_by_a_repair(rig: Rig, tmp_pa
     rig.assert_clean(tmp_path)
 
 
-async def test_a_repair_waits_for_the_pass_under_way(rig: Rig) -> None:
-    """Where one pass follows the other it comes in between two of them; a long one it does not wait for twice."""
-    await asyncio.to_thread(_damaged, rig, 2)
-    primary = Primary(rig.archive)
+def _told_during_a_pass(rig: Rig, primary: Primary) -> list[Divergence]:
+    """A pass that is not sealed, and what becomes meanwhile of all that is damaged: its blocks have come."""
     primary.send(b"half of it")
     primary.record(file_put(b"half", 7777, {0: block_id(b"half of it")}))
-    (found,) = rig.open_ones()
-    judged = await rig.mender.testimony(found, found.seen, [Sight.MATCHES])
-    frame = block_frame(rig.has[found.blocks[0]])
-    slept = rig.clock.slept
-    waiting = await rig.mender.mend(judged, [frame])
-    assert waiting.events[-1].what == WAITING and sum(slept) >= SEAL_WAIT_S
-    count = len(slept)
-    assert (await rig.mender.mend(judged, [frame])).state is State.OPEN and len(slept) == count
-    slept.append(SEAL_WAIT_EVERY_S)
-    waiting_again = asyncio.create_task(rig.mender.mend(judged, [frame]))
-    while len(slept) < count + 4:
-        await asyncio.sleep(0)
-    await asyncio.get_running_loop().run_in_executor(rig.executor, primary.seal, 5)
-    assert (await waiting_again).state is State.REPAIRED
+    told = rig.settle()
+    assert {(one.state, one.events[-1].what) for one in told} == {(State.OPEN, WAITING)}
+    return told
+
+
+@pytest.mark.parametrize("end", ["seal", "abort"])
+def test_a_repair_comes_in_between_two_passes(rig: Rig, tmp_path: Path, end: str) -> None:
+    """Where one follows the other nobody would find that moment by looking: what is ready waits for the seal, or the
+    end of the session that does not come to it. Nothing is repaired twice."""
+    _damaged(rig, 2, 3)
+    primary = Primary(rig.archive)
+    told = _told_during_a_pass(rig, primary)
+    assert rig.settle() == told, "that it waits is said once"
+    if end == "seal":
+        primary.seal(5)
+        rig.expected[5] = rig.expected[4] | {b"half": b"half of it"}
+    else:
+        primary.abort()
+    rig.archive.do_at_seal()
+    assert not rig.open_ones()
+    for one in told:
+        (receipt,) = rig.findings.receipts(one.id)
+        assert (receipt.remedy, receipt.result) == ("mend_replica", "repaired")
+    rig.archive.do_at_seal()
+    rig.assert_clean(tmp_path)
+
+
+def test_a_pass_does_not_wait_for_all_repairs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while the next one goes on; the repairs that are left have the moment behind its seal."""
+    _damaged(rig, 1, 2, 3)
+    primary, mend = Primary(rig.archive), append_blocks
+
+    def slowly(*args: object) -> object:
+        rig.clock.slept.append(0.7 * AT_SEAL_S)
+        return mend(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mend_store, "append_blocks", slowly)
+    _told_during_a_pass(rig, primary)
+    for number, left in ((5, 1), (6, 0)):
+        primary.seal(number)
+        rig.archive.do_at_seal()
+        assert len(rig.open_ones()) == left
+        primary.send(b"more")
+
+
+def test_bytes_that_wait_for_a_seal_are_bounded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What finds no room is brought again by the primary once a seal is there."""
+    _damaged(rig, 1, 2, 3)
+    largest = max(len(block_frame(rig.has[one.blocks[0]])) for one in rig.open_ones())
+    monkeypatch.setattr(awaiting, "MAX_TESTIMONY_BYTES", 2 * largest)
+    primary = Primary(rig.archive)
+    _told_during_a_pass(rig, primary)
+    primary.seal(5)
+    rig.archive.do_at_seal()
+    assert len(rig.open_ones()) == 1
+    rig.settle()
+    assert not rig.open_ones()
 
 
 def test_what_no_side_has_is_named_exactly(rig: Rig, tmp_path: Path) -> None:
@@ -365,7 +407,7 @@ def test_a_pass_that_offers_a_damaged_block_heals_it(rig: Rig, tmp_path: Path) -
     primary.send(rig.has[found.blocks[0]])
     rig.expected[5] = dict(rig.expected[4])
     primary.seal(5)
-    assert asyncio.run(rig.mender.verify_divergences()) == []
+    assert asyncio.run(rig.mender.verify_divergences(asyncio.Lock())) == []
     assert rig.open_ones()[0].verdict is Verdict.INCONCLUSIVE
     (settled,) = rig.settle()
     assert settled.state is State.REPAIRED and "by a pass" in settled.events[-1].what
@@ -384,7 +426,7 @@ def test_a_block_that_only_a_pass_still_had_is_judged_by_the_pass(rig: Rig, tmp_
     primary.send(rig.has[found.blocks[0]])
     rig.expected[5] = dict(rig.expected[4])
     primary.seal(5)
-    (settled,) = asyncio.run(rig.mender.verify_divergences())
+    (settled,) = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     assert (settled.state, settled.verdict, settled.bits) == (State.REPAIRED, Verdict.REPLICA_ROT, 1)
     rig.assert_clean(tmp_path)
 
@@ -554,7 +596,7 @@ def test_a_daemon_that_is_killed_over_a_laid_segment_tells_at_its_next_start(
             rig.settle()
     rig.kill()
     rig.open()
-    asyncio.run(rig.mender.verify_divergences())
+    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     (told,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
     assert told.blocks == (block.id,)
     rig.settle_all()
@@ -580,7 +622,7 @@ def test_old_file_that_cannot_be_read_makes_no_failure_of_the_repair(
     assert laid.state is State.REPAIRED and [one.result for one in rig.findings.receipts(laid.id)] == ["repaired"]
     assert rig.open_ones() == []
     rig.reopen()
-    asyncio.run(rig.mender.verify_divergences())
+    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     (told,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
     assert told.blocks == (block.id,)
     rig.settle_all()
@@ -729,8 +771,8 @@ def test_what_reads_well_twice_is_gone(rig: Rig, tmp_path: Path) -> None:
     before = segment(rig.directory, 2).read_bytes()
     _damaged(rig, 2)
     write_at(segment(rig.directory, 2), 0, before)
-    assert asyncio.run(rig.mender.verify_divergences()) == []
-    (settled,) = asyncio.run(rig.mender.verify_divergences())
+    assert asyncio.run(rig.mender.verify_divergences(asyncio.Lock())) == []
+    (settled,) = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     assert settled.state is State.GONE
     rig.assert_clean(tmp_path)
 
@@ -742,8 +784,8 @@ def test_a_bad_look_between_two_good_ones_begins_the_row_anew(rig: Rig, tmp_path
     bad = segment(rig.directory, 2).read_bytes()
     for data in (good, bad, good):
         write_at(segment(rig.directory, 2), 0, data)
-        assert asyncio.run(rig.mender.verify_divergences()) == []
-    (settled,) = asyncio.run(rig.mender.verify_divergences())
+        assert asyncio.run(rig.mender.verify_divergences(asyncio.Lock())) == []
+    (settled,) = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     assert settled.state is State.GONE and "2 times in a row" in settled.events[-1].what
     rig.assert_clean(tmp_path)
 
@@ -760,26 +802,42 @@ def test_a_segment_that_cannot_be_opened_keeps_no_other_finding_from_being_settl
     write_at(segment(rig.directory, 3), 0, good)
     monkeypatch.setattr(SegmentCheck, "run", _cannot_be_opened)
     for _ in range(2):
-        settled = asyncio.run(rig.mender.verify_divergences())
+        settled = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     assert [(one.number, one.state) for one in settled] == [(3, State.GONE)]
     (left,) = [one for one in rig.open_ones() if one.part is Part.SEGMENT]
     assert [event.what for event in left.events][1:] == ["could not be looked at again: cannot be opened"]
 
 
 def test_a_medium_that_takes_minutes_keeps_nobody_waiting(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Places are looked at again for a while, and the next call goes on behind them: what is found is told in time."""
+    """Whoever waits has the turn after one look; where a call was ended the next one goes on."""
     found = [one.id for one in _damaged(rig, 1, 2, 3, 4)]
-    looks: list[str] = []
 
-    async def look_slowly(one: Divergence, _: object) -> Divergence:
-        looks.append(one.id)
-        rig.clock.slept.append(0.7 * VERIFY_S)
-        return one
+    async def settle() -> None:
+        turn, begun, ended = asyncio.Lock(), asyncio.Queue[str](), asyncio.Semaphore(0)
 
-    monkeypatch.setattr(rig.mender, "_looked_at", look_slowly)
-    for number in range(1, 5):
-        asyncio.run(rig.mender.verify_divergences())
-        assert looks == (found * 2)[: 2 * number]
+        async def look_slowly(one: Divergence, _: object) -> Divergence:
+            begun.put_nowait(one.id)
+            await ended.acquire()
+            return one
+
+        monkeypatch.setattr(rig.mender, "_looked_at", look_slowly)
+        looking = asyncio.create_task(rig.mender.verify_divergences(turn))
+        assert await begun.get() == found[0]
+        waiting = asyncio.create_task(turn.acquire())
+        await asyncio.sleep(0)
+        ended.release()
+        await waiting
+        assert begun.empty()
+        turn.release()
+        assert await begun.get() == found[1]
+        looking.cancel()
+        await asyncio.wait({looking})
+        looking = asyncio.create_task(rig.mender.verify_divergences(turn))
+        assert await begun.get() == found[2]
+        looking.cancel()
+        await asyncio.wait({looking})
+
+    asyncio.run(settle())
 
 
 def test_a_repair_that_waited_for_a_verdict_is_due_as_soon_as_it_is_given(rig: Rig) -> None:
@@ -807,10 +865,10 @@ def test_bytes_that_nobody_has_any_more_keep_no_finding_open(rig: Rig) -> None:
     primary.send(rig.has[found.blocks[0]])
     rig.expected[5] = dict(rig.expected[4])
     primary.seal(5)
-    assert asyncio.run(rig.mender.verify_divergences()) == []
+    assert asyncio.run(rig.mender.verify_divergences(asyncio.Lock())) == []
     (rig.directory / found.quarantine).unlink()
     write_at(segment(rig.directory, 2), found.offset, b"something else again")
-    (settled,) = asyncio.run(rig.mender.verify_divergences())
+    (settled,) = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     assert settled.state is State.REPAIRED and "by a pass" in settled.events[-1].what
 
 
@@ -856,11 +914,11 @@ def test_a_loss_that_a_pass_made_good_is_a_loss_no_more(rig: Rig) -> None:
     (found,) = rig.open_ones()
     rig.findings.update(found.with_event(5, "acknowledged", state=State.ACKNOWLEDGED))
     assert damaged_paths(rig.directory, 4) == {b"changes"}
-    assert asyncio.run(rig.mender.verify_divergences()) == []
+    assert asyncio.run(rig.mender.verify_divergences(asyncio.Lock())) == []
     primary = Primary(rig.archive)
     primary.send(rig.has[found.blocks[0]])
     primary.seal(5)
-    (settled,) = asyncio.run(rig.mender.verify_divergences())
+    (settled,) = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     assert (settled.id, settled.state) == (found.id, State.REPAIRED)
     assert damaged_paths(rig.directory, 4) == frozenset()
 
@@ -907,10 +965,10 @@ def test_a_segment_of_many_findings_is_looked_at_once(rig: Rig, monkeypatch: pyt
 
     monkeypatch.setattr(SegmentCheck, "run", counted)
     for _ in range(3):
-        asyncio.run(rig.mender.verify_divergences())
+        asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     assert looks == [2]
     rig.clock.slept.append(REST)
-    asyncio.run(rig.mender.verify_divergences())
+    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     assert looks == [2, 2]
 
 
@@ -929,10 +987,10 @@ def test_a_damaged_book_is_not_looked_through_all_the_time(rig: Rig, monkeypatch
 
     monkeypatch.setattr(whole_looks, "check_structure", slow)
     for _ in range(3):
-        asyncio.run(rig.mender.verify_divergences())
+        asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     assert len(looks) == 1
     rig.clock.slept.append(REST)
-    asyncio.run(rig.mender.verify_divergences())
+    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     assert len(looks) == 2
 
 
@@ -1087,7 +1145,7 @@ def test_a_block_that_stands_nowhere_stays_a_finding(rig: Rig) -> None:
     _missing(rig, name, is_told=False)
     (found,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
     for _ in range(3):
-        asyncio.run(rig.mender.verify_divergences())
+        asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
         rig.settle()
         rig.clock.slept.append(3600.0)
         rig.scrub()
@@ -1101,12 +1159,12 @@ def test_a_block_that_stands_nowhere_and_that_nothing_names_any_more_is_no_loss(
     name = block_id(rig.expected[1][b"changes"])
     _missing(rig, name, is_told=False)
     (found,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
-    asyncio.run(rig.mender.verify_divergences())
+    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     drop(rig.archive, [1])
     while purge_step(rig.archive):
         pass
     rig.clock.slept.append(3600.0)
-    asyncio.run(rig.mender.verify_divergences())
+    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
     now = rig.findings.get_exactly(found.id)
     assert now and now.state is State.GONE and now.events[-1].what == "no snapshot that is kept names it any more"
     rig.scrub()

@@ -14,7 +14,7 @@ import apsw
 import pytest
 
 from kit_scrub import ALL, SMALL, Rig, write_at
-from kit_store import FaultyDisk, Primary, block, flip, segment, trees
+from kit_store import FaultyDisk, Primary, block, file_put, flip, segment, trees
 from replicad.config import ListenConfig
 from replicad.db.catalog import MIGRATIONS
 from replicad.db.findings import Findings
@@ -176,6 +176,21 @@ def test_verifications_during_a_session_are_remembered_after_it(rig: Rig) -> Non
     extent(rig)
     rig.reopen()
     assert extent(rig)[1] <= 4096, "only the pad of the aborted session is new"
+
+
+def test_verifications_are_remembered_behind_a_seal(rig: Rig) -> None:
+    """Where one pass follows the other there is no other moment, and a daemon that is killed would begin anew."""
+    primary = Primary(rig.archive)
+    primary.send(b"not sealed")
+    rig.verify()
+    extent(rig)
+    primary.record(file_put(b"new", 7777, {0: block_id(b"not sealed")}))
+    primary.seal(5)
+    rig.archive.do_at_seal()
+    primary.send(b"of the next pass")
+    rig.kill()
+    rig.open()
+    assert extent(rig)[1] <= 3 * 4096, "only what came since is new"
 
 
 def test_a_read_error_that_goes_away_is_told_and_is_gone(tmp_path: Path) -> None:

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from kit_link import open_writing, wait_for
 from kit_rig import replica, rig
-from kit_store import Primary, open_archive, put_files
+from kit_store import Primary, directory_put, open_archive, put_files, record_frame
 from replicad.config import ListenConfig
 from replicad.db.findings import Findings
+from replicad.link.messages import Acked, Credit, Record, Seal
 from replicad.model.errors import LockedError, ReplicadError
+from replicad.model.snapshot import NO_PARENT, Commit, encode_commit, records_digest
+from replicad.store.format import FrameType, encode_plain, split_frames
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.work.archive import Archive
@@ -156,3 +160,31 @@ async def test_damage_that_was_mended_is_not_told_for_ever(tmp_path: Path) -> No
             async with asyncio.timeout(30):
                 while fra1.status.damaged != damaged:
                     await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("end", ["a seal", "the session's end"])
+async def test_what_waits_for_a_seal_is_done_behind_it(tmp_path: Path, end: str) -> None:
+    """Before anything of the next pass is taken in; of a session that does not seal, at its end."""
+    settled: list[bool] = []
+    async with replica(tmp_path / "store") as fra1:
+        channel = await open_writing(await fra1.dial())
+        frame = record_frame([directory_put(b"")])
+        await channel.send(Record(frame))
+        assert isinstance(await channel.receive(), Credit)
+
+        def wait(archive: Archive, _: Findings) -> None:
+            assert not archive.is_settled
+            archive.at_seal(lambda: settled.append(archive.is_settled))
+
+        await fra1._shelves.in_store("ams1", "www", wait)
+        assert not settled
+        if end == "a seal":
+            records = [split_frames(frame)[0].id]
+            commit = Commit(1, 1, True, NO_PARENT, 1, records_digest(records), 0, 0)
+            await channel.send(Seal(encode_plain(FrameType.COMMIT, encode_commit(commit))))
+            await channel.send(Record(record_frame([directory_put(b"next")])))
+            assert isinstance(await channel.receive(), Acked)
+            assert isinstance(await channel.receive(), Credit)
+            assert settled == [True]
+        await channel.close()
+        await wait_for(lambda: settled == [True])

@@ -256,6 +256,21 @@ async def test_a_file_that_moved_with_its_directory_is_judged_once_that_is_recor
         assert (now.verdict, now.path) == (Verdict.PRIMARY_ROT, b"e/f")
 
 
+async def test_a_verdict_is_not_taken_back_by_a_file_that_moved(tmp_path: Path) -> None:
+    """What is lost stays so, also when a daemon that was started anew looks for it and no pass has found the file."""
+    async with world(tmp_path) as w:
+        await rot(w.primary, b"file", 0)
+        found = await report(w.primary, b"file", 0)
+        w.damage_block(found.blocks[0])
+        await w.round()
+        judged = await standing(w.primary, found)
+        assert judged.verdict is Verdict.BOTH_ROT
+        w.file.rename(w.file.with_name("moved"))
+        w.job._own, w.job._opinions = Patience(w.primary.clock, 0.0), Opinions()
+        await w.round()
+        assert await standing(w.primary, found) == judged
+
+
 async def test_a_record_that_contradicts_itself_is_record_rot(tmp_path: Path) -> None:
     """Both copies have the bytes of the recorded id, and the ledger's checksum alone is of others."""
     async with world(tmp_path) as w:

@@ -44,7 +44,7 @@ from replicad.link.messages import Testify as Said  # under its own name pytest 
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Affected, Divergence, Part, Side, State
 from replicad.model.entry import Drop
-from replicad.model.errors import PeerError
+from replicad.model.errors import PeerError, StoreDamagedError
 from replicad.model.verdict import Sight, Verdict
 from replicad.work import tended
 from replicad.work.archive_reader import ArchiveReader
@@ -240,6 +240,42 @@ async def test_a_hostile_client_changes_nothing(tmp_path: Path, why: str, messag
         assert n.mender.mended == [] and "testimony" not in n.mender.calls
         assert n.mender._ask(lambda: n.mender.findings.get_exactly(found.id)) == found
     assert any(isinstance(error, PeerError) for error in n.fra1.errors)
+
+
+async def test_findings_are_told_and_settled_while_places_are_looked_at_again(tmp_path: Path) -> None:
+    """Such a look may take longer than a node lives: nobody waits for it, and a round begins no second one."""
+    async with node(tmp_path) as n, n.session() as channel:
+        n.mender.calls.clear()
+        found = await n.case(channel)
+        await channel.send(Said(found.id, found.seen, [Sight.MATCHES] * 2, 2))
+        await channel.send(Blocks(FRAMES[0] + FRAMES[1]))
+        settled = await channel.receive()
+        assert isinstance(settled, Settled) and settled.found.state is State.REPAIRED
+        assert not (await asked(channel, Inquire(""), Cases)).cases
+        assert n.mender.calls.count("verify_divergences") == 1
+        n.mender.may_look.set()
+        await wait_for(lambda: not _looks())
+        await asked(channel, Inquire(""), Cases)
+        await wait_for(lambda: n.mender.calls.count("verify_divergences") == 2)
+
+
+async def test_a_look_that_fails_ends_the_session_of_the_next_round(tmp_path: Path) -> None:
+    """The primary is told why: what the store says of itself cannot be believed now."""
+    async with node(tmp_path) as n:
+        n.mender.look_fails = StoreDamagedError("the findings cannot be read")
+        n.mender.may_look.set()
+        async with n.session() as channel:
+            await n.case(channel)
+            await wait_for(lambda: not _looks())
+            await channel.send(Inquire(""))
+            answer = await channel.receive()
+            assert isinstance(answer, Refuse) and (answer.code, answer.text) == ("damaged", n.mender.look_fails.what)
+    assert n.fra1.errors == [n.mender.look_fails]
+
+
+def _looks() -> set[asyncio.Task[object]]:
+    """Looks of the mender that are under way."""
+    return {task for task in asyncio.all_tasks() if "verify_divergences" in repr(task.get_coro())}
 
 
 async def test_more_bytes_than_one_testimony_takes_end_the_session(

@@ -86,6 +86,8 @@ class Archive:
         self._touched = False
         self._broken = self._has_promised = self._was_full = False
         self._marks: Marks | None = None
+        self._at_seal: dict[Callable[[], None], None] = {}
+        """In the order of their coming, each once."""
         self.laid = 0
         """How often segment files or the catalog were exchanged: whoever looked at one before looks again."""
 
@@ -288,6 +290,18 @@ class Archive:
     def is_settled(self) -> bool:
         """Whether nothing waits for a seal: only then may the catalog be committed for any other reason."""
         return not (self._touched or self._broken)
+
+    def at_seal(self, work: Callable[[], None]) -> None:
+        """Have this done behind the next seal, or abort: where one pass follows the other, nobody who looks from time
+        to time finds the moment between two."""
+        self._at_seal[work] = None
+
+    def do_at_seal(self) -> None:
+        """Do what was to be done behind a seal; for whoever has sealed or aborted. Raises what that raises."""
+        if self.is_settled:
+            works, self._at_seal = self._at_seal, {}
+            for work in works:
+                work()
 
     @property
     def store(self) -> Store:

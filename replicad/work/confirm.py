@@ -128,6 +128,8 @@ class Confirming:
         own = await self._in_pool(partial(look_at_block, self._root, path, known, row))
         if own.writing is Writing.WRITTEN:
             return self._gone(found, f"the file was {WRITTEN}: {own.reason}", verdict=Verdict.CHANGED)
+        if (own.sight, own.writing) == (Sight.UNKNOWN, Writing.UNKNOWN) and found.verdict is not Verdict.INCONCLUSIVE:
+            return found  # it may only have moved: that takes nothing back
         if own.sight is Sight.MATCHES:
             return self._gone(found, f"{WELL} from the medium: it is as recorded")
         examined = await peer.examine(row.id, own.data)

@@ -3,7 +3,7 @@
 **Owns** the way of a case: the primary says what it makes of the bad bytes and what it holds (`testimony`), the verdict
 is given, the remedy is carried out (`mend`), the result is read again from the medium, a receipt is written. Guards
 come first: `repair = "ask"` waits for a person, too many repairs within an hour open the breaker, and while a session
-has unsealed work in the archive nothing is touched.
+has unsealed work in the archive nothing is touched (work/awaiting.py).
 
 **Never** trusts a frame: checksum, decompression and BLAKE3 prove it, and only blocks that are damaged here are taken.
 """
@@ -32,6 +32,7 @@ from replicad.store.segments import segment_path
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path
+from replicad.work.awaiting import Awaiting
 from replicad.work.bad_bytes import renewed, seen_bytes
 from replicad.work.breaker import close_breaker, is_open, open_breaker, repairs_that_count
 from replicad.work.harm import KnownHarm, harm_of
@@ -40,7 +41,6 @@ from replicad.work.segment_check import SegmentCheck, Wrong
 from replicad.work.store_case import (
     JUDGED_FIRST,
     LAID,
-    VERIFY_S,
     as_one,
     awaits_witness,
     begun_behind,
@@ -68,8 +68,6 @@ from replicad.work.whole_looks import WholeLooks
 
 WAITING = "waiting for the pass under way to be sealed"
 AWAITS_WITNESS = "its blocks were stored anew by a pass; what stood there is still to be judged with the primary"
-SEAL_WAIT_S, SEAL_LOOK_S, SEAL_WAIT_EVERY_S = 5.0, 0.05, 60.0
-"""How long a repair waits for the pass under way, how often it looks, and when again after it was in vain."""
 
 Result = TypeVar("Result")
 _Step = Callable[["StoreMender", Divergence, Sequence[bytes]], Divergence]
@@ -106,8 +104,7 @@ class StoreMender:
         """The finding whose place was looked at last."""
         self._has_unread = True
         """Perhaps: whether there are old files of segments that nobody has looked at."""
-        self._patient_s = float("-inf")
-        """When a pass under way is waited for again."""
+        self._awaiting = Awaiting(archive, clock, self._mend)
 
     # asking
 
@@ -138,46 +135,37 @@ class StoreMender:
     # mending
 
     async def mend(self, found: Divergence, frames: Sequence[bytes], *, ordered: bool = False) -> Divergence:
-        """Carry out what is to be done about a finding; it as it stands afterwards. `ordered`: by a person, who may do
-        what the configuration and the breaker do not let happen by itself. `frames` are blocks from the primary."""
-        await self._until_sealed()
+        """Carry out what is to be done about a finding, now or behind the seal of the pass under way; it as it stands
+        afterwards. `ordered`: by a person, who may do what the configuration and the breaker do not let happen by
+        itself. `frames` are blocks from the primary."""
         return await self._in_shelf(lambda: self._mend(found.id, frames, ordered))
 
-    async def _until_sealed(self) -> None:
-        """Where much is written one pass follows the other, and a repair has to fall between two. Waits for a moment,
-        once in a while: a first copy is under way for hours."""
-        now_s = self._clock.monotonic_s()
-        if now_s < self._patient_s:
-            return
-        while not await self._in_shelf(lambda: self._archive.is_settled):
-            if self._clock.monotonic_s() >= now_s + SEAL_WAIT_S:
-                self._patient_s = now_s + SEAL_WAIT_EVERY_S
-                return
-            await self._clock.sleep(SEAL_LOOK_S)
-
-    async def verify_divergences(self) -> list[Divergence]:
-        """Look at places of open findings again, as many as there is time for; those that were settled meanwhile."""
+    async def verify_divergences(self, turn: asyncio.Lock) -> list[Divergence]:
+        """Look at places of open findings again, each in a `turn` of its own, and first at the one behind that which
+        the last call came to; those that were settled."""
         settled: list[Divergence] = []
         wrongs: dict[int, list[Wrong] | None] = {}
-        until_s = self._clock.monotonic_s() + VERIFY_S
-        if self._has_unread:
-            await self._in_shelf(self._tell_of_replaced)
-        opened = await self._in_shelf(self._book.open_ones)
+        async with turn:
+            if self._has_unread:
+                await self._in_shelf(self._tell_of_replaced)
+            opened = await self._in_shelf(self._book.open_ones)
         for listed in begun_behind(opened, self._verified):
-            if self._clock.monotonic_s() > until_s:
-                break  # the next call goes on
-            self._verified = listed.id
-            found = await self._in_shelf(partial(self._standing, listed))
-            after = await self._look_again(found, wrongs) if found.state is State.OPEN else found
+            async with turn:
+                self._verified = listed.id
+                found = await self._in_shelf(partial(self._standing, listed))
+                after = await self._look_again(found, wrongs) if found.state is State.OPEN else found
             if after.state is not State.OPEN:
                 settled.append(after)
-        for found in await self._in_shelf(self._book.noted_ones):
-            if found.part is Part.BLOCK and (moved := await self._in_shelf(partial(self._if_moved, found))):
-                settled.append(moved)
+        for noted in await self._in_shelf(self._book.noted_ones):
+            if noted.part is Part.BLOCK:
+                async with turn:
+                    moved = await self._in_shelf(partial(self._if_moved, noted))
+                settled += [moved] if moved else []
         if missing := [one for one in opened if one.part is Part.BLOCK and not one.number and one.blocks]:
             unnamed = await asyncio.to_thread(self._looks.unnamed, frozenset(one.blocks[0] for one in missing))
             gone = [one for one in missing if one.blocks[0] in unnamed]
-            settled += [await self._in_shelf(partial(self._no_loss, one)) for one in gone]
+            async with turn:
+                settled += [await self._in_shelf(partial(self._no_loss, one)) for one in gone]
         return settled
 
     def _no_loss(self, found: Divergence) -> Divergence:
@@ -243,6 +231,7 @@ class StoreMender:
         if is_lost_record(found) and not ordered:
             return self._noted(found, "waiting for a person: a repair reads all segments again, in case it is back")
         if not self._archive.is_settled:
+            self._awaiting.add(found.id, frames, ordered)
             return self._noted(found, WAITING)
         try:
             if remedy is Remedy.LAY_SEGMENT and not self._is_unknown(found):

@@ -81,6 +81,7 @@ class Receiving:
             case Seal():
                 head = await self._in_thread(lambda: self._seal(message.frame))
                 await self._channel.send(Acked(head))
+                await self._in_thread(self._archive.do_at_seal)
                 await self._show(decode_commit(bytes(plain_payload(parse_frame(message.frame, 0)))))
             case Bye():
                 return False
@@ -120,6 +121,7 @@ class Receiving:
         """Forget what was not sealed. Where even that is impossible the status says why, and the next session tries."""
         try:
             await self._in_thread(self._archive.abort)
+            await self._in_thread(self._archive.do_at_seal)
         except ReplicadError as error:
             self._show_trouble(error)
 

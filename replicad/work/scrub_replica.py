@@ -217,7 +217,14 @@ class ReplicaSurface:
             self._laid = self._archive.laid
             for unit in self._units.values():
                 unit.failed_ns = 0
-        if (self._marks or self._uncopied or self._sound) and self._archive.is_settled:
+        if self._archive.is_settled:
+            self._remember()
+        else:
+            self._archive.at_seal(self._remember)
+
+    def _remember(self) -> None:
+        """Nothing waits for a seal just now."""
+        if self._marks or self._uncopied or self._sound:
             marks, self._marks = self._marks, {}
             uncopied, self._uncopied = self._uncopied, {}
             sound, self._sound = self._sound, set()

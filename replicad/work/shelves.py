@@ -265,7 +265,8 @@ class Shelves:
         async with shelf.mending:
             after = await mender.mend(found, [], ordered=True)
         said = after.events[-1].what if after.events else after.verdict.value
-        return Mended(remedy, "repaired" if after.state is State.REPAIRED else "failed", said)
+        result = "waiting" if said == mend_store.WAITING else "failed"
+        return Mended(remedy, "repaired" if after.state is State.REPAIRED else result, said)
 
     # sessions
 

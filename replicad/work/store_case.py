@@ -20,9 +20,6 @@ from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.store.format import HEADER_BYTES
 from replicad.work.segment_check import Wrong
 
-VERIFY_S = 60.0
-"""How long places are looked at again while the primary waits: a sector of a dying disk takes half a minute each time,
-and whatever can be repaired is to be heard of before the primary gives up waiting."""
 LAID = (Part.RECORD, Part.COMMIT, Part.STRUCTURE, Part.SEGMENT)
 """Parts that are settled as soon as their segment is laid anew."""
 LOOKS_TO_BE_WELL = 2

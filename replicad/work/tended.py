@@ -75,8 +75,8 @@ Result = TypeVar("Result")
 class StoreMender(Protocol):
     """What mends one store. All methods are coroutines that do their disk work elsewhere; they raise ReplicadError."""
 
-    async def verify_divergences(self) -> list[Divergence]:
-        """Look at the places of all open findings again; those that were settled meanwhile."""
+    async def verify_divergences(self, turn: asyncio.Lock) -> list[Divergence]:
+        """Look at the places of all open findings again, each in a `turn` of its own; those that were settled."""
 
     async def open_cases(self) -> list[Divergence]:
         """The open findings about this store."""
@@ -152,6 +152,7 @@ class Tended:
         self._mender, self._scrub, self._orders, self._witness = mender, scrub, orders, witness
         self._told: dict[str, list[Want]] = {}
         """What the last Cases message named, and what each of them wants: only that may be testified about."""
+        self._looking: asyncio.Task[list[Divergence]] | None = None
         self._thread = ThreadPoolExecutor(1, "tended")
 
     async def run(self) -> None:
@@ -165,6 +166,7 @@ class Tended:
                 try:
                     await self._serve(archive)
                 finally:
+                    await self._stop_looking()
                     await self._ask(archive.close)
         except ReplicadError as error:
             if not isinstance(error, LinkError):
@@ -204,9 +206,8 @@ class Tended:
         """The next open findings, as many as one message takes."""
         if self._mender is None:
             return Cases([], False)
-        if not after:  # a round begins: an ordinary pass may have brought what was damaged
-            async with self._turn:
-                await self._mender.verify_divergences()
+        if not after:
+            self._look_again(self._mender)
         left = sorted((one for one in await self._mender.open_cases() if one.id > after), key=lambda one: one.id)
         cases: list[Case] = []
         seen_bytes = told_bytes = 0
@@ -219,6 +220,20 @@ class Tended:
             cases.append(case)
         self._told = {case.found.id: case.wants for case in cases}
         return Cases(cases, len(cases) < len(left))
+
+    def _look_again(self, mender: StoreMender) -> None:
+        """A round begins: an ordinary pass may have brought what was damaged. Places are looked at again beside all
+        that is said of them: it may take longer than the link, or a node, lives."""
+        if self._looking is None or self._looking.done():
+            if self._looking:
+                self._looking.result()  # what ended the last look ends the session
+            self._looking = asyncio.create_task(mender.verify_divergences(self._turn))
+
+    async def _stop_looking(self) -> None:
+        """The next session goes on where this one was."""
+        if self._looking:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
 
     async def _case(self, mender: StoreMender, found: Divergence) -> Case:
         seen = await mender.seen(found)
