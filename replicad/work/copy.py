@@ -62,6 +62,9 @@ PLAN_STEPS = 2048
 CHECKPOINT_BYTES = 4 * 1024**3
 """A long pass is sealed as a partial snapshot after this many shipped bytes: restorable as it progresses, and what the
 replica has to replay after a crash stays short."""
+CAUGHT_UP_S = 1.0
+"""What took this long to tell again, after a pass that was cut short, is sealed before anything else is looked at: where
+every pass is cut short, none would come to its end otherwise."""
 CHECKPOINT_RECORDS = MAX_RECORDS // 4
 """The same after so many records, of names that bring few bytes: what is in the pipeline, and the list of one file's
 blocks, which is never divided, come on top before the seal."""
@@ -151,6 +154,7 @@ class Pass:
         if await self._dataset.in_ledger(self._dataset.ledger.lacks_something, self._recorder.covered):
             self._status.state = "catching-up"
             await self._known.catch_up()
+            await self._checkpoint(self._recorder.seq, min(CAUGHT_UP_S, self._dataset.config.rpo_s))
 
     # survey and guard
 
@@ -490,14 +494,14 @@ class Pass:
 
     # sealing
 
-    async def _checkpoint(self, covered: int) -> None:
-        """Seal a partial snapshot when the pass has run for long, or sent much.
+    async def _checkpoint(self, covered: int, every_s: float | None = None) -> None:
+        """Seal a partial snapshot when the pass has run for long (an rpo, unless `every_s` is given), or sent much.
 
         `covered` is the number up to which the replica then has everything: in a catch-up nothing more than before.
         """
         shipping, passed_s = self._shipping, self._clock.monotonic_s() - self._sealed_s
         much = shipping.shipped_bytes - self._sealed_bytes >= CHECKPOINT_BYTES or shipping.records >= CHECKPOINT_RECORDS
-        if not much and passed_s < self._dataset.config.rpo_s:
+        if not much and passed_s < (self._dataset.config.rpo_s if every_s is None else every_s):
             return
         await self._shipping.flushed()
         if self._shipping.recorded:
