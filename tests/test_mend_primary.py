@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from kit_link import wait_for
 from kit_rig import Replica, Rig, describe_snapshot, replica, rig
 from kit_store import flip
 from kit_tend import BLOCK, known_of, report, rot, stamp_now, standing, tending
@@ -30,7 +31,7 @@ from replicad.model.errors import DiskFullError
 from replicad.model.remedy import Remedy
 from replicad.model.verdict import Verdict
 from replicad.system.disk import Disk
-from replicad.work import interrupted, mend_primary
+from replicad.work import between_passes, interrupted, mend_primary
 from replicad.work import patch as work_patch
 from replicad.work.dataset import Dataset
 from replicad.work.interrupted import MENDING, Intent
@@ -327,7 +328,7 @@ async def test_an_undo_waits_for_a_pass_as_long_as_a_repair_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And says so then, instead of letting a person wait for hours."""
-    monkeypatch.setattr(mend_primary, "TURN_S", 0.05)
+    monkeypatch.setattr(between_passes, "TURN_S", 0.05)
     async with world(tmp_path) as (primary, fra1):
         await rot(primary, b"file", 0)
         found = await report(primary, b"file", 0)
@@ -1063,13 +1064,33 @@ async def test_a_directory_written_after_a_crash_holds_nothing_up(tmp_path: Path
 
 async def test_a_repair_waits_for_the_pass_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a while; then it says so, and nothing was written."""
-    monkeypatch.setattr(mend_primary, "TURN_S", 0.05)
+    monkeypatch.setattr(between_passes, "TURN_S", 0.05)
     async with world(tmp_path) as (primary, fra1):
         await rot(primary, b"file", 0)
         found = await report(primary, b"file", 0)
         async with primary.dataset.turn:
             assert (await repaired(primary, fra1, found)).result == "waiting"
         assert (await repaired(primary, fra1, found)).result == "repaired"
+
+
+async def test_repairs_in_a_row_wait_for_one_pass(tmp_path: Path) -> None:
+    """Where one pass follows the other, each of them would wait for another one, and the last for hours."""
+    async with world(tmp_path, repair="auto") as (primary, fra1):
+        found = []
+        for number in range(3):
+            await rot(primary, b"file", number * BLOCK)
+            found.append(await report(primary, b"file", number))
+        job, turn = tending(primary, fra1), primary.dataset.turn
+        async with turn:
+            settling = asyncio.create_task(job.step())
+            await wait_for(lambda: bool(turn._waiters))
+            next_pass = asyncio.create_task(turn.acquire())
+            await asyncio.sleep(0)
+        await next_pass
+        assert [(await standing(primary, one)).state for one in found] == [State.REPAIRED] * 3
+        turn.release()
+        await settling
+        await job.close()
 
 
 # a real disk

@@ -43,6 +43,8 @@ from replicad.work import scout as work_scout
 from replicad.work import shipping as work_shipping
 from replicad.work.account_record import account_of_ledger
 from replicad.work.half_read import half_read
+from replicad.work.record import given
+from replicad.work.shipping import Unit, load_nothing
 from replicad.work.turnstile import enter_to_read, try_exclusive
 
 MIB = 1024 * 1024
@@ -1456,6 +1458,43 @@ async def test_a_long_catch_up_is_restorable_as_it_progresses_and_starts_over_wi
         assert differences(describe_snapshot(par1.archive), copied(root)) == []
         stored = sum(p.stat().st_size for p in (par1.archive / "segments").iterdir())
         assert stored < 1.1 * 30 * MIB
+
+
+@pytest.mark.parametrize("is_slow", [True, False])
+async def test_passes_that_are_all_cut_short_come_to_an_end(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, is_slow: bool
+) -> None:
+    """What took long to catch up with is sealed before anything else, and is not told again by the next pass; what did
+    not is part of the pass's own snapshot."""
+    for number in range(10):
+        (root / str(number)).write_bytes(bytes([number]) * 5000)
+    monkeypatch.setattr(work_copy, "CAUGHT_UP_S", 0.0 if is_slow else 600.0)
+    async with (
+        rig(tmp_path, root, ("fra1", "par1"), rpo_s=600.0) as primary,
+        replica(tmp_path / "store1") as fra1,
+        replica(tmp_path / "store2") as par1,
+    ):
+        await primary.sync(fra1)
+        original = work_copy.Pass._survey
+
+        async def cut(self: work_copy.Pass, only: frozenset[bytes] | None) -> object:
+            par1.cut()
+            self._outcome.look_again(b"9")  # what a catch-up met
+            await self._shipping.ship(Unit(b"", load_nothing, given([]), 0))
+            await self._shipping.flushed()
+            return await original(self, only)
+
+        with monkeypatch.context() as cutting:
+            cutting.setattr(work_copy.Pass, "_survey", cut)
+            with pytest.raises(LinkError):
+                await primary.sync(par1, "par1")
+        lacks = primary.dataset.ledger.lacks_something
+        covered = (await primary.dataset.in_ledger(primary.dataset.ledger.standing, "par1")).covered
+        assert await primary.dataset.in_ledger(lacks, covered) is not is_slow
+        assert [line.complete for line in snapshots(par1.archive)] == [False] * is_slow
+        assert (await primary.sync(par1, "par1")).pass_ok
+        assert [line.complete for line in snapshots(par1.archive)] == [False] * is_slow + [True]
+        assert differences(describe_snapshot(par1.archive), copied(root)) == []
 
 
 async def test_names_alone_are_sealed_before_there_are_more_records_than_a_replica_takes(

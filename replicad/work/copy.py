@@ -63,8 +63,8 @@ CHECKPOINT_BYTES = 4 * 1024**3
 """A long pass is sealed as a partial snapshot after this many shipped bytes: restorable as it progresses, and what the
 replica has to replay after a crash stays short."""
 CAUGHT_UP_S = 1.0
-"""What took this long to tell again, after a pass that was cut short, is sealed before anything else is looked at: where
-every pass is cut short, none would come to its end otherwise."""
+"""What took this long to tell again, after a pass that was cut short, is sealed before anything else is looked at:
+where every pass is cut short, none would come to its end otherwise."""
 CHECKPOINT_RECORDS = MAX_RECORDS // 4
 """The same after so many records, of names that bring few bytes: what is in the pipeline, and the list of one file's
 blocks, which is never divided, come on top before the seal."""

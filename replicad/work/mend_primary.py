@@ -36,6 +36,7 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk, errors_at
 from replicad.system.logs import logger
 from replicad.work.attributes import opened_path, set_attributes
+from replicad.work.between_passes import BetweenPasses
 from replicad.work.breaker import close_breaker, is_open, open_breaker, repairs_that_count
 from replicad.work.confirm import is_recorded_block, length_of, recorded_block, recorded_entry
 from replicad.work.dataset import Dataset
@@ -56,8 +57,6 @@ from replicad.work.together import to_its_end
 
 log = logger("work.mend_primary")
 
-TURN_S = 30.0
-"""How long a repair waits for a pass to end; longer, and it says so instead of letting a person wait."""
 MAX_PIECE_BYTES = 2 * LARGEST_BLOCK_BYTES
 """What one repair took away, at most: a block, or an entry's metadata."""
 Given = ParamSpec("Given")
@@ -130,26 +129,36 @@ class PrimaryMender:
         where = f"{target.length} bytes at byte {target.offset} of {show_path(target.path)}"
         return Mended(remedy, "planned", f"would write block {target.row.id.hex()[:12]} of a replica: {where}")
 
-    async def mend(self, found: Divergence, fetch: Fetch, source: str, *, by_person: bool) -> Mended:
-        """Repair one finding of this side. An order of a person closes the breaker."""
+    def between_passes(self) -> BetweenPasses:
+        """The turn for several repairs."""
+        return BetweenPasses(self._dataset.turn, self._clock)
+
+    async def mend(
+        self, found: Divergence, fetch: Fetch, source: str, *, by_person: bool, between: BetweenPasses | None = None
+    ) -> Mended:
+        """Repair one finding of this side, in a turn of its own unless one is given. An order of a person closes the
+        breaker."""
         planned = await self.plan(found)
         if planned.result != "planned":
             return planned
         if by_person:
             await self._dataset.in_findings(close_breaker, self._dataset.findings)
-        return await self._in_turn(found, planned.remedy, partial(self._mend, found, fetch, source))
+        return await self._in_turn(found, planned.remedy, partial(self._mend, found, fetch, source), between)
 
-    async def _in_turn(self, found: Divergence, remedy: Remedy, work: Callable[[], Awaitable[Mended]]) -> Mended:
+    async def _in_turn(
+        self,
+        found: Divergence,
+        remedy: Remedy,
+        work: Callable[[], Awaitable[Mended]],
+        between: BetweenPasses | None = None,
+    ) -> Mended:
         """Do it when no pass is under way; for a while that is waited for."""
-        try:
-            async with asyncio.timeout(TURN_S):
-                await self._dataset.turn.acquire()
-        except TimeoutError:
+        if between is None:
+            async with self.between_passes() as own:
+                return await self._in_turn(found, remedy, work, own)
+        if not await between.take():
             return Mended(remedy, "waiting", "a pass is under way: say it again when it has ended")
-        try:
-            return await self._guarded(found, remedy, work)
-        finally:
-            self._dataset.turn.release()
+        return await self._guarded(found, remedy, work)
 
     async def _guarded(self, found: Divergence, remedy: Remedy, work: Callable[[], Awaitable[Mended]]) -> Mended:
         """A result for everything that may come between."""

@@ -145,13 +145,15 @@ class Replication:
             full = served > self._status.pass_served or not self._trusts_watch() or self._until_walk_s() <= 0
             only = None if full or hints is None or self._again is None else hints | self._again
             self._status.pass_started_ns = started_ns = self._clock.now_ns()
-            started_s = self._clock.monotonic_s()
+            started_s, before = self._clock.monotonic_s(), self._status.last_snapshot
             try:
                 outcome = await self._hooked(shipping, only)
             except BaseException as error:
                 if not isinstance(error, HeldError):
                     await self.close()  # what was shipped and not sealed must not get into the next pass's snapshot
                 self._hints.add(only)  # whatever was not copied is still to be looked at
+                if self._status.last_snapshot != before:
+                    self._again = None  # and what it met and could not copy before a seal: by a walk of everything
                 self._status.pass_number += 1
                 raise
             if only is None:

@@ -30,6 +30,7 @@ from replicad.source.root import Root
 from replicad.status import CopyStatus, ScrubStatus
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
+from replicad.work.between_passes import BetweenPasses
 from replicad.work.compare_records import Agreement, ComparingRecords
 from replicad.work.confirm import Confirming, Opinions
 from replicad.work.conversation import Conversation
@@ -310,12 +311,14 @@ class Tending:
     async def _settle_own(self, side: _Side) -> int:
         """Judge what this side has found, and repair each at once that may be repaired; how many were open."""
         open_ones = await self._listed(Side.PRIMARY)
-        for found in open_ones:
-            now = found
-            if side.root is not None and self._is_to_be_judged(found):
-                now = await self._judged(side, side.root, found)
-                self._own.looked(now)
-            await self._repair_by_itself(side, now)
+        async with self.mender.between_passes() as between:
+            for found in open_ones:
+                now = found
+                if side.root is not None and self._is_to_be_judged(found):
+                    now = await self._judged(side, side.root, found)
+                    self._own.looked(now)
+                await self._repair_by_itself(side, now, between)
+                between.rest()
         names = {found.id for found in open_ones}
         self._own.keep(names)
         self._opinions.keep(names)
@@ -332,16 +335,16 @@ class Tending:
             return True
         return (found.verdict is Verdict.INCONCLUSIVE or found.is_lost) and self._own.is_due(found)
 
-    async def _repair_by_itself(self, side: _Side, found: Divergence) -> None:
+    async def _repair_by_itself(self, side: _Side, found: Divergence, between: BetweenPasses) -> None:
         """If the configuration allows that to be written here without a person, with blocks that this replica has."""
         if found.part is Part.BLOCK and not self._opinions.holds(found.id, self.replica):
             return
         if found.state is State.OPEN and self._mends.is_due(found) and await self.mender.may_by_itself(found):
-            await self._mend_by_itself(side, found)
+            await self._mend_by_itself(side, found, between)
 
-    async def _mend_by_itself(self, side: _Side, found: Divergence) -> None:
+    async def _mend_by_itself(self, side: _Side, found: Divergence, between: BetweenPasses) -> None:
         """Repair; why that was not possible stands in the finding's history, once."""
-        mended = await self.mender.mend(found, side.fetch, self.replica, by_person=False)
+        mended = await self.mender.mend(found, side.fetch, self.replica, by_person=False, between=between)
         findings = self._dataset.findings
         now = await self._dataset.in_findings(findings.get_exactly, found.id)
         if mended.result == "nothing" and side.root:  # it is well by now: that is for a judge to say
