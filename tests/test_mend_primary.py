@@ -1073,6 +1073,36 @@ async def test_a_repair_waits_for_the_pass_under_way(tmp_path: Path, monkeypatch
         assert (await repaired(primary, fra1, found)).result == "repaired"
 
 
+async def test_a_file_that_moved_is_repaired_as_soon_as_that_is_recorded(tmp_path: Path) -> None:
+    """What stays as it is is tried again more and more seldom; a pass may have taken away what stood in the way."""
+    async with world(tmp_path, repair="auto") as (primary, fra1):
+        (primary.root / "d").mkdir()
+        (primary.root / "d" / "f").write_bytes(DATA)
+        assert (await primary.sync(fra1)).pass_ok
+        await rot(primary, b"d/f", 0)
+        found = await report(primary, b"d/f", 0)
+        job, target = tending(primary, fra1), mend_primary._target
+
+        def and_moves(ledger: object, found: Divergence) -> object:
+            if (primary.root / "d").exists():
+                (primary.root / "d").rename(primary.root / "e")
+            return target(ledger, found)  # type: ignore[arg-type]
+
+        with pytest.MonkeyPatch.context() as moving:
+            moving.setattr(mend_primary, "_target", and_moves)
+            await job.step()
+        refused = await standing(primary, found)
+        assert "the next pass looks at it" in refused.events[-1].what
+        for _ in range(3):
+            await job.step()
+        assert await standing(primary, found) == refused
+        assert (await primary.sync(fra1)).pass_ok
+        await job.step()
+        assert (await standing(primary, found)).state is State.REPAIRED
+        assert (primary.root / "e" / "f").read_bytes() == DATA
+        await job.close()
+
+
 async def test_repairs_in_a_row_wait_for_one_pass(tmp_path: Path) -> None:
     """Where one pass follows the other, each of them would wait for another one, and the last for hours."""
     async with world(tmp_path, repair="auto") as (primary, fra1):

@@ -314,26 +314,46 @@ def test_after_a_loss_of_records_snapshots_go_and_their_room_stays(rig: Rig) -> 
     assert rig.status.reclaimed_bytes > 0 and size_of(rig.directory) < before
 
 
-def test_it_waits_for_a_session(rig: Rig) -> None:
-    """While a session has unsealed work nothing is written beside it; the run goes on once it has sealed."""
-    rig.live(40)
-    primary = Primary(rig.archive)
-    rig.do(lambda: primary.send(b"unsealed"))
+def test_it_comes_in_between_two_passes(rig: Rig) -> None:
+    """While a session has unsealed work nothing is written beside it. Where one pass follows the other nobody would
+    find the moment between two by looking: each step waits for a seal, and all of them come to their end."""
+    last = rig.live(40)
+    primary, choose = Primary(rig.archive), random.Random(1)
+
+    def next_pass(number: int) -> None:
+        history_of(primary, choose, 1, first=number)
+        rig.archive.do_at_seal()
+        primary.send(b"unsealed %d" % number)
+        assert not rig.archive.is_settled
 
     async def both() -> Retained:
         running = asyncio.ensure_future(rig.retaining.run())
-        for _ in range(50):
-            await asyncio.sleep(0.005)
-        assert not rig.status.dropped and not running.done()
-        await rig.in_store(lambda archive, _: archive.abort())
+        for number in range(last + 1, last + 200):
+            await asyncio.get_running_loop().run_in_executor(rig.thread, next_pass, number)
+            await asyncio.sleep(0.01)
+            if running.done():
+                break
         return await running
 
-    rig.clock.sleep = _short  # type: ignore[method-assign]
-    assert asyncio.run(both()).dropped
+    rig.do(lambda: primary.send(b"unsealed"))
+    done = asyncio.run(both())
+    assert done.dropped and done.compacted
 
 
-async def _short(seconds: float) -> None:
-    await asyncio.sleep(0.005)
+def test_a_session_that_never_seals_is_not_waited_for_for_ever(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run goes on; what nobody waits for any more is not done behind the seal that comes after all."""
+    rig.live(40)
+    primary = Primary(rig.archive)
+    rig.do(lambda: primary.send(b"unsealed"))
+    with monkeypatch.context() as short:
+        short.setattr(retain, "PATIENCE_S", 0.05)
+        with pytest.raises(ReplicadError, match="a session has unsealed work"):
+            rig.run()
+    rig.do(rig.archive.abort)
+    before = rig.do(lambda: rig.archive.inventory.database.stamp())
+    rig.do(rig.archive.do_at_seal)
+    assert rig.do(lambda: rig.archive.inventory.database.stamp()) == before
+    assert rig.run().dropped
 
 
 @pytest.mark.parametrize("step", ["drop", "purge_step", "mark_used", "compact_segment"])

@@ -157,7 +157,7 @@ class PrimaryMender:
             async with self.between_passes() as own:
                 return await self._in_turn(found, remedy, work, own)
         if not await between.take():
-            return Mended(remedy, "waiting", "a pass is under way: say it again when it has ended")
+            return Mended(remedy, "waiting", "a pass is under way: say it again when it has ended", is_for_pass=True)
         return await self._guarded(found, remedy, work)
 
     async def _guarded(self, found: Divergence, remedy: Remedy, work: Callable[[], Awaitable[Mended]]) -> Mended:
@@ -167,9 +167,11 @@ class PrimaryMender:
             await finish_interrupted(self._dataset, self._pool, self._disk)
             return await work()
         except Overtaken as error:
-            return Mended(remedy, "refused", f"{where}: {error}; what is there now counts as written, and is read anew")
+            text = f"{where}: {error}; what is there now counts as written, and is read anew"
+            return Mended(remedy, "refused", text, is_for_pass=True)
         except Moved as error:
-            return Mended(remedy, "refused", f"{where}: {error}; nothing was written, the next pass looks at it")
+            text = f"{where}: {error}; nothing was written, the next pass looks at it"
+            return Mended(remedy, "refused", text, is_for_pass=True)
         except Refusal as error:
             return Mended(remedy, "refused", f"{where}: {error}; nothing was written")
         except ReplicadError as error:

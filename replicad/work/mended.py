@@ -15,6 +15,8 @@ class Mended(NamedTuple):
     """planned, repaired, failed, undone, refused (a guard), waiting (for the other side, or for a pass), nothing."""
     text: str
     """In one sentence for a person."""
+    is_for_pass: bool = False
+    """Whether the next pass may take away what stood in the way."""
 
 
 PLANS = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -40,10 +40,9 @@ EVERY_S = 3600.0
 """How often a store is looked at without being asked: the finest rule counts hours."""
 JUMP_S = 3600.0
 """A clock that went this much more or less than time did was set; slower drift is what clocks do."""
-AGAIN_S = 1.0
-"""How soon a step is tried again that found a session with unsealed work; a pass seals within an rpo."""
 PATIENCE_S = 600.0
-"""After this long it is given up until the next run."""
+"""How long a step waits for the seal of a pass under way, which comes within an rpo, before it is given up until the
+next run."""
 REST = 1.0
 """After each segment nothing is compacted for this many times as long as that took: half of the time is the session's
 and the scrub's."""
@@ -215,15 +214,17 @@ class Retaining:
     # how
 
     async def _when_settled(self, work: Callable[[Archive, Findings], Result]) -> Result:
-        """Run a step once no session has unsealed work."""
-        until_s = self._clock.monotonic_s() + PATIENCE_S
-        while True:
-            try:
-                return await self._in_store(partial(_settled, work))
-            except _UnsealedError:
-                if self._clock.monotonic_s() > until_s:
-                    raise
-                await self._clock.sleep(AGAIN_S)
+        """Run a step while no session has unsealed work: now, or behind the seal of the pass under way."""
+        done: Future[Result] = Future()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._in_store(partial(_do_settled, work, done))
+                return await asyncio.wrap_future(done)
+        except TimeoutError:
+            where = str(self._place.directory)
+            raise ReplicadError("a session has unsealed work", where=where, hint="the next run goes on") from None
+        finally:
+            done.cancel()
 
     async def _in_pool(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -241,14 +242,34 @@ class Retaining:
 # in the store's thread
 
 
-def _settled(work: Callable[[Archive, Findings], Result], archive: Archive, findings: Findings) -> Result:
-    if not archive.is_settled:
-        raise _UnsealedError("a session has unsealed work", where=str(archive.store.directory), hint="tried again")
-    try:
-        return work(archive, findings)
-    except ReplicadError:
-        _recover(archive)
-        raise
+def _do_settled(
+    work: Callable[[Archive, Findings], Result], done: Future[Result], archive: Archive, findings: Findings
+) -> None:
+    """Do it as soon as it may be done, unless nobody waits for it any more."""
+
+    def do() -> None:
+        if done.cancelled():
+            return
+        try:
+            result = work(archive, findings)
+        except _UnsealedError:
+            archive.at_seal(do)
+        except Exception as error:  # a defect of ours too: whoever waits is to meet it, not the session that has sealed
+            if isinstance(error, ReplicadError):
+                _recover(archive)
+            _give(done, partial(done.set_exception, error))
+        else:
+            _give(done, partial(done.set_result, result))
+
+    if archive.is_settled:
+        do()
+    else:
+        archive.at_seal(do)
+
+
+def _give(done: Future[Result], give: Callable[[], None]) -> None:
+    if done.set_running_or_notify_cancel():
+        give()
 
 
 def _recover(archive: Archive) -> None:

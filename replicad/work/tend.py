@@ -314,9 +314,9 @@ class Tending:
         async with self.mender.between_passes() as between:
             for found in open_ones:
                 now = found
-                if side.root is not None and self._is_to_be_judged(found):
+                if side.root is not None and self._is_to_be_judged(found, side.covered):
                     now = await self._judged(side, side.root, found)
-                    self._own.looked(now)
+                    self._own.looked(now, side.covered if now.evidence.primary is Sight.UNKNOWN else NEVER)
                 await self._repair_by_itself(side, now, between)
                 between.rest()
         names = {found.id for found in open_ones}
@@ -328,18 +328,22 @@ class Tending:
         confirming = Confirming(self._dataset, root, self._pool, self._clock, self._opinions)
         return await confirming.judge(found, side)
 
-    def _is_to_be_judged(self, found: Divergence) -> bool:
+    def _is_to_be_judged(self, found: Divergence, covered: int) -> bool:
         if found.part not in (Part.BLOCK, Part.METADATA) or found.peer not in ("", self.replica):
             return False
         if found.part is Part.BLOCK and not self._opinions.has(found.id, self.replica):
             return True
-        return (found.verdict is Verdict.INCONCLUSIVE or found.is_lost) and self._own.is_due(found)
+        return (found.verdict is Verdict.INCONCLUSIVE or found.is_lost) and self._own.is_due(found, covered)
 
     async def _repair_by_itself(self, side: _Side, found: Divergence, between: BetweenPasses) -> None:
         """If the configuration allows that to be written here without a person, with blocks that this replica has."""
         if found.part is Part.BLOCK and not self._opinions.holds(found.id, self.replica):
             return
-        if found.state is State.OPEN and self._mends.is_due(found) and await self.mender.may_by_itself(found):
+        if (
+            found.state is State.OPEN
+            and self._mends.is_due(found, side.covered)
+            and await self.mender.may_by_itself(found)
+        ):
             await self._mend_by_itself(side, found, between)
 
     async def _mend_by_itself(self, side: _Side, found: Divergence, between: BetweenPasses) -> None:
@@ -352,7 +356,7 @@ class Tending:
         if now and now.state is State.OPEN and (not now.events or now.events[-1].what != mended.text):
             now = now.with_event(self._clock.now_ns(), mended.text)
             await self._dataset.in_findings(findings.update, now)
-        self._mends.looked(now or found)
+        self._mends.looked(now or found, side.covered if mended.is_for_pass else NEVER)
 
     # the replica's findings
 
