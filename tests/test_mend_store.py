@@ -335,6 +335,18 @@ def test_a_repair_comes_in_between_two_passes(rig: Rig, tmp_path: Path, end: str
     rig.assert_clean(tmp_path)
 
 
+def test_proven_bytes_that_wait_for_a_seal_outlast_the_primary_s(rig: Rig) -> None:
+    """The primary may write the file meanwhile and have the block no more: what it has sent repairs it all the same."""
+    _damaged(rig, 2)
+    primary = Primary(rig.archive)
+    (told,) = _told_during_a_pass(rig, primary)
+    asyncio.run(rig.mender.testimony(told, told.seen, [Sight.UNKNOWN]))
+    asyncio.run(rig.mender.mend(told, []))
+    primary.seal(5)
+    rig.archive.do_at_seal()
+    assert not rig.open_ones()
+
+
 def test_a_pass_does_not_wait_for_all_repairs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while the next one goes on; the repairs that are left have the moment behind its seal."""
     _damaged(rig, 1, 2, 3)

@@ -9,7 +9,7 @@ import random
 import shutil
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -1458,6 +1458,40 @@ async def test_a_long_catch_up_is_restorable_as_it_progresses_and_starts_over_wi
         assert differences(describe_snapshot(par1.archive), copied(root)) == []
         stored = sum(p.stat().st_size for p in (par1.archive / "segments").iterdir())
         assert stored < 1.1 * 30 * MIB
+
+
+async def test_no_directory_is_always_the_last(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files are written all the time, and each pass is cut short after some of them: all have their turn."""
+    files = [root / f"d{number}" / "file" for number in range(12)]
+    for file in files:
+        file.parent.mkdir()
+        file.write_bytes(b"x")
+    monkeypatch.setattr(work_copy, "BATCH_FILES", 1)
+    async with rig(tmp_path, root, max_change=1.0) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        left = 0
+        original = work_copy.Pass._do
+
+        async def cut(self: work_copy.Pass, work: Callable[[], Awaitable[None]]) -> None:
+            nonlocal left
+            await original(self, work)
+            left -= 1
+            if not left:
+                fra1.cut()
+
+        monkeypatch.setattr(work_copy.Pass, "_do", cut)
+        waiting = {os.fsencode(file.relative_to(root)) for file in files}
+        for size in range(2, 150):  # each has its turn with a chance of a third or more
+            for file in files:
+                file.write_bytes(bytes(size))
+            left = 4
+            with pytest.raises(LinkError):
+                await primary.sync(fra1)
+            known = {path: await primary.dataset.in_ledger(primary.dataset.ledger.known, path) for path in waiting}
+            waiting = {path for path, entry in known.items() if entry is None or entry.size == 1}
+            if not waiting:
+                break
+        assert not waiting
 
 
 @pytest.mark.parametrize("is_slow", [True, False])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -242,11 +243,20 @@ class _Walk:
             if self.stack:
                 path = self.stack.pop()
                 self.told.discard(path)
+                before = len(self.stack)
                 yield from self.pieces(path)
+                self._shuffle(before)
             if self.soon:
                 self._tell(self.soon)
             if self.companion:
                 yield from self._share(self.companion)
+
+    def _shuffle(self, before: int) -> None:
+        """Go on with the subdirectories in any order: where every pass is cut short and much is written, those at the
+        end of a fixed one would never have their turn."""
+        below = self.stack[before:]
+        random.shuffle(below)
+        self.stack[before:] = below
 
     def _share(self, companion: Companion) -> Iterator[DirectoryDiff]:
         """Take what the companion has done, and give it some of the next directories while there are enough for two."""

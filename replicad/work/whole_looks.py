@@ -23,7 +23,8 @@ from replicad.work.structure_check import check_structure, is_covered
 
 
 class WholeLooks:
-    """Looks at one dataset's store. One thread at a time."""
+    """Looks at one dataset's store. One thread at a time; where a session ended amid a look, two may look at the same
+    for a moment."""
 
     def __init__(self, directory: Path, disk: Disk, clock: Clock) -> None:
         self._directory, self._disk, self._clock = directory, disk, clock
