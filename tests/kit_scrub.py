@@ -136,11 +136,15 @@ class Rig:
             settled.append(await self.mender.mend(found, frames, ordered=ordered))
         return settled
 
+    def look_again(self) -> list[Divergence]:
+        """Look at the places of all open findings again; those that were settled."""
+        return asyncio.run(self.mender.verify_divergences(asyncio.Lock()))
+
     def settle_all(self) -> None:
         """Until nothing is open any more."""
         for _ in range(4):
             self.settle()
-            asyncio.run(self.mender.verify_divergences(asyncio.Lock()))
+            self.look_again()
             if not self.open_ones():
                 return
         raise AssertionError([(one.what, one.events) for one in self.open_ones()])

@@ -347,6 +347,22 @@ def test_proven_bytes_that_wait_for_a_seal_outlast_the_primary_s(rig: Rig) -> No
     assert not rig.open_ones()
 
 
+def test_an_order_of_a_person_outlasts_what_is_brought_again(rig: Rig) -> None:
+    """What waits for a seal by order is done by order, also when the primary's next round comes to it before that."""
+    rig.close()
+    rig.options["repair"] = "ask"
+    rig.open()
+    (found,) = _damaged(rig, 2)
+    primary, frame = Primary(rig.archive), block_frame(rig.has[found.blocks[0]])
+    primary.send(b"half of it")
+    judged = asyncio.run(rig.mender.testimony(found, found.seen, [Sight.MATCHES]))
+    assert asyncio.run(rig.mender.mend(judged, [frame], ordered=True)).events[-1].what == WAITING
+    rig.mender._awaiting.add(found.id, [frame], False)
+    rig.archive.abort()
+    rig.archive.do_at_seal()
+    assert not rig.open_ones()
+
+
 def test_a_pass_does_not_wait_for_all_repairs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while the next one goes on; the repairs that are left have the moment behind its seal."""
     _damaged(rig, 1, 2, 3)
@@ -419,7 +435,7 @@ def test_a_pass_that_offers_a_damaged_block_heals_it(rig: Rig, tmp_path: Path) -
     primary.send(rig.has[found.blocks[0]])
     rig.expected[5] = dict(rig.expected[4])
     primary.seal(5)
-    assert asyncio.run(rig.mender.verify_divergences(asyncio.Lock())) == []
+    assert rig.look_again() == []
     assert rig.open_ones()[0].verdict is Verdict.INCONCLUSIVE
     (settled,) = rig.settle()
     assert settled.state is State.REPAIRED and "by a pass" in settled.events[-1].what
@@ -438,7 +454,7 @@ def test_a_block_that_only_a_pass_still_had_is_judged_by_the_pass(rig: Rig, tmp_
     primary.send(rig.has[found.blocks[0]])
     rig.expected[5] = dict(rig.expected[4])
     primary.seal(5)
-    (settled,) = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+    (settled,) = rig.look_again()
     assert (settled.state, settled.verdict, settled.bits) == (State.REPAIRED, Verdict.REPLICA_ROT, 1)
     rig.assert_clean(tmp_path)
 
@@ -608,7 +624,7 @@ def test_a_daemon_that_is_killed_over_a_laid_segment_tells_at_its_next_start(
             rig.settle()
     rig.kill()
     rig.open()
-    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+    rig.look_again()
     (told,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
     assert told.blocks == (block.id,)
     rig.settle_all()
@@ -634,7 +650,7 @@ def test_old_file_that_cannot_be_read_makes_no_failure_of_the_repair(
     assert laid.state is State.REPAIRED and [one.result for one in rig.findings.receipts(laid.id)] == ["repaired"]
     assert rig.open_ones() == []
     rig.reopen()
-    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+    rig.look_again()
     (told,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
     assert told.blocks == (block.id,)
     rig.settle_all()
@@ -783,8 +799,8 @@ def test_what_reads_well_twice_is_gone(rig: Rig, tmp_path: Path) -> None:
     before = segment(rig.directory, 2).read_bytes()
     _damaged(rig, 2)
     write_at(segment(rig.directory, 2), 0, before)
-    assert asyncio.run(rig.mender.verify_divergences(asyncio.Lock())) == []
-    (settled,) = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+    assert rig.look_again() == []
+    (settled,) = rig.look_again()
     assert settled.state is State.GONE
     rig.assert_clean(tmp_path)
 
@@ -796,8 +812,8 @@ def test_a_bad_look_between_two_good_ones_begins_the_row_anew(rig: Rig, tmp_path
     bad = segment(rig.directory, 2).read_bytes()
     for data in (good, bad, good):
         write_at(segment(rig.directory, 2), 0, data)
-        assert asyncio.run(rig.mender.verify_divergences(asyncio.Lock())) == []
-    (settled,) = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+        assert rig.look_again() == []
+    (settled,) = rig.look_again()
     assert settled.state is State.GONE and "2 times in a row" in settled.events[-1].what
     rig.assert_clean(tmp_path)
 
@@ -814,7 +830,7 @@ def test_a_segment_that_cannot_be_opened_keeps_no_other_finding_from_being_settl
     write_at(segment(rig.directory, 3), 0, good)
     monkeypatch.setattr(SegmentCheck, "run", _cannot_be_opened)
     for _ in range(2):
-        settled = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+        settled = rig.look_again()
     assert [(one.number, one.state) for one in settled] == [(3, State.GONE)]
     (left,) = [one for one in rig.open_ones() if one.part is Part.SEGMENT]
     assert [event.what for event in left.events][1:] == ["could not be looked at again: cannot be opened"]
@@ -877,10 +893,10 @@ def test_bytes_that_nobody_has_any_more_keep_no_finding_open(rig: Rig) -> None:
     primary.send(rig.has[found.blocks[0]])
     rig.expected[5] = dict(rig.expected[4])
     primary.seal(5)
-    assert asyncio.run(rig.mender.verify_divergences(asyncio.Lock())) == []
+    assert rig.look_again() == []
     (rig.directory / found.quarantine).unlink()
     write_at(segment(rig.directory, 2), found.offset, b"something else again")
-    (settled,) = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+    (settled,) = rig.look_again()
     assert settled.state is State.REPAIRED and "by a pass" in settled.events[-1].what
 
 
@@ -926,11 +942,11 @@ def test_a_loss_that_a_pass_made_good_is_a_loss_no_more(rig: Rig) -> None:
     (found,) = rig.open_ones()
     rig.findings.update(found.with_event(5, "acknowledged", state=State.ACKNOWLEDGED))
     assert damaged_paths(rig.directory, 4) == {b"changes"}
-    assert asyncio.run(rig.mender.verify_divergences(asyncio.Lock())) == []
+    assert rig.look_again() == []
     primary = Primary(rig.archive)
     primary.send(rig.has[found.blocks[0]])
     primary.seal(5)
-    (settled,) = asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+    (settled,) = rig.look_again()
     assert (settled.id, settled.state) == (found.id, State.REPAIRED)
     assert damaged_paths(rig.directory, 4) == frozenset()
 
@@ -977,10 +993,10 @@ def test_a_segment_of_many_findings_is_looked_at_once(rig: Rig, monkeypatch: pyt
 
     monkeypatch.setattr(SegmentCheck, "run", counted)
     for _ in range(3):
-        asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+        rig.look_again()
     assert looks == [2]
     rig.clock.slept.append(REST)
-    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+    rig.look_again()
     assert looks == [2, 2]
 
 
@@ -999,10 +1015,10 @@ def test_a_damaged_book_is_not_looked_through_all_the_time(rig: Rig, monkeypatch
 
     monkeypatch.setattr(whole_looks, "check_structure", slow)
     for _ in range(3):
-        asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+        rig.look_again()
     assert len(looks) == 1
     rig.clock.slept.append(REST)
-    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+    rig.look_again()
     assert len(looks) == 2
 
 
@@ -1157,7 +1173,7 @@ def test_a_block_that_stands_nowhere_stays_a_finding(rig: Rig) -> None:
     _missing(rig, name, is_told=False)
     (found,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
     for _ in range(3):
-        asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+        rig.look_again()
         rig.settle()
         rig.clock.slept.append(3600.0)
         rig.scrub()
@@ -1171,12 +1187,12 @@ def test_a_block_that_stands_nowhere_and_that_nothing_names_any_more_is_no_loss(
     name = block_id(rig.expected[1][b"changes"])
     _missing(rig, name, is_told=False)
     (found,) = [one for one in rig.open_ones() if one.part is Part.BLOCK]
-    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+    rig.look_again()
     drop(rig.archive, [1])
     while purge_step(rig.archive):
         pass
     rig.clock.slept.append(3600.0)
-    asyncio.run(rig.mender.verify_divergences(asyncio.Lock()))
+    rig.look_again()
     now = rig.findings.get_exactly(found.id)
     assert now and now.state is State.GONE and now.events[-1].what == "no snapshot that is kept names it any more"
     rig.scrub()

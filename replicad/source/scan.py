@@ -262,7 +262,9 @@ class _Walk:
         """Take what the companion has done, and give it some of the next directories while there are enough for two."""
         for compared in companion.done(wait=not self.stack):
             yield from compared.diffs
+            before = len(self.stack)
             self.stack += compared.below
+            self._shuffle(before)
             for path in compared.left:
                 yield from self.pieces(path)
         count = min(SHARED_AT_ONCE, len(self.stack) // 2)

@@ -291,6 +291,13 @@ class Archive:
         """Whether nothing waits for a seal: only then may the catalog be committed for any other reason."""
         return not (self._touched or self._broken)
 
+    def when_settled(self, work: Callable[[], None]) -> None:
+        """Do this now, or else `at_seal`."""
+        if self.is_settled:
+            work()
+        else:
+            self.at_seal(work)
+
     def at_seal(self, work: Callable[[], None]) -> None:
         """Have this done behind the next seal, or abort: where one pass follows the other, nobody who looks from time
         to time finds the moment between two."""

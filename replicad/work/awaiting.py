@@ -32,10 +32,11 @@ class Awaiting:
         self._kept: dict[str, tuple[Sequence[bytes], bool]] = {}
 
     def add(self, finding: str, frames: Sequence[bytes], ordered: bool) -> None:
-        """Do this repair behind the next seal; it takes the place of one that waits already. What that has brought
-        stays, where nothing can be brought any more: it is proven, and may be the last copy."""
-        before, _ = self._kept.pop(finding, ((), False))
-        frames = frames or before
+        """Do this repair behind the next seal; it takes the place of one that waits already. That a person has ordered
+        that stays so, and so does what it has brought, where nothing can be brought any more: it is proven, and may be
+        the last copy."""
+        before, was_ordered = self._kept.pop(finding, ((), False))
+        frames, ordered = frames or before, ordered or was_ordered
         held = sum(len(frame) for others, _ in self._kept.values() for frame in others)
         if held + sum(map(len, frames)) <= MAX_TESTIMONY_BYTES:
             self._kept[finding] = frames, ordered

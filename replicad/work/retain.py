@@ -261,10 +261,7 @@ def _do_settled(
         else:
             _give(done, partial(done.set_result, result))
 
-    if archive.is_settled:
-        do()
-    else:
-        archive.at_seal(do)
+    archive.when_settled(do)
 
 
 def _give(done: Future[Result], give: Callable[[], None]) -> None:

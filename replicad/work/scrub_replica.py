@@ -217,10 +217,7 @@ class ReplicaSurface:
             self._laid = self._archive.laid
             for unit in self._units.values():
                 unit.failed_ns = 0
-        if self._archive.is_settled:
-            self._remember()
-        else:
-            self._archive.at_seal(self._remember)
+        self._archive.when_settled(self._remember)
 
     def _remember(self) -> None:
         """Nothing waits for a seal just now."""

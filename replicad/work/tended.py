@@ -224,10 +224,11 @@ class Tended:
     def _look_again(self, mender: StoreMender) -> None:
         """A round begins: an ordinary pass may have brought what was damaged. Places are looked at again beside all
         that is said of them: it may take longer than the link, or a node, lives."""
-        if self._looking is None or self._looking.done():
-            if self._looking:
-                self._looking.result()  # what ended the last look ends the session
-            self._looking = asyncio.create_task(mender.verify_divergences(self._turn))
+        if self._looking and not self._looking.done():
+            return
+        if self._looking:
+            self._looking.result()  # what ended the last look ends the session
+        self._looking = asyncio.create_task(mender.verify_divergences(self._turn))
 
     async def _stop_looking(self) -> None:
         """The next session goes on where this one was."""
