@@ -39,6 +39,7 @@ from replicad.work.mended import Mended
 from replicad.work.primary_findings import PrimaryFindings
 
 DATA = random.Random(7).randbytes(5 * BLOCK + 1000)
+OTHER = random.Random(8).randbytes(5 * BLOCK)
 MTIME_NS, ATIME_NS = 1_500_000_000_123_456_789, 1_400_000_000_987_654_321
 
 
@@ -1078,6 +1079,7 @@ async def test_a_file_that_moved_is_repaired_as_soon_as_that_is_recorded(tmp_pat
     async with world(tmp_path, repair="auto") as (primary, fra1):
         (primary.root / "d").mkdir()
         (primary.root / "d" / "f").write_bytes(DATA)
+        (primary.root / "e").mkdir()
         assert (await primary.sync(fra1)).pass_ok
         await rot(primary, b"d/f", 0)
         found = await report(primary, b"d/f", 0)
@@ -1085,7 +1087,7 @@ async def test_a_file_that_moved_is_repaired_as_soon_as_that_is_recorded(tmp_pat
 
         def and_moves(ledger: object, found: Divergence) -> object:
             if (primary.root / "d").exists():
-                (primary.root / "d").rename(primary.root / "e")
+                (primary.root / "d").rename(primary.root / "e" / "d")
             return target(ledger, found)  # type: ignore[arg-type]
 
         with pytest.MonkeyPatch.context() as moving:
@@ -1099,8 +1101,37 @@ async def test_a_file_that_moved_is_repaired_as_soon_as_that_is_recorded(tmp_pat
         assert (await primary.sync(fra1)).pass_ok
         await job.step()
         assert (await standing(primary, found)).state is State.REPAIRED
-        assert (primary.root / "e" / "f").read_bytes() == DATA
+        assert (primary.root / "e" / "d" / "f").read_bytes() == DATA
         await job.close()
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_a_file_whose_directory_was_renamed_is_repaired_where_it_is(tmp_path: Path, is_killed: bool) -> None:
+    """Before a pass records where that is, and so that the pass takes it for no write, also behind a crash and another
+    rename."""
+    async with world(tmp_path) as (primary, fra1):
+        (primary.root / "d").mkdir()
+        (primary.root / "d" / "f").write_bytes(OTHER)
+        await primary.sync(fra1)
+        await rot(primary, b"d/f", 4 * BLOCK)  # nobody knows of this one
+        await rot(primary, b"d/f", 0)
+        found = await report(primary, b"d/f", 0)
+        (primary.root / "d").rename(primary.root / "e")
+        if is_killed:
+            killer = Killer(8, after=True)
+            await killed_repair(primary, fra1, found, killer)
+            assert killer.fired and await primary.dataset.in_ledger(primary.dataset.ledger.get, MENDING)
+            await primary.reopen()
+            (primary.root / "e").rename(primary.root / "g")
+        else:
+            assert (await repaired(primary, fra1, found)).result == "repaired"
+        place = next(primary.root.glob("?/f"))
+        here = place.read_bytes()
+        assert (here[:BLOCK], here[4 * BLOCK :] != OTHER[4 * BLOCK :]) == (OTHER[:BLOCK], True)
+        assert (await primary.sync(fra1)).pass_ok
+        path = os.fsencode(place.relative_to(primary.root))
+        assert await is_unchanged(primary, path)
+        assert describe_snapshot(fra1.archive)[path]["content"] == OTHER, "rot was sent"
 
 
 async def test_repairs_in_a_row_wait_for_one_pass(tmp_path: Path) -> None:

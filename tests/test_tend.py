@@ -55,6 +55,7 @@ from replicad.model.errors import (
 )
 from replicad.model.snapshot import Head
 from replicad.model.verdict import Books, Sight, Verdict, Witness
+from replicad.source.root import Root
 from replicad.status import DatasetStatus, NodeStatus, ScrubStatus, decode, encode, findings
 from replicad.system.disk import Disk
 from replicad.work import account_record, compare_records, conversation, elsewhere, holdings, mirror, tended
@@ -237,15 +238,39 @@ async def test_a_renamed_file_is_found_again(tmp_path: Path) -> None:
         assert (now.verdict, now.path) == (Verdict.PRIMARY_ROT, b"renamed")
 
 
-async def test_a_file_that_moved_with_its_directory_is_judged_once_that_is_recorded(tmp_path: Path) -> None:
+async def test_a_file_whose_directory_was_renamed_is_judged_where_it_is(tmp_path: Path) -> None:
+    """No pass has recorded that: where many are renamed all the time, it would wait for ever. And so a replica is given
+    what it lost."""
+    async with world(tmp_path) as w:
+        (w.primary.root / "d" / "e").mkdir(parents=True)
+        data = DATA[::-1]
+        (w.primary.root / "d" / "e" / "f").write_bytes(data)
+        await w.primary.sync(w.fra1)
+        await rot(w.primary, b"d/e/f", 0)
+        found = await report(w.primary, b"d/e/f", 0)
+        (w.primary.root / "d" / "e").rename(w.primary.root / "d" / "é")
+        (w.primary.root / "d").rename(w.primary.root / "g")
+        (w.primary.root / "d" / "e").mkdir(parents=True)  # others have these names by now
+        (w.primary.root / "d" / "e" / "f").write_bytes(b"new")
+        await w.round()
+        now = await standing(w.primary, found)
+        assert (now.verdict, now.state, now.path) == (Verdict.PRIMARY_ROT, State.OPEN, b"d/e/f")
+        with Root(w.primary.dataset.root) as root:
+            want = Want(block_id(data[BLOCK : 2 * BLOCK]), found.file, 1)
+            (held,) = await holdings.Holdings(w.primary.dataset, root, w.primary.pool).look([want])
+        assert held.sight is Sight.MATCHES and held.frame
+
+
+async def test_a_file_that_moved_elsewhere_is_judged_once_that_is_recorded(tmp_path: Path) -> None:
     """Until then nobody knows where it is: its finding stays open, and is not taken for one about a written file."""
     async with world(tmp_path) as w:
         (w.primary.root / "d").mkdir()
         (w.primary.root / "d" / "f").write_bytes(DATA)
+        (w.primary.root / "e").mkdir()
         await w.primary.sync(w.fra1)
         await rot(w.primary, b"d/f", 0)
         found = await report(w.primary, b"d/f", 0)
-        (w.primary.root / "d").rename(w.primary.root / "e")
+        (w.primary.root / "d").rename(w.primary.root / "e" / "d")
         await w.round()
         now = await standing(w.primary, found)
         assert (now.verdict, now.state) == (Verdict.INCONCLUSIVE, State.OPEN)
@@ -254,7 +279,7 @@ async def test_a_file_that_moved_with_its_directory_is_judged_once_that_is_recor
         await w.primary.sync(w.fra1)
         await w.round()
         now = await standing(w.primary, found)
-        assert (now.verdict, now.path) == (Verdict.PRIMARY_ROT, b"e/f")
+        assert (now.verdict, now.path) == (Verdict.PRIMARY_ROT, b"e/d/f")
 
 
 async def test_a_verdict_is_not_taken_back_by_a_file_that_moved(tmp_path: Path) -> None:

@@ -29,6 +29,13 @@ class LookUp:
         )
         return [(join(row[0], row[1]), Known._make(row[2:])) for row in rows]
 
+    def inodes_above(self, path: bytes) -> list[int]:
+        """The recorded inodes of the directories above `path`, from the top; 0 for one that is not recorded."""
+        *names, _ = path.split(b"/")
+        places = [(b"/".join(names[:depth]), name) for depth, name in enumerate(names)]
+        question = "SELECT e.inode FROM directory d JOIN entry e ON e.directory = d.id WHERE d.path = ? AND e.name = ?"
+        return [int(self._db.value(question, place) or 0) for place in places]
+
     def named_all(self, files: Sequence[int], limit: int) -> dict[int, list[tuple[bytes, Known]]]:
         """The same for many files at once."""
         found: dict[int, list[tuple[bytes, Known]]] = {}

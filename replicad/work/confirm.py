@@ -35,6 +35,7 @@ from replicad.work.dataset import Dataset
 from replicad.work.half_read import content_identity
 from replicad.work.medium import is_medium
 from replicad.work.store_case import as_one
+from replicad.work.where_now import where_now
 
 Result = TypeVar("Result")
 
@@ -125,7 +126,7 @@ class Confirming:
                 return found  # it may only have moved
             return self._gone(found, "the record has another block there now: the file was written, cut or dropped")
         path, known, row = recorded
-        own = await self._in_pool(partial(look_at_block, self._root, path, known, row))
+        own = await self._in_pool(partial(look_at_block, self._root, await self._where_now(path), known, row))
         if own.writing is Writing.WRITTEN:
             return self._gone(found, f"the file was {WRITTEN}: {own.reason}", verdict=Verdict.CHANGED)
         if (own.sight, own.writing) == (Sight.UNKNOWN, Writing.UNKNOWN) and found.verdict is not Verdict.INCONCLUSIVE:
@@ -219,7 +220,7 @@ class Confirming:
                 return found  # it may only have moved
             return self._gone(found, "the entry was dropped")
         path, known = recorded
-        (entry,) = await self._in_pool(partial(describe, self._root, [path]))
+        (entry,) = await self._in_pool(partial(describe, self._root, [await self._where_now(path)]))
         if isinstance(entry, Trouble):
             return found  # where it vanished, it may only have moved: the next pass records where it is
         if entry.stamp.identity != stamp_of(known).identity:
@@ -239,6 +240,9 @@ class Confirming:
             return found
         story = _story(peer.name, evidence, verdict)
         return found.with_event(self._clock.now_ns(), story, verdict=verdict, evidence=evidence)
+
+    async def _where_now(self, path: bytes) -> bytes:
+        return await where_now(self._dataset, self._root, self._pool, path)
 
     def _gone(self, found: Divergence, why: str, **changes: object) -> Divergence:
         return found.with_event(self._clock.now_ns(), why, state=State.GONE, **changes)

@@ -14,6 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from replicad.db.ledger import BlockRow, Known, Ledger, stamp_of
+from replicad.db.look_up import LookUp
 from replicad.db.whole import FIRST_BLOCK, BlockPlace, blocks_named, files_numbered
 from replicad.link.messages import MAX_TESTIMONY_BYTES, Want
 from replicad.model.block import block_id
@@ -21,6 +22,7 @@ from replicad.model.entry import Kind
 from replicad.model.verdict import Sight
 from replicad.source.reread import Ask, Moved, Reread, reread
 from replicad.source.root import Root, Trouble
+from replicad.source.whereabouts import whereabouts
 from replicad.store.format import HEADER_BYTES, MAX_EXPANSION, FrameType, encode_frame
 from replicad.system.compress import compress
 from replicad.work.dataset import Dataset
@@ -40,6 +42,8 @@ class Place(NamedTuple):
     """Where a block is recorded."""
 
     path: bytes
+    above: Sequence[int]
+    """Recorded inodes of the directories above it."""
     known: Known
     number: int
 
@@ -99,11 +103,12 @@ def _recorded(ledger: Ledger, wants: Iterable[Want]) -> dict[bytes, list[Place]]
 
 
 def _add_places(ledger: Ledger, rows: Sequence[BlockRow], found: dict[bytes, list[Place]]) -> None:
-    files = files_numbered(ledger, (row.file for row in rows))
+    files, look_up = files_numbered(ledger, (row.file for row in rows)), LookUp(ledger.database)
     for row in rows:
         places = found.setdefault(row.id, [])
         if row.file in files and len(places) < OTHER_PLACES:
-            places.append(Place(*files[row.file], row.number))
+            path, known = files[row.file]
+            places.append(Place(path, look_up.inodes_above(path), known, row.number))
 
 
 def _look(
@@ -139,7 +144,8 @@ _SAYS_MORE = (Sight.ABSENT, Sight.UNREADABLE, Sight.DIFFERS, Sight.UNKNOWN)
 
 def _look_at(root: Root, name: bytes, place: Place) -> tuple[Sight, bytes]:
     stamp = stamp_of(place.known)
-    ask = Ask(place.path, (place.number,), place.known.block_bytes, stamp.identity)
+    path = whereabouts(root, place.path, place.above)
+    ask = Ask(path, (place.number,), place.known.block_bytes, stamp.identity)
     (answer,) = reread(root, [ask], medium=True)
     if isinstance(answer, Moved) and answer.stamp.kind == Kind.FILE:
         (again,) = reread(root, [Ask(*_fields(ask), answer.stamp.identity)], medium=True)

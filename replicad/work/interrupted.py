@@ -12,7 +12,7 @@ file too large to know how they were, the host's fall says as much: nobody was l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import msgspec
 
 from replicad.db.findings import Findings
 from replicad.db.ledger import Known, Ledger, stamp_of
+from replicad.db.look_up import LookUp
 from replicad.db.touched import restamp
 from replicad.model.block import block_count, checksum
 from replicad.model.divergence import Part, Side, State
@@ -29,6 +30,7 @@ from replicad.model.entry import Identity, Kind, Stamp, show_path
 from replicad.model.errors import SourceError
 from replicad.source.reread import Ask, Moved, Reread, reread
 from replicad.source.root import Root, Trouble
+from replicad.source.whereabouts import whereabouts
 from replicad.system.disk import Disk
 from replicad.work.confirm import is_recorded_block
 from replicad.work.dataset import Dataset
@@ -60,6 +62,7 @@ class Intent(msgspec.Struct, frozen=True):
     """What is about to be written, as it stands in the ledger from before the first byte until it is settled."""
 
     path: bytes
+    """Where the entry is recorded; a directory above it may have another name by now."""
     stamp: tuple[int, ...]
     """Under which the ledger has the entry: what it still is if nothing was written."""
     atime_ns: int
@@ -92,9 +95,10 @@ async def finish_interrupted(dataset: Dataset, pool: Executor, disk: Disk) -> No
     intent = msgspec.msgpack.decode(raw, type=Intent)
     if not await is_same_root(dataset):
         return  # it is not mounted; whoever looks at it next is held for that
-    now = await _in_pool(pool, partial(_look, dataset.root, intent.path))
-    is_ours = now is not None and await _is_ours(dataset, pool, intent, now)
-    ours = await _in_pool(pool, partial(_finish, dataset.root, intent, now, disk)) if now and is_ours else None
+    above = await dataset.in_ledger(LookUp(dataset.ledger.database).inodes_above, intent.path)
+    at, now = await _in_pool(pool, partial(_look, dataset.root, intent.path, above))
+    is_ours = now is not None and await _is_ours(dataset, pool, intent, at, now)
+    ours = await _in_pool(pool, partial(_finish, dataset.root, intent, at, now, disk)) if now and is_ours else None
     await dataset.durably(_settle_intent, dataset.ledger, intent, ours)
 
 
@@ -149,32 +153,34 @@ def _fell_since(intent: Intent) -> bool:
     return bool(boot and intent.boot) and boot != intent.boot
 
 
-def _look(path: bytes, entry: bytes) -> Stamp | None:
+def _look(path: bytes, entry: bytes, above: Sequence[int]) -> tuple[bytes, Stamp | None]:
+    """Where the entry is now, and its stamp."""
     with Root(path) as root:
-        return root.look(entry)
+        at = whereabouts(root, entry, above)
+        return at, root.look(at)
 
 
-def _finish(path: bytes, intent: Intent, now: Stamp, disk: Disk) -> Stamp | None:
+def _finish(path: bytes, intent: Intent, at: bytes, now: Stamp, disk: Disk) -> Stamp | None:
     """The stamp to record for a write of ours; None where somebody else has written meanwhile. In a thread."""
     recorded = intent.recorded
     if now.mtime_ns == recorded.mtime_ns:
         return now
     with Root(path) as root:
         try:
-            with Patch(root, intent.path, now, disk) as patch:
+            with Patch(root, at, now, disk) as patch:
                 return patch.set_times(intent.atime_ns, recorded.mtime_ns)
         except PatchMoved:
             return None
         except (Refusal, OSError) as error:
             raise SourceError(
                 f"a repair was interrupted and the file's times cannot be put back: {error}",
-                where=show_path(intent.path),
+                where=show_path(at),
                 hint="make it writable for the daemon and close it; until then its changes cannot be told from rot",
             ) from error
 
 
-async def _is_ours(dataset: Dataset, pool: Executor, intent: Intent, now: Stamp) -> bool:
-    """Whether the interrupted repair, and nothing but that, explains what the file's stamp is now."""
+async def _is_ours(dataset: Dataset, pool: Executor, intent: Intent, at: bytes, now: Stamp) -> bool:
+    """Whether the interrupted repair, and nothing but that, explains the stamp of the entry, found `at` this path."""
     before = intent.recorded
     if now.identity == before.identity:
         return False
@@ -189,19 +195,19 @@ async def _is_ours(dataset: Dataset, pool: Executor, intent: Intent, now: Stamp)
     known = await dataset.in_ledger(dataset.ledger.known, intent.path)
     if known is None or stamp_of(known) != before:
         return False
-    if intent.new and not await _holds_ours(dataset, pool, intent, known, now, any_of_it=has_times):
+    if intent.new and not await _holds_ours(dataset, pool, intent, at, known, now, any_of_it=has_times):
         return False
     if has_times or (known.size > LOOKED_AT_BYTES and _fell_since(intent)):
         return True
-    return await _holds_nothing_else(dataset, pool, intent, known, now)
+    return await _holds_nothing_else(dataset, pool, intent, at, known, now)
 
 
 async def _holds_ours(
-    dataset: Dataset, pool: Executor, intent: Intent, known: Known, now: Stamp, *, any_of_it: bool
+    dataset: Dataset, pool: Executor, intent: Intent, at: bytes, known: Known, now: Stamp, *, any_of_it: bool
 ) -> bool:
     """Whether each sector of the block holds what it held before or what the repair wrote; with `any_of_it`, the latter
     at least once."""
-    ask = Ask(intent.path, (intent.number,), known.block_bytes, now.identity)
+    ask = Ask(at, (intent.number,), known.block_bytes, now.identity)
     (seen,) = await _in_pool(pool, partial(_read, dataset.root, [ask]))
     if not isinstance(seen, Reread):
         return isinstance(seen, Trouble)  # nobody can have written what the medium does not give
@@ -213,11 +219,13 @@ async def _holds_ours(
     return is_known and not (any_of_it and here == old)
 
 
-async def _holds_nothing_else(dataset: Dataset, pool: Executor, intent: Intent, known: Known, now: Stamp) -> bool:
+async def _holds_nothing_else(
+    dataset: Dataset, pool: Executor, intent: Intent, at: bytes, known: Known, now: Stamp
+) -> bool:
     """Whether every other block of the file is as recorded, or was known not to be."""
     await dataset.open_findings()
     told = await dataset.in_findings(_told, dataset.findings, known.file)
-    async for number, seen in _odd(dataset, pool, intent.path, known, now.identity):
+    async for number, seen in _odd(dataset, pool, at, known, now.identity):
         if isinstance(seen, Moved):
             return False
         if number == intent.number or isinstance(seen, Trouble):

@@ -54,6 +54,7 @@ from replicad.work.mended import PLANS, Mended
 from replicad.work.patch import Moved, Overtaken, Patch, Refusal, check_rights
 from replicad.work.quarantine import NOT_KEPT
 from replicad.work.together import to_its_end
+from replicad.work.where_now import where_now
 
 log = logger("work.mend_primary")
 
@@ -240,10 +241,11 @@ class PrimaryMender:
     ) -> tuple[bytes, bytes, str] | None:
         """Put `data` in place of what is there: checksums of before and after, and where the bytes from before are
         kept; None when there is nothing to do. Raises Refusal, Moved, ReplicadError."""
-        odd = await odd_blocks(self._dataset, self._pool, target.path, target.known, target.row.number)
         root = await self._in_pool(Root, self._dataset.root)
         try:
-            patch = await self._in_pool(Patch, root, target.path, target.stamp, self._disk)
+            at = await where_now(self._dataset, root, self._pool, target.path)
+            odd = await odd_blocks(self._dataset, self._pool, at, target.known, target.row.number)
+            patch = await self._in_pool(Patch, root, at, target.stamp, self._disk)
             try:
                 bad = await self._in_pool(_read, patch, target)
                 if bad == data:
@@ -350,19 +352,21 @@ class PrimaryMender:
     async def _set_metadata(
         self, path: bytes, known: Known, wanted: Put, keep: Callable[[bytes], str]
     ) -> tuple[bytes, str, list[str]]:
-        """Give the entry this metadata: what it had before, where that is kept, and what the system refused of it.
+        """Give the entry recorded at `path` this metadata: what it had before, where that is kept, and what the system
+        refused of it.
 
         Raises Refusal when nothing was set, Moved, ReplicadError."""
         root = await self._in_pool(Root, self._dataset.root)
         try:
-            entry = await self._described(root, path, known, wanted)
+            at = await where_now(self._dataset, root, self._pool, path)
+            entry = await self._described(root, at, known, wanted)
             await self._in_pool(check_rights, wanted.kind, wanted.meta)
             had = _encode(msgspec.structs.replace(wanted, meta=entry.description.meta))
             kept = await self._in_pool(keep, had)
             set_on = self._set_on_file if wanted.kind is Kind.FILE else self._set_on_other
-            unset = await set_on(root, path, stamp_of(known), wanted)
+            unset = await set_on(root, at, path, stamp_of(known), wanted)
             if unset:
-                (after,) = await self._in_pool(describe, root, [path])
+                (after,) = await self._in_pool(describe, root, [at])
                 if isinstance(after, Trouble) or after.description.meta == entry.description.meta:
                     raise Refusal(f"the system refuses to set {'; '.join(unset)}")
             return had, kept, unset
@@ -378,9 +382,9 @@ class PrimaryMender:
             raise Moved("somebody changed it since it was recorded")
         return entry
 
-    async def _set_on_file(self, root: Root, path: bytes, before: Stamp, wanted: Put) -> list[str]:
+    async def _set_on_file(self, root: Root, at: bytes, path: bytes, before: Stamp, wanted: Put) -> list[str]:
         """With nobody else in it; what the system refused."""
-        patch = await self._in_pool(Patch, root, path, before, self._disk)
+        patch = await self._in_pool(Patch, root, at, before, self._disk)
         try:
             intent = self._intent(path, before, patch.times[0])
             async with self._intended(intent):
@@ -391,10 +395,10 @@ class PrimaryMender:
             await self._in_pool(patch.close)
         return unset
 
-    async def _set_on_other(self, root: Root, path: bytes, before: Stamp, wanted: Put) -> list[str]:
+    async def _set_on_other(self, root: Root, at: bytes, path: bytes, before: Stamp, wanted: Put) -> list[str]:
         """Nobody can be kept out of it; what the system refused."""
         async with self._intended(self._intent(path, before, 0)):
-            now, unset = await self._in_pool(_set_attributes, root, path, before, wanted, self._disk)
+            now, unset = await self._in_pool(_set_attributes, root, at, before, wanted, self._disk)
         await self._dataset.durably(self._take_stamp, path, before, now)
         return unset
 
