@@ -241,6 +241,28 @@ async def test_a_copied_or_renamed_file_costs_no_data(tmp_path: Path, root: Path
         assert differences(describe_snapshot(fra1.archive), copied(root)) == []
 
 
+async def test_directories_that_change_places_cost_no_data(tmp_path: Path, root: Path) -> None:
+    """Every file of each replaces one that is recorded there and is to be found elsewhere: whole, renamed round, with
+    links across them, and again; nothing is sent anew and nothing is found to differ."""
+    source, names = random.Random(5), ("one", "two", "three")
+    for name in names:
+        (root / name).mkdir()
+        for number in range(40):
+            (root / name / f"{number}").write_bytes(source.randbytes(source.randrange(1, 90_000)))
+    os.link(root / "one" / "1", root / "two" / "linked")
+    async with rig(tmp_path, root, max_change=1.0) as primary, replica(tmp_path / "store") as fra1:
+        before = (await primary.sync(fra1)).sent_bytes
+        for _ in range(3):
+            (root / "one").rename(root / "aside")
+            (root / "two").rename(root / "one")
+            (root / "three").rename(root / "two")
+            (root / "aside").rename(root / "three")
+            assert (await primary.sync(fra1)).pass_ok
+            assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+        assert sent_during(primary, before) < 150_000
+        assert audit(primary.dataset.ledger.path, lambda: False) == []
+
+
 async def test_hard_links_stay_links_however_they_come_and_go(tmp_path: Path, root: Path) -> None:
     """Links made, broken, rewritten in place and removed in later passes are links, or not, in each snapshot."""
     big = random.Random(4).randbytes(2 * MIB)

@@ -235,6 +235,14 @@ class Database:
         except _ERRORS as error:
             raise self._mapped(error) from error
 
+    def each(self, sql: str, rows: Iterable[Sequence[Value]]) -> list[Row]:
+        """The result rows of one statement for all rows of values, in their order: a statement of its own for each
+        would cost more than what it finds. For results known to be small."""
+        try:
+            return self._connection.executemany(sql, rows).fetchall()
+        except _ERRORS as error:
+            raise self._mapped(error) from error
+
     def one(self, sql: str, values: Sequence[Value] = ()) -> Row | None:
         """The first result row, or None."""
         try:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from replicad.db.database import Database
 from replicad.model.block import block_count
-from replicad.model.entry import Kind, Stamp
+from replicad.model.entry import Kind
 
 if TYPE_CHECKING:  # the ledger owns this, not the other way round
     from replicad.db.ledger import BlockRow, EntryRow
@@ -171,7 +171,7 @@ class DueParts:
                 directories.add(directory_of(put.path))
         if added:
             self._add_files(added)
-        renamed = {file for file, row in changed.items() if self._is_recorded(file, row.stamp)}
+        renamed = self._recorded(changed)
         for file, row in changed.items():
             if file not in renamed:
                 self._mark_file(file, row.put.size, row.put.block_bytes)
@@ -305,16 +305,15 @@ class DueParts:
             self._added = range(first, last + 1)
             self._db.execute("INSERT INTO fresh VALUES(?, ?, ?, ?)", (self._next_turn(), first, last, sum(known)))
 
-    def _is_recorded(self, file: int, stamp: Stamp) -> bool:
-        """Whether the file is recorded with this identity, under whatever name: not written since, perhaps renamed."""
-        return (
-            self._db.value(
-                "SELECT 1 FROM entry WHERE file = ? AND device = ? AND inode = ? AND size = ?"
-                " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
-                (file, stamp.device, stamp.inode, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
-            )
-            is not None
+    def _recorded(self, rows: Mapping[int, EntryRow]) -> set[int]:
+        """Those of these files that are recorded with just this identity, under whatever name: not written since,
+        perhaps renamed."""
+        found = self._db.each(
+            "SELECT file FROM entry WHERE file = ? AND device = ? AND inode = ? AND size = ?"
+            " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
+            [(file, *row.stamp[4:]) for file, row in rows.items()],
         )
+        return {file for (file,) in found}
 
     def _mark_file(self, file: int, size: int, block_bytes: int) -> None:
         """A file that may have been recorded before was read anew: its metadata, which go with the first part, and what

@@ -14,7 +14,7 @@ file whose identity changed, or, while a ledger is adopted, with what a replica'
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -423,27 +423,20 @@ class Ledger:
 
     def drop(self, paths: Sequence[bytes], seq: int) -> None:
         """These entries exist no more. A file that no entry names any longer is set aside."""
-        keys = [(self._directory(split(p)[0], create=True), split(p)[1]) for p in paths]
-        question = f"SELECT {ENTRY_COLUMNS} FROM entry WHERE directory = ? AND name = ? AND file > 0"
-        files = {row[9]: Known._make(row) for key in keys if (row := self._db.one(question, key))}
-        self._db.executemany("DELETE FROM entry WHERE directory = ? AND name = ?", keys)
-        self._db.executemany("INSERT OR REPLACE INTO gone VALUES (?, ?)", [(p, seq) for p in paths])
-        self.set_aside(files.values())
-        for path in paths:
-            if self._directories.pop(path, None) is not None or self._db.value(
-                "SELECT 1 FROM directory WHERE path = ?", (path,)
-            ):
-                self._forget_directory(path)
+        keys = [(self._directory(split(path)[0], create=True), split(path)[1]) for path in paths]
+        dropped = self._db.each(f"DELETE FROM entry WHERE directory = ? AND name = ? RETURNING {ENTRY_COLUMNS}", keys)
+        self._db.executemany("INSERT OR REPLACE INTO gone VALUES (?, ?)", [(path, seq) for path in paths])
+        self.set_aside([known for known in map(Known._make, dropped) if known.file > 0])
+        for (path,) in self._db.each("SELECT path FROM directory WHERE path = ?", [(path,) for path in paths]):
+            self._forget_directory(path)
         self._stamp(seq)
 
-    def set_aside(self, files: Iterable[Known]) -> None:
+    def set_aside(self, files: Sequence[Known]) -> None:
         """Keep what is recorded of those of these files that no entry names any more (db/unnamed.py)."""
-        walk = int(self.get("walks") or 0)
-        for known in files:
-            if self._db.value(
-                "SELECT 1 FROM entry WHERE file > 0 AND inode = ? AND file = ?", (known.inode, known.file)
-            ):
-                continue
+        question = "SELECT file FROM entry WHERE file > 0 AND inode = ? AND file = ? LIMIT 1"
+        named = {file for (file,) in self._db.each(question, [(known.inode, known.file) for known in files])}
+        walk = int(self.get("walks") or 0) if files else 0
+        for known in {known.file: known for known in files if known.file not in named}.values():
             self.due.forget(known.file)
             if known.size < 0:  # it was never read to its end
                 self._db.execute("DELETE FROM block WHERE file = ?", (known.file,))

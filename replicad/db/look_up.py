@@ -1,4 +1,4 @@
-"""Look up: what a scrub asks of the ledger: entries and blocks by file number, many at once.
+"""Look up: what a scrub and a pass ask of the ledger about many entries and blocks at once.
 
 **Owns** these questions, each answered along an index and bounded in rows. **Never** changes what the ledger expects:
 `learn` adds a checksum where none is known. Belongs to the ledger's thread, inside its transactions.
@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from replicad.db.catalog import LOOKUP_MARKS, lookup_groups
 from replicad.db.database import Database
 from replicad.db.ledger import ENTRY_COLUMNS, BlockRow, Known, join
-from replicad.model.entry import Kind
+from replicad.model.entry import Kind, Stamp
 
 
 class LookUp:
@@ -64,6 +64,32 @@ class LookUp:
             for row in rows:
                 found.setdefault(row[0], {})[row[1]] = BlockRow._make(row)
         return found
+
+    def same_contents(self, stamps: Iterable[Stamp]) -> dict[tuple[int, ...], Known]:
+        """`Ledger.same_content` of all of these that have one, by the last five fields of the stamp: the identity."""
+        rows = self._db.each(
+            f"SELECT {ENTRY_COLUMNS} FROM entry WHERE file > 0 AND device = ? AND inode = ? AND size = ?"
+            " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
+            [stamp[4:] for stamp in stamps],
+        )
+        return {row[4:9]: Known._make(row) for row in rows}
+
+    def lacking(self, files: Iterable[int], covered: int, limit: int) -> dict[int, list[BlockRow]]:
+        """The first `limit` of each file's blocks that a replica which has everything up to `covered` may not have, by
+        number."""
+        found: dict[int, list[BlockRow]] = {}
+        rows = self._db.each(
+            "SELECT file, number, id, checksum, seq FROM block WHERE file = ? AND seq > ? ORDER BY number LIMIT ?",
+            [(file, covered, limit) for file in files],
+        )
+        for row in map(BlockRow._make, rows):
+            found.setdefault(row.file, []).append(row)
+        return found
+
+    def cut(self, files: Iterable[int], covered: int) -> set[int]:
+        """Those of these files that were cut, which a replica that has everything up to `covered` may not know."""
+        question = "SELECT file FROM cut WHERE file = ? AND seq > ? LIMIT 1"
+        return {file for (file,) in self._db.each(question, [(file, covered) for file in files])}
 
     def files(self, after: tuple[int, bytes], limit: int) -> list[tuple[tuple[int, bytes], bytes, Known]]:
         """The next described regular files, as the table lies: where to go on, path, what is recorded."""

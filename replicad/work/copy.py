@@ -426,10 +426,11 @@ class Pass:
     def _same_or_none(
         self, steps: Sequence[Step], described: Sequence[Described | Trouble]
     ) -> list[tuple[Step, Known | None]]:
-        return [
-            (step, None if isinstance(item, Trouble) else self._recorder.same(step.path, item.stamp))
-            for step, item in zip(steps, described, strict=True)
+        seen = [
+            (step, item.stamp) for step, item in zip(steps, described, strict=True) if not isinstance(item, Trouble)
         ]
+        known = {step.path: known for (step, _), known in zip(seen, self._recorder.same(seen), strict=True)}
+        return [(step, known.get(step.path)) for step in steps]
 
     async def _described(self, steps: Sequence[Step], items: Sequence[Described | Trouble]) -> None:
         good: list[Described] = []

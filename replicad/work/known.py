@@ -116,13 +116,11 @@ class KnownEntries:
             await self._ship_few(few)
 
     def _with_rows(self, entries: Iterable[tuple[bytes, Known]]) -> list[Entry]:
-        return [
-            Entry(path, known, self._recorder.lacking(known.file, -1, INLINE_BLOCKS + 1), self._cleared(known))
-            if known.file
-            else Entry(path, known)
-            for path, known in entries
-            if known.size != UNREAD_SIZE
-        ]
+        """Those of these that were read, with what of their blocks has to be told."""
+        read = [(path, known) for path, known in entries if known.size != UNREAD_SIZE]
+        files = {known.file: known for _, known in read if known.file}
+        rows, cleared = self._recorder.all_lacking(files, INLINE_BLOCKS + 1), self._recorder.all_cleared(files.values())
+        return [Entry(path, known, rows.get(known.file, ()), cleared.get(known.file, ())) for path, known in read]
 
     def _cleared(self, known: Known) -> list[tuple[int, int]]:
         return self._recorder.cleared(known.file, known.size, known.block_bytes)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from replicad.db.ledger import UNSETTLED, ZERO, BlockRow, EntryRow, Known, Ledger, put_of, stamp_of
+from replicad.db.look_up import LookUp
 from replicad.db.plan import Step
 from replicad.db.unnamed import same_unnamed, take_back
 from replicad.model.block import CHECKSUM_BYTES, ID_BYTES, Buffer, block_count
@@ -262,25 +263,45 @@ class Recorder:
         self.ledger.set_aside(replaced)
         return list(puts)
 
-    def same(self, path: bytes, stamp: Stamp) -> Known | None:
-        """Record `path` as another name of a recorded file with this identity, or as the name of one that lost its last
-        one; None when there is none any more."""
-        known = self.ledger.same_content(stamp)
-        if known is None and (lost := same_unnamed(self.ledger, stamp)):
-            known = take_back(self.ledger, lost, self.seq)
-        if known is None:
-            return None
-        before = self.ledger.known(path)
-        self.ledger.record_entries([EntryRow(put_of(path, known), stamp_of(known), self.seq)])
-        if before and before.file and before.file != known.file:
-            self.ledger.set_aside([before])
-        return known
+    def same(self, found: Sequence[tuple[Step, Stamp]]) -> list[Known | None]:
+        """Record these paths as further names of recorded files with this identity, or as the names of some that lost
+        their last one; None where there is none any more."""
+        recorded = LookUp(self.ledger.database).same_contents(stamp for _, stamp in found)
+        result: list[Known | None] = []
+        rows: list[EntryRow] = []
+        for step, stamp in found:
+            known, lost = recorded.get(stamp[4:]) or self.ledger.same_content(stamp), None
+            if known is None and (lost := same_unnamed(self.ledger, stamp)):
+                known = take_back(self.ledger, lost, self.seq)
+            result.append(known)
+            if known is None:
+                continue
+            rows.append(EntryRow(put_of(step.path, known), stamp_of(known), self.seq))
+            before = self.ledger.known(step.path) if step.known else None
+            replaced = [before] if before and before.file not in (0, known.file) else []
+            if lost or replaced:  # those behind it ask for the record as it is then
+                self.ledger.record_entries(rows)
+                self.ledger.set_aside(replaced)
+                recorded = {key: of for key, of in recorded.items() if not before or of.file != before.file}
+                rows = []
+        self.ledger.record_entries(rows)
+        return result
 
     def cleared(self, file: int, size: int, block_bytes: int) -> list[tuple[int, int]]:
         """The run of blocks that the replica has to take for zeros before it is told of the file's blocks: where the
         file was cut and grew again unseen."""
         start, end = self.ledger.cut_from(file, self.covered), block_count(size, block_bytes)
         return [] if start is None or start >= end else [(start, end - start)]
+
+    def all_cleared(self, files: Iterable[Known]) -> dict[int, list[tuple[int, int]]]:
+        """`cleared` of those of these recorded files that have such a run."""
+        asked = {known.file: known for known in files}
+        cut = LookUp(self.ledger.database).cut(asked, self.covered)
+        return {file: self.cleared(file, asked[file].size, asked[file].block_bytes) for file in cut}
+
+    def all_lacking(self, files: Iterable[int], limit: int) -> dict[int, list[BlockRow]]:
+        """The first `limit` blocks of each of these files that the replica lacks."""
+        return LookUp(self.ledger.database).lacking(files, self.covered, limit)
 
     def lacking(self, file: int, after: int, limit: int) -> list[BlockRow]:
         """The next blocks of a file that the replica lacks, with numbers above `after`."""

@@ -11,10 +11,11 @@ their blocks are still recorded under the old names, which others may have by no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from replicad.db.ledger import Ledger
+from replicad.db.look_up import LookUp
 from replicad.db.plan import Action, Step
 from replicad.db.unnamed import has_unnamed, same_unnamed
 from replicad.model.entry import Kind, Stamp
@@ -129,8 +130,9 @@ class _Planner:
         replaced = {found.path for found in diff.changed} if diff.gone else set()
         for gone in diff.gone:
             self._drop(gone, REPLACED if gone.path in replaced else DROPS)
+        same = self._same(diff.changed)
         for found in diff.changed:
-            self._put(found)
+            self._put(found, is_same=found.path in same)
         if len(self._steps) >= _BATCH:
             self.flush()
 
@@ -146,7 +148,19 @@ class _Planner:
                     self.flush()
         self._add(phase, Action.DROP, gone.path)
 
-    def _put(self, found: Found) -> None:
+    def _same(self, changed: Sequence[Found]) -> set[bytes]:
+        """Paths of those regular files whose content is recorded, though not as of a file at that path."""
+        if not self._has_files:
+            return set()
+        moved = [one for one in changed if one.stamp.kind == Kind.FILE and not _in_place(one)]
+        same = LookUp(self._ledger.database).same_contents(one.stamp for one in moved)
+        return {
+            one.path
+            for one in moved
+            if one.stamp[4:] in same or (self._has_unnamed and same_unnamed(self._ledger, one.stamp))
+        }
+
+    def _put(self, found: Found, *, is_same: bool) -> None:
         survey, stamp = self.survey, found.stamp
         survey.puts += 1
         if stamp.kind != Kind.FILE:
@@ -158,8 +172,7 @@ class _Planner:
             self._add(PUTS, Action.AGAIN, found.path, found=found)
             return
         rewritten = found.known is not None and _written(found.known, stamp)
-        in_place = found.known is not None and found.known.inode == stamp.inode
-        if self._has_files and not in_place and self._is_known(stamp):
+        if is_same:
             survey.moved += found.known is None
             self._add(PUTS, Action.SAME, found.path, found=found)
         else:
@@ -170,14 +183,15 @@ class _Planner:
             survey.moved += moved and found.links == 1  # else a further name of it
             self._add(FIRST if moved else PUTS, Action.READ, found.path, found=found, moved=moved)
 
-    def _is_known(self, stamp: Stamp) -> bool:
-        return bool(self._ledger.same_content(stamp) or (self._has_unnamed and same_unnamed(self._ledger, stamp)))
-
     def _add(self, phase: int, action: Action, path: bytes, found: Found | None = None, *, moved: bool = False) -> None:
         self._number += 1
         self.survey.drops += action is Action.DROP
         size, links, known = (found.stamp.size, found.links, found.known is not None) if found else (0, 0, True)
         self._steps.append(Step(phase, self._number, action, path, size, links, known, moved))
+
+
+def _in_place(found: Found) -> bool:
+    return found.known is not None and found.known.inode == found.stamp.inode
 
 
 def _written(known: Stamp, now: Stamp) -> bool:
