@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from kit_campaign import Document
@@ -49,11 +49,13 @@ class CommandLine:
         return [one for node, side in self._sides() if side in (sides or Side) for one in self._listed(node, side)]
 
     def acknowledge(self, document: Document) -> None:
-        """As a person does who has read it; it may have been settled since it was read, by whoever wrote the file."""
+        """As a person does who has read it. It may be settled since: by whoever wrote the file, or as an older file of
+        its segment, which was laid anew for another reason, had what was lost."""
         for node, side in self._sides():
             if document["side"] == side.value:
                 words = ("divergence", "ack", document["id"], "--note", "restored from elsewhere")
-                self._typed(node, *words, unless=f"{document['id']} is {State.GONE.value} already")
+                settled = [f"{document['id']} is {state.value} already" for state in (State.GONE, State.REPAIRED)]
+                self._typed(node, *words, unless=settled)
 
     def repair(self, document: Document) -> None:
         """As a person does who has read `divergence show`."""
@@ -117,14 +119,14 @@ class CommandLine:
             time.sleep(1)
         raise AssertionError(f"{node.config}: {said['unread']}")
 
-    def _typed(self, node: Node, *words: str, unless: str = "") -> str:
-        """Standard output of a command; exit code 1 says that there are findings, 3 that nobody answered. `unless`: an
-        error that is as good."""
+    def _typed(self, node: Node, *words: str, unless: Sequence[str] = ()) -> str:
+        """Standard output of a command; exit code 1 says that there are findings, 3 that nobody answered. `unless`:
+        errors that are as good."""
         for _ in range(TRIES):
             done = replicad(*words, "--config", node.config, code=None, timeout=1800)
             if done.returncode in (0, 1):
                 return done.stdout
-            if unless and unless in done.stderr:
+            if any(error in done.stderr for error in unless):
                 return ""
             assert done.returncode == 3, f"{words} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
             time.sleep(1)
