@@ -28,7 +28,18 @@ from pathlib import Path
 import blake3
 
 from kit_campaign import Account, Case, Detector, as_lost, as_markdown, as_text, primary_fault
-from kit_damage import OF_BLOCKS, OF_SEGMENTS, OF_STRUCTURE, Fault, Harm, Shelf, harm_book, live_blocks, write_back
+from kit_damage import (
+    OF_BLOCKS,
+    OF_SEGMENTS,
+    OF_STRUCTURE,
+    Fault,
+    Harm,
+    Shelf,
+    harm_book,
+    live_blocks,
+    paths_with,
+    write_back,
+)
 from kit_detect import CommandLine
 from kit_faults import configure
 from kit_pair import Pair, make_pair, replicad, running, wait_until
@@ -352,11 +363,17 @@ class Campaign:
         truth, checks = self.truths[snapshot], self.account.checks
         wrong = differing(truth, tree_of(target))
         checks.rotten += [f"snapshot {snapshot}: {path} {how}" for path, how in wrong.items() if path not in named]
-        unexplained = named - self.account.lost_paths()
+        if unexplained := named - self.account.lost_paths():  # a finding names no more than a hundred paths
+            unexplained -= paths_with(self.shelf, snapshot, self._lost_blocks())
         checks.unexplained += [f"snapshot {snapshot}: {path}" for path in unexplained]
         checks.snapshots += 1
         checks.files += len(truth)
         shutil.rmtree(target)
+
+    def _lost_blocks(self) -> set[bytes]:
+        """All blocks that a loss was reported of."""
+        lost = (document["blocks"] for document in self.detector.documents() if document["lost"])
+        return {bytes.fromhex(name) for names in lost for name in names}
 
     def _books(self, choose: random.Random) -> list[Case]:
         """Damage a page of ledger or catalog, see that it is found, and make the book anew as the runbook says."""

@@ -16,7 +16,8 @@ import itertools
 import os
 import random
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -27,7 +28,7 @@ import apsw
 from kit_rot import CannotRot, Kind, decay
 from replicad.db.database import Database
 from replicad.model.divergence import MAX_BLOCKS_NAMED, Part, Side
-from replicad.model.entry import Drop, decode_ops
+from replicad.model.entry import Drop, Map, Put, decode_ops
 from replicad.model.errors import BookDamagedError
 from replicad.model.position import Position
 from replicad.model.snapshot import decode_commit
@@ -35,6 +36,8 @@ from replicad.model.verdict import Verdict
 from replicad.store.format import HEADER_BYTES, Frame, FrameType, plain_payload
 from replicad.store.segments import SegmentScan, Torn, segment_numbers, segment_path
 from replicad.system.disk import Disk
+from replicad.work.archive_reader import ArchiveReader
+from replicad.work.reader import split_ids
 
 ID_BYTES = 32
 NOT_FOUND = "not found"
@@ -521,3 +524,15 @@ def live_blocks(shelf: Path) -> dict[bytes, str]:
     finally:
         connection.close()
     return {bytes(name): os.fsdecode(entry) for name, entry in rows}
+
+
+def paths_with(shelf: Path, snapshot: int, blocks: Set[bytes]) -> set[str]:
+    """Paths that show one of these blocks in a snapshot, as the catalog has it."""
+    found: set[str] = set()
+    with closing(ArchiveReader(shelf)) as reader:
+        path = b""
+        for op in (op for ops in reader.record(snapshot) for op in ops):
+            path = op.path if isinstance(op, Put) else path
+            if isinstance(op, Put | Map) and not blocks.isdisjoint(split_ids(op.ids)):
+                found.add(os.fsdecode(path))
+    return found

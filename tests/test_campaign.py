@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import blake3
 import pytest
 
 from campaign import BEGIN, END, Campaign, CommandLine, Plan, campaign, write_page
 from kit_campaign import Account, Case, Document, as_markdown, as_text, primary_fault
-from kit_damage import Expected, Fault, Harm
+from kit_damage import Expected, Fault, Harm, paths_with
 from kit_faults import assert_quiet
+from kit_rig import replica, rig
 from kit_rot import needs_disks
-from kit_workload import Guard, Known, Tree, differing, tree_of
+from kit_workload import PIECE_BYTES, Guard, Known, Tree, differing, tree_of
 from replicad.model.divergence import Part, Side
 from replicad.model.verdict import Verdict
 
@@ -172,6 +175,23 @@ def test_an_alarm_without_a_fault_is_counted() -> None:
     assert [one["id"] for one in account.false_alarms] == ["00000007"] and not account.is_perfect
     assert account.document()["false_alarms_per_tib"] == 2.0
     assert "false alarm: 00000007" in as_text(account)
+
+
+async def test_a_loss_explains_every_file_that_shows_the_block(tmp_path: Path) -> None:
+    """In the snapshot meant, however deep it lies and however many blocks it has, and no other file."""
+    root = tmp_path / "www"
+    (root / "a" / "b").mkdir(parents=True)
+    data = random.Random(1).randbytes(100 * PIECE_BYTES)
+    (root / "a" / "b" / "long").write_bytes(data)
+    (root / "short").write_bytes(data[-PIECE_BYTES:])
+    (root / "other").write_bytes(b"other")
+    lost = {blake3.blake3(data[-PIECE_BYTES:]).digest()}
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        before = (await primary.sync(fra1)).last_snapshot
+        (root / "short").write_bytes(b"written since")
+        now = (await primary.sync(fra1)).last_snapshot
+        assert paths_with(fra1.archive, before, lost) == {"a/b/long", "short"}
+        assert paths_with(fra1.archive, now, lost) == {"a/b/long"}
 
 
 def test_the_account_adds_up(tmp_path: Path) -> None:

@@ -530,8 +530,9 @@ async def test_rot_is_never_sent_by_a_catch_up(tmp_path: Path, root: Path, monke
 
 
 async def test_a_name_that_was_not_looked_for_yet_makes_no_ledger_damaged(tmp_path: Path, root: Path) -> None:
-    """One of a file's names is removed, and the file grows under the other one: until the directory of the first is
-    walked it is recorded as short as it was, which is no reason to have the ledger made anew."""
+    """One of a file's names is removed, and the file grows under the other one, and loses that as well: until the
+    directory of the first is walked it is recorded as short as it was, which is no reason to have the ledger made anew.
+    That it is recorded as short behind what it grew by is one."""
     for name in ("a", "b"):
         (root / name).mkdir()
     (root / "a" / "x").write_bytes(random.Random(1).randbytes(15_000))
@@ -552,6 +553,8 @@ async def test_a_name_that_was_not_looked_for_yet_makes_no_ledger_damaged(tmp_pa
         await primary.dataset.in_ledger(ledger.record_entries, [old])  # as between two batches of a pass
         assert await problems() == []
         await primary.dataset.in_ledger(ledger.drop, [b"b/y"], short.seq)
+        assert await problems() == []
+        await primary.dataset.in_ledger(ledger.record_entries, [old._replace(seq=ledger.stamped())])
         assert [text for text in await problems() if "but has block 7" in text]
 
 

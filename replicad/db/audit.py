@@ -64,29 +64,20 @@ class _Audit:
         yield from self._lost_directories()
 
     def _files(self) -> Iterator[str]:
-        """Sizes, block sizes, and the last block of each file."""
+        """Sizes, block sizes, and the last block of each file, of those that the entry was recorded with or after: a
+        name that was removed, while the file grew under another one, stays recorded as it was until its directory is
+        walked, also when the other one is gone by then."""
         file = 0
         while rows := self._book.all(
             "SELECT e.file, e.size, e.block_bytes, e.kind,"
-            " (SELECT max(number) FROM block b WHERE b.file = e.file AND b.seq <> ?), d.path, e.name"
+            " (SELECT max(number) FROM block b WHERE b.file = e.file AND b.seq <= e.seq AND e.seq <> ?), d.path, e.name"
             " FROM entry e LEFT JOIN directory d ON d.id = e.directory"
             " WHERE e.file > ? ORDER BY e.file LIMIT ?",
             (UNSETTLED, file, PAGE_FILES),
         ):
             file = rows[-1][0]
-            for number, size, block_bytes, kind, last, *where in rows:
-                ends = last is None or last < block_count(size, block_bytes or 1) or self._has_end(number, block_bytes)
-                yield from _file_problems(size, block_bytes, kind, None if ends else last, *where)
-
-    def _has_end(self, file: int, block_bytes: int) -> bool:
-        """Whether the blocks of a file end where the longest of its names does: a name that was removed, while the file
-        grew under another one, is recorded as it was until its directory is walked."""
-        is_beyond = self._book.value(
-            "SELECT (SELECT max(number) FROM block WHERE file = ?1 AND seq <> ?2) * ?3"
-            " >= (SELECT max(CASE WHEN size < 0 THEN ?2 ELSE size END) FROM entry WHERE file = ?1)",
-            (file, UNSETTLED, block_bytes),
-        )
-        return not is_beyond
+            for _, size, block_bytes, kind, last, *where in rows:
+                yield from _file_problems(size, block_bytes, kind, last, *where)
 
     def _orphans(self) -> Iterator[str]:
         """Blocks of files that no entry names; and what no block may be."""
