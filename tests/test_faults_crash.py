@@ -13,7 +13,7 @@ from kit_pair import Node, Pair, assert_same_tree, make_pair, running
 from kit_rig import differences, snapshots
 from kit_tree import Described
 
-ROUNDS = 40
+ROUNDS = 54
 """Of both seeds together."""
 CHECK_EVERY = 10
 LONGEST_S = 0.35

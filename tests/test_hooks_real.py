@@ -27,7 +27,7 @@ HOOKS = dict(
     )
 )
 PROGRAMS = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nowhere"))
-TREE_BYTES = 40 * 1024**2
+TREE_BYTES = 60 * 1024**2
 """What is taken of /usr at most: some thousand files, a quarter of a minute on two idle cores."""
 
 needs_root = pytest.mark.skipif(

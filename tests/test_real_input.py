@@ -22,8 +22,8 @@ from kit_pair import assert_same_tree, make_pair, running, wait_until
 from kit_tree import is_root
 
 MIB = 1024**2
-TREE_BYTES = 150 * MIB
-"""What is taken of /usr/share at most: some ten thousand files, which half a minute is enough for on two idle cores."""
+TREE_BYTES = 300 * MIB
+"""What is taken of /usr/share at most: tens of thousands of files, which a minute is enough for on two idle cores."""
 IMAGE_BYTES = 1024 * MIB
 SYNCS_WHILE_WRITING = 5
 

@@ -14,7 +14,7 @@ file whose identity changed, or, while a ledger is adopted, with what a replica'
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -230,12 +230,16 @@ class Ledger:
 
     def same_content(self, stamp: Stamp) -> Known | None:
         """A recorded regular file with exactly this identity, wherever it stands: the same bytes, not rewritten."""
-        row = self._db.one(
-            f"SELECT {ENTRY_COLUMNS} FROM entry WHERE file > 0 AND inode = ? AND device = ? AND size = ?"
+        return self.same_contents([stamp]).get(stamp[4:])
+
+    def same_contents(self, stamps: Iterable[Stamp]) -> dict[tuple[int, ...], Known]:
+        """The same of all of these that have one, by the last five fields of the stamp: the identity."""
+        rows = self._db.each(
+            f"SELECT {ENTRY_COLUMNS} FROM entry WHERE file > 0 AND device = ? AND inode = ? AND size = ?"
             " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
-            (stamp.inode, stamp.device, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
+            [stamp[4:] for stamp in stamps],
         )
-        return Known._make(row) if row else None
+        return {row[4:9]: Known._make(row) for row in rows}
 
     def was_elsewhere(self, stamp: Stamp) -> bool:
         """Whether a regular file with this inode, size and modification time is recorded, wherever it stands."""

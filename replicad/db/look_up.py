@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from replicad.db.catalog import LOOKUP_MARKS, lookup_groups
 from replicad.db.database import Database
 from replicad.db.ledger import ENTRY_COLUMNS, BlockRow, Known, join
-from replicad.model.entry import Kind, Stamp
+from replicad.model.entry import Kind
 
 
 class LookUp:
@@ -28,13 +28,6 @@ class LookUp:
             (file, limit),
         )
         return [(join(row[0], row[1]), Known._make(row[2:])) for row in rows]
-
-    def inodes_above(self, path: bytes) -> list[int]:
-        """The recorded inodes of the directories above `path`, from the top; 0 for one that is not recorded."""
-        *names, _ = path.split(b"/")
-        places = [(b"/".join(names[:depth]), name) for depth, name in enumerate(names)]
-        question = "SELECT e.inode FROM directory d JOIN entry e ON e.directory = d.id WHERE d.path = ? AND e.name = ?"
-        return [int(self._db.value(question, place) or 0) for place in places]
 
     def named_all(self, files: Sequence[int], limit: int) -> dict[int, list[tuple[bytes, Known]]]:
         """The same for many files at once."""
@@ -64,15 +57,6 @@ class LookUp:
             for row in rows:
                 found.setdefault(row[0], {})[row[1]] = BlockRow._make(row)
         return found
-
-    def same_contents(self, stamps: Iterable[Stamp]) -> dict[tuple[int, ...], Known]:
-        """`Ledger.same_content` of all of these that have one, by the last five fields of the stamp: the identity."""
-        rows = self._db.each(
-            f"SELECT {ENTRY_COLUMNS} FROM entry WHERE file > 0 AND device = ? AND inode = ? AND size = ?"
-            " AND mtime_ns = ? AND ctime_ns = ? LIMIT 1",
-            [stamp[4:] for stamp in stamps],
-        )
-        return {row[4:9]: Known._make(row) for row in rows}
 
     def lacking(self, files: Iterable[int], covered: int, limit: int) -> dict[int, list[BlockRow]]:
         """The first `limit` of each file's blocks that a replica which has everything up to `covered` may not have, by

@@ -14,7 +14,6 @@ from functools import partial
 from typing import NamedTuple
 
 from replicad.db.ledger import BlockRow, Known, Ledger, stamp_of
-from replicad.db.look_up import LookUp
 from replicad.db.whole import FIRST_BLOCK, BlockPlace, blocks_named, files_numbered
 from replicad.link.messages import MAX_TESTIMONY_BYTES, Want
 from replicad.model.block import block_id
@@ -27,6 +26,7 @@ from replicad.store.format import HEADER_BYTES, MAX_EXPANSION, FrameType, encode
 from replicad.system.compress import compress
 from replicad.work.dataset import Dataset
 from replicad.work.medium import is_medium
+from replicad.work.where_now import inodes_above
 
 BATCH_BLOCKS = 16
 """Blocks read in one visit to a thread: 16 MiB of the largest."""
@@ -103,12 +103,12 @@ def _recorded(ledger: Ledger, wants: Iterable[Want]) -> dict[bytes, list[Place]]
 
 
 def _add_places(ledger: Ledger, rows: Sequence[BlockRow], found: dict[bytes, list[Place]]) -> None:
-    files, look_up = files_numbered(ledger, (row.file for row in rows)), LookUp(ledger.database)
+    files = files_numbered(ledger, (row.file for row in rows))
     for row in rows:
         places = found.setdefault(row.id, [])
         if row.file in files and len(places) < OTHER_PLACES:
             path, known = files[row.file]
-            places.append(Place(path, look_up.inodes_above(path), known, row.number))
+            places.append(Place(path, inodes_above(ledger, path), known, row.number))
 
 
 def _look(

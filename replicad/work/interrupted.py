@@ -22,7 +22,6 @@ import msgspec
 
 from replicad.db.findings import Findings
 from replicad.db.ledger import Known, Ledger, stamp_of
-from replicad.db.look_up import LookUp
 from replicad.db.touched import restamp
 from replicad.model.block import block_count, checksum
 from replicad.model.divergence import Part, Side, State
@@ -37,6 +36,7 @@ from replicad.work.dataset import Dataset
 from replicad.work.patch import Moved as PatchMoved
 from replicad.work.patch import Patch, Refusal
 from replicad.work.same_root import is_same_root
+from replicad.work.where_now import inodes_above
 
 WRITES_WITHIN_S = 1.0
 """The first byte is written this soon after the intent was noted, or not at all. So the time that a cut-off write left
@@ -95,7 +95,7 @@ async def finish_interrupted(dataset: Dataset, pool: Executor, disk: Disk) -> No
     intent = msgspec.msgpack.decode(raw, type=Intent)
     if not await is_same_root(dataset):
         return  # it is not mounted; whoever looks at it next is held for that
-    above = await dataset.in_ledger(LookUp(dataset.ledger.database).inodes_above, intent.path)
+    above = await dataset.in_ledger(inodes_above, dataset.ledger, intent.path)
     at, now = await _in_pool(pool, partial(_look, dataset.root, intent.path, above))
     is_ours = now is not None and await _is_ours(dataset, pool, intent, at, now)
     ours = await _in_pool(pool, partial(_finish, dataset.root, intent, at, now, disk)) if now and is_ours else None

@@ -266,7 +266,7 @@ class Recorder:
     def same(self, found: Sequence[tuple[Step, Stamp]]) -> list[Known | None]:
         """Record these paths as further names of recorded files with this identity, or as the names of some that lost
         their last one; None where there is none any more."""
-        recorded = LookUp(self.ledger.database).same_contents(stamp for _, stamp in found)
+        recorded = self.ledger.same_contents(stamp for _, stamp in found)
         result: list[Known | None] = []
         rows: list[EntryRow] = []
         for step, stamp in found:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from replicad.db.ledger import Ledger
-from replicad.db.look_up import LookUp
 from replicad.db.plan import Action, Step
 from replicad.db.unnamed import has_unnamed, same_unnamed
 from replicad.model.entry import Kind, Stamp
@@ -153,7 +152,7 @@ class _Planner:
         if not self._has_files:
             return set()
         moved = [one for one in changed if one.stamp.kind == Kind.FILE and not _in_place(one)]
-        same = LookUp(self._ledger.database).same_contents(one.stamp for one in moved)
+        same = self._ledger.same_contents(one.stamp for one in moved)
         return {
             one.path
             for one in moved
