@@ -243,8 +243,13 @@ def _has_written(directory: Path, position: int) -> bool:
     return False
 
 
-def test_interrupted_by_a_person_it_says_that_it_goes_on(tmp_path: Path) -> None:
-    """Exit code 130, no traceback."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_by_a_person_it_says_that_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    """An exit code that shells know, no traceback, and nothing is left but what the next one goes on with."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "large").write_bytes(os.urandom(300_000_000))
@@ -252,10 +257,11 @@ def test_interrupted_by_a_person_it_says_that_it_goes_on(tmp_path: Path) -> None
     words = ["restore", "www", str(tmp_path / "back"), "--store", str(tmp_path / "store")]
     running = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: _has_written(tmp_path / "back", 0) or running.poll() is not None, "the large file is begun")
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, said = running.communicate(timeout=30)
+    assert list((tmp_path / "temporary").iterdir()) == []
     if running.returncode != 0:  # it was still at work, as is to be expected
-        assert running.returncode == 130 and "goes on where this one stopped" in said and "Traceback" not in said
+        assert running.returncode == code and "goes on where this one stopped" in said and "Traceback" not in said
 
 
 def test_the_operators_guide_names_every_key_of_the_account_and_every_option() -> None:

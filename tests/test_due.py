@@ -25,6 +25,7 @@ from replicad.model.entry import Kind, Meta, Put, Stamp
 BLOCK = 4096
 STRETCH = STRETCH_BLOCKS * BLOCK
 META = Meta(0o644, 1, 2, 3)
+LINK = Stamp(Kind.SYMLINK, 0o777, 1, 2, 0, 7, 1, 1, 1)
 FAR = 2**60
 """A moment later than all."""
 HOUR_NS = 3600 * 10**9
@@ -423,6 +424,7 @@ def test_hardly_more_parts_are_looked_at_than_a_call_takes(ledger: Ledger, monke
     """A turn of some milliseconds does not cost the ledger's thread a look at thousands of parts; none is left out."""
     add(ledger, 2000)
     verify(ledger, take(ledger), 100)
+    ledger.record_entries([EntryRow(Put(b"d%d/l" % n, Kind.SYMLINK, META, target=b"a"), LINK, 1) for n in range(2000)])
     real, rows = Database.all, list[int]()
 
     def spy(self: Database, sql: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -431,9 +433,25 @@ def test_hardly_more_parts_are_looked_at_than_a_call_takes(ledger: Ledger, monke
         return found
 
     monkeypatch.setattr(Database, "all", spy)
+    new = take(ledger, 20 * LEAST_BYTES, now=50)
+    assert len(new) == 20 and sum(rows) < 600
+    new = take(ledger, now=50)
+    assert len(new) == 2000
+    verify(ledger, new, 100)
+    rows.clear()
     assert len(take(ledger, 20 * LEAST_BYTES, now=200)) == 20
     assert sum(rows) < 600
-    assert len(take(ledger, now=200)) == 2000
+    assert len(take(ledger, now=200)) == 4000
+
+
+def test_parts_of_a_new_large_file_are_taken_once(ledger: Ledger) -> None:
+    """They get their rows while they are taken, among those that have rows already: none is met a second time."""
+    first = ledger.next_file(3)
+    ledger.record_entries([file_row(b"%d" % number, first + number, 500 * STRETCH) for number in range(3)])
+    ledger.record_entries([EntryRow(Put(b"l", Kind.SYMLINK, META, target=b"a"), LINK, 1)])
+    taken = [(part.file, part.stretch) for part in take(ledger)]
+    assert taken[:-1] == [(first + number, stretch) for number in range(3) for stretch in range(500)]
+    assert taken[-1][0] < 0
 
 
 def test_a_file_that_grew_has_its_former_last_part_due(ledger: Ledger) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -115,7 +117,7 @@ def test_shares_are_shares(
     now = decide(policy, situation(demand(left, in_s), speed=speed, strain=strain, requested_bytes=int(left)))
     assert 0 <= now.share <= 1 and now.share <= now.ceiling <= 1
     assert pace.MIN_TURN_BYTES <= now.turn_bytes <= pace.MAX_TURN_BYTES
-    assert (now.share == 0) == now.is_quiet
+    assert (now.share == 0) == now.is_quiet and now.rest_s(0.1, 1000) >= 0
 
 
 @given(st.floats(1e-3, 10), st.integers(0, 10**9), st.floats(0.01, 1))
@@ -123,6 +125,25 @@ def test_duty_is_kept_by_every_turn(took_s: float, done: int, duty: float) -> No
     """A turn that was slow, whatever it gave, is followed by a rest that keeps the duty."""
     now = decide(Policy(WEEK_S, duty), situation(demand(1e9, 6e5)))
     assert took_s / (took_s + now.rest_s(took_s, done)) <= duty + 1e-9
+
+
+@given(st.floats(1e-3, 10), st.integers(0, 10**9), st.floats(0.01, 0.99), st.floats(1e3, 1e10), st.booleans())
+def test_a_request_is_read_for_its_share_of_the_time_whatever_that_gives(
+    took_s: float, done: int, duty: float, speed: float, strained: bool
+) -> None:
+    """The speed that was measured before does not matter: a scrub that was slow at first is not kept slow by that."""
+    strain = 0.9 if strained else 0.0
+    now = decide(Policy(WEEK_S, duty), situation(speed=speed, strain=strain, requested_bytes=10**9))
+    expected = duty / pace.YIELD if strained else duty
+    assert took_s / (took_s + now.rest_s(took_s, done)) == pytest.approx(expected)
+
+
+def test_the_length_of_a_turn_follows_from_the_disk_alone() -> None:
+    """Fixed costs of a turn do not make the next one shorter."""
+    slow = situation(demand(1e9, 6e5), speed=1e6)
+    assert decide(WEEK, slow).turn_bytes == pace.MIN_TURN_BYTES
+    told_apart = decide(WEEK, replace(slow, reading_bytes_s=100e6))
+    assert told_apart.turn_bytes == 100e6 * pace.TURN_S and told_apart.share == decide(WEEK, slow).share
 
 
 def test_it_does_not_race() -> None:
@@ -237,6 +258,15 @@ def test_without_a_rate_there_is_no_forecast() -> None:
     """Nothing is foretold from nothing; what is done is done now."""
     assert pace.finish_ns(WEEK, situation(), 5, 0.0) == 0
     assert pace.finish_ns(WEEK, situation(), 0, 0.0) == NOW_NS
+
+
+def test_short_turns_are_soon_forgotten() -> None:
+    """After 33 turns, however short, half of what was measured before has faded: one long slow turn does not stay."""
+    speed = Speed(1.0)
+    speed.add(1000, 1.0)
+    for _ in range(330):
+        speed.add(10_000, 0.001)
+    assert speed.bytes_s > 5e6
 
 
 def test_speed_forgets() -> None:

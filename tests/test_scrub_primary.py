@@ -11,6 +11,7 @@ import stat
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from kit_source import await_tick
 from kit_tree import build_tree, is_root
 from replicad.db.audit import audit
 from replicad.db.database import PAGE_BYTES
-from replicad.db.due import STRETCH_BLOCKS
+from replicad.db.due import LEAST_BYTES, STRETCH_BLOCKS
 from replicad.db.look_up import LookUp
 from replicad.db.unnamed import KEPT_WALKS
 from replicad.model.block import block_id, checksum
@@ -362,6 +363,41 @@ async def test_metadata_that_changed_without_a_write_is_found_and_gone_again(tmp
             )
         await made.scrub()
         assert await made.found() == []
+
+
+async def test_directories_are_looked_at_many_at_once(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand of them take a few transactions, and count for a little each; what is wrong in one of them, behind its
+    first page too, is found, one that is gone waits, and one that holds nothing any more is due no more."""
+    for number in range(1000):
+        (root / f"{number:04}").mkdir()
+        (root / f"{number:04}" / "l").symlink_to("a")
+    for number in range(600):
+        (root / "0700" / f"{number:03}").symlink_to("a")
+    async with scrubbed(tmp_path, root) as made:
+        dataset = made.primary.dataset
+        execute, calls = dataset.ledger._db.execute, 0
+        in_ledger = dataset.in_ledger
+
+        async def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return await in_ledger(*args, **kwargs)
+
+        await in_ledger(execute, "UPDATE entry SET uid = 77 WHERE name = ?", (b"599",))
+        await in_ledger(
+            execute, "DELETE FROM entry WHERE directory = (SELECT id FROM directory WHERE path = ?)", (b"0500",)
+        )
+        (root / "0600").rename(tmp_path / "elsewhere")
+        monkeypatch.setattr(dataset, "in_ledger", counted)
+        verified = await made.surface.verify(2000 * LEAST_BYTES, 0)
+        assert calls < 30
+        assert verified.nominal_bytes == 1001 * LEAST_BYTES and verified.media_bytes == verified.cache_bytes == 0
+        assert [one.path for one in await made.found()] == [b"0700/599"]
+        extent = await made.surface.extent(0)
+        assert extent.tried_never_bytes == extent.never_bytes == LEAST_BYTES
+        assert extent.total_bytes == 1001 * LEAST_BYTES
 
 
 async def test_a_checksum_that_is_unknown_is_learned_from_bytes_with_the_recorded_id(

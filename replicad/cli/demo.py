@@ -16,7 +16,8 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,11 +33,15 @@ from replicad.status import NodeStatus
 START_S = 60.0
 """How long a daemon may take to answer after its start, on a machine that is busy."""
 STOP_S = 30.0
+CACHES = frozenset({"__pycache__"})
+"""Never copied: the demo itself would change them."""
+INSTALLED = frozenset({"site-packages", "dist-packages"})
+"""Not copied of this Python's own library: there may be gigabytes of them."""
 
 
 def demo(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Tree to protect; this Python's own library by default.")
+        Path | None, typer.Argument(metavar="[DIR]", help="Tree to protect; this Python's standard library by default.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave both daemons running and say how to use them.")] = False,
 ) -> None:
@@ -46,14 +51,15 @@ def demo(
     again, restore, compare everything; then let both copies rot, find it, judge it, repair it. DIR itself is only read.
     """
     source = (directory or Path(os.__file__).parent).resolve()
+    skipped = CACHES if directory else CACHES | INSTALLED
     if not source.is_dir():
         raise UsageError("is no directory", where=str(source), hint="name a directory to protect")
     scene = Path(tempfile.mkdtemp(prefix="replicad-demo-"))
-    memory = demo_rot.place_in_memory(_measure(source)[1])
+    memory = demo_rot.place_in_memory(_measure(source, skipped)[1])
     done = False
     try:
         with _stage(scene, memory, keep) as stage:
-            _play(stage, source)
+            _play(stage, source, skipped)
             done = True
     finally:
         if not (keep and done):
@@ -77,9 +83,10 @@ def _stage(scene: Path, memory: Path | None, keep: bool) -> Iterator[Stage]:
                 daemon.wait(STOP_S)
 
 
-def _play(stage: Stage, source: Path) -> None:
+def _play(stage: Stage, source: Path, skipped: Collection[str]) -> None:
     title(1, f"A real tree: a copy of {source}")
-    shutil.copytree(source, stage.tree, symlinks=True, ignore_dangling_symlinks=True, ignore=_no_special_files)
+    ignore = partial(_not_copied, skipped)
+    shutil.copytree(source, stage.tree, symlinks=True, ignore_dangling_symlinks=True, ignore=ignore)
     files, size = _measure(stage.tree)
     output.line(f"   {files} files, {output.show_bytes(size)}")
     title(2, "Pair two nodes: ams1 has the data, fra1 keeps the copy")
@@ -208,18 +215,22 @@ def _line_sent(stage: Stage) -> int:
     return _status(stage, "ams1").datasets[0].sent_bytes
 
 
-def _measure(tree: Path) -> tuple[int, int]:
-    """Files below `tree` and their bytes."""
-    sizes = [p.lstat().st_size for p in tree.rglob("*") if p.is_file() and not p.is_symlink()]
-    return len(sizes), sum(sizes)
+def _measure(tree: Path, skipped: Collection[str] = ()) -> tuple[int, int]:
+    """Files below `tree` and their bytes, without those below directories of these names."""
+    count = size = 0
+    for directory, below, names in os.walk(tree):
+        below[:] = [name for name in below if name not in skipped]
+        found = [status for name in names if stat.S_ISREG((status := os.lstat(os.path.join(directory, name))).st_mode)]
+        count, size = count + len(found), size + sum(status.st_size for status in found)
+    return count, size
 
 
-def _no_special_files(directory: str, names: list[str]) -> set[str]:
-    """Names that copytree cannot copy: pipes, sockets, devices; and caches that the demo itself would change."""
+def _not_copied(skipped: Collection[str], directory: str, names: list[str]) -> set[str]:
+    """Names in a directory that are skipped, and those that copytree cannot copy: pipes, sockets, devices."""
     found = set()
     for name in names:
         mode = os.lstat(os.path.join(directory, name)).st_mode
-        if name == "__pycache__" or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+        if name in skipped or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
             found.add(name)
     return found
 

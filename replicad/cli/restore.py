@@ -123,7 +123,7 @@ def restore(
     suit_bulk()
     try:
         exit_code = asyncio.run(_plan(asked) if plan else _restore(asked))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         output.note("interrupted; the same command goes on where this one stopped")
         raise
     if exit_code:

@@ -217,7 +217,7 @@ class DueParts:
         bag = _Bag(budget_bytes // OVERDUE_SHARE, limit // OVERDUE_SHARE)
         bag.fill(self._old(overdue_ns, retry_ns), at_least=1)
         late, bag.budget_bytes, bag.limit = set(bag.parts), budget_bytes, limit
-        bag.fill(self._never(limit), at_least=1)
+        bag.fill(self._never(), at_least=1)
         since_ns = before_ns if since_ns is None else min(since_ns, before_ns)
         for parts in (self._old(since_ns, retry_ns), self._unjudged(since_ns, since_ns, min(before_ns, retry_ns))):
             bag.fill((part for part in parts if part not in late), at_least=0 if bag.parts else 1)
@@ -352,25 +352,21 @@ class DueParts:
         if self._db.value("SELECT 1 FROM part WHERE turn > ? LIMIT 1", (latest_ns,)):
             self._db.execute("UPDATE part SET at_ns = 0, turn = ? WHERE turn > ?", (self._next_turn(), latest_ns))
 
-    def _never(self, limit: int) -> Iterator[Due]:
-        marked = self._db.all(
-            "SELECT turn, file, stretch, at_ns, bytes, marks FROM part WHERE turn < 0"
-            " ORDER BY turn, file, stretch LIMIT ?",
-            (limit,),
-        )
-        known = ((row[0], Due(*row[1:])) for row in marked)
-        return (part for _, part in merge(known, self._fresh(), key=itemgetter(0)))
+    def _never(self) -> Iterator[Due]:
+        made: set[int] = set()
+        marked = (row for row in self._in_order("turn < ?", 0, _FIRST_TURN, 0) if row[1].file not in made)
+        return (part for _, part in merge(marked, self._fresh(made), key=itemgetter(0)))
 
     def _old(self, before_ns: int, retry_ns: int) -> Iterator[Due]:
-        return self._in_order("turn = at_ns OR turn < ?", retry_ns, 0, before_ns)
+        return (part for _, part in self._in_order("turn = at_ns OR turn < ?", retry_ns, 0, before_ns))
 
     def _unjudged(self, before_ns: int, since_ns: int, retry_ns: int) -> Iterator[Due]:
         """What was verified before `before_ns`, if ever, and could not be judged when it was looked at after that:
         since `since_ns`, and before `retry_ns`."""
-        return self._in_order("turn > at_ns AND at_ns < ?", before_ns, since_ns, retry_ns)
+        return (part for _, part in self._in_order("turn > at_ns AND at_ns < ?", before_ns, since_ns, retry_ns))
 
-    def _in_order(self, what: str, value: int, first_turn: int, end_turn: int) -> Iterator[Due]:
-        """Parts with a turn from `first_turn` up to, not including, `end_turn`, in pages: mostly a few are wanted."""
+    def _in_order(self, what: str, value: int, first_turn: int, end_turn: int) -> Iterator[tuple[int, Due]]:
+        """Turns and parts from `first_turn` up to, not including, `end_turn`, in pages: mostly a few are wanted."""
         after = (first_turn, -(2**63), -1)
         while rows := self._db.all(
             "SELECT turn, file, stretch, at_ns, bytes, marks FROM part"
@@ -378,16 +374,18 @@ class DueParts:
             (*after, end_turn, value, PAGE_PARTS),
         ):
             for row in rows:
-                yield Due._make(row[1:])
+                yield row[0], Due._make(row[1:])
             if len(rows) < PAGE_PARTS:
                 return
             after = rows[-1][:3]
 
-    def _fresh(self) -> Iterator[tuple[int, Due]]:
+    def _fresh(self, made: set[int]) -> Iterator[tuple[int, Due]]:
+        """New files' parts with their turns. Files that get rows meanwhile go into `made`."""
         for turn, first, last in self._ranges():
             for file, size, block_bytes in self._files_in(turn, first, last):
                 count = stretch_count(size, block_bytes)
                 if count > 1:  # each part has its row at once: the first would stand for the whole file
+                    made.add(file)
                     self._make(file, size, block_bytes, turn)
                 for number in range(count):
                     part_bytes = stretch_bytes(size, block_bytes, number)

@@ -119,8 +119,11 @@ class Situation:
     breaks_quiet: bool = False
     """A person here has made a request: it does not wait for the end of the quiet hours."""
     paused_until_ns: int = 0
+    reading_bytes_s: float = 0.0
+    """What the disk gives; 0 = not told apart from `speed_bytes_s`. A turn's length follows from it: if that followed
+    from what a turn gives with all that is done about it, fixed costs would make turns small, and small turns slow."""
     speed_bytes_s: float = 0.0
-    """What reading gives while it reads; 0 = not measured yet."""
+    """What turns give while they last; 0 = not measured yet."""
     lasting_bytes_s: float = 0.0
     """The same over a long time: what a forecast can count on; 0 = not measured yet."""
     strain: float = 0.0
@@ -138,6 +141,8 @@ class Pace:
     """No turn may take more than this share, however slow it was."""
     rate_bytes_s: float
     """What that gives, quiet hours aside; 0 while nothing is measured or due."""
+    is_by_time: bool
+    """Whether it is the share that was asked for, whatever it gives; else it is the rate."""
     turn_bytes: int
     is_quiet: bool
     on_track: bool
@@ -148,6 +153,8 @@ class Pace:
         """How long to rest after a turn that took so long and verified so much."""
         if self.share >= 1:
             return 0.0
+        if self.is_by_time:
+            return took_s * (1 / self.share - 1)
         by_share = took_s * (1 / self.ceiling - 1)
         by_rate = done_bytes / self.rate_bytes_s - took_s if self.rate_bytes_s else 0.0
         return max(0.0, by_share, by_rate)
@@ -163,16 +170,22 @@ def decide(policy: Policy, now: Situation) -> Pace:
     share = needed_share
     if is_strained and speed and needed_share < policy.duty * YIELD_BELOW:
         share = min(1.0, _needed_at_least(policy, now) / speed)
+    asked_share = policy.duty / (YIELD if is_strained else 1.0) if now.requested_bytes else 0.0
+    is_by_time = asked_share > needed_share or not speed
     if now.requested_bytes:
-        share = max(needed_share, policy.duty / (YIELD if is_strained else 1.0))
-    if not any(demand.left_bytes for demand in now.demands) and not now.requested_bytes:
+        share = max(needed_share, asked_share)
+    is_due = any(demand.left_bytes for demand in now.demands) or now.requested_bytes
+    if quiet or not is_due:
         share = 0.0
     on_track, reason = _outlook(policy, now, needed)
     return Pace(
-        share=0.0 if quiet else share,
+        share=share,
         ceiling=max(share, policy.duty),
         rate_bytes_s=share * speed,
-        turn_bytes=_turn_bytes(max(policy.turn_s, UNBROKEN_TURN_S) if share >= 1 else policy.turn_s, speed),
+        is_by_time=is_by_time and share > 0,
+        turn_bytes=_turn_bytes(
+            max(policy.turn_s, UNBROKEN_TURN_S) if share >= 1 else policy.turn_s, now.reading_bytes_s or speed
+        ),
         is_quiet=quiet,
         on_track=on_track,
         reason=reason,
@@ -404,13 +417,14 @@ class Speed:
     """How fast reading has been of late: what weighs in fades away with the seconds spent reading since."""
 
     memory_s: float
-    """After so many seconds of reading a measurement counts half."""
+    """After so many seconds of reading a measurement counts half; a short turn fades it like one of TURN_S, for many of
+    these would be needed else until turns have the right length."""
     _bytes: float = 0.0
     _seconds: float = 0.0
 
     def add(self, size: int, took_s: float) -> None:
         """One more turn."""
-        fade = 0.5 ** (took_s / self.memory_s)
+        fade = 0.5 ** (max(took_s, TURN_S) / self.memory_s)
         self._bytes, self._seconds = self._bytes * fade + size, self._seconds * fade + took_s
 
     @property

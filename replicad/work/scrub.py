@@ -93,7 +93,7 @@ class Scrubbing:
         self._surface: Surface | None = None
         self._outstanding = Outstanding(0)
         self._requested_bytes = 0
-        self._speed, self._lasting = Speed(MEMORY_S), Speed(LASTING_S)
+        self._reading, self._speed, self._lasting = Speed(MEMORY_S), Speed(MEMORY_S), Speed(LASTING_S)
         self._strain = self._busy_s = self._rate_bytes_s = 0.0
         self._read_bytes = 0
         self._looked_s = self._recounted_s = self._structure_again_s = self._noted_s = float("-inf")
@@ -253,12 +253,14 @@ class Scrubbing:
         await self._remember_doubt(memory)
 
     def _note(self, verified: Verified, memory: Memory) -> None:
-        size = self._turn_bytes = verified.media_bytes + verified.cache_bytes
+        read_bytes = verified.media_bytes + verified.cache_bytes
+        size = self._turn_bytes = read_bytes + verified.nominal_bytes
         self.status.media_bytes += verified.media_bytes
         self.status.cache_bytes += verified.cache_bytes
         self._busy_s += self._turn_s
-        self._read_bytes += size
+        self._read_bytes += read_bytes
         if size:
+            self._reading.add(size, verified.reading_s or self._turn_s)
             self._speed.add(size, self._turn_s)
             self._lasting.add(size, self._turn_s)
         self._outstanding.verified(size)
@@ -382,6 +384,7 @@ class Scrubbing:
             requested_bytes=self._requested_bytes if memory.requested_ns else 0,
             breaks_quiet=bool(memory.requested_ns and self._requested_bytes) and not memory.from_peer,
             paused_until_ns=memory.paused_until_ns,
+            reading_bytes_s=self._reading.bytes_s,
             speed_bytes_s=self._speed.bytes_s,
             lasting_bytes_s=self._lasting.bytes_s,
             strain=self._strain,

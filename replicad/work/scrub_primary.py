@@ -15,12 +15,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from replicad.db.audit import audit
-from replicad.db.due import STRETCH_BLOCKS, Ages, Due, most_ahead_ns, stretch_count
+from replicad.db.due import LEAST_BYTES, STRETCH_BLOCKS, Ages, Due, most_ahead_ns, stretch_count
 from replicad.db.ledger import BlockRow
 from replicad.db.look_up import LookUp
 from replicad.model.divergence import Part, Side, State, block_key, block_of_key, metadata_key
@@ -94,9 +96,12 @@ class Tally:
     cache_bytes: int = 0
     units: int = 0
     found: int = 0
+    nominal_bytes: int = 0
     doubts: list[str] = field(default_factory=list)
     more: int = 0
     """Doubts that are only counted: there may be as many as files."""
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    """When something was read, from and to, in seconds; worker threads append to it."""
 
     def count(self, seen: Examined) -> None:
         """Count what was read."""
@@ -114,7 +119,16 @@ class Tally:
 
     def verified(self) -> Verified:
         """The sum."""
-        return Verified(self.media_bytes, self.cache_bytes, self.units, self.found, tuple(self.doubts), self.more)
+        return Verified(
+            media_bytes=self.media_bytes,
+            cache_bytes=self.cache_bytes,
+            nominal_bytes=self.nominal_bytes,
+            reading_s=covered_s(self.spans),
+            units=self.units,
+            found=self.found,
+            doubts=tuple(self.doubts),
+            more_doubts=self.more,
+        )
 
 
 class PrimarySurface:
@@ -241,15 +255,15 @@ class PrimarySurface:
                 await self._verify_files(waiting.popleft(), tally, started_ns, standing, is_helped=is_helped)
 
         await together(work() for _ in range(min(READERS, len(waiting))))
-        for part in parts:
-            if part.file <= 0:
-                await self._verify_directory(part, tally, started_ns, standing)
+        directories = [part for part in parts if part.file <= 0]
+        while directories:
+            del directories[: await self._verify_directories(directories, tally, started_ns, standing)]
 
     async def _verify_files(
         self, parts: Sequence[Due], tally: Tally, started_ns: int, standing: Standing, *, is_helped: bool
     ) -> None:
         jobs = await self._in_ledger(self._load, parts)
-        outcomes = await self._look([job.stretch for job in jobs], is_helped=is_helped)
+        outcomes = await self._look([job.stretch for job in jobs], tally, is_helped=is_helped)
         verified: list[tuple[Due, int]] = []
         waiting: list[Due] = []
         learned: list[tuple[BlockRow, bytes]] = []
@@ -264,50 +278,86 @@ class PrimarySurface:
                 waiting.append(job.part)  # it was recorded anew while it was read
                 continue
             if standing.keys:
-                await self._settle_well(job, seen, standing)
+                await self._settle_well(job, seen, tally, standing)
             for reason in seen.unseen:
                 tally.doubt(seen.path, reason)
             learned.extend((job.rows[number], found) for number, found in seen.learned.items())
             verified.append((job.part, seen.read_bytes))
-        counted = await self._in_ledger(self._record, verified, waiting, learned, started_ns)
-        tally.units += counted
+        await self._record(verified, waiting, learned, tally, started_ns)
 
-    def _record(
+    async def _record(
+        self,
+        verified: Sequence[tuple[Due, int]],
+        waiting: Sequence[Due],
+        learned: Sequence[tuple[BlockRow, bytes]],
+        tally: Tally,
+        started_ns: int,
+        empty: Sequence[Due] = (),
+    ) -> None:
+        """Put into the ledger what was verified, how much of each was read, and what is to wait or stands for nothing
+        any more."""
+        tally.units += await self._in_ledger(self._note, verified, waiting, learned, started_ns, empty)
+        tally.nominal_bytes += sum(max(0, LEAST_BYTES - size) for _, size in verified) + LEAST_BYTES * len(waiting)
+
+    def _note(
         self,
         verified: Sequence[tuple[Due, int]],
         waiting: Sequence[Due],
         learned: Sequence[tuple[BlockRow, bytes]],
         started_ns: int,
+        empty: Sequence[Due],
     ) -> int:
         ledger = self._dataset.ledger
         if learned:
             LookUp(ledger.database).learn([row for row, _ in learned], [found for _, found in learned])
+        for part in empty:
+            ledger.due.forget(part.file)
         ledger.due.postpone(waiting, max(started_ns, self._clock.now_ns()))
         return ledger.due.settle([part for part, _ in verified], started_ns, [size for _, size in verified])
 
-    async def _verify_directory(self, part: Due, tally: Tally, started_ns: int, standing: Standing) -> None:
-        """All entries without blocks of one directory. One that was written comes back when it is recorded anew; if not
-        one of them is there, the directory was moved or is not mounted, and waits as a file does."""
-        after: bytes | None = None
-        is_seen, is_empty = True, True
-        while page := await self._in_ledger(self._page, -part.file, after):
-            after, is_empty = page[-1].path.rpartition(b"/")[2], False
-            outcomes = await self._in_pool(self._examine_entries, page)
-            if all(isinstance(seen, Trouble) and seen.vanished for seen in outcomes):
+    async def _verify_directories(self, parts: Sequence[Due], tally: Tally, started_ns: int, standing: Standing) -> int:
+        """All entries without blocks of the first of these directories, as many as have PAGE_ENTRIES together; how many
+        those were. An entry that was written comes back when it is recorded anew; if not one of a directory is there,
+        it was moved or is not mounted, and waits as a file does."""
+        pages = await self._in_ledger(self._first_pages, parts)
+        outcomes = iter(await self._in_pool(self._examine_entries, [name for page in pages for name in page], tally))
+        verified, waiting, empty = list[tuple[Due, int]](), list[Due](), list[Due]()
+        for part, first in zip(parts, pages, strict=False):
+            page, is_seen = first, await self._settle_page(first, list(islice(outcomes, len(first))), tally, standing)
+            while len(page) >= PAGE_ENTRIES:
+                page = await self._in_ledger(self._page, -part.file, page[-1].path.rpartition(b"/")[2])
+                seen = await self._in_pool(self._examine_entries, page, tally)
+                is_seen &= await self._settle_page(page, seen, tally, standing)
+            if not first:
+                empty.append(part)
+            elif is_seen:
+                verified.append((part, 0))
+            else:
+                waiting.append(part)
+        await self._record(verified, waiting, (), tally, started_ns, empty)
+        return len(pages)
+
+    async def _settle_page(
+        self, page: Sequence[Name], outcomes: Sequence[Outcome], tally: Tally, standing: Standing
+    ) -> bool:
+        """Whether these entries of one directory were looked at."""
+        is_seen = not page or not all(isinstance(seen, Trouble) and seen.vanished for seen in outcomes)
+        for name, seen in zip(page, outcomes, strict=True):
+            if isinstance(seen, Examined):
+                await self._settle_entry(name, 0, seen, tally, standing)
+            elif _note_unseen(seen, tally):
                 is_seen = False
-            for name, seen in zip(page, outcomes, strict=True):
-                if isinstance(seen, Examined):
-                    await self._settle_entry(name, 0, seen, tally, standing)
-                elif _note_unseen(seen, tally):
-                    is_seen = False
-            if len(page) < PAGE_ENTRIES:
+        return is_seen
+
+    def _first_pages(self, parts: Sequence[Due]) -> list[list[Name]]:
+        """What the first of these directories hold, up to PAGE_ENTRIES entries of each, until so many are found."""
+        pages, count = list[list[Name]](), 0
+        for part in parts[:BATCH_PARTS]:
+            pages.append(self._page(-part.file, None))
+            count += len(pages[-1])
+            if count >= PAGE_ENTRIES:
                 break
-        if is_empty:
-            await self._in_ledger(self._dataset.ledger.due.forget, part.file)
-        verified = [(part, 0)] if is_seen and not is_empty else []
-        waiting = [] if is_seen else [part]
-        counted = await self._in_ledger(self._record, verified, waiting, (), started_ns)
-        tally.units += counted
+        return pages
 
     def _page(self, directory: int, after: bytes | None) -> list[Name]:
         rows = LookUp(self._dataset.ledger.database).without_blocks(directory, after, PAGE_ENTRIES)
@@ -345,24 +395,24 @@ class PrimarySurface:
             if await self._in_ledger(self._findings.is_recorded, name, file):
                 await self._report_drift(name, file, seen.drift, tally)
         elif (key := metadata_key(name.path)) in standing.keys and not seen.unseen:
-            (again,) = await self._in_pool(self._examine_entries, [name])
+            (again,) = await self._in_pool(self._examine_entries, [name], tally)
             if isinstance(again, Examined) and not again.drift:
                 await self._gone(key, "the metadata is what is recorded again: looked at twice")
 
-    async def _settle_well(self, job: Job, seen: Examined, standing: Standing) -> None:
+    async def _settle_well(self, job: Job, seen: Examined, tally: Tally, standing: Standing) -> None:
         """Blocks of this part that had an open finding and were well just now are read once more, by themselves."""
         odd = {one.number for one in seen.odd}
         for number in standing.blocks.get(job.part.file, ()):
-            if number in job.stretch.blocks and number not in odd and await self._is_well(job.stretch, number):
+            if number in job.stretch.blocks and number not in odd and await self._is_well(job.stretch, number, tally):
                 why = "the block is what is recorded again: read from the medium twice"
                 await self._gone(block_key(job.part.file, number), why)
         key = metadata_key(seen.path)
         if key in standing.keys and not seen.drift and not seen.unseen:
             await self._gone(key, "the metadata is what is recorded again")
 
-    async def _is_well(self, stretch: Stretch, number: int) -> bool:
+    async def _is_well(self, stretch: Stretch, number: int, tally: Tally) -> bool:
         block = Stretch(stretch.names, stretch.block_bytes, range(number, number + 1), stretch.expected)
-        (again,) = await self._in_pool(self._examine, [block])
+        (again,) = await self._in_pool(self._examine, [block], tally)
         return isinstance(again, Examined) and not again.odd
 
     async def _gone(self, key: str, why: str) -> None:
@@ -382,22 +432,29 @@ class PrimarySurface:
 
     # where work is done
 
-    async def _look(self, stretches: Sequence[Stretch], *, is_helped: bool) -> list[Outcome]:
+    async def _look(self, stretches: Sequence[Stretch], tally: Tally, *, is_helped: bool) -> list[Outcome]:
         """With the help of the lookouts, if so many batches are to be looked at that it pays to have them."""
         if not is_helped:
-            return await self._in_pool(self._examine, stretches)
-        seen = await self._lookouts.look(self._dataset.root, stretches)
+            return await self._in_pool(self._examine, stretches, tally)
+        with self._timed(tally):
+            seen = await self._lookouts.look(self._dataset.root, stretches)
         unclear = [stretch for stretch, one in zip(stretches, seen, strict=True) if one is None]
-        again = iter(await self._in_pool(self._examine, unclear) if unclear else ())
+        again = iter(await self._in_pool(self._examine, unclear, tally) if unclear else ())
         return [next(again) if one is None else one for one in seen]
 
-    def _examine(self, stretches: Sequence[Stretch]) -> list[Outcome]:
-        with Root(self._dataset.root) as root:
+    def _examine(self, stretches: Sequence[Stretch], tally: Tally) -> list[Outcome]:
+        with self._timed(tally), Root(self._dataset.root) as root:
             return examine(root, stretches, access=self._access)
 
-    def _examine_entries(self, names: Sequence[Name]) -> list[Outcome]:
-        with Root(self._dataset.root) as root:
+    def _examine_entries(self, names: Sequence[Name], tally: Tally) -> list[Outcome]:
+        with self._timed(tally), Root(self._dataset.root) as root:
             return examine_entries(root, names, self._clock)
+
+    @contextmanager
+    def _timed(self, tally: Tally) -> Iterator[None]:
+        began_s = self._clock.monotonic_s()
+        yield
+        tally.spans.append((began_s, self._clock.monotonic_s()))
 
     async def _open(self) -> None:
         """Both books; the findings first, so that a damaged ledger is found. Raises BookDamagedError, DiskFullError."""
@@ -450,6 +507,15 @@ def _batches(parts: Iterable[Due]) -> Iterator[list[Due]]:
         size += part.bytes
     if batch:
         yield batch
+
+
+def covered_s(spans: Iterable[tuple[float, float]]) -> float:
+    """How many seconds these spans of time cover; some overlap."""
+    covered_s, until_s = 0.0, float("-inf")
+    for begin_s, end_s in sorted(spans):
+        covered_s += max(0.0, end_s - max(begin_s, until_s))
+        until_s = max(until_s, end_s)
+    return covered_s
 
 
 def _note_unseen(seen: Outcome, tally: Tally) -> bool:

@@ -177,7 +177,7 @@ class ReplicaSurface:
         await self._in_shelf(self._refresh)
         if doubts and not units:
             raise ReplicadError(doubts[0], where=str(self._directory), hint="it is tried again")
-        return Verified(media, cache, units, found, tuple(doubts))
+        return Verified(media_bytes=media, cache_bytes=cache, units=units, found=found, doubts=tuple(doubts))
 
     async def structure(self) -> Verified:
         """See `Surface`."""

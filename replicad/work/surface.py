@@ -54,6 +54,10 @@ class Verified:
     """Read from the medium."""
     cache_bytes: int = 0
     """Read through a cache, because the file system gives nothing else."""
+    nominal_bytes: int = 0
+    """What parts of few bytes or none counted for beyond these, as they do in `Extent` and in a budget."""
+    reading_s: float = 0.0
+    """For so long something was read; the rest of the call was bookkeeping. 0 = that was not told apart."""
     units: int = 0
     """Parts whose moment of verification moved; 0 = there was nothing to do."""
     found: int = 0
