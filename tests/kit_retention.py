@@ -125,4 +125,4 @@ def let_go_and_compact(archive: Archive, numbers: Sequence[int]) -> None:
         marks.add(row.id for row in page)
     for number in segment_numbers(archive.store.directory):
         compact_segment(archive, Disk(), number, marks, ())
-    archive.end_marking()
+    archive.end_marking(marks)

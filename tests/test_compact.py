@@ -90,7 +90,7 @@ def compact_all(archive: Archive, disk: Disk | None = None) -> list[Compacted]:
         compact_segment(archive, disk or Disk(), number, marks, ())
         for number in segment_numbers(archive.store.directory)
     ]
-    archive.end_marking()
+    archive.end_marking(marks)
     return done
 
 
@@ -402,16 +402,27 @@ def test_rows_that_are_still_to_go_hold_it_up(store: Path) -> None:
     archive.close()
 
 
-def test_marks_that_are_not_the_latest_count_for_nothing(store: Path) -> None:
-    """Others were begun, or a snapshot was found that they know nothing of: nothing is compacted by them."""
+def test_marks_that_were_ended_count_for_nothing(store: Path) -> None:
+    """Nothing is compacted by them; others that were begun meanwhile count on their own."""
     archive = filled(store)
     let_go(archive, list(range(1, 30)))
-    old = marked(archive)
-    new = marked(archive, place=1)
-    assert compact_segment(archive, Disk(), 1, old, ()).skipped
-    assert not compact_segment(archive, Disk(), 1, new, ()).skipped
-    archive.end_marking()
-    assert compact_segment(archive, Disk(), 2, new, ()).skipped
+    one, other = marked(archive), marked(archive, place=1)
+    assert not compact_segment(archive, Disk(), 1, one, ()).skipped
+    archive.end_marking(one)
+    assert compact_segment(archive, Disk(), 2, one, ()).skipped
+    assert not compact_segment(archive, Disk(), 2, other, ()).skipped
+    archive.close()
+
+
+def test_marks_of_several_all_know_what_a_client_was_told_of(store: Path) -> None:
+    """Whoever began them, and however many there are."""
+    archive = filled(store)
+    let_go(archive, list(range(1, 30)))
+    several = [marked(archive), marked(archive)]
+    (unused,) = _unused(archive, several[0])
+    assert not any(unused in marks for marks in several)
+    assert archive.needed(unused) == b"\0"
+    assert all(unused in marks for marks in several)
     archive.close()
 
 
@@ -446,7 +457,6 @@ def test_what_was_promised_before_a_partial_seal_stays(store: Path, monkeypatch:
     archive = filled(store)
     let_go(archive, list(range(1, 30)))
     unused = _unused(archive, marked(archive), 3)
-    archive.end_marking()
     primary = Primary(archive)
     assert archive.needed(unused[0]) == b"\0"
     primary.record(directory_put(b"small"))
@@ -468,7 +478,6 @@ def test_a_promise_ends_with_the_session(store: Path) -> None:
     archive = filled(store)
     let_go(archive, list(range(1, 30)))
     unused = _unused(archive, marked(archive))[0]
-    archive.end_marking()
     primary = Primary(archive)
     assert archive.needed(unused) == b"\0"
     primary.record(directory_put(b"small"))

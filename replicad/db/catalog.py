@@ -204,6 +204,14 @@ class Catalog:
         if self._db.insert("INSERT OR IGNORE INTO block", "(?,?,?,?,?)", places) < len(places):
             self._db.insert("INSERT OR REPLACE INTO block", "(?,?,?,?,?)", places)
 
+    def drop_blocks(self, places: Iterable[BlockPlace]) -> None:
+        """Forget blocks, unless they stand somewhere else by now."""
+        self._begin()
+        self._db.executemany(
+            "DELETE FROM block WHERE id = ? AND segment = ? AND offset = ?",
+            [(place.id, place.segment, place.offset) for place in places],
+        )
+
     def apply(self, ops: Sequence[Op], current: Put | None = None) -> Put | None:
         """Operations in order, for the snapshot that the next commit makes.
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
+from weakref import WeakSet
 
 from replicad.db.catalog import BlockPlace, Catalog
 from replicad.db.inventory import Inventory
@@ -85,7 +86,7 @@ class Archive:
         self._current: Put | None = None
         self._touched = False
         self._broken = self._has_promised = self._was_full = False
-        self._marks: Marks | None = None
+        self._marks = WeakSet[Marks]()
         self._at_seal: dict[Callable[[], None], None] = {}
         """In the order of their coming, each once."""
         self.laid = 0
@@ -358,19 +359,19 @@ class Archive:
         are the caller's to add. None while a session has unsealed work, was told of blocks since its last seal, or of
         more of them than are known here."""
         if self._has_promised or not self.is_settled:
-            self._marks = None
-        else:
-            self._marks = Marks(blocks, place)
-            self._marks.add(self._promised)
-        return self._marks
+            return None
+        marks = Marks(blocks, place)
+        marks.add(self._promised)
+        self._marks.add(marks)
+        return marks
 
     def is_marking(self, marks: Marks) -> bool:
-        """Whether these are the marks that were begun last, and nothing has happened that they do not know of."""
-        return marks is self._marks
+        """Whether nothing has happened that these do not know of."""
+        return marks in self._marks
 
-    def end_marking(self) -> None:
-        """No more marks."""
-        self._marks = None
+    def end_marking(self, marks: Marks) -> None:
+        """These are needed no more."""
+        self._marks.discard(marks)
 
     def exchange_catalog(self, put_in_place: Callable[[], None]) -> None:
         """Have another catalog put in place of this one, within `upkeep_of_files`."""
@@ -383,7 +384,7 @@ class Archive:
                 remove(fresh_catalog_path(path.parent))
                 self._catalog = Catalog(path)
         self._recent.clear()
-        self._marks = None  # a record may have been taken in of which they know nothing
+        self._marks.clear()  # a record may have been taken in of which they know nothing
 
     def read_segment(self, number: int, offset: int, size: int) -> memoryview:
         """Bytes of a segment; valid until the next call. Raises FileNotFoundError, ReplicadError."""
@@ -416,7 +417,7 @@ class Archive:
         self._store.resume(replay.run())
         self._torn = replay.torn
         if self._catalog.head != head:
-            self._marks = None  # a snapshot was found of which they know nothing
+            self._marks.clear()  # a snapshot was found of which they know nothing
 
     def _finish_laying(self) -> None:
         """A compacted segment that the catalog speaks of already takes its place, if it has not yet."""
@@ -433,8 +434,8 @@ class Archive:
         """A client is told that these are here."""
         self._has_promised = self._has_promised or bool(names)
         self._promised.update(islice(names, max(0, MAX_PROMISED - len(self._promised))))
-        if self._marks:
-            self._marks.add(names)
+        for marks in self._marks:
+            marks.add(names)
         self._remember(names)
 
     @property
@@ -488,8 +489,8 @@ class Archive:
                 named.update(split_ids(op.ids))
         if gone := self._catalog.forgotten([op.file for op in ops if isinstance(op, Put) and op.file]):
             raise PeerError(f"sent a record of file {min(gone)}, which was dropped and is known no more")
-        if self._marks:
-            self._marks.add(named)
+        for marks in self._marks:
+            marks.add(named)
         if not self._forgets_promises:
             self._promised -= named
         named -= self._recent

@@ -55,6 +55,7 @@ from replicad.work.store_case import (
 )
 from replicad.work.store_findings import Seen, StoreFindings
 from replicad.work.structure_check import check_structure
+from replicad.work.unneeded import Unneeded
 from replicad.work.upkeep import (
     Appended,
     append_blocks,
@@ -99,7 +100,7 @@ class StoreMender:
         self._sights: dict[str, dict[bytes, Sight]] = {}
         """What the primary said last of each block of a case."""
         self._harm = KnownHarm(catalog_path(directory), clock)
-        self._looks = WholeLooks(directory, disk, clock)
+        self._looks, self._unneeded = WholeLooks(directory, disk, clock), Unneeded(directory, archive, clock)
         self._verified = ""
         """The finding whose place was looked at last."""
         self._has_unread = True
@@ -166,7 +167,19 @@ class StoreMender:
             gone = [one for one in missing if one.blocks[0] in unnamed]
             async with turn:
                 settled += [await self._in_shelf(partial(self._no_loss, one)) for one in gone]
+        if lost := [one for one in opened if one.number and one.is_lost]:
+            await self._in_shelf(self._unneeded.begin)
+            await asyncio.to_thread(self._unneeded.look, frozenset(name for one in lost for name in one.blocks))
+            await self._in_shelf(lambda: self._archive.when_settled(partial(self._let_go, lost)))
         return settled
+
+    def _let_go(self, lost: Sequence[Divergence]) -> None:
+        """What was said to be lost is not, where no snapshot names it."""
+        for found in map(self._standing, lost):
+            if found.state is State.OPEN and found.is_lost and self._unneeded.is_proven(found.blocks):
+                places = list(filter(None, self._still_damaged(found, self._archive.inventory).values()))
+                self._unneeded.let_go(places, found.number, found.offset, found.length)
+                self._write(found, "nothing is lost: no snapshot that is kept names what stood there", state=State.GONE)
 
     def _no_loss(self, found: Divergence) -> Divergence:
         """A block that stands nowhere is none any more once no snapshot that is kept names it."""

@@ -194,7 +194,7 @@ class Retaining:
             usages = await self._in_pool(partial(worthwhile, self._place.directory, marks, before_ns))
             done = [await self._compact_one(usage.number, marks) for usage in usages]
         finally:
-            await self._in_store(lambda archive, _: archive.end_marking())
+            await self._in_store(lambda archive, _: archive.end_marking(marks))
         await self._in_store(partial(_remember, dropped_ns, now_ns))
         left = [f"segment {one.number}: {one.skipped}" for one in done if one.skipped]
         return [one for one in done if not one.skipped], left

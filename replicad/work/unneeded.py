@@ -1,0 +1,71 @@
+"""Unneeded: damaged blocks that no snapshot names, so that nothing is lost with them.
+
+A pass that was cut short had brought them, or the snapshots that named them were let go since.
+
+**Owns** the proof: from a moment in which no session has unsealed work, marks tell of every block that a client is told
+of or names; the catalog as it stood then is looked through; and at another such moment what neither knows of is taken
+out of the catalog, so that a client that needs it again is asked for it. **Never** lets go what it cannot prove.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from contextlib import closing
+from pathlib import Path
+
+from replicad.db.catalog import BlockPlace
+from replicad.db.inventory import Inventory
+from replicad.model.marks import Marks
+from replicad.system.clock import Clock
+from replicad.work.archive import Archive, catalog_path
+from replicad.work.rest import Rest
+
+MARKED_BLOCKS = 1_000_000
+"""So many are told of between the two moments, or fewer: of more, some more count as needed."""
+
+
+class Unneeded:
+    """Of one store. In the shelf's thread, but for `look`."""
+
+    def __init__(self, directory: Path, archive: Archive, clock: Clock) -> None:
+        self._directory, self._archive, self._clock = directory, archive, clock
+        self._rest = Rest(clock)
+        self._marks: Marks | None = None
+        self._proven: tuple[Marks, frozenset[bytes]] | None = None
+
+    def begin(self) -> None:
+        """Mark from the next settled moment on; a look counts only after that."""
+        if self._marks is None or not self._archive.is_marking(self._marks):
+            self._marks = self._proven = None
+            self._archive.when_settled(self._begin_marking)
+
+    def look(self, ids: frozenset[bytes]) -> None:
+        """Look through the whole catalog for these. Not while nothing is marked, or when it was done not long ago."""
+        marks = self._marks
+        if marks is None or not self._rest.is_over:
+            return
+        began_s = self._clock.monotonic_s()
+        with closing(Inventory.open(catalog_path(self._directory))) as inventory:
+            named = {row.id for page in inventory.uses(ids) for row in page}
+        self._rest.begin(began_s)
+        self._proven = marks, ids - named
+
+    def is_proven(self, ids: Collection[bytes]) -> bool:
+        """Whether nothing names any of these, or was told that they are here. Only while nothing is unsealed."""
+        if self._proven is None or not self._archive.is_settled or self._archive.inventory.lost:
+            return False
+        marks, unnamed = self._proven
+        return self._archive.is_marking(marks) and all(name in unnamed and name not in marks for name in ids)
+
+    def let_go(self, places: Collection[BlockPlace], segment: int, offset: int, length: int) -> None:
+        """What is proven is here no more; the range in which it stood needs no word any more."""
+        with self._archive.upkeep() as (store, catalog):
+            catalog.drop_blocks(places)
+            catalog.add_mended(segment, offset, length, store.now_ns())
+        names = [place.id for place in places]
+        self._archive.doubt(names)
+        self._archive.trust(names)
+
+    def _begin_marking(self) -> None:
+        self._marks = self._archive.begin_marking(MARKED_BLOCKS, os.urandom(1)[0])
