@@ -187,10 +187,11 @@ class Injector:
         return Case(fault, time.time_ns(), self._tree.guard(file))
 
     def _replica(self, kind: Harm, among: set[bytes] | None) -> Case:
-        fault = self._shelf.harm(kind, self._choose.randrange(2**32), among=among)
-        if fault.expected.blocks & self._spared:  # of a whole segment
-            fault.undo()
-            raise CannotRot("the primary's copy is damaged already")
+        with self._pair.replica.frozen():  # which would see what is undone
+            fault = self._shelf.harm(kind, self._choose.randrange(2**32), among=among)
+            if fault.expected.blocks & self._spared:  # of a whole segment
+                fault.undo()
+                raise CannotRot("the primary's copy is damaged already")
         self._lost |= fault.expected.blocks
         return Case(fault, time.time_ns())
 

@@ -237,10 +237,13 @@ def test_sync_wait_ends_with_the_pass(tmp_path: Path, typed: Typed) -> None:
     www, lon = a_dataset("www"), a_dataset("www", "lon1")
     daemon = FakeDaemon(a_node(www, lon))
     with Served(daemon, tmp_path) as served:
-        daemon.on_sync = lambda: served.later(
-            0.02, lambda: daemon.serve(www, last_snapshot=42, copied_files=3, sent_bytes=www.sent_bytes + 2048)
-        )
-        served.later(0.04, lambda: daemon.serve(lon))
+
+        def begin() -> None:
+            sent = www.sent_bytes + 2048
+            served.later(0.02, lambda: daemon.serve(www, last_snapshot=42, copied_files=3, sent_bytes=sent))
+            served.later(0.04, lambda: daemon.serve(lon))
+
+        daemon.on_sync = begin
         code, out, err = typed("sync", "www", "--wait", "--config", served.config())
     assert (code, err) == (0, "")
     first, second = out.splitlines()

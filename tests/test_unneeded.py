@@ -144,3 +144,30 @@ def test_nothing_is_let_go_while_records_are_missing(rig: Rig, monkeypatch: pyte
     monkeypatch.setattr("replicad.db.inventory.Inventory.lost", True)
     rig.look_again()
     assert _now(rig, found).state is State.OPEN
+
+
+def test_what_a_pass_has_brought_it_may_name_behind_a_seal(rig: Rig) -> None:
+    """A pass is sealed in the middle of a large file: what it has brought of that is not let go although nothing names
+    it yet, be it that it came before the proof began or amid it."""
+    primary = Primary(rig.archive)
+    (name,) = primary.send(ORPHAN)
+    primary.record(directory_put(b""))
+    primary.seal(5, complete=False)
+    rig.scrub()
+    (place,) = rig.archive.inventory.places([name]).values()
+    flip(segment(rig.directory, place.segment), place.offset + HEADER_BYTES + 3)
+    rig.scrub()
+    (found,) = rig.settle()
+    assert found.is_lost
+    rig.look_again()
+    rig.archive.do_at_seal()
+    assert _now(rig, found).state is State.OPEN and rig.archive.inventory.places([name])
+    primary.record(directory_put(b""), file_put(b"large", 9999, {0: name}))
+    primary.seal(6)
+    rig.archive.do_at_seal()
+    rig.look_again()
+    assert _now(rig, found).state is State.OPEN
+    marks = rig.archive.begin_marking(10, 0)
+    assert marks is not None
+    (other,) = primary.send(b"another")
+    assert other in marks

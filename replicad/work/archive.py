@@ -85,7 +85,7 @@ class Archive:
         self._records: list[bytes] = []
         self._current: Put | None = None
         self._touched = False
-        self._broken = self._has_promised = self._was_full = False
+        self._broken = self._has_promised = self._was_full = self._is_amid = False
         self._marks = WeakSet[Marks]()
         self._at_seal: dict[Callable[[], None], None] = {}
         """In the order of their coming, each once."""
@@ -210,6 +210,9 @@ class Archive:
             )
             self._copy_made()
         names = {frame.id for frame in found}
+        for marks in self._marks:
+            marks.add(names)
+        self._is_amid = True
         self._under_way -= names
         self._doubted -= names
         self._remember(names)
@@ -255,6 +258,7 @@ class Archive:
         self._touched = False
         if commit.complete:
             self._promised.clear()  # a pass that has ended offers again what it left out
+            self._is_amid = False
         self._has_promised = self._forgets_promises
         return self.head
 
@@ -272,7 +276,7 @@ class Archive:
         self._records.clear()
         self._current = None
         self._promised.clear()
-        self._has_promised = False
+        self._has_promised = self._is_amid = False
         if not (self._touched or self._broken):
             return
         self._recent.clear()
@@ -291,6 +295,11 @@ class Archive:
     def is_settled(self) -> bool:
         """Whether nothing waits for a seal: only then may the catalog be committed for any other reason."""
         return not (self._touched or self._broken)
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether the pass under way has brought blocks that it may name later, behind a seal too."""
+        return self._is_amid
 
     def when_settled(self, work: Callable[[], None]) -> None:
         """Do this now, or else `at_seal`."""

@@ -296,7 +296,8 @@ class PrimarySurface:
     ) -> None:
         """Put into the ledger what was verified, how much of each was read, and what is to wait or stands for nothing
         any more."""
-        tally.units += await self._in_ledger(self._note, verified, waiting, learned, started_ns, empty)
+        counted = await self._in_ledger(self._note, verified, waiting, learned, started_ns, empty)
+        tally.units += counted
         tally.nominal_bytes += sum(max(0, LEAST_BYTES - size) for _, size in verified) + LEAST_BYTES * len(waiting)
 
     def _note(

@@ -68,4 +68,7 @@ class Unneeded:
         self._archive.trust(names)
 
     def _begin_marking(self) -> None:
-        self._marks = self._archive.begin_marking(MARKED_BLOCKS, os.urandom(1)[0])
+        if self._archive.is_amid:
+            self._archive.at_seal(self._begin_marking)  # what the pass has brought so far is in no marks
+        else:
+            self._marks = self._archive.begin_marking(MARKED_BLOCKS, os.urandom(1)[0])
