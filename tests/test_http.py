@@ -6,6 +6,8 @@ import asyncio
 import os
 import socket
 import stat
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -265,3 +267,20 @@ async def test_stop_ends_a_wait(tmp_path: Path) -> None:
     await asyncio.wait_for(server.stop(), timeout=8)
     await reader.read()
     writer.close()
+
+
+def test_a_daemon_s_start_loads_no_authorities_and_leaves_the_environment_as_it_was() -> None:
+    """They would be a tenth of its start, and nothing here speaks TLS as a client; a hook's own programs may."""
+    code = """
+import os
+before = dict(os.environ)
+import replicad.daemon
+import aiohttp.connector
+assert dict(os.environ) == before, os.environ
+print(aiohttp.connector._SSL_CONTEXT_VERIFIED.cert_store_stats()["x509"])
+"""
+    for environment in ({}, {"SSL_CERT_FILE": "/etc/ssl/cert.pem"}):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+        )
+        assert (done.stdout, done.stderr) == ("0\n", "")

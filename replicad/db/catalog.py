@@ -252,7 +252,7 @@ class Catalog:
         self._db.executemany("INSERT OR REPLACE INTO frame_copy VALUES(?, ?, ?, ?, ?)", copies)
 
     def add_mended(self, segment: int, offset: int, length: int, at_ns: int) -> None:
-        """What is damaged in these bytes was stored anew elsewhere: nothing is said of them any more."""
+        """What is damaged in these bytes stands elsewhere or is needed by nobody: nothing is said of them any more."""
         self._begin()
         self._db.execute("INSERT OR REPLACE INTO mended VALUES(?, ?, ?, ?)", (segment, offset, length, at_ns))
         self.drop_damage(segment, offset, length)

@@ -1,8 +1,8 @@
 """Server: what scrapers see over TCP, and what the CLI commands over the control socket.
 
-Owns aiohttp. Two listeners that share nothing but the daemon: TCP answers GET /metrics, /healthz and / and can
-change nothing; STATE/control.sock (mode 0600) answers the contract's requests. Requests carry no body, and every
-connection, header and wait has a limit, so nobody who can connect can make the daemon grow.
+Owns what is made of aiohttp. Two listeners that share nothing but the daemon: TCP answers GET /metrics, /healthz and
+/ and can change nothing; STATE/control.sock (mode 0600) answers the contract's requests. Requests carry no body, and
+every connection, header and wait has a limit, so nobody who can connect can make the daemon grow.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from aiohttp import web
 
 from replicad.config.schema import split_address
+from replicad.http.aiohttp_web import web
 from replicad.http.contract import (
     CONTROL_SOCKET,
     MAX_WAIT_S,
