@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from kit_scrub import SMALL, Rig
 from kit_store import Primary, directory_put, file_put, flip, segment
+from replicad.db.catalog import Catalog
 from replicad.model.block import block_id
 from replicad.model.divergence import Divergence, State
+from replicad.model.errors import DiskFullError
 from replicad.store import store as store_module
 from replicad.store.format import HEADER_BYTES
 from replicad.work import mend_store
@@ -171,3 +174,21 @@ def test_what_a_pass_has_brought_it_may_name_behind_a_seal(rig: Rig) -> None:
     assert marks is not None
     (other,) = primary.send(b"another")
     assert other in marks
+
+
+def test_a_disk_that_fails_then_changes_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finding stays, whoever has sealed goes on, and the next look does it."""
+    found = _lose(rig, name := _orphan(rig))
+
+    def fail(*_: object) -> NoReturn:
+        raise DiskFullError("no space left", where="catalog.db")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "add_mended", fail)
+        rig.look_again()
+    assert _now(rig, found).state is State.OPEN and rig.archive.inventory.places([name])
+    rig.put(6, {b"more": b"of it " * 100})
+    rig.clock.slept.append(3600.0)
+    rig.look_again()
+    rig.look_again()
+    assert _now(rig, found).state is State.GONE

@@ -176,9 +176,8 @@ class StoreMender:
     def _let_go(self, lost: Sequence[Divergence]) -> None:
         """What was said to be lost is not, where no snapshot names it."""
         for found in map(self._standing, lost):
-            if found.state is State.OPEN and found.is_lost and self._unneeded.is_proven(found.blocks):
-                places = list(filter(None, self._still_damaged(found, self._archive.inventory).values()))
-                self._unneeded.let_go(places, found.number, found.offset, found.length)
+            places = list(filter(None, self._still_damaged(found, self._archive.inventory).values()))
+            if found.state is State.OPEN and found.is_lost and self._unneeded.let_go(found, places):
                 self._write(found, "nothing is lost: no snapshot that is kept names what stood there", state=State.GONE)
 
     def _no_loss(self, found: Divergence) -> Divergence:

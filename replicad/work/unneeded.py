@@ -16,10 +16,15 @@ from pathlib import Path
 
 from replicad.db.catalog import BlockPlace
 from replicad.db.inventory import Inventory
+from replicad.model.divergence import Divergence
+from replicad.model.errors import ReplicadError
 from replicad.model.marks import Marks
 from replicad.system.clock import Clock
+from replicad.system.logs import logger
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.rest import Rest
+
+log = logger("work.unneeded")
 
 MARKED_BLOCKS = 1_000_000
 """So many are told of between the two moments, or fewer: of more, some more count as needed."""
@@ -51,21 +56,29 @@ class Unneeded:
         self._rest.begin(began_s)
         self._proven = marks, ids - named
 
-    def is_proven(self, ids: Collection[bytes]) -> bool:
-        """Whether nothing names any of these, or was told that they are here. Only while nothing is unsealed."""
+    def let_go(self, found: Divergence, places: Collection[BlockPlace]) -> bool:
+        """Take the blocks of a finding, which stand at these damaged places, out of the catalog; nothing is said of its
+        range any more. False, with nothing done, unless it is proven that nobody needs them."""
+        if not self._is_proven(found.blocks):
+            return False
+        try:
+            with self._archive.upkeep() as (store, catalog):
+                catalog.drop_blocks(places)
+                catalog.add_mended(found.number, found.offset, found.length, store.now_ns())
+        except ReplicadError as error:  # of the disk: whoever has sealed need not meet it for this
+            if not self._archive.is_settled:
+                self._archive.abort()
+            log.warning("what nobody needs could not be let go", divergence=found.id, reason=str(error))
+            return False
+        self._archive.doubt(found.blocks)
+        self._archive.trust(found.blocks)
+        return True
+
+    def _is_proven(self, ids: Collection[bytes]) -> bool:
         if self._proven is None or not self._archive.is_settled or self._archive.inventory.lost:
             return False
         marks, unnamed = self._proven
         return self._archive.is_marking(marks) and all(name in unnamed and name not in marks for name in ids)
-
-    def let_go(self, places: Collection[BlockPlace], segment: int, offset: int, length: int) -> None:
-        """What is proven is here no more; the range in which it stood needs no word any more."""
-        with self._archive.upkeep() as (store, catalog):
-            catalog.drop_blocks(places)
-            catalog.add_mended(segment, offset, length, store.now_ns())
-        names = [place.id for place in places]
-        self._archive.doubt(names)
-        self._archive.trust(names)
 
     def _begin_marking(self) -> None:
         if self._archive.is_amid:
