@@ -474,6 +474,16 @@ def test_each_result_has_its_exit_code_and_next_step(
     }
 
 
+def test_what_is_lost_is_no_success(tmp_path: Path, typed: Typed) -> None:
+    """Nothing is left to do and nothing is well: exit code 1, and where to read on, as it has to be typed there."""
+    daemon = FakeDaemon(a_node())
+    daemon.results = {"00000000": [RepairResult("00000000", "none_left", "nothing", "no side has the bytes")]}
+    with Served(daemon, tmp_path) as served:
+        code, _, err = typed("repair", "00000000", "--config", served.config())
+    assert code == 1
+    assert f"replicad divergence show 00000000 --config {served.config()}" in err
+
+
 def test_repairs_of_one_many_and_all(tmp_path: Path, typed: Typed) -> None:
     """What is named is asked for, in that order, as a dry run when that is said; the worst result counts."""
     daemon = FakeDaemon(a_node())

@@ -7,7 +7,6 @@ was found".
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from replicad.cli.explain import Seat
-from replicad.cli.options import DEFAULT_CONFIG
+from replicad.cli.options import config_words
 from replicad.config import Config
 from replicad.db.findings import Findings
 from replicad.model.divergence import Divergence, Side
@@ -107,7 +106,8 @@ def _of_primary(config: Config) -> Iterator[Book]:
     for dataset in config.datasets:
         replicas = tuple(replica.name for replica in config.replicas_of(dataset))
         path, books = findings_path(config.node.state, dataset.name), str(config.node.state)
-        yield Book(path, Seat(Side.PRIMARY, dataset.name, str(dataset.path), books, replicas, _options(config)))
+        options = config_words(config.file)
+        yield Book(path, Seat(Side.PRIMARY, dataset.name, str(dataset.path), books, replicas, options))
 
 
 def _of_replica(config: Config) -> Iterator[Book]:
@@ -117,9 +117,5 @@ def _of_replica(config: Config) -> Iterator[Book]:
 
     for directory in stores_in(config.listen.store):
         name = f"{directory.parent.name}/{directory.name}"
-        seat = Seat(Side.REPLICA, name, str(directory), str(directory), options=_options(config))
+        seat = Seat(Side.REPLICA, name, str(directory), str(directory), options=config_words(config.file))
         yield Book(directory / "findings.db", seat)
-
-
-def _options(config: Config) -> str:
-    return "" if config.file == DEFAULT_CONFIG else f" --config {shlex.quote(str(config.file))}"

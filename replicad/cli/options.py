@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,11 @@ def _before_or_after(context: typer.Context, value: Path) -> Path:
         return value
     given: Any = context.find_root().params.get("config")
     return Path(given) if given else value
+
+
+def config_words(config: Path) -> str:
+    """What a command that is suggested needs besides: " --config FILE", or "" for the usual one."""
+    return "" if config == DEFAULT_CONFIG else f" --config {shlex.quote(str(config))}"
 
 
 ConfigOption = Annotated[

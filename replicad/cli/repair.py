@@ -6,20 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from replicad.cli import output
 from replicad.cli.control import state_of
-from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, config_words
 from replicad.http.api import Client
 from replicad.http.contract import RepairResult
 from replicad.model.errors import ReplicadError, UsageError
+from replicad.model.remedy import Remedy
 
 UNDO = "undo"
 DONE = frozenset({"planned", "repaired", "undone", "nothing"})
-"""Results after which nothing is left to do; after any other the exit code is FINDING."""
+"""Results after which nothing is left to do, unless it is lost; after any other the exit code is FINDING."""
 FINDING = 1
 _STYLES: dict[str, output.Style] = {
     "repaired": "ok",
@@ -44,8 +46,8 @@ def repair(
 
     For example: replicad repair 7c1e --dry-run, replicad repair 7c1e, replicad repair --all, replicad repair undo 7c1e.
 
-    Exit codes: 0 all is repaired or there is nothing to do, 1 something failed, was refused, or waits for the other
-    side, 2 there is no such divergence, 3 the daemon is out of reach.
+    Exit codes: 0 all is repaired or there is nothing to do, 1 something is lost, failed, was refused, or waits for the
+    other side, 2 there is no such divergence, 3 the daemon is out of reach.
     """
     ids = words or []
     _check(ids, every=every, dry_run=dry_run)
@@ -54,10 +56,10 @@ def repair(
     if json:
         output.json_document({"results": results, "problems": [str(problem) for problem in problems]})
     else:
-        _print(results, problems, ids, every=every)
+        _print(results, problems, ids, config, every=every)
     if problems:
         raise typer.Exit(max(problem.exit_code for problem in problems))
-    if any(result.result not in DONE for result in results):
+    if any(result.result not in DONE or _is_lost(result) for result in results):
         raise typer.Exit(FINDING)
 
 
@@ -90,11 +92,16 @@ def _ask(
     return results, problems
 
 
+def _is_lost(result: RepairResult) -> bool:
+    """Whether nothing was done because nobody has what it takes."""
+    return result.remedy == Remedy.NONE_LEFT.value
+
+
 def _print(
-    results: Sequence[RepairResult], problems: Sequence[ReplicadError], ids: Sequence[str], *, every: bool
+    results: Sequence[RepairResult], problems: Sequence[ReplicadError], ids: Sequence[str], config: Path, *, every: bool
 ) -> None:
     for result in results:
-        style = _STYLES.get(result.result, "bad")
+        style = "bad" if _is_lost(result) else _STYLES.get(result.result, "bad")
         first, *rest = output.wrapped("", f"{result.id}: {result.result}: {result.text}", "  ")
         output.line(first.replace(result.result, output.mark(result.result, style), 1))
         for line in rest:
@@ -104,7 +111,7 @@ def _print(
     for problem in problems:
         output.error(problem)
     for hint in _hints(results, ids, every=every):
-        output.note(f"-> {hint}")
+        output.note(f"-> {hint}{config_words(config)}")
 
 
 def _hints(results: Sequence[RepairResult], ids: Sequence[str], *, every: bool) -> Iterator[str]:
@@ -117,7 +124,8 @@ def _hints(results: Sequence[RepairResult], ids: Sequence[str], *, every: bool) 
         yield "do it: replicad repair " + ("--all" if every else " ".join(planned))
     if of("waiting"):
         yield "it goes on by itself when the other side is there: replicad status"
-    for name in (of("failed") + of("refused"))[:1]:
+    lost = [result.id for result in results if _is_lost(result)]
+    for name in (of("failed") + of("refused") + lost)[:1]:
         yield f"what is known about it: replicad divergence show {name}"
     written = [r.id for r in results if r.result == "repaired" and r.remedy in ("mend_primary", "mend_metadata")]
     if written:

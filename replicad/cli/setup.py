@@ -6,14 +6,13 @@ For scripts, stdout carries the result alone: of `init` the one line that the ot
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from replicad.cli import output
-from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, config_words
 from replicad.config import Config, Report, examine
 from replicad.config.units import format_duration, format_size
 from replicad.model.errors import ConfigError, UsageError
@@ -67,7 +66,7 @@ def init_replica(
     _tell_made(made.config)
     output.note(f"primaries will dial {address}; if they know this host by another name, change it in the line")
     output.note("next, on the primary:\n  replicad init primary --dataset NAME=/PATH --replica 'THE LINE ABOVE'")
-    output.note(f"then, here:\n  replicad authorize{_config_option(config)} 'THE LINE THAT IT PRINTS'")
+    output.note(f"then, here:\n  replicad authorize{config_words(config)} 'THE LINE THAT IT PRINTS'")
     _tell_start(config)
 
 
@@ -191,8 +190,4 @@ def _tell_start(config: Path) -> None:
     if config == DEFAULT_CONFIG:
         output.note("start the daemon:\n  systemctl enable --now replicad")
     else:
-        output.note(f"start the daemon:\n  replicad run{_config_option(config)}")
-
-
-def _config_option(config: Path) -> str:
-    return "" if config == DEFAULT_CONFIG else f" --config {shlex.quote(str(config))}"
+        output.note(f"start the daemon:\n  replicad run{config_words(config)}")
