@@ -50,6 +50,8 @@ from replicad.model.divergence import Side
 PAGE = Path(__file__).parent.parent / "docs" / "RELIABILITY.md"
 BEGIN, END = "<!-- campaign: begin -->", "<!-- campaign: end -->"
 BATCH = 100
+LAST_WORDS = 30
+"""Lines of a log that are shown when a round came to no good end."""
 SCRUB_EVERY_S = 120
 PATIENCE_S = 600.0
 """How long a round waits for its last repair at most, also on a busy machine: what is not settled then is wrong."""
@@ -281,7 +283,11 @@ class Campaign:
                 if time.monotonic() - begun > self.plan.minutes * 60:
                     self.say(f"out of time after {len(self.account.cases)} faults")
                     break
-                self._round(injector, choose)
+                try:
+                    self._round(injector, choose)
+                except BaseException:
+                    self._tell_what_they_said()
+                    raise
                 self.account.seconds = time.monotonic() - begun
         self.account.edits, self.account.kills = self.tree.edits, self.reaper.kills
         self.account.read_bytes = self.detector.read_bytes()
@@ -331,14 +337,23 @@ class Campaign:
             is_over = self.account.judge(cases, documents, live_blocks(self.shelf).keys())
             waited = time.monotonic() - began
             if is_over or waited > self.plan.patience_s:
+                if not is_over:
+                    self._tell_what_they_said()
                 self.account.find_false_alarms(documents)
                 return
             if not is_said and waited > self.plan.patience_s / 4:
                 is_said = True
                 for case in cases:
                     if case.problems:
-                        self.say(f"waits for {case.fault.kind}, {case.fault.what}: {'; '.join(case.problems)}")
+                        told = [one["events"][-1]["what"] for one in case.documents if one["events"]]
+                        self.say(f"waits for {case.fault.kind}, {case.fault.what}: {'; '.join(case.problems + told)}")
             time.sleep(max(1.0, time.monotonic() - looked))  # the longer the list, the less often: others need the CPU
+
+    def _tell_what_they_said(self) -> None:
+        """What the daemons complained of last: with the campaign their logs go."""
+        for node in (self.pair.primary, self.pair.replica):
+            lines = [line for line in node.log.read_text().splitlines() if " info " not in line]
+            self.say("\n".join([f"last words of {node.log.parent.name}:", *lines[-LAST_WORDS:]]))
 
     def _take_losses(self, cases: list[Case]) -> None:
         """A person takes note of what is lost and brings files back from elsewhere; nothing is guarded any more."""

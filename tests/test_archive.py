@@ -1156,3 +1156,21 @@ def _restart(archive: Archive, store: Path, disk: FaultyDisk, how: str, seed: in
         if how == "rebuild" and segment_numbers(store):
             rebuild_catalog(store)
     return open_archive(store, disk)
+
+
+@pytest.mark.parametrize("error", [StoreDamagedError("of the disk"), ZeroDivisionError()])
+def test_an_upkeep_that_fails_is_not_met_by_the_session(store: Path, error: Exception) -> None:
+    """What was begun is taken back at once, whoever had begun it; the client may name what it was told of."""
+    archive = open_archive(store)
+    primary = Primary(archive)
+    (name,) = primary.send(b"a block")
+    primary.record(directory_put(b""), file_put(b"one", 7, {0: name}))
+    primary.seal(1)
+    assert archive.needed(name) == b"\0"
+    with pytest.raises(type(error)), archive.upkeep() as (_, catalog):
+        catalog.add_mended(1, 0, 10, 1)
+        raise error
+    assert archive.is_settled and archive.inventory.mended(1) == []
+    primary.record(directory_put(b""), file_put(b"two", 7, {0: name}))
+    assert primary.seal(2).number == 2
+    archive.close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from weakref import WeakSet
@@ -34,7 +34,6 @@ from replicad.model.order import MAX_ORDER_BYTES
 from replicad.model.position import Position
 from replicad.model.snapshot import MAX_RECORDS, Commit, Head, decode_commit, records_digest
 from replicad.store.format import (
-    SYNC_BYTES,
     Frame,
     FrameError,
     FrameType,
@@ -46,6 +45,7 @@ from replicad.store.store import Owner, Store, check_names, stored_bytes
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk, Lock
 from replicad.work.exchange import exchange, remove
+from replicad.work.quota import catalog_bytes, sealed_bytes
 from replicad.work.replay import Replay, copy_of
 from replicad.work.untrusted import INT64, check_put, single_frame, split_ids, whole_frames
 
@@ -85,7 +85,7 @@ class Archive:
         self._records: list[bytes] = []
         self._current: Put | None = None
         self._touched = False
-        self._broken = self._has_promised = self._was_full = self._is_amid = False
+        self._broken = self._has_promised = self._was_full = self.is_amid = False
         self._marks = WeakSet[Marks]()
         self._at_seal: dict[Callable[[], None], None] = {}
         """In the order of their coming, each once."""
@@ -212,7 +212,7 @@ class Archive:
         names = {frame.id for frame in found}
         for marks in self._marks:
             marks.add(names)
-        self._is_amid = True
+        self.is_amid = True  # what was brought may be named later, behind a seal too
         self._under_way -= names
         self._doubted -= names
         self._remember(names)
@@ -258,7 +258,7 @@ class Archive:
         self._touched = False
         if commit.complete:
             self._promised.clear()  # a pass that has ended offers again what it left out
-            self._is_amid = False
+            self.is_amid = False
         self._has_promised = self._forgets_promises
         return self.head
 
@@ -276,9 +276,11 @@ class Archive:
         self._records.clear()
         self._current = None
         self._promised.clear()
-        self._has_promised = self._is_amid = False
-        if not (self._touched or self._broken):
-            return
+        self._has_promised = self.is_amid = False
+        if self._touched or self._broken:
+            self._look_anew()
+
+    def _look_anew(self) -> None:
         self._recent.clear()
         if not self._broken:
             with _Breaking(self):
@@ -295,11 +297,6 @@ class Archive:
     def is_settled(self) -> bool:
         """Whether nothing waits for a seal: only then may the catalog be committed for any other reason."""
         return not (self._touched or self._broken)
-
-    @property
-    def is_amid(self) -> bool:
-        """Whether the pass under way has brought blocks that it may name later, behind a seal too."""
-        return self._is_amid
 
     def when_settled(self, work: Callable[[], None]) -> None:
         """Do this now, or else `at_seal`."""
@@ -340,9 +337,10 @@ class Archive:
         """Store and catalog, to mend something in them; what was written to the catalog is kept at the end, with the
         store's end as its checkpoint, so what was appended must be synced.
 
-        Only while `is_settled`. After an error the archive needs `abort`."""
+        Only while `is_settled`. After an error what is on the disk is looked at anew: a session under way does not meet
+        it, unless even that is impossible."""
         assert self.is_settled
-        with _Breaking(self):
+        with _Mending(self):
             self._catalog.begin_durably()
             yield self._store, self._catalog
             self._copy_made()
@@ -351,9 +349,10 @@ class Archive:
 
     @contextmanager
     def upkeep_of_files(self) -> Iterator[Catalog]:
-        """While segment files or the catalog are exchanged: nothing is open meanwhile; afterwards all is looked at."""
+        """While segment files or the catalog are exchanged: nothing is open meanwhile; afterwards all is looked at, and
+        after an error too."""
         assert self.is_settled
-        with _Breaking(self):
+        with _Mending(self):
             self._store.drop_writer()
             self._files.close()
             self._recent.clear()
@@ -542,14 +541,14 @@ class _Breaking:
             self._archive._broken, self._archive._was_full = True, issubclass(kind, DiskFullError)
 
 
-def catalog_bytes(record: Frame) -> int:
-    """What a record takes in the catalog: its rows, and as much in the log until they are moved from there."""
-    return 2 * record.plain
+class _Mending(_Breaking):
+    """The same between sessions: nothing unsealed is lost by an `abort`, so it is done at once."""
 
-
-def sealed_bytes(commit: bytes) -> int:
-    """What a commit takes: its frame, which fills a sector, and the frame's copy in the catalog and its log."""
-    return SYNC_BYTES + 3 * len(commit)
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        super().__exit__(kind)
+        if kind is not None and issubclass(kind, Exception):  # any other ends the process
+            with suppress(Exception):  # the first error is the one to tell; the next session tries again
+                self._archive._look_anew()
 
 
 def catalog_path(directory: Path) -> Path:

@@ -67,7 +67,7 @@ def compact_segment(archive: Archive, disk: Disk, number: int, marks: Marks, bar
     """Compact one segment, in the archive's thread. `barred`: segments with an open finding.
 
     Raises StoreDamagedError (what was written does not read back as it should; the old segment stays), DiskFullError,
-    ReplicadError: then the archive needs `abort`, and old or new segment is whole."""
+    ReplicadError: then old or new segment is whole."""
     if reason := _unfit(archive, number, marks, barred):
         return Compacted(number, skipped=reason)
     path, fresh = segment_path(archive.store.directory, number), compacted_path(archive.store.directory, number)

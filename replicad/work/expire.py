@@ -22,7 +22,7 @@ def drop(archive: Archive, numbers: Sequence[int]) -> int:
     """Keep these snapshots no more; how many were kept until now. Durable when it returns.
 
     The newest is never dropped. Needs no room beyond the reserve: refusing it would free nothing. Raises ReplicadError,
-    DiskFullError: then the archive needs `abort`, after which all of a frame's snapshots are dropped or none."""
+    DiskFullError: then all of a frame's snapshots are dropped or none."""
     newest = archive.head.number
     going = sorted({number for number in numbers if number != newest})
     return sum(

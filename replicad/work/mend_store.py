@@ -252,7 +252,6 @@ class StoreMender:
                     return self._noted(found, JUDGED_FIRST.format(found.number))
             return self._REMEDIES[remedy](self, found, frames)
         except (ReplicadError, FileNotFoundError) as error:
-            self._recover()
             text = f"repair failed: {error}"
             if found.events and found.events[-1].what == text:
                 return found  # as it did the last time: one line, and one receipt
@@ -272,11 +271,6 @@ class StoreMender:
         if is_open(self._findings):
             return f"more than {self._repair_limit} repairs within an hour: stopped until a person says replicad repair"
         return ""
-
-    def _recover(self) -> None:
-        """After a failed step the archive looks what is on the disk; where even that fails the next session tries."""
-        if not self._archive.is_settled:
-            self._archive.abort()
 
     def _mend_blocks(self, found: Divergence, frames: Sequence[bytes]) -> Divergence:
         """Append the blocks that the primary has proven; the rest stays open with what is known of it."""

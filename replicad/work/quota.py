@@ -13,6 +13,7 @@ from pathlib import Path
 from replicad.config import ClientConfig
 from replicad.config.units import format_size
 from replicad.model.errors import DiskFullError
+from replicad.store.format import SYNC_BYTES, Frame
 from replicad.store.store import book_bytes, segment_bytes
 
 
@@ -58,3 +59,13 @@ class Quotas:
     def taken(self, client: str) -> dict[Path, int]:
         """What each store of a client takes, in bytes."""
         return self._taken.setdefault(client, {})
+
+
+def catalog_bytes(record: Frame) -> int:
+    """What a record takes in the catalog: its rows, and as much in the log until they are moved from there."""
+    return 2 * record.plain
+
+
+def sealed_bytes(commit: bytes) -> int:
+    """What a commit takes: its frame, which fills a sector, and the frame's copy in the catalog and its log."""
+    return SYNC_BYTES + 3 * len(commit)

@@ -21,8 +21,8 @@ from replicad.model.snapshot import Commit, Head, decode_commit
 from replicad.status import StoreStatus
 from replicad.store.format import FrameType, parse_frame, plain_payload
 from replicad.system.clock import Clock
-from replicad.work.archive import Archive, catalog_bytes, sealed_bytes
-from replicad.work.quota import Allowance
+from replicad.work.archive import Archive
+from replicad.work.quota import Allowance, catalog_bytes, sealed_bytes
 from replicad.work.untrusted import single_frame
 
 CREDIT_BYTES = 16 * 1024 * 1024

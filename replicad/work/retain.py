@@ -255,8 +255,6 @@ def _do_settled(
         except _UnsealedError:
             archive.at_seal(do)
         except Exception as error:  # a defect of ours too: whoever waits is to meet it, not the session that has sealed
-            if isinstance(error, ReplicadError):
-                _recover(archive)
             _give(done, partial(done.set_exception, error))
         else:
             _give(done, partial(done.set_result, result))
@@ -267,12 +265,6 @@ def _do_settled(
 def _give(done: Future[Result], give: Callable[[], None]) -> None:
     if done.set_running_or_notify_cancel():
         give()
-
-
-def _recover(archive: Archive) -> None:
-    """After a failed step the archive looks what is on the disk; where even that fails the next session tries."""
-    if not archive.is_settled:
-        archive.abort()
 
 
 def _let_go(numbers: list[int], archive: Archive, findings: Findings) -> list[int]:

@@ -66,8 +66,6 @@ class Unneeded:
                 catalog.drop_blocks(places)
                 catalog.add_mended(found.number, found.offset, found.length, store.now_ns())
         except ReplicadError as error:  # of the disk: whoever has sealed need not meet it for this
-            if not self._archive.is_settled:
-                self._archive.abort()
             log.warning("what nobody needs could not be let go", divergence=found.id, reason=str(error))
             return False
         self._archive.doubt(found.blocks)
