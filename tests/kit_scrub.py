@@ -5,18 +5,33 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
+import pytest
 
-from kit_store import CLIENT, DATASET, Primary, block, block_frame, contents, kill, open_archive, put_files, segment
+from kit_store import (
+    CLIENT,
+    DATASET,
+    Primary,
+    block,
+    block_frame,
+    contents,
+    flip,
+    kill,
+    open_archive,
+    put_files,
+    segment,
+)
 from replicad.db.findings import Findings
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Part, State
 from replicad.model.verdict import Sight
-from replicad.store.format import Frame, FrameType, parse_frame
+from replicad.store import store as store_module
+from replicad.store.format import HEADER_BYTES, Frame, FrameType, parse_frame
 from replicad.store.segments import segment_numbers
 from replicad.system.clock import Clock
 from replicad.system.disk import Disk
@@ -100,6 +115,11 @@ class Rig:
             files |= {b"file-%d-%d" % (number, i): block(f"file {number} {i} ", 500 + 700 * i) for i in range(6)}
             self.put(number, files)
 
+    def flip(self, name: bytes) -> None:
+        """Have a bit of a block's stored payload rot."""
+        (place,) = self.archive.inventory.places([name]).values()
+        flip(segment(self.directory, place.segment), place.offset + HEADER_BYTES + 3)
+
     # what a scrub does
 
     def scrub(self) -> int:
@@ -178,6 +198,18 @@ class Rig:
             found.append(frame)
             at = frame.end
         return [frame for frame in found if frame.type == kind]
+
+
+@contextmanager
+def filled_rig(directory: Path) -> Iterator[Rig]:
+    """A store of small segments with four snapshots in it, closed at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "SEGMENT_BYTES", SMALL)
+        made = Rig(directory / "ams1" / "www")
+        made.fill()
+        yield made
+        made.close()
+        made.executor.shutdown()
 
 
 def dump(catalog: Path) -> dict[str, Sequence[object]]:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit_scrub import SMALL, Rig, repaired, unsettled_changes, write_at
+from kit_scrub import SMALL, Rig, filled_rig, repaired, unsettled_changes, write_at
 from kit_store import FaultyDisk, Primary, block_frame, contents, file_put, flip, record_frame, segment
 from replicad.db.inventory import Inventory
 from replicad.model.block import Buffer, block_id, checksum
@@ -43,13 +43,9 @@ from replicad.work.upkeep import append_blocks
 
 
 @pytest.fixture
-def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    monkeypatch.setattr(store_module, "SEGMENT_BYTES", SMALL)
-    made = Rig(tmp_path / "ams1" / "www")
-    made.fill()
-    yield made
-    made.close()
-    made.executor.shutdown()
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with filled_rig(tmp_path) as made:
+        yield made
 
 
 def _flip_in(kind: FrameType, nth: int = 0, *, number: int = 2, at: int = 70) -> Callable[[Rig], None]:
@@ -1153,8 +1149,7 @@ def test_a_lost_record_that_comes_back_is_lost_no_more(rig: Rig, tmp_path: Path)
 def _missing(rig: Rig, name: bytes, *, is_told: bool) -> None:
     """No side has this block any more, and the catalog is made anew without it; `is_told`: a person knows before."""
     rig.scrub()
-    (place,) = rig.archive.inventory.places([name]).values()
-    flip(segment(rig.directory, place.segment), place.offset + HEADER_BYTES + 3)
+    rig.flip(name)
     del rig.has[name]
     if is_told:
         rig.scrub()

@@ -8,14 +8,12 @@ from typing import NoReturn
 
 import pytest
 
-from kit_scrub import SMALL, Rig
-from kit_store import Primary, directory_put, file_put, flip, segment
+from kit_scrub import Rig, filled_rig
+from kit_store import Primary, directory_put, file_put
 from replicad.db.catalog import Catalog
 from replicad.model.block import block_id
 from replicad.model.divergence import Divergence, State
 from replicad.model.errors import DiskFullError
-from replicad.store import store as store_module
-from replicad.store.format import HEADER_BYTES
 from replicad.work import mend_store
 from replicad.work.expire import drop, purge_step
 
@@ -23,13 +21,9 @@ ORPHAN = b"brought by a pass that was cut short " * 40
 
 
 @pytest.fixture
-def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    monkeypatch.setattr(store_module, "SEGMENT_BYTES", SMALL)
-    made = Rig(tmp_path / "ams1" / "www")
-    made.fill()
-    yield made
-    made.close()
-    made.executor.shutdown()
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with filled_rig(tmp_path) as made:
+        yield made
 
 
 def _orphan(rig: Rig) -> bytes:
@@ -44,8 +38,7 @@ def _lose(rig: Rig, name: bytes) -> Divergence:
     """Its frame rots and the primary has it no more; what was found then, which is lost. The daemon is started anew:
     nothing of this is remembered but what stands in the books."""
     rig.scrub()
-    (place,) = rig.archive.inventory.places([name]).values()
-    flip(segment(rig.directory, place.segment), place.offset + HEADER_BYTES + 3)
+    rig.flip(name)
     rig.has.pop(name, None)
     rig.scrub()
     (found,) = rig.settle()
@@ -157,8 +150,7 @@ def test_what_a_pass_has_brought_it_may_name_behind_a_seal(rig: Rig) -> None:
     primary.record(directory_put(b""))
     primary.seal(5, complete=False)
     rig.scrub()
-    (place,) = rig.archive.inventory.places([name]).values()
-    flip(segment(rig.directory, place.segment), place.offset + HEADER_BYTES + 3)
+    rig.flip(name)
     rig.scrub()
     (found,) = rig.settle()
     assert found.is_lost

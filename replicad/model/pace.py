@@ -171,7 +171,6 @@ def decide(policy: Policy, now: Situation) -> Pace:
     if is_strained and speed and needed_share < policy.duty * YIELD_BELOW:
         share = min(1.0, _needed_at_least(policy, now) / speed)
     asked_share = policy.duty / (YIELD if is_strained else 1.0) if now.requested_bytes else 0.0
-    is_by_time = asked_share > needed_share or not speed
     if now.requested_bytes:
         share = max(needed_share, asked_share)
     is_due = any(demand.left_bytes for demand in now.demands) or now.requested_bytes
@@ -182,7 +181,7 @@ def decide(policy: Policy, now: Situation) -> Pace:
         share=share,
         ceiling=max(share, policy.duty),
         rate_bytes_s=share * speed,
-        is_by_time=is_by_time and share > 0,
+        is_by_time=share > 0 and (asked_share > needed_share or not speed),
         turn_bytes=_turn_bytes(
             max(policy.turn_s, UNBROKEN_TURN_S) if share >= 1 else policy.turn_s, now.reading_bytes_s or speed
         ),

@@ -210,8 +210,6 @@ class Archive:
             )
             self._copy_made()
         names = {frame.id for frame in found}
-        for marks in self._marks:
-            marks.add(names)
         self.is_amid = True  # what was brought may be named later, behind a seal too
         self._under_way -= names
         self._doubted -= names
@@ -407,6 +405,11 @@ class Archive:
         """Blocks whose frames were damaged and are no more."""
         self._doubted.difference_update(ids)
 
+    def forget(self, ids: Iterable[bytes]) -> None:
+        """Blocks that are here no more."""
+        self._recent.difference_update(ids)
+        self.trust(ids)
+
     def _append_copied(self, data: bytes, frame: Frame) -> None:
         segment, offset = self._store.append(data, [frame.checksum])
         self._catalog.add_copies([copy_of(segment, offset, data)])
@@ -442,8 +445,6 @@ class Archive:
         """A client is told that these are here."""
         self._has_promised = self._has_promised or bool(names)
         self._promised.update(islice(names, max(0, MAX_PROMISED - len(self._promised))))
-        for marks in self._marks:
-            marks.add(names)
         self._remember(names)
 
     @property
@@ -459,6 +460,8 @@ class Archive:
             raise ReplicadError("an earlier error left this store in need of abort", where=str(self._store.directory))
 
     def _remember(self, names: set[bytes]) -> None:
+        for marks in self._marks:
+            marks.add(names)
         if len(self._recent) + len(names) > RECENT_BLOCKS:
             self._recent.clear()
         self._recent |= names

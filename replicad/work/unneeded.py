@@ -68,8 +68,7 @@ class Unneeded:
         except ReplicadError as error:  # of the disk: whoever has sealed need not meet it for this
             log.warning("what nobody needs could not be let go", divergence=found.id, reason=str(error))
             return False
-        self._archive.doubt(found.blocks)
-        self._archive.trust(found.blocks)
+        self._archive.forget(found.blocks)
         return True
 
     def _is_proven(self, ids: Collection[bytes]) -> bool:
