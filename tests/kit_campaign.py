@@ -282,7 +282,9 @@ def as_text(account: Account) -> str:
         if case.outcome in ("missed", "wrong"):
             lines += [f"{case.outcome}: {case.fault.kind}, {case.fault.what}: {'; '.join(case.problems)}"]
             lines += [f"  {line}" for document in case.documents for line in _history(document, case.injected_ns)]
-    lines += [f"false alarm: {one['id']} {one['key']} {one['verdict']} {one['path']}" for one in account.false_alarms]
+    for alarm in account.false_alarms:
+        lines += [f"false alarm: {alarm['key']} {alarm['path']}"]
+        lines += [f"  {line}" for line in _history(alarm, account.started_ns)]
     lines += [f"rotten and restored as good: {text}" for text in account.checks.rotten]
     lines += [f"named as damaged without a reason: {text}" for text in account.checks.unexplained]
     return "\n".join(lines)

@@ -132,9 +132,10 @@ class Node:
             self.process.send_signal(signal.SIGCONT)
 
     def _is_stopped(self) -> bool:
+        """Each of its threads: one that is amid a call of the kernel goes on until that returns."""
         assert self.process is not None
-        status = Path(f"/proc/{self.process.pid}/stat").read_bytes()
-        return status.rpartition(b")")[2].split()[0] == b"T"
+        threads = list(Path(f"/proc/{self.process.pid}/task").iterdir())
+        return all((one / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"T" for one in threads)
 
     def stop(self) -> int:
         """Ask it to end; its exit code."""

@@ -34,7 +34,7 @@ from replicad.work.breaker import BREAKER
 from replicad.work.expire import drop, purge_step
 from replicad.work.known_damage import damaged_paths
 from replicad.work.mend_store import WAITING
-from replicad.work.quarantine import UNREAD, Quarantine
+from replicad.work.quarantine import Quarantine
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.rest import REST
 from replicad.work.segment_check import SegmentCheck
@@ -630,6 +630,52 @@ def test_a_daemon_that_is_killed_over_a_laid_segment_tells_at_its_next_start(
     rig.assert_clean(tmp_path)
 
 
+def test_what_is_written_behind_a_laid_segment_is_not_missed_in_its_old_file(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last segment is laid anew and its daemon killed; it has grown when the next one looks at the old file."""
+    rig.scrub()
+    last = rig.archive.checkpoint.segment
+    frame = rig.frames(FrameType.COMMIT, last)[0]
+    flip(segment(rig.directory, last), frame.offset + HEADER_BYTES + 3, 0)
+    assert rig.scrub() == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(mend_store.StoreMender, "_tell_of_replaced", _is_killed)
+        with pytest.raises(KeyboardInterrupt):
+            rig.settle()
+    rig.kill()
+    rig.open()
+    rig.put(5, {b"one more": b"what came later" * 20})
+    assert rig.archive.checkpoint.segment == last, "it goes on"
+    rig.look_again()
+    assert {one.part for one in rig.open_ones()} == {Part.COMMIT}
+    rig.settle_all()
+    assert len(rig.findings.listed(state=State.REPAIRED)) == 1
+    rig.assert_clean(tmp_path)
+
+
+def test_the_seal_that_a_laid_segment_gets_is_not_missed_in_its_old_file(rig: Rig, tmp_path: Path) -> None:
+    """A segment that was left unsealed, since a rebuild of the catalog met damage in it, is laid anew with a seal."""
+    rig.scrub()
+    rig.put(5, {b"one": b"what came sooner" * 20})
+    last = rig.archive.checkpoint.segment
+    bad, commit = rig.frames(FrameType.BLOCK, last)[0], rig.frames(FrameType.COMMIT, last)[0]
+    flip(segment(rig.directory, last), bad.offset + HEADER_BYTES + 3, 0)
+    rig.close()
+    rebuild_catalog(rig.directory)
+    rig.open()
+    rig.put(6, {b"one more": b"what came later" * 20})
+    assert rig.archive.checkpoint.segment == last + 1, "the one before was left as it is"
+    rig.settle_all()
+    unsealed = segment(rig.directory, last).stat().st_size
+    flip(segment(rig.directory, last), commit.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    rig.settle_all()
+    assert Part.SEGMENT not in {one.part for one in rig.findings.listed(state=None)}
+    assert segment(rig.directory, last).stat().st_size > unsealed, "it has its seal"
+    rig.assert_clean(tmp_path)
+
+
 def test_old_file_that_cannot_be_read_makes_no_failure_of_the_repair(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -640,7 +686,7 @@ def test_old_file_that_cannot_be_read_makes_no_failure_of_the_repair(
         patch.setattr(
             mend_store.StoreMender,
             "_wrongs",
-            lambda mender, number, path: _cannot_be_opened() if UNREAD in path.name else wrongs(mender, number, path),
+            lambda mender, *old: _cannot_be_opened() if "unread-" in old[1].name else wrongs(mender, *old),
         )
         (laid,) = rig.settle()
     assert laid.state is State.REPAIRED and [one.result for one in rig.findings.receipts(laid.id)] == ["repaired"]

@@ -206,6 +206,36 @@ def test_a_read_error_that_goes_away_is_told_and_is_gone(tmp_path: Path) -> None
     rig.close()
 
 
+class _MovedDisk(Disk):
+    """A disk on which somebody takes a file away, or cuts it short, for the first look."""
+
+    def __init__(self) -> None:
+        self.away: dict[str, int] = {}
+        """By name: how many bytes are there at the first look; less than none = not even a file."""
+
+    def open_read(self, path: Path) -> Reader:
+        if (left := self.away.pop(path.name, None)) is None:
+            return super().open_read(path)
+        if left < 0:
+            raise FileNotFoundError(path)
+        short = path.with_suffix(".short")
+        short.write_bytes(path.read_bytes()[:left])
+        return super().open_read(short)
+
+
+@pytest.mark.parametrize("left", [-1, 0, 4096])
+def test_a_segment_that_was_moved_for_a_moment_is_not_missing(tmp_path: Path, left: int) -> None:
+    """That it is not there, or cut short, has to show twice before it is said."""
+    disk = _MovedDisk()
+    rig = make(tmp_path, disk)
+    disk.away["00000002.seg"] = left
+    assert rig.verify().found >= 1
+    told = rig.findings.listed(state=None)
+    assert {one.state for one in told} == {State.GONE} and {one.number for one in told} == {2}
+    assert rig.scrub() == 0 and len(rig.findings.listed(state=None)) == len(told)
+    rig.close()
+
+
 def test_what_cannot_be_read_is_unreadable_and_its_neighbours_are_judged(tmp_path: Path) -> None:
     """EIO for one page costs the frames in it and no others; the verdict needs no witness."""
     disk = FaultyDisk()

@@ -37,7 +37,7 @@ from replicad.work.bad_bytes import renewed, seen_bytes
 from replicad.work.breaker import close_breaker, is_open, open_breaker, repairs_that_count
 from replicad.work.harm import KnownHarm, harm_of
 from replicad.work.quarantine import Quarantine
-from replicad.work.segment_check import SegmentCheck, Wrong
+from replicad.work.segment_check import SegmentCheck, Wrong, looked_at_twice
 from replicad.work.store_case import (
     JUDGED_FIRST,
     LAID,
@@ -370,11 +370,11 @@ class StoreMender:
         """What went bad in a segment's old file after it was looked at is judged like all else, healed or not; also
         what a daemon that was killed has not come to tell."""
         self._has_unread = False
-        self._quarantine.look_at_unread(lambda number, old: self._report(self._book.news(self._wrongs(number, old))))
+        self._quarantine.look_at_unread(lambda *old: self._report(self._book.news(self._wrongs(*old))))
 
-    def _wrongs(self, number: int, path: Path) -> list[Wrong]:
-        inventory, store = self._archive.inventory, self._archive.store.owner.store
-        return SegmentCheck(inventory, self._disk, path, number, store).run().wrongs
+    def _wrongs(self, number: int, path: Path, length: int = 0) -> list[Wrong]:
+        where = self._archive.inventory, self._disk, path, number, self._archive.store.owner.store
+        return looked_at_twice(lambda: SegmentCheck(*where, length=length).run()).wrongs
 
     def _has_unjudged(self, found: Divergence) -> bool:
         """Whether something else in the segment is not judged yet. Where nobody knows what should stand, laying it

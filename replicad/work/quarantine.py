@@ -8,6 +8,7 @@ of an undo.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +24,9 @@ DIRECTORY = "quarantine"
 MAX_KEPT_BYTES = 512 * 1024 * 1024
 """Eight segments, or some hundred blocks with their neighbours."""
 MAX_KEPT_FILES = 1000
-UNREAD = "unread-"
-"""What the name of a segment's old file begins with until somebody has looked at what went bad in it to the last."""
+_UNREAD = re.compile(r"unread-(\d+)-((\d{8})-\d+\.seg)")
+"""The name of a segment's old file until somebody has looked at what went bad in it to the last: how many bytes were
+expected in it, its name from then on, and the number of the segment."""
 NOT_KEPT = "the bad bytes could not be kept aside"
 
 
@@ -62,16 +64,17 @@ class Quarantine:
         self._disk.sync_directory(self.directory)
         return kept
 
-    def look_at_unread(self, look: Callable[[int, Path], object]) -> None:
+    def look_at_unread(self, look: Callable[[int, Path, int], object]) -> None:
         """Have every old file of a segment that nobody has looked at since it was replaced looked at, with the number
-        of the segment. One that cannot be read keeps its name, for the next daemon. Raises BookDamagedError."""
+        of the segment and the bytes that were expected in it then (0 = not known). One that cannot be read keeps its
+        name, for the next daemon. Raises BookDamagedError."""
         for path in self.segments():
-            number = path.name.removeprefix(UNREAD)[:8]
-            if not path.name.startswith(UNREAD) or not number.isdecimal():
+            if not (unread := _UNREAD.fullmatch(path.name)):
                 continue
+            length, name, number = unread.groups()
             try:
-                look(int(number), path)
-                self._disk.rename_durable(path, path.with_name(path.name.removeprefix(UNREAD)))
+                look(int(number), path, int(length))
+                self._disk.rename_durable(path, path.with_name(name))
             except BookDamagedError:
                 raise
             except (ReplicadError, FileNotFoundError) as error:
@@ -115,3 +118,14 @@ class Quarantine:
                 if S_ISREG(status.st_mode) and not entry.name.startswith("."):  # else it is being written
                     found.append((status.st_ctime_ns, entry.name, status.st_size))
         return sorted(found)
+
+
+def unread_name(name: str, length: int) -> str:
+    """What a segment's old file, in which `length` bytes were expected, is called until it was looked at."""
+    return f"unread-{length}-{name}"
+
+
+def read_name(name: str) -> str:
+    """What the old file of a segment is called once it was looked at."""
+    unread = _UNREAD.fullmatch(name)
+    return unread[2] if unread else name

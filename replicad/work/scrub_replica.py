@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from replicad.system.disk import Disk
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.harm import Harm, harm_of
 from replicad.work.quarantine import Quarantine
-from replicad.work.segment_check import Checked, SegmentCheck, Wrong, missing_segment, strange_segment
+from replicad.work.segment_check import Checked, SegmentCheck, Wrong, looked_at_twice, missing_segment, strange_segment
 from replicad.work.store_findings import Seen, StoreFindings
 from replicad.work.structure_check import Structure, check_structure
 from replicad.work.surface import Extent, Verified
@@ -302,17 +303,18 @@ class ReplicaSurface:
 
     def _check(self, number: int, start: Position | None, size: int) -> Checked:
         """In a worker thread: read and compare."""
-        inventory = Inventory.open(catalog_path(self._directory))
+        with closing(Inventory.open(catalog_path(self._directory))) as inventory:
+            return looked_at_twice(partial(self._look, inventory, number, start, size))
+
+    def _look(self, inventory: Inventory, number: int, start: Position | None, size: int) -> Checked:
+        path, store = segment_path(self._directory, number), self._archive.store.owner.store
         try:
-            path, store = segment_path(self._directory, number), self._archive.store.owner.store
             with inventory.at_one_moment():
                 check = SegmentCheck(inventory, self._disk, path, number, store, start=start, size=size)
                 return check.run(inventory.imprint(number))
         except FileNotFoundError:
             is_missed = inventory.last_expected(number) is not None
             return Checked(wrongs=[missing_segment(inventory, number)] if is_missed else [])
-        finally:
-            inventory.close()
 
     def _explain(self, checked: Checked, news: Sequence[Wrong]) -> list[Seen]:
         """In a worker thread: find out what damage means that nobody has told of, a look through the whole catalog."""

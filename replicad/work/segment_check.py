@@ -9,7 +9,7 @@ is not is read a second time with nothing in between, and named with what was fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,6 +82,20 @@ class Checked:
     """What the segment was, since nothing was wrong with it; b"" = not known."""
 
 
+def looked_at_twice(look: Callable[[], Checked]) -> Checked:
+    """What a check of a segment gives. Whatever it says of the segment as a whole (missing, cut short, another one) a
+    second check has to say as well: anyone may have moved a file for a moment."""
+    first = look()
+    if not (whole := [wrong for wrong in first.wrongs if wrong.part is Part.SEGMENT]):
+        return first
+    again = look()
+    lasting = {wrong.key for wrong in again.wrongs}
+    if gone := [replace(wrong, is_transient=True) for wrong in whole if wrong.key not in lasting]:
+        again.wrongs += gone
+        again.imprint = b""
+    return again
+
+
 class SegmentCheck:
     """One check of one segment. `run` once."""
 
@@ -95,9 +109,12 @@ class SegmentCheck:
         *,
         start: Position | None = None,
         size: int | None = None,
+        length: int = 0,
     ) -> None:
         """`path`: the file, wherever it is. `start`: go on from there. `size`: of the file while nobody wrote to it, 0
-        when that is not known: bytes behind both this and what is acknowledged mean nothing. None: nobody writes."""
+        when that is not known: bytes behind both this and what is acknowledged mean nothing. None: nobody writes.
+        `length`: what was expected when this file was replaced: all behind it came later, into another. 0: it was not
+        replaced, or nobody knows."""
         self._inventory, self._disk, self._path, self._number, self._store = inventory, disk, path, number, store
         self._start, self._size = start or Position(number), size
         self._at = self._start.offset
@@ -106,11 +123,11 @@ class SegmentCheck:
         self._uncertain: set[int] = set()
         self._damages: list[Damage] = []
         self._settled = inventory.mended(number)
-        checkpoint, uncopied = inventory.checkpoint, inventory.uncopied
-        self._last = checkpoint if checkpoint.segment == number else None
-        self._copied_from = uncopied[1] if uncopied[0] == number else 1 << 62 if uncopied[0] > number else 0
-        self._length = self._expected_length()
-        self._stop = self._last.offset if self._last else _END
+        checkpoint = inventory.checkpoint
+        self._last = checkpoint if checkpoint.segment == number and not length else None
+        self._copied_from = _copied_from(inventory, number)
+        self._length = length or expected_length(inventory, number)
+        self._stop = self._last.offset if self._last else length or _END
         """What the catalog says of bytes behind this was acknowledged after the check began."""
         self._has_strays = False
         self._checked = Checked()
@@ -158,15 +175,6 @@ class SegmentCheck:
         if has_found or content is None or not scan.size == size == self._length:
             return b""
         return imprint_of(self._inventory, self._number, self._store, size, content)
-
-    def _expected_length(self) -> int | None:
-        """How long the segment is; None when that is not known because an older replicad wrote it."""
-        if self._last:
-            return self._last.offset
-        last = self._inventory.last_expected(self._number)
-        if self._copied_from and not (last and last.head):
-            return None
-        return last.offset + HEADER_BYTES + last.stored if last else 0
 
     def _scan(self, scan: SegmentScan) -> None:
         seen: dict[int, Seen] = {}
@@ -321,6 +329,22 @@ Seen = tuple[int, int, bytes, bytes]
 """Of a frame: stored, plain and id of a block, or stored, 0, b"" and header: as the columns of `Expected`."""
 _END = 1 << 62
 """Behind every segment."""
+
+
+def expected_length(inventory: Inventory, number: int) -> int | None:
+    """How many bytes of a segment are acknowledged; None when that is not known because an older replicad wrote it."""
+    if (checkpoint := inventory.checkpoint).segment == number:
+        return checkpoint.offset
+    last = inventory.last_expected(number)
+    if _copied_from(inventory, number) and not (last and last.head):
+        return None
+    return _end(last) if last else 0
+
+
+def _copied_from(inventory: Inventory, number: int) -> int:
+    """From which byte of a segment on the catalog has copies of all frames that are no blocks."""
+    segment, offset = inventory.uncopied
+    return offset if segment == number else _END if segment > number else 0
 
 
 def reads_as(reader: Reader, item: Expected) -> bool:

@@ -38,10 +38,10 @@ from replicad.store.format import (
 from replicad.store.segments import Damage, segment_numbers, segment_path
 from replicad.system.disk import Appender, Disk, Reader
 from replicad.work.archive import Archive, catalog_path
-from replicad.work.quarantine import UNREAD, Quarantine
+from replicad.work.quarantine import Quarantine, read_name, unread_name
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.replay import copy_of
-from replicad.work.segment_check import SegmentCheck, Wrong, reads_as
+from replicad.work.segment_check import SegmentCheck, Wrong, expected_length, reads_as
 
 _END = 1 << 62
 _ZEROS = bytes(1024 * 1024)
@@ -154,7 +154,7 @@ class Laid:
     left: tuple[Wrong, ...]
     """What is still wrong in it: blocks that no source had, and places of which nobody knows what stood there."""
     kept: str
-    """Where the old file is once it was looked at (`Quarantine.unread`), relative to the store; "" where none was."""
+    """Where the old file is once it was looked at (`Quarantine.look_at_unread`), relative to the store, or ""."""
 
 
 def lay_segment(archive: Archive, disk: Disk, quarantine: Quarantine, number: int) -> Laid:
@@ -169,6 +169,7 @@ def lay_segment(archive: Archive, disk: Disk, quarantine: Quarantine, number: in
     if expected is None:
         return Laid(number, (), _set_aside(archive, disk, quarantine, target))
     archive.store.check_room(expected.offset + expected.stored)
+    length = expected_length(archive.inventory, number) or 0
     with archive.upkeep_of_files() as catalog:
         catalog.add_copies(_write(archive, disk, fresh, number, quarantine))
         left = _checked(archive, disk, fresh, number)
@@ -176,7 +177,7 @@ def lay_segment(archive: Archive, disk: Disk, quarantine: Quarantine, number: in
             left = _without_gaps(archive, disk, fresh, number, quarantine, catalog)
         name = _kept_name(target, quarantine) if target.exists() else ""
         if name:
-            quarantine.keep_file(target, UNREAD + name)
+            quarantine.keep_file(target, unread_name(name, length))
         disk.rename_durable(fresh, target)
     return Laid(number, tuple(left), name and str((quarantine.directory / name).relative_to(directory)))
 
@@ -193,7 +194,7 @@ def _set_aside(archive: Archive, disk: Disk, quarantine: Quarantine, target: Pat
 
 
 def _kept_name(target: Path, quarantine: Quarantine) -> str:
-    taken = {path.name.removeprefix(UNREAD) for path in quarantine.segments()}
+    taken = {read_name(path.name) for path in quarantine.segments()}
     return next(name for i in range(len(taken) + 1) if (name := f"{target.stem}-{i}.seg") not in taken)
 
 

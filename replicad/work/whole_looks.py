@@ -18,7 +18,7 @@ from replicad.system.clock import Clock
 from replicad.system.disk import Disk
 from replicad.work.archive import catalog_path
 from replicad.work.rest import Rest
-from replicad.work.segment_check import SegmentCheck, Wrong
+from replicad.work.segment_check import SegmentCheck, Wrong, looked_at_twice
 from replicad.work.structure_check import check_structure, is_covered
 
 
@@ -37,9 +37,8 @@ class WholeLooks:
         if not rest.is_over:
             return None
         began_s = self._clock.monotonic_s()
-        checked = SegmentCheck(
-            inventory, self._disk, segment_path(self._directory, number), number, store, size=0
-        ).run()
+        path = segment_path(self._directory, number)
+        checked = looked_at_twice(lambda: SegmentCheck(inventory, self._disk, path, number, store, size=0).run())
         rest.begin(began_s)
         return checked.wrongs
 
