@@ -65,8 +65,8 @@ def typed(now: NodeStatus, tmp_path: Path, *words: str) -> int:
 def test_a_status_that_is_well_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every objective stands there with its evidence, in words and in JSON, and the exit code is 0."""
     assert typed(node(), tmp_path) == 0
-    shown = capsys.readouterr().out
-    assert "www (silver): PASS" in shown and "fra1: holds everything as of 1m ago (#41)" in shown
+    shown, noted = capsys.readouterr()
+    assert not noted and "www (silver): PASS" in shown and "fra1: holds everything as of 1m ago (#41)" in shown
     assert "next" not in shown and all(len(line) <= 80 for line in shown.splitlines())
     assert typed(node(), tmp_path, "www", "--json") == 0
     (one,) = json.loads(capsys.readouterr().out)["datasets"]
@@ -75,11 +75,12 @@ def test_a_status_that_is_well_passes(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_what_fails_is_said_with_what_to_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 1, and one line for each thing to do."""
+    """Exit code 1, and one line for each thing to do, with the file where it is not the usual one."""
     late = node(msgspec.structs.replace(SAID, keep_younger_than_s=DAY_S, keep_at_least=1))
     late.datasets[0].last_complete_ns = NOW_NS - 900 * S
     assert typed(late, tmp_path) == 1
-    shown = capsys.readouterr().out
+    shown, noted = capsys.readouterr()
+    assert "commands on this host take --config /" in noted
     assert "next, for rpo: replicad sync www --wait" in shown
     assert "next, for keep_younger_than, keep_at_least: [[retention]] on the replica" in shown
 

@@ -87,14 +87,15 @@ FINDINGS = [
 def test_each_finding_is_shown_and_exits_1(
     tmp_path: Path, typed: Typed, part: DatasetStatus | StoreStatus | RetentionStatus, kind: str, says: str
 ) -> None:
-    """What is wrong is counted in the first line, told with a next step, and exits 1; JSON names its kind."""
+    """What is wrong is counted in the first line, told with a next step, and exits 1; JSON names its kind. Where the
+    configuration is not the usual file, what is suggested needs it."""
     with Served(FakeDaemon(a_node(part)), tmp_path) as served:
-        code, out, _ = typed("status", "--config", served.config())
+        code, out, err = typed("status", "--config", served.config())
         as_json = typed("status", "--json", "--config", served.config())
     assert code == as_json[0] == 1
     assert "1 finding " in out.splitlines()[0]
     assert says in " ".join(out.split())
-    assert "     -> " in out
+    assert "     -> " in out and f"commands on this host take --config {served.config()}" in err
     assert [finding["kind"] for finding in json.loads(as_json[1])["findings"]] == [kind]
 
 

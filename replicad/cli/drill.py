@@ -18,7 +18,7 @@ import msgspec
 import typer
 
 from replicad.cli import offered, output
-from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, config_words
 from replicad.cli.status import value_lines
 from replicad.http.api import Client
 from replicad.http.contract import DrillRequest
@@ -95,7 +95,7 @@ def history(
             {"drills": [msgspec.to_builtins(record) for record in records], "trends": _trends(records)}
         )
     elif not records:
-        output.note("nothing has been drilled yet: replicad drill run")
+        output.note(f"nothing has been drilled yet: replicad drill run{config_words(config)}")
     else:
         heads = (
             "DRILL",

@@ -16,7 +16,7 @@ import typer
 
 from replicad.cli import offered, output
 from replicad.cli.control import state_of
-from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, seconds_of
+from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, note_config, seconds_of
 from replicad.http.api import Client
 from replicad.http.contract import DrillRequest, Gated, GateRequest, ScrubRequest, SyncRequest, has_served
 from replicad.model.errors import ReplicadError, UsageError
@@ -81,6 +81,8 @@ def gate(
         output.json_document(_document(answer, obstacles))
     else:
         _show(answer, obstacles, waited=wait)
+        if not is_open(answer.copies):
+            note_config(config)
     if code := exit_code(answer.copies):
         raise typer.Exit(code)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from replicad.cli import output
 from replicad.model.errors import UsageError
 
 DEFAULT_CONFIG = Path("/etc/replicad/config.toml")
@@ -25,6 +26,13 @@ def _before_or_after(context: typer.Context, value: Path) -> Path:
 def config_words(config: Path) -> str:
     """What a command that is suggested needs besides: " --config FILE", or "" for the usual one."""
     return "" if config == DEFAULT_CONFIG else f" --config {shlex.quote(str(config))}"
+
+
+def note_config(config: Path) -> None:
+    """Below commands that are suggested without knowing of any file: what each needs besides, unless it is the usual
+    one."""
+    if words := config_words(config):
+        output.note(f"commands on this host take{words}")
 
 
 ConfigOption = Annotated[

@@ -12,7 +12,7 @@ import typer
 
 from replicad.cli import offered, output
 from replicad.cli.control import state_of
-from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, note_config
 from replicad.http.api import Client
 from replicad.model.errors import UsageError
 from replicad.model.policy import Grade, Judgement, Result, worst
@@ -54,6 +54,8 @@ def policy(
     else:
         for one in found:
             _show(one)
+        if any(one.grade is not Grade.PASS for one in found):
+            note_config(config)
     if code := EXIT_CODES[worst(one.grade for one in found)]:
         raise typer.Exit(code)
 

@@ -18,7 +18,7 @@ import typer
 
 from replicad.cli import output
 from replicad.cli.control import state_of
-from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from replicad.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, note_config
 from replicad.cli.output import COLUMNS as COLUMNS
 from replicad.cli.output import wrapped as _wrapped
 from replicad.http.api import Client
@@ -79,6 +79,8 @@ def status(
         output.json_document(as_document(now, found))
     else:
         output.line("\n".join(render(now, found)))
+        if found:
+            note_config(config)
     if code := exit_code(found):
         raise typer.Exit(code)
 
