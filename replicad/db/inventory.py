@@ -250,6 +250,10 @@ class Inventory:
             )
             yield [FileBlock._make(row) for row in rows]
 
+    def named(self, ids: frozenset[bytes]) -> frozenset[bytes]:
+        """Those of these blocks that stand in any file. Goes through the whole table, as `uses`."""
+        return ids.intersection(row.id for page in self.uses(ids) for row in page)
+
     def names_of(self, files: Collection[int]) -> Iterator[list[FileName]]:
         """Every name that these files have or had, in pages of any length. Goes through the whole table, as `uses`."""
         self._want(files)

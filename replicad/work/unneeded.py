@@ -52,9 +52,8 @@ class Unneeded:
             return
         began_s = self._clock.monotonic_s()
         with closing(Inventory.open(catalog_path(self._directory))) as inventory:
-            named = {row.id for page in inventory.uses(ids) for row in page}
+            self._proven = marks, ids - inventory.named(ids)
         self._rest.begin(began_s)
-        self._proven = marks, ids - named
 
     def let_go(self, found: Divergence, places: Collection[BlockPlace]) -> bool:
         """Take the blocks of a finding, which stand at these damaged places, out of the catalog; nothing is said of its

@@ -75,6 +75,6 @@ class WholeLooks:
             return frozenset()
         began_s = self._clock.monotonic_s()
         with closing(Inventory.open(catalog_path(self._directory))) as inventory:
-            named = {name for page in inventory.unplaced() for name in page if name in missing}
+            unnamed = missing - inventory.named(missing)
         self._names.begin(began_s)
-        return missing - named
+        return unnamed
