@@ -156,6 +156,7 @@ class DictMender:
         return [one for one in self._ask(self.findings.listed) if one.side is Side.REPLICA]
 
     async def seen(self, found: Divergence) -> bytes:
+        self.calls.append("seen")
         return self.bytes.get(found.id, b"")
 
     async def wants(self, found: Divergence) -> list[Want]:

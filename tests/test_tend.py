@@ -41,7 +41,7 @@ from replicad.db.touched import restamp
 from replicad.db.unnamed import KEPT_WALKS
 from replicad.http.metrics import Exposition
 from replicad.link.channel import ANSWER_S, Channel
-from replicad.link.messages import Case, Examined, Message, Settled, SnapshotLine, Want
+from replicad.link.messages import Case, Cases, Examined, Message, Settled, SnapshotLine, Want
 from replicad.model.block import block_id, checksum
 from replicad.model.divergence import Divergence, Part, Side, State
 from replicad.model.errors import (
@@ -706,7 +706,8 @@ async def test_more_than_one_testimony_takes_comes_in_several_rounds(
 
 
 async def test_a_mender_that_asks_a_person_is_not_sent_the_same_again_and_again(tmp_path: Path) -> None:
-    """A finding that stays as it is is left alone for a while; when something about it changes it is due at once."""
+    """A finding that stays as it is is left alone for a while, bad bytes and all, and stays open in the primary's book;
+    when something about it changes it is due at once."""
     async with world(tmp_path) as w:
         known, mender = await known_of(w.primary, b"file"), await w.mender()
         mender.auto = False
@@ -714,7 +715,8 @@ async def test_a_mender_that_asks_a_person_is_not_sent_the_same_again_and_again(
         case = mender.add(1, b"x", [Want(name, known.file, 0)])
         for _ in range(4):
             await w.round()
-        assert mender.calls.count("mend") == 1
+        assert mender.calls.count("mend") == mender.calls.count("seen") == 1
+        assert [(found.id, found.state) for found in await w.mirrored()] == [(case.id, State.OPEN)]
         changed = case.with_event(99, "a person has ordered it")
         mender._ask(lambda: mender.findings.update(changed))
         mender.auto = True
@@ -1106,6 +1108,36 @@ class SlowLine:
 
     def hang_up(self, reason: str) -> None:
         pass
+
+
+class Saying(SlowLine):
+    """The same, at once."""
+
+    def __init__(self, answer: Message) -> None:
+        self._answer = answer
+
+    async def send(self, message: Message) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Cases([], False, ["cccccccc"]),
+        Cases([], False, ["bbbbbbbb", "aaaaaaaa"]),
+        Cases([], False, ["aaaaaaaa", "aaaaaaaa"]),
+        Cases([], True),
+        Cases([Case(a_divergence(id="11111111"), b"", [])], False),
+    ],
+)
+async def test_findings_that_were_not_asked_for_are_refused(answer: Cases) -> None:
+    """Of findings that are known only those are named that were, in order, and behind the last one; never nothing."""
+    known = {"aaaaaaaa": 1, "bbbbbbbb": 2, "0aaaaaaa": 3}
+    talk = Conversation(Saying(Cases([], False, ["aaaaaaaa", "bbbbbbbb"])))  # type: ignore[arg-type]
+    assert (await talk.inquire("11111111", known)).same == ["aaaaaaaa", "bbbbbbbb"]
+    talk = Conversation(Saying(answer))  # type: ignore[arg-type]
+    with pytest.raises(PeerError, match="named"):
+        await talk.inquire("11111111", known)
 
 
 async def test_blocks_that_take_long_to_send_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:

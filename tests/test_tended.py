@@ -300,6 +300,18 @@ async def test_what_the_session_does_not_allow_never_arrives(tmp_path: Path, mes
         assert isinstance(answer, Refuse) and answer.code == "invalid"
 
 
+async def test_of_what_the_client_knows_as_it_stands_the_id_is_enough(tmp_path: Path) -> None:
+    """Its bad bytes stay here, and it is not testified about; what has changed since is told as a whole."""
+    async with node(tmp_path) as n, n.session() as channel:
+        one, other = (n.mender.add(number, b"bad", [Want(NAMES[0], 0, 0)]) for number in (1, 2))
+        known = {one.id: one.changed_ns, other.id: other.changed_ns - 1, "ffffffff": 1}
+        said = await asked(channel, Inquire("", known), Cases)
+        assert said.same == [one.id] and [case.found.id for case in said.cases] == [other.id] and not said.more
+        assert (await asked(channel, Inquire(max(one.id, other.id), known), Cases)) == Cases([], False)
+        await asked(channel, Inquire("", known), Cases)
+        assert "which it was not told of" in await refused(channel, Said(one.id, b"", [Sight.ABSENT], 0))
+
+
 async def test_many_large_cases_come_in_messages_that_can_be_sent(tmp_path: Path) -> None:
     """Findings with long names, long histories, many wants and large bytes: every message stays within its limit, and
     none is left out."""

@@ -26,9 +26,9 @@ else:
     Run = memoryview
 """Bytes that are not copied: any buffer in a message to be sent, a view of the received bytes in one that came."""
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version in Hello. History: 1 = first; 2 = tending sessions; 3 = time travel (Visit, Trace, Compare); 4 = attestations
-and pins (Attest, Keep)."""
+and pins (Attest, Keep); 5 = findings that are known as they stand are named alone (Inquire, Cases)."""
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """No message is longer; the length prefix is checked before anything is read or allocated."""
 MAX_OFFER = 4096
@@ -40,8 +40,10 @@ MAX_SEEN_BYTES = 2 * 1024 * 1024
 """Bytes of a damaged place that travel to be hashed by the other side: any block, and its frame's header."""
 MAX_CASES = 64
 """Findings in one Cases message at most; the bytes that were seen stay within MAX_SEEN_BYTES together."""
-MAX_CASES_BYTES = 3 * 1024 * 1024
-"""A Cases message: the bytes of its findings, or of one alone, and what is told beside them."""
+MAX_CASES_BYTES = (3 * 1024 + 64) * 1024
+"""A Cases message: the bytes of its findings, or of one alone, what is told beside them, and the ids of known ones."""
+MAX_KNOWN = 4096
+"""Findings in one Inquire, and in its answer, that are known as they stand."""
 MAX_WANTS = 4096
 """Blocks that one finding asks for."""
 MAX_TESTIMONY_BYTES = 16 * 1024 * 1024
@@ -272,9 +274,11 @@ class Examined(msgspec.Struct, frozen=True, array_like=True, tag=25):
 
 
 class Inquire(msgspec.Struct, frozen=True, array_like=True, tag=26):
-    """Client: name your open findings whose id is greater than `after`. Answered by one Cases."""
+    """Client: name your open findings whose id is greater than `after`; of those that I know, by id, as they were
+    changed last (`changed_ns`), the ids are enough. Answered by one Cases."""
 
     after: str
+    known: dict[str, int] = {}
 
 
 class Want(msgspec.Struct, frozen=True, array_like=True):
@@ -296,10 +300,12 @@ class Case(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Cases(msgspec.Struct, frozen=True, array_like=True, tag=27):
-    """Server: open findings in ascending order of their ids; `more` when there are further ones."""
+    """Server: open findings in ascending order of their ids; `more` when there are further ones. `same`: ids of those
+    that are open and still as the client knows them, in ascending order as well."""
 
     cases: list[Case]
     more: bool
+    same: list[str] = []
 
 
 class Testify(msgspec.Struct, frozen=True, array_like=True, tag=28):

@@ -13,7 +13,7 @@ allows it must also keep the limits of its fields (`message_problem`), so that n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -21,6 +21,7 @@ from replicad.link.messages import (
     BUCKETS,
     MAX_CASES,
     MAX_CREDIT_BYTES,
+    MAX_KNOWN,
     MAX_NOTES,
     MAX_OFFER,
     MAX_SEEN_BYTES,
@@ -286,6 +287,12 @@ def _numbers(found: Divergence) -> Iterator[int]:
     yield from (event.at_ns for event in found.events)
 
 
+def _names(findings: Collection[str]) -> str:
+    if len(findings) > MAX_KNOWN:
+        return f"{len(findings)} findings that are known"
+    return "" if all(map(_FINDING_ID.fullmatch, findings)) else "id of a finding"
+
+
 def _cases(cases: Sequence[Case]) -> str:
     if len(cases) > MAX_CASES:
         return f"{len(cases)} findings at once"
@@ -361,8 +368,10 @@ _RULES: dict[MessageType, Callable[[Any], str]] = {
         or _text(m.reason)
         or ("" if m.source in ("", "media", "cache") else "source")
     ),
-    Inquire: lambda m: _text(m.after, MAX_NAME_TEXT_BYTES),
-    Cases: lambda m: _cases(m.cases),
+    Inquire: lambda m: (
+        _text(m.after, MAX_NAME_TEXT_BYTES) or _names(m.known) or next(filter(None, map(_number, m.known.values())), "")
+    ),
+    Cases: lambda m: _cases(m.cases) or _names(m.same),
     Testify: lambda m: (
         _text(m.divergence, MAX_NAME_TEXT_BYTES)
         or _hash(m.checksum, 0, CHECKSUM_BYTES)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from replicad.link.channel import ANSWER_S, Channel, unanswered
 from replicad.link.messages import (
+    MAX_KNOWN,
     Account,
     Accounted,
     Attest,
@@ -91,12 +92,16 @@ class Conversation:
         """What the other side makes of these bytes, and what it holds of the block."""
         return await self._ask([Examine(name, data)], Examined)
 
-    async def inquire(self, after: str) -> Cases:
-        """Its next open findings."""
-        answer = await self._ask([Inquire(after)], Cases)
-        names = [after, *(case.found.id for case in answer.cases)]
-        if any(one >= other for one, other in itertools.pairwise(names)) or (answer.more and not answer.cases):
-            raise self._broke("named its findings in no order")
+    async def inquire(self, after: str, known: Mapping[str, int]) -> Cases:
+        """Its next open findings; the ids alone of those that are `known` as they were changed last, by id."""
+        shown = {name: known[name] for name in sorted(known) if name > after}
+        asked = dict(itertools.islice(shown.items(), MAX_KNOWN))
+        answer = await self._ask([Inquire(after, asked)], Cases)
+        for names in ([case.found.id for case in answer.cases], answer.same):
+            if any(one >= other for one, other in itertools.pairwise([after, *names])):
+                raise self._broke("named its findings in no order")
+        if not asked.keys() >= set(answer.same) or (answer.more and not (answer.cases or answer.same)):
+            raise self._broke("named findings that it was not asked for, or none")
         return answer
 
     async def testify(

@@ -88,8 +88,14 @@ class Patience:
     def is_due(self, found: Divergence, covered: int = 0) -> bool:
         """Whether it is time to look at it (again), now that the replica has everything up to `covered`."""
         last = self._looked.get(found.id, _Looked())
-        has_changed = last.changed_ns != found.changed_ns or covered > last.covered
-        return has_changed or self._clock.monotonic_s() >= last.due_s
+        return last.changed_ns != found.changed_ns or self._is_over(last, covered)
+
+    def resting(self, covered: int) -> dict[str, int]:
+        """When those that are not due unless they change were changed last, by id."""
+        return {name: last.changed_ns for name, last in self._looked.items() if not self._is_over(last, covered)}
+
+    def _is_over(self, last: _Looked, covered: int) -> bool:
+        return covered > last.covered or self._clock.monotonic_s() >= last.due_s
 
     def looked(self, found: Divergence, covered: int = NEVER) -> None:
         """It was looked at, and this is how it stands now. It is due as soon as the replica has more than `covered`."""
@@ -361,13 +367,15 @@ class Tending:
     # the replica's findings
 
     async def _hear(self, side: _Side) -> int:
-        """Ask for the replica's findings, say what is to be said of each, keep how they stand; how many are open."""
+        """Ask for the replica's findings, say what is to be said of each, keep how they stand; how many are open. Of
+        those of which there is nothing to say now the bad bytes do not travel."""
         names: set[str] = set()
-        after, more = "", True
+        after, more, known = "", True, self._theirs.resting(side.covered)
         while more:
-            answer = await side.talk.inquire(after)
+            answer = await side.talk.inquire(after, known)
             more = answer.more
-            after = max((case.found.id for case in answer.cases), default=after)
+            names.update(answer.same)
+            after = max([case.found.id for case in answer.cases] + answer.same, default=after)
             for case in sorted(answer.cases, key=lambda case: len(case.wants)):  # a large one may outlast the link
                 found = await self._take(case.found)
                 if self._theirs.is_due(case.found, side.covered):
@@ -456,7 +464,7 @@ class Tending:
     async def _settle_there(self, side: _Side, found: Divergence) -> Mended:
         """A round about one finding of the replica's."""
         before = f"{max(0, int(found.id, 16) - 1):0{len(found.id)}x}" if int(found.id, 16) else ""
-        cases = [case for case in (await side.talk.inquire(before)).cases if case.found.id == found.id]
+        cases = [case for case in (await side.talk.inquire(before, {})).cases if case.found.id == found.id]
         if not cases:
             return Mended(remedy_of(found), "nothing", f"it is not open on {self.replica} any more")
         settled = await self._testify(side, cases[0])

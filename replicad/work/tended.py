@@ -184,7 +184,7 @@ class Tended:
             case Examine():
                 return await self._ask(lambda: _examined(message, archive))
             case Inquire():
-                return await self._cases(message.after)
+                return await self._cases(message)
             case Testify():
                 return await self._testify(message)
             case Account():
@@ -202,16 +202,21 @@ class Tended:
 
     # findings
 
-    async def _cases(self, after: str) -> Cases:
+    async def _cases(self, asked: Inquire) -> Cases:
         """The next open findings, as many as one message takes."""
         if self._mender is None:
             return Cases([], False)
-        if not after:
+        if not asked.after:
             self._look_again(self._mender)
-        left = sorted((one for one in await self._mender.open_cases() if one.id > after), key=lambda one: one.id)
+        left = sorted((one for one in await self._mender.open_cases() if one.id > asked.after), key=lambda one: one.id)
         cases: list[Case] = []
+        same: list[str] = []
         seen_bytes = told_bytes = 0
         for found in left:
+            if asked.known.get(found.id) == found.changed_ns:
+                same.append(found.id)
+                told_bytes += len(found.id) + 1
+                continue
             case = await self._case(self._mender, found)
             seen_bytes += len(case.seen)
             told_bytes += len(msgspec.msgpack.encode(case)) - len(case.seen)
@@ -219,7 +224,7 @@ class Tended:
                 break
             cases.append(case)
         self._told = {case.found.id: case.wants for case in cases}
-        return Cases(cases, len(cases) < len(left))
+        return Cases(cases, len(cases) + len(same) < len(left), same)
 
     def _look_again(self, mender: StoreMender) -> None:
         """A round begins: an ordinary pass may have brought what was damaged. Places are looked at again beside all
