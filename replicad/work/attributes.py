@@ -80,7 +80,9 @@ def set_attributes(put: Put, ref: Ref, *, atime_ns: int, mtime_ns: int | None = 
         mode = meta.mode if owned else meta.mode & ~(stat.S_ISUID | stat.S_ISGID)
         if mode != meta.mode:
             unset.append("setuid and setgid bits: left off, the owner is another")
-        _attempt(unset, f"mode {meta.mode:04o}", os.chmod, ref, mode)
+        is_set = _attempt(unset, f"mode {meta.mode:04o}", os.chmod, ref, mode)
+        if is_set and mode & stat.S_ISGID and not os.stat(ref).st_mode & stat.S_ISGID:  # taken away without a word
+            unset.append(f"setgid bit: only a member of group {meta.gid}, or root, may set it")
     times = (atime_ns, meta.mtime_ns if mtime_ns is None else mtime_ns)
     _attempt(unset, "time", _set_times, ref, times)
     return unset
