@@ -103,7 +103,7 @@ class StoreStatus(msgspec.Struct):
     client: str
     dataset: str
     state: str = "closed"
-    """closed, idle, receiving, full, damaged."""
+    """closed, idle, connected (the session stays open between passes), full, damaged."""
     reason: str = ""
     last_snapshot: int = 0
     last_snapshot_ns: int = 0

@@ -176,5 +176,5 @@ async def test_a_pass_without_changes_is_refused_and_goes_on_like_any_other(tmp_
         assert len(snapshots(fra1.archive)) == 2
         fra1.allow(0)
         line = await sync_when_due()
-        assert line.pass_ok and line.last_snapshot == 3 and fra1.status.state == "receiving"
+        assert line.pass_ok and line.last_snapshot == 3 and fra1.status.state == "connected"
         assert describe_snapshot(fra1.archive, 3) == describe_snapshot(fra1.archive, 1)

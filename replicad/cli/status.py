@@ -192,8 +192,7 @@ def _dataset(line: DatasetStatus, now_ns: int, rate: float) -> Iterator[str]:
 
 def _store(store: StoreStatus, now_ns: int) -> Iterator[str]:
     bad = store.damaged or store.state in ("damaged", "full")
-    state = "connected" if store.state == "receiving" else store.state  # the session stays open between passes
-    yield f"store {store.client}/{store.dataset}: {output.mark(state, 'bad' if bad else 'ok')}"
+    yield f"store {store.client}/{store.dataset}: {output.mark(store.state, 'bad' if bad else 'ok')}"
     yield from value_lines("received", _age(store.received_ns, now_ns))
     yield from value_lines("snapshot", _snapshot(store.last_snapshot, store.last_snapshot_ns, now_ns))
     on_disk = f"{output.show_bytes(store.stored_bytes)} on disk with all history"

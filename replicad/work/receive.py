@@ -50,7 +50,7 @@ class Receiving:
 
     async def run(self) -> None:
         """Serve until the client says Bye or the link ends. Tells the client why when it is our side that ends it."""
-        self._status.state, self._status.reason = "receiving", ""
+        self._status.state, self._status.reason = "connected", ""
         try:
             await self._in_thread(self._archive.abort)  # in case the end of the session before could not do it
             await self._channel.send(Opened(self._archive.head, min(self._window, CREDIT_BYTES)))
@@ -62,7 +62,7 @@ class Receiving:
             await self._refuse(error)
             raise
         finally:
-            if self._status.state == "receiving":
+            if self._status.state == "connected":
                 self._status.state = "idle"
             await asyncio.shield(self._abort())
 
