@@ -17,6 +17,7 @@ import pytest
 from kit_pair import COMMAND, Pair, assert_same_tree, free_port, make_pair, replicad, running, wait_until
 from kit_restore import Writer, archive_tree, damage_block, differences
 from kit_tree import build_tree, is_root
+from replicad.cli.restore import STANDSTILL_S, Standstill
 from replicad.model.block import block_id
 from replicad.work.account import Account
 from replicad.work.target import TEMPORARY
@@ -270,3 +271,16 @@ def test_the_operators_guide_names_every_key_of_the_account_and_every_option() -
     keys = [name for name in Account.__struct_fields__ if f"`{name}`" not in guide]
     options = re.findall(r"--[a-z-]+", replicad("restore", "--help").stdout)
     assert not keys and {option for option in options if option not in guide} <= {"--config", "--help"}
+
+
+def test_a_restore_in_which_nothing_moves_says_so() -> None:
+    """After a minute, with how long it has been; a single byte or entry ends that."""
+    now_s = 100.0
+    standstill = Standstill(lambda: now_s)
+    assert standstill.words(0, 0) == ""
+    now_s += STANDSTILL_S
+    assert standstill.words(0, 0) == "; nothing has moved for 1m 0s: look at both disks and at the line"
+    assert standstill.words(1, 0) == "" == standstill.words(1, 1)
+    now_s += 2 * STANDSTILL_S
+    assert "for 2m 0s:" in standstill.words(1, 1)
+    assert standstill.words(1, 2) == ""

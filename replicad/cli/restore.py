@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -48,6 +49,8 @@ if TYPE_CHECKING:  # slow to import, and needed when a verb runs only
 
 REFRESH_S = 0.2
 """How often the progress moves."""
+STANDSTILL_S = 60.0
+"""When nothing has moved for so long it is said: a hung disk looks like a slow line otherwise."""
 SHOWN = 20
 """Findings of one lesser sort (metadata, extra entries, notices) that are printed; the account counts all."""
 ALWAYS_SHOWN = ("damaged", "failed", "unsaved")
@@ -364,18 +367,35 @@ class _Heard:
 
 async def _with_progress(running: Restore, total: int, *, title: str, quiet: bool) -> None:
     """Run it and show how far it is."""
-    account = running.account
+    account, standstill = running.account, Standstill()
     with output.progress(f"{title} {account.dataset}", total, quiet=quiet) as bar:
         task = asyncio.create_task(running.run())
         try:
             while not (await asyncio.wait([task], timeout=REFRESH_S))[0]:
                 bar.total = max(bar.total, account.done_bytes) if bar.total else 0
-                bar.update(account.done_bytes, output.entries(account.done_entries))
+                entries = output.entries(account.done_entries)
+                bar.update(account.done_bytes, entries + standstill.words(account.done_bytes, account.done_entries))
         finally:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
         task.result()
+
+
+class Standstill:
+    """For how long nothing has moved."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s, self._moved_s, self._seen = now_s, now_s(), (0, 0)
+
+    def words(self, done_bytes: int, done_entries: int) -> str:
+        """What to add to the progress; "" while it moves."""
+        if (done_bytes, done_entries) != self._seen:
+            self._moved_s, self._seen = self._now_s(), (done_bytes, done_entries)
+        stood_s = self._now_s() - self._moved_s
+        if stood_s < STANDSTILL_S:
+            return ""
+        return f"; nothing has moved for {output.show_duration(stood_s)}: look at both disks and at the line"
 
 
 def _print_account(account: Account, heard: _Heard, *, quiet: bool, json: bool) -> None:
