@@ -558,6 +558,32 @@ async def test_a_name_that_was_not_looked_for_yet_makes_no_ledger_damaged(tmp_pa
         assert [text for text in await problems() if "but has block 7" in text]
 
 
+async def test_a_name_that_is_gone_cuts_nothing_of_the_file_that_grew_under_another(tmp_path: Path, root: Path) -> None:
+    """A file moved and grew before the directory of its old name was walked, and the old name could not be told: when a
+    later pass catches up, the replica keeps all of the file, and the ledger contradicts nothing."""
+    (root / "a").mkdir()
+    (root / "a" / "x").write_bytes(random.Random(1).randbytes(40_000))
+    async with rig(tmp_path, root) as primary, replica(tmp_path / "store") as fra1:
+        await primary.sync(fra1)
+        ledger = primary.dataset.ledger
+        short = await primary.dataset.in_ledger(ledger.known, b"a/x")
+        assert short
+        (root / "a").rename(root / "b")
+        await primary.sync(fra1)
+        with (root / "b" / "x").open("ab") as file:
+            file.write(random.Random(2).randbytes(150_000))
+        await primary.sync(fra1)
+        moved = await primary.dataset.in_ledger(ledger.known, b"b/x")
+        assert moved and moved.file == short.file
+        await primary.dataset.in_ledger(
+            ledger.record_entries, [EntryRow(put_of(b"a/x", short), stamp_of(short), short.seq)]
+        )
+        await primary.dataset.in_ledger(ledger.unsettle, b"a/x", short.file, ledger.stamped())
+        await primary.sync(fra1)
+        assert differences(describe_snapshot(fra1.archive), copied(root)) == []
+        assert await asyncio.to_thread(audit, ledger.path, lambda: False) == []
+
+
 async def test_rot_that_a_catch_up_met_is_told_although_another_block_cannot_be_read(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from replicad.db.catalog import LOOKUP_MARKS, lookup_groups
 from replicad.db.database import Database
-from replicad.db.ledger import ENTRY_COLUMNS, BlockRow, Known, join
+from replicad.db.ledger import ENTRY_COLUMNS, UNSETTLED, BlockRow, Known, join
 from replicad.model.entry import Kind
 
 
@@ -69,6 +69,11 @@ class LookUp:
         for row in map(BlockRow._make, rows):
             found.setdefault(row.file, []).append(row)
         return found
+
+    def longer(self, ends: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Those of these (file, number) from whose number on blocks of the file are recorded, and settled."""
+        question = "SELECT ?1, ?2 FROM block WHERE file = ?1 AND number >= ?2 AND seq <> ?3 LIMIT 1"
+        return {(file, end) for file, end in self._db.each(question, [(*one, UNSETTLED) for one in ends])}
 
     def cut(self, files: Iterable[int], covered: int) -> set[int]:
         """Those of these files that were cut, which a replica that has everything up to `covered` may not know."""

@@ -93,12 +93,14 @@ class KnownEntries:
 
     async def ship(self, entries: Sequence[tuple[bytes, Known]]) -> None:
         """Ship these. Where one is recorded as something that nobody has seen, or not all of, a walk says more."""
+        outgrown = await self._dataset.in_ledger(self._recorder.outgrown, entries)
         for path, known in entries:
-            if known.size == UNREAD_SIZE or is_half_read(known):
+            if known.size == UNREAD_SIZE or is_half_read(known) or path in outgrown:
                 self._outcome.look_again(path)
         few: list[Entry] = []
         blocks = size = 0
-        for entry in await self._dataset.in_ledger(self._with_rows, entries):
+        current = [(path, known) for path, known in entries if path not in outgrown]
+        for entry in await self._dataset.in_ledger(self._with_rows, current):
             path, known, rows, _ = entry
             if reason := left_out(known):
                 self._outcome.attributes(path, [reason])

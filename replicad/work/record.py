@@ -299,6 +299,13 @@ class Recorder:
         cut = LookUp(self.ledger.database).cut(asked, self.covered)
         return {file: self.cleared(file, asked[file].size, asked[file].block_bytes) for file in cut}
 
+    def outgrown(self, entries: Iterable[tuple[bytes, Known]]) -> set[bytes]:
+        """Those of these paths that no walk has come to since their file grew under another name. To tell of one would
+        have the replica cut the file."""
+        ends = {path: (k.file, block_count(k.size, k.block_bytes)) for path, k in entries if k.file and k.size >= 0}
+        longer = LookUp(self.ledger.database).longer(set(ends.values()))
+        return {path for path, end in ends.items() if end in longer}
+
     def all_lacking(self, files: Iterable[int], limit: int) -> dict[int, list[BlockRow]]:
         """The first `limit` blocks of each of these files that the replica lacks."""
         return LookUp(self.ledger.database).lacking(files, self.covered, limit)
