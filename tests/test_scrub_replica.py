@@ -32,6 +32,7 @@ from replicad.work import scrub_replica
 from replicad.work.archive import catalog_path
 from replicad.work.archive_reader import ArchiveReader
 from replicad.work.harm import Harm, harm_of
+from replicad.work.rebuild import rebuild_catalog
 from replicad.work.scrub_replica import RETRY_NS, ReplicaSurface
 from replicad.work.shelves import Shelves
 
@@ -283,6 +284,25 @@ def test_a_flipped_bit_of_the_structure_is_counted(rig: Rig) -> None:
     rig.scrub()
     (found,) = rig.open_ones()
     assert (found.part, found.bits, found.bit_positions) == (Part.RECORD, 1, (805,))
+
+
+@pytest.mark.parametrize("bit", [12, 13])
+@pytest.mark.parametrize("field", [24, 28])
+def test_a_wrong_length_hides_no_frames_behind_it(rig: Rig, field: int, bit: int) -> None:
+    """Snapshots with nothing new follow each other at equal distances: a length that is wrong by so much leads to the
+    end of a later frame, and those in between are well all the same. Lengths that cannot belong together lead nowhere,
+    and a rebuild without the catalog finds what is behind."""
+    for number in range(5, 20):
+        rig.put(number, {})
+    commits = {(number, one.offset): one for number in rig.bytes_of() for one in rig.frames(FrameType.COMMIT, number)}
+    number, hit = next((n, one) for (n, at), one in commits.items() if (n, at + (1 << bit)) in commits)
+    flip(segment(rig.directory, number), hit.offset + field + bit // 8, bit % 8)
+    assert rig.scrub() == 1
+    (told,) = rig.findings.listed(state=None)
+    assert (told.part, told.offset, told.state) == (Part.COMMIT, hit.offset, State.OPEN)
+    rebuilt = rebuild_catalog(rig.directory, into=rig.directory / "again.db", locked=True)
+    bad = [(damage.offset, damage.length) for damage in rebuilt.damage if damage.length]
+    assert bad == [(hit.offset, hit.end - hit.offset)]
 
 
 def test_found_again_it_stays_as_it_is(rig: Rig) -> None:

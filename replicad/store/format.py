@@ -57,7 +57,7 @@ _CHECKED_FROM = 20
 _layout = struct.Struct("<4s16sBBHII32s")
 _checked = struct.Struct("<BBHII32s")
 _lengths = struct.Struct("<II")
-_LENGTHS_AT = 24
+_CODEC_AT, _LENGTHS_AT = 21, 24
 _pad_stamp = struct.Struct("<Q")
 
 
@@ -236,10 +236,16 @@ def frame_header(frame: Frame) -> bytes:
 
 
 def claimed_sizes(buffer: Buffer) -> list[int]:
-    """Whole sizes that the (damaged) header at the start of `buffer` may stand for: by either of its two lengths."""
+    """Whole sizes that the (damaged) header at the start of `buffer` may stand for, the shortest first: by its stored
+    length, or by either of two that should be the same. None by lengths that cannot belong together: frames of which
+    many follow each other at equal distances lie behind a wrong one as well."""
     if len(buffer) < HEADER_BYTES:
         return []
-    return [HEADER_BYTES + length for length in _lengths.unpack_from(buffer, _LENGTHS_AT) if length <= MAX_RECORD_PLAIN]
+    codec, (stored, plain) = buffer[_CODEC_AT], _lengths.unpack_from(buffer, _LENGTHS_AT)
+    lengths = {stored} if codec == ZSTD else {stored, plain}
+    if codec == ZSTD and stored > plain + MAX_EXPANSION:
+        return []
+    return [HEADER_BYTES + length for length in sorted(lengths) if length <= MAX_RECORD_PLAIN]
 
 
 def split_frames(buffer: Buffer) -> list[Frame]:
