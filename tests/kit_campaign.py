@@ -283,7 +283,7 @@ def as_text(account: Account) -> str:
             lines += [f"{case.outcome}: {case.fault.kind}, {case.fault.what}: {'; '.join(case.problems)}"]
             lines += [f"  {line}" for document in case.documents for line in _history(document, case.injected_ns)]
     for alarm in account.false_alarms:
-        lines += [f"false alarm: {alarm['key']} {alarm['path']}"]
+        lines += [f"false alarm: {alarm['id']} {alarm['key']} {alarm['path']}"]
         lines += [f"  {line}" for line in _history(alarm, account.started_ns)]
     lines += [f"rotten and restored as good: {text}" for text in account.checks.rotten]
     lines += [f"named as damaged without a reason: {text}" for text in account.checks.unexplained]
