@@ -94,8 +94,7 @@ class Conversation:
 
     async def inquire(self, after: str, known: Mapping[str, int]) -> Cases:
         """Its next open findings; the ids alone of those that are `known` as they were changed last, by id."""
-        shown = {name: known[name] for name in sorted(known) if name > after}
-        asked = dict(itertools.islice(shown.items(), MAX_KNOWN))
+        asked = {name: known[name] for name in sorted(name for name in known if name > after)[:MAX_KNOWN]}
         answer = await self._ask([Inquire(after, asked)], Cases)
         for names in ([case.found.id for case in answer.cases], answer.same):
             if any(one >= other for one, other in itertools.pairwise([after, *names])):

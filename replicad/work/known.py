@@ -93,14 +93,14 @@ class KnownEntries:
 
     async def ship(self, entries: Sequence[tuple[bytes, Known]]) -> None:
         """Ship these. Where one is recorded as something that nobody has seen, or not all of, a walk says more."""
-        outgrown = await self._dataset.in_ledger(self._recorder.outgrown, entries)
+        shown = await self._dataset.in_ledger(self._with_rows, entries)
+        told = {entry.path for entry in shown}
         for path, known in entries:
-            if known.size == UNREAD_SIZE or is_half_read(known) or path in outgrown:
+            if path not in told or is_half_read(known):
                 self._outcome.look_again(path)
         few: list[Entry] = []
         blocks = size = 0
-        current = [(path, known) for path, known in entries if path not in outgrown]
-        for entry in await self._dataset.in_ledger(self._with_rows, current):
+        for entry in shown:
             path, known, rows, _ = entry
             if reason := left_out(known):
                 self._outcome.attributes(path, [reason])
@@ -117,9 +117,11 @@ class KnownEntries:
         if few:
             await self._ship_few(few)
 
-    def _with_rows(self, entries: Iterable[tuple[bytes, Known]]) -> list[Entry]:
-        """Those of these that were read, with what of their blocks has to be told."""
-        read = [(path, known) for path, known in entries if known.size != UNREAD_SIZE]
+    def _with_rows(self, entries: Sequence[tuple[bytes, Known]]) -> list[Entry]:
+        """Those of these that were read, and are as they are recorded for all that is known, with what of their blocks
+        has to be told."""
+        outgrown = self._recorder.outgrown(entries)
+        read = [(path, known) for path, known in entries if known.size != UNREAD_SIZE and path not in outgrown]
         files = {known.file: known for _, known in read if known.file}
         rows, cleared = self._recorder.all_lacking(files, INLINE_BLOCKS + 1), self._recorder.all_cleared(files.values())
         return [Entry(path, known, rows.get(known.file, ()), cleared.get(known.file, ())) for path, known in read]
