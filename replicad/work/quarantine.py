@@ -54,15 +54,19 @@ class Quarantine:
             return ""
         return f"{self._name}/{name}"
 
-    def keep_file(self, path: Path, name: str) -> Path:
-        """Give a file a second name here, so that it outlives being replaced. Raises ReplicadError."""
+    def keep_segment(self, path: Path, expected_bytes: int | None = None) -> str:
+        """Give a segment's file a second name here, so that it outlives being replaced; that name's path relative to
+        the base. With `expected_bytes`, what was expected in it (0 = not known), it has that name once it was looked at
+        (`look_at_unread`). Raises ReplicadError."""
+        taken = {_read_name(kept.name) for kept in self.segments()}
+        name = next(name for i in range(len(taken) + 1) if (name := f"{path.stem}-{i}.seg") not in taken)
         self._make_room(path.stat().st_size)
-        kept = self.directory / name
+        kept = self.directory / (name if expected_bytes is None else f"unread-{expected_bytes}-{name}")
         with errors_at(kept, "keeping a file"):
             kept.unlink(missing_ok=True)
             os.link(path, kept)
         self._disk.sync_directory(self.directory)
-        return kept
+        return f"{self._name}/{name}"
 
     def look_at_unread(self, look: Callable[[int, Path, int], object]) -> None:
         """Have every old file of a segment that nobody has looked at since it was replaced looked at, with the number
@@ -120,12 +124,7 @@ class Quarantine:
         return sorted(found)
 
 
-def unread_name(name: str, length: int) -> str:
-    """What a segment's old file, in which `length` bytes were expected, is called until it was looked at."""
-    return f"unread-{length}-{name}"
-
-
-def read_name(name: str) -> str:
+def _read_name(name: str) -> str:
     """What the old file of a segment is called once it was looked at."""
     unread = _UNREAD.fullmatch(name)
     return unread[2] if unread else name

@@ -38,7 +38,7 @@ from replicad.store.format import (
 from replicad.store.segments import Damage, segment_numbers, segment_path
 from replicad.system.disk import Appender, Disk, Reader
 from replicad.work.archive import Archive, catalog_path
-from replicad.work.quarantine import Quarantine, read_name, unread_name
+from replicad.work.quarantine import Quarantine
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.replay import copy_of
 from replicad.work.segment_check import SegmentCheck, Wrong, expected_length, reads_as
@@ -162,7 +162,7 @@ def lay_segment(archive: Archive, disk: Disk, quarantine: Quarantine, number: in
 
     Raises StoreDamagedError when what would be laid is not well either (the old file stays), DiskFullError,
     ReplicadError."""
-    directory, target = archive.store.directory, segment_path(archive.store.directory, number)
+    target = segment_path(archive.store.directory, number)
     fresh = target.with_name(f".{target.name}.new")
     fresh.unlink(missing_ok=True)
     expected = archive.inventory.last_expected(number)
@@ -175,11 +175,9 @@ def lay_segment(archive: Archive, disk: Disk, quarantine: Quarantine, number: in
         left = _checked(archive, disk, fresh, number)
         if any(wrong.part is Part.SEGMENT for wrong in left):
             left = _without_gaps(archive, disk, fresh, number, quarantine, catalog)
-        name = _kept_name(target, quarantine) if target.exists() else ""
-        if name:
-            quarantine.keep_file(target, unread_name(name, length))
+        kept = quarantine.keep_segment(target, length) if target.exists() else ""
         disk.rename_durable(fresh, target)
-    return Laid(number, tuple(left), name and str((quarantine.directory / name).relative_to(directory)))
+    return Laid(number, tuple(left), kept)
 
 
 def _set_aside(archive: Archive, disk: Disk, quarantine: Quarantine, target: Path) -> str:
@@ -187,15 +185,10 @@ def _set_aside(archive: Archive, disk: Disk, quarantine: Quarantine, target: Pat
     if not target.exists():
         return ""
     with archive.upkeep_of_files():
-        kept = quarantine.keep_file(target, _kept_name(target, quarantine))
+        kept = quarantine.keep_segment(target)
         target.unlink()
         disk.sync_directory(target.parent)
-    return str(kept.relative_to(archive.store.directory))
-
-
-def _kept_name(target: Path, quarantine: Quarantine) -> str:
-    taken = {read_name(path.name) for path in quarantine.segments()}
-    return next(name for i in range(len(taken) + 1) if (name := f"{target.stem}-{i}.seg") not in taken)
+    return kept
 
 
 def _checked(archive: Archive, disk: Disk, fresh: Path, number: int) -> list[Wrong]:
