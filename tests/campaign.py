@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import random
 import re
@@ -77,8 +78,11 @@ class Plan:
     minutes: float = 180.0
     kill_every_s: float = LONGEST_BETWEEN_KILLS_S
     kills_a_round: int = KILLS_A_ROUND
-    book_rounds: int = 5
-    """In every such round a page of a book is damaged too; 0 = never."""
+    book_rounds: int = 3
+    """In every such round a page of a book is damaged too, of either side in turn; 0 = never."""
+    segment_rounds: int = 1
+    """In every such round a whole segment is damaged before anything else is, in each way in turn; 0 = by chance alone,
+    which is next to never: one damaged frame keeps all others from damaging its segment."""
     patience_s: float = PATIENCE_S
     edit_pause_s: float = 0.004
     """Between two edits of the workload: some 200 a second, so that a file of 20,000 stays as it is for 100 s."""
@@ -146,9 +150,10 @@ class Injector:
     def __init__(self, pair: Pair, tree: Tree, disk: Disk, shelf: Path, seed: int) -> None:
         self._pair, self._tree, self._disk, self._directory = pair, tree, disk, shelf
         self._choose = random.Random(seed)
+        self._of_segments = itertools.cycle(OF_SEGMENTS)
 
-    def inject(self, count: int) -> list[Case]:
-        """So many faults, half of them on each side."""
+    def inject(self, count: int, *, segment: bool = False) -> list[Case]:
+        """So many faults, half of them on each side; with `segment` the first is of a whole segment."""
         self._shelf = Shelf(self._directory)
         self._live = live_blocks(self._directory)
         self._spared: set[bytes] = set()
@@ -156,6 +161,9 @@ class Injector:
         self._lost: set[bytes] = set()
         """Blocks whose stored copies are damaged: the primary's copies stay well."""
         cases: list[Case] = []
+        if segment:
+            with contextlib.suppress(CannotRot):
+                cases.append(self._replica(next(self._of_segments), None))
         while len(cases) < count:
             cases += self._once()
         return cases
@@ -302,11 +310,12 @@ class Campaign:
         self.account.rounds += 1
         cases: list[Case] = []
         self.reaper.allow(self.plan.kills_a_round)
-        if self.plan.book_rounds and self.account.rounds % self.plan.book_rounds == 0:
-            cases += self._books(choose)
+        if self._is_turn_of(self.plan.book_rounds):
+            cases += self._books(list(Side)[self.account.rounds // self.plan.book_rounds % 2], choose)
         with self.tree.paused(), self.reaper.held():
             self._take_snapshot()
-            cases += injector.inject(min(self.plan.batch, self.plan.faults - len(self.account.cases)))
+            count = min(self.plan.batch, self.plan.faults - len(self.account.cases))
+            cases += injector.inject(count, segment=self._is_turn_of(self.plan.segment_rounds))
         self.account.cases += cases
         self.detector.scrub()
         self._settle(cases)
@@ -317,6 +326,10 @@ class Campaign:
         self._compare(choose.choice(list(self.truths)))
         done = [case.outcome for case in cases]
         self.say(f"round {self.account.rounds}: " + ", ".join(f"{done.count(o)} {o}" for o in sorted(set(done))))
+
+    def _is_turn_of(self, every: int) -> bool:
+        """Whether this round is one of those."""
+        return every > 0 and self.account.rounds % every == 0
 
     def _take_snapshot(self) -> int:
         """Everything is replicated now; the snapshot's number, its truth remembered."""
@@ -391,9 +404,8 @@ class Campaign:
         lost = (document["blocks"] for document in self.detector.documents() if document["lost"])
         return {bytes.fromhex(name) for names in lost for name in names}
 
-    def _books(self, choose: random.Random) -> list[Case]:
+    def _books(self, side: Side, choose: random.Random) -> list[Case]:
         """Damage a page of ledger or catalog, see that it is found, and make the book anew as the runbook says."""
-        side = choose.choice(list(Side))
         node = self.pair.primary if side is Side.PRIMARY else self.pair.replica
         book = self.shelf / "catalog.db" if side is Side.REPLICA else node.state / "ledger" / "www.db"
         with self.tree.paused(), self.reaper.held():

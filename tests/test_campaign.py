@@ -24,7 +24,7 @@ from replicad.model.verdict import Verdict
 
 SHORT = Plan(
     seed=3, faults=40, files=800, big=9, batch=20, minutes=4, kill_every_s=4, kills_a_round=12, book_rounds=0,
-    patience_s=150, edit_pause_s=0.03,
+    segment_rounds=0, patience_s=150, edit_pause_s=0.03,
 )  # fmt: skip
 
 

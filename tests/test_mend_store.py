@@ -26,6 +26,7 @@ from replicad.model.verdict import Sight, Verdict, Witness
 from replicad.store import store as store_module
 from replicad.store.format import HEADER_BYTES, Frame, FrameType, encode_frame
 from replicad.store.segments import segment_numbers
+from replicad.system.disk import READ_BUFFER_BYTES
 from replicad.work import awaiting, harm, mend_store, upkeep, whole_looks
 from replicad.work.archive import Archive, catalog_path
 from replicad.work.archive_reader import ArchiveReader
@@ -1081,6 +1082,30 @@ def test_a_place_of_which_nobody_knows_keeps_no_segment_from_being_laid(rig: Rig
     rig.scrub()
     (left,) = [one for one in rig.open_ones() if one.number == 2]
     assert (left.id, left.seen, left.evidence) == (unknown.id, unknown.seen, unknown.evidence)
+
+
+def test_a_segment_is_laid_around_more_than_is_read_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of most of it nobody knows what stood there: that stays, byte for byte, and its end is mended."""
+    monkeypatch.setattr(store_module, "SEGMENT_BYTES", 2 * READ_BUFFER_BYTES)
+    count = READ_BUFFER_BYTES // 65536 + 1
+    rig.put(5, {b"big-%d" % i: random.Random(i).randbytes(65536) for i in range(count)})
+    monkeypatch.undo()
+    rig.put(6, {b"behind": b"it"})
+    number = max(rig.bytes_of()) - 1
+    blocks, (seal,) = rig.frames(FrameType.BLOCK, number)[-count:], rig.frames(FrameType.SEAL, number)
+    start, end = blocks[0].offset, blocks[-1].end
+    left = random.Random(5).randbytes(end - start)
+    write_at(segment(rig.directory, number), start, left)
+    rig.close()
+    rebuild_catalog(rig.directory)
+    rig.open()
+    rig.scrub()
+    flip(segment(rig.directory, number), seal.offset + HEADER_BYTES + 3, 0)
+    rig.scrub()
+    (sealed,) = [one for one in rig.open_ones() if one.number == number and one.offset == seal.offset]
+    judged = asyncio.run(rig.mender.testimony(sealed, sealed.seen, []))
+    assert asyncio.run(rig.mender.mend(judged, [])).state is State.REPAIRED
+    assert rig.bytes_of()[number][start:end] == left
 
 
 def test_a_live_block_is_asked_for_by_its_place(rig: Rig) -> None:

@@ -264,9 +264,10 @@ class _Source:
         return bytes(self._reader.read_at(item.offset, HEADER_BYTES + item.stored))
 
     def bytes_at(self, at: int, end: int) -> bytes:
-        """What stands in a range, whatever it is; shorter where the file ends or the medium gives nothing."""
+        """What stands in a range of READ_BUFFER_BYTES at most, whatever it is; shorter where the file ends, nothing
+        where the medium does not give all of it."""
         try:
-            return bytes(self._reader.read_at(at, min(end, self._reader.size) - at))
+            return bytes(self._reader.read_at(at, max(0, min(end, self._reader.size) - at)))
         except ReplicadError:
             return b""
 
@@ -347,12 +348,12 @@ class _Laying:
 
     def _leave(self, end: int) -> None:
         """What nobody has, or knows: the damaged bytes stay as they are, so that what was found there is found again as
-        what it is; zeros where there are none."""
-        start = self._appender.position
-        left = self._own.bytes_at(start, end) if self._own and end > start else b""
-        if left:
-            self._appender.append(left)
-        self._zeros(end)
+        what it is; zeros where there are none, or where the medium gives nothing of a piece."""
+        while (start := self._appender.position) < end:
+            piece_end = min(end, start + len(_ZEROS))
+            if self._own and (left := self._own.bytes_at(start, piece_end)):
+                self._appender.append(left)
+            self._zeros(piece_end)
 
     def _add(self, data: bytes) -> None:
         frame = parse_frame(data, 0)
