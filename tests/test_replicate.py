@@ -1466,6 +1466,8 @@ async def test_a_damaged_ledger_is_named_and_mended_by_moving_it_away(tmp_path: 
         book.write_bytes(data)
         with pytest.raises(BookDamagedError, match="type replicad rebuild --ledger www and start"):
             await primary.sync(fra1)
+        with pytest.raises(BookDamagedError, match=r"was closed.*type replicad rebuild --ledger www and start"):
+            await primary.dataset.in_ledger(primary.dataset.release)  # another job, which did not meet it itself
         book.rename(tmp_path / "bad.db")
         assert (await primary.sync(fra1)).held
         await primary.dataset.in_ledger(primary.dataset.release)

@@ -36,11 +36,10 @@ ZERO = b""
 UNKNOWN_CHECKSUM = b""
 """Checksum of a block that was adopted from a replica's record: only its id is known until its bytes were read here."""
 
-REMEDY = (
+_REMEDY = (
     "stop the daemon, type replicad rebuild --ledger {name} and start it again:"
     " the replica has the record, nothing is sent twice"
 )
-"""What to do about a damaged ledger."""
 
 _KEEP_LOWER = "ON CONFLICT(file, seq) DO UPDATE SET number = min(number, excluded.number)"
 _FIRST_FILE_BYTES = 6
@@ -135,13 +134,18 @@ def join(directory: bytes, name: bytes) -> bytes:
     return directory + b"/" + name if directory else name
 
 
+def remedy(path: Path) -> str:
+    """What to do about the damaged ledger of this name."""
+    return _REMEDY.format(name=path.stem)
+
+
 class Ledger:
     """One dataset's ledger. Belongs to one thread at a time."""
 
     def __init__(self, path: Path, *, readonly: bool = False, cache_kib: int = CACHE_KIB) -> None:
         """Open, or create unless `readonly`. Raises BookDamagedError, DiskFullError, LockedError, ReplicadError."""
-        self.path, remedy = path, REMEDY.format(name=path.stem)
-        self._db = Database(path, MIGRATIONS, readonly=readonly, remedy=remedy, cache_kib=cache_kib)
+        self.path = path
+        self._db = Database(path, MIGRATIONS, readonly=readonly, remedy=remedy(path), cache_kib=cache_kib)
         self._directories: dict[bytes, int] = {}
         self.due = DueParts(self._db)
         self.plan = Plan(self._db)

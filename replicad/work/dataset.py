@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 
 from replicad.config import DatasetConfig
 from replicad.db.findings import Findings
-from replicad.db.ledger import Ledger
+from replicad.db.ledger import Ledger, remedy
 from replicad.model.divergence import Side
 from replicad.model.errors import BookDamagedError, HeldError
 from replicad.source.exclude import Excluded
@@ -120,7 +120,7 @@ class Dataset:
     def ledger(self) -> Ledger:
         """The ledger; `open` comes first. Raises BookDamagedError when another job has met damage in it since."""
         if self._ledger is None:
-            raise BookDamagedError("was closed: damage was found in it", where=str(self._path))
+            raise BookDamagedError("was closed: damage was found in it", where=str(self._path), hint=remedy(self._path))
         return self._ledger
 
     @property
