@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import random
 import re
@@ -22,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from kit_damage import (
     Fault,
     Harm,
     Shelf,
+    blocks_of,
     harm_book,
     live_blocks,
     paths_with,
@@ -150,7 +151,7 @@ class Injector:
     def __init__(self, pair: Pair, tree: Tree, disk: Disk, shelf: Path, seed: int) -> None:
         self._pair, self._tree, self._disk, self._directory = pair, tree, disk, shelf
         self._choose = random.Random(seed)
-        self._of_segments = itertools.cycle(OF_SEGMENTS)
+        self._of_segments = deque((Harm.SWAPPED, Harm.LOST, Harm.TRUNCATED))  # two whole ones are there at first only
 
     def inject(self, count: int, *, segment: bool = False) -> list[Case]:
         """So many faults, half of them on each side; with `segment` the first is of a whole segment."""
@@ -162,11 +163,20 @@ class Injector:
         """Blocks whose stored copies are damaged: the primary's copies stay well."""
         cases: list[Case] = []
         if segment:
-            with contextlib.suppress(CannotRot):
-                cases.append(self._replica(next(self._of_segments), None))
+            cases += self._segment()
         while len(cases) < count:
             cases += self._once()
         return cases
+
+    def _segment(self) -> list[Case]:
+        """Of the ways to damage a whole segment the one that was not done for longest, if any can be done now."""
+        for kind in list(self._of_segments):
+            with contextlib.suppress(CannotRot):
+                case = self._replica(kind, None)
+                self._of_segments.remove(kind)
+                self._of_segments.append(kind)
+                return [case]
+        return []
 
     def _once(self) -> list[Case]:
         """One draw; nothing when that damage cannot be done now."""
@@ -392,12 +402,36 @@ class Campaign:
         truth, checks = self.truths[snapshot], self.account.checks
         wrong = differing(truth, tree_of(target))
         checks.rotten += [f"snapshot {snapshot}: {path} {how}" for path, how in wrong.items() if path not in named]
-        if unexplained := named - self.account.lost_paths():  # a finding names no more than a hundred paths
-            unexplained -= paths_with(self.shelf, snapshot, self._lost_blocks())
-        checks.unexplained += [f"snapshot {snapshot}: {path}" for path in unexplained]
+        for path in self._unexplained(named, snapshot):
+            said = next((line for line in done.stderr.splitlines() if line.startswith(f"{path}: ")), path)
+            checks.unexplained.append(f"snapshot {snapshot}: {said}; its blocks: {self._told_of(path, snapshot)}")
         checks.snapshots += 1
         checks.files += len(truth)
         shutil.rmtree(target)
+
+    def _unexplained(self, named: set[str], snapshot: int) -> set[str]:
+        """Which of these no loss explains, told by now or by one more scrub: a finding about a whole segment names the
+        first of its blocks, and those of the others that stay missing become findings with the next look."""
+        left = named - self.account.lost_paths()
+        if left:  # a finding names no more than a hundred paths
+            left -= paths_with(self.shelf, snapshot, self._lost_blocks())
+        if left:
+            self.detector.scrub()
+            until = time.monotonic() + self.plan.patience_s / 4
+            while (left := left - paths_with(self.shelf, snapshot, self._lost_blocks())) and time.monotonic() < until:
+                time.sleep(2)
+            self.say(f"snapshot {snapshot}: one more scrub was needed to explain what is damaged, {len(left)} left")
+        return left
+
+    def _told_of(self, path: str, snapshot: int) -> str:
+        """What there is of findings about a path's blocks."""
+        its = {name.hex() for name in blocks_of(self.shelf, snapshot, path)}
+        told = [
+            f"{document['id']} {document['state']} {document['verdict']} lost {document['lost']}"
+            for document in self.detector.documents()
+            if not its.isdisjoint(document["blocks"])
+        ]
+        return ", ".join(told) or "no finding names any"
 
     def _lost_blocks(self) -> set[bytes]:
         """All blocks that a loss was reported of."""

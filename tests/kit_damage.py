@@ -526,6 +526,18 @@ def live_blocks(shelf: Path) -> dict[bytes, str]:
     return {bytes(name): os.fsdecode(entry) for name, entry in rows}
 
 
+def blocks_of(shelf: Path, snapshot: int, path: str) -> set[bytes]:
+    """Ids of a file's blocks in a snapshot, as the catalog has it."""
+    found: set[bytes] = set()
+    with closing(ArchiveReader(shelf)) as reader:
+        here = b""
+        for op in (op for ops in reader.record(snapshot) for op in ops):
+            here = op.path if isinstance(op, Put) else here
+            if isinstance(op, Put | Map) and os.fsdecode(here) == path:
+                found |= set(split_ids(op.ids))
+    return found
+
+
 def paths_with(shelf: Path, snapshot: int, blocks: Set[bytes]) -> set[str]:
     """Paths that show one of these blocks in a snapshot, as the catalog has it."""
     found: set[str] = set()

@@ -14,7 +14,7 @@ import pytest
 
 from campaign import BEGIN, END, Campaign, CommandLine, Plan, campaign, write_page
 from kit_campaign import Account, Case, Document, as_markdown, as_text, primary_fault
-from kit_damage import Expected, Fault, Harm, paths_with
+from kit_damage import Expected, Fault, Harm, blocks_of, paths_with
 from kit_faults import assert_quiet
 from kit_rig import replica, rig
 from kit_rot import needs_disks
@@ -192,6 +192,8 @@ async def test_a_loss_explains_every_file_that_shows_the_block(tmp_path: Path) -
         now = (await primary.sync(fra1)).last_snapshot
         assert paths_with(fra1.archive, before, lost) == {"a/b/long", "short"}
         assert paths_with(fra1.archive, now, lost) == {"a/b/long"}
+        assert lost <= blocks_of(fra1.archive, now, "a/b/long")
+        assert lost.isdisjoint(blocks_of(fra1.archive, now, "short"))
 
 
 def test_the_account_adds_up(tmp_path: Path) -> None:
