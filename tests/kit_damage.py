@@ -16,7 +16,7 @@ import itertools
 import os
 import random
 import struct
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -528,23 +528,19 @@ def live_blocks(shelf: Path) -> dict[bytes, str]:
 
 def blocks_of(shelf: Path, snapshot: int, path: str) -> set[bytes]:
     """Ids of a file's blocks in a snapshot, as the catalog has it."""
-    found: set[bytes] = set()
-    with closing(ArchiveReader(shelf)) as reader:
-        here = b""
-        for op in (op for ops in reader.record(snapshot) for op in ops):
-            here = op.path if isinstance(op, Put) else here
-            if isinstance(op, Put | Map) and os.fsdecode(here) == path:
-                found |= set(split_ids(op.ids))
-    return found
+    return {block for shown, blocks in _shown(shelf, snapshot) if shown == path for block in blocks}
 
 
 def paths_with(shelf: Path, snapshot: int, blocks: Set[bytes]) -> set[str]:
     """Paths that show one of these blocks in a snapshot, as the catalog has it."""
-    found: set[str] = set()
+    return {path for path, ids in _shown(shelf, snapshot) if not blocks.isdisjoint(ids)}
+
+
+def _shown(shelf: Path, snapshot: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Paths of a snapshot with ids of their blocks; a path comes several times where it has many."""
     with closing(ArchiveReader(shelf)) as reader:
         path = b""
         for op in (op for ops in reader.record(snapshot) for op in ops):
             path = op.path if isinstance(op, Put) else path
-            if isinstance(op, Put | Map) and not blocks.isdisjoint(split_ids(op.ids)):
-                found.add(os.fsdecode(path))
-    return found
+            if isinstance(op, Put | Map):
+                yield os.fsdecode(path), split_ids(op.ids)

@@ -36,11 +36,6 @@ ZERO = b""
 UNKNOWN_CHECKSUM = b""
 """Checksum of a block that was adopted from a replica's record: only its id is known until its bytes were read here."""
 
-_REMEDY = (
-    "stop the daemon, type replicad rebuild --ledger {name} and start it again:"
-    " the replica has the record, nothing is sent twice"
-)
-
 _KEEP_LOWER = "ON CONFLICT(file, seq) DO UPDATE SET number = min(number, excluded.number)"
 _FIRST_FILE_BYTES = 6
 """Bytes of a new ledger's first file number: two ledgers of a dataset will hardly meet in 2**48."""
@@ -136,7 +131,10 @@ def join(directory: bytes, name: bytes) -> bytes:
 
 def remedy(path: Path) -> str:
     """What to do about the damaged ledger of this name."""
-    return _REMEDY.format(name=path.stem)
+    return (
+        f"stop the daemon, type replicad rebuild --ledger {path.stem} and start it again:"
+        " the replica has the record, nothing is sent twice"
+    )
 
 
 class Ledger:
