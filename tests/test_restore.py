@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from replicad.work import comparing, filling, origin, planner
 from replicad.work import target as target_module
 from replicad.work.account import Account, Finding
 from replicad.work.planner import Rules
+from replicad.work.reader import Answer
 from replicad.work.rebuild import rebuild_catalog
 from replicad.work.restore import IN_FLIGHT_BYTES, Restore
 from replicad.work.target import TEMPORARY, Target, temporary_name
@@ -49,6 +50,17 @@ needs_root = pytest.mark.skipif(not is_root(), reason="needs root")
 def said(account: Account, sort: str) -> list[str]:
     """Findings of one sort as a person reads them."""
     return [str(finding) for finding in account.findings if finding.sort == sort]
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process has a file open now; its threads may close others meanwhile."""
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            if os.path.samestat(os.stat(int(fd)), path.stat()):
+                return True
+        except OSError as error:
+            assert error.errno == errno.EBADF, error
+    return False
 
 
 def clean(account: Account) -> Account:
@@ -765,18 +777,24 @@ async def test_an_unfinished_file_that_becomes_another_s_is_not_written_to_any_m
     reader = ScriptedReader()
     reader.directory(b"")
     reader.file(b"c", os.urandom(40_000_000), block_bytes=65536)
-    back, answer = tmp_path / "back", reader.answer
+    back, fetch = tmp_path / "back", reader.fetch
     back.mkdir()
     temporary = back / os.fsdecode(temporary_name(b"c"))
+    firsts = iter([True])
     if is_begun:
         temporary.touch(0o600)
 
-    def meddle(name: bytes) -> object:
+    async def meddle(ids: bytes) -> AsyncIterator[list[Answer]]:
+        if not next(firsts, is_begun):  # the first part is to be written, and the file closed after it
+            async with asyncio.timeout(60):
+                while not temporary.exists() or not temporary.stat().st_size or is_open(temporary):
+                    await asyncio.sleep(0.01)
         if temporary.exists():
             os.chown(temporary, 65534, 65534)
-        return answer(name)
+        async for run in fetch(ids):
+            yield run
 
-    reader.answer = meddle  # type: ignore[method-assign, assignment]
+    reader.fetch = meddle  # type: ignore[method-assign]
     account = await restore_script(reader, back)
     assert account.failed == {"files": 1} and "another process" in said(account, "failed")[0]
     assert not (back / "c").exists()
