@@ -11,6 +11,7 @@ Owns the layout and its limits. Never trusts a length: everything is checked bef
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
@@ -219,11 +220,16 @@ def parse_header_untrusted(buffer: Buffer, offset: int, base: int = 0) -> Frame:
     return Frame(type_, codec, stored, plain, id_, total, memoryview(buffer)[start : start + stored], base + offset)
 
 
-def parse_frame(buffer: Buffer, offset: int, base: int = 0) -> Frame:
-    """The whole, verified frame at `offset`; `base` as above. Raises FrameError with the reason."""
+def _parse_whole_untrusted(buffer: Buffer, offset: int, base: int = 0) -> Frame:
     frame = parse_header_untrusted(buffer, offset, base)
     if len(frame.payload) != frame.stored:
         raise FrameError(f"{_name(frame.type)} frame is cut short")
+    return frame
+
+
+def parse_frame(buffer: Buffer, offset: int, base: int = 0) -> Frame:
+    """The whole, verified frame at `offset`; `base` as above. Raises FrameError with the reason."""
+    frame = _parse_whole_untrusted(buffer, offset, base)
     end = offset + HEADER_BYTES + frame.stored
     if checksum(memoryview(buffer)[offset + _CHECKED_FROM : end]) != frame.checksum:
         raise FrameError(f"{_name(frame.type)} frame fails its checksum")
@@ -252,10 +258,19 @@ def split_frames(buffer: Buffer) -> list[Frame]:
     """All frames of `buffer`, which must hold whole frames and nothing else, each with its checksum verified.
 
     Raises FrameError with the reason and the offset."""
+    return _split(buffer, parse_frame)
+
+
+def split_frames_untrusted(buffer: Buffer) -> list[Frame]:
+    """The same, without their checksums: for blocks that `plain_payload` will prove. Raises FrameError."""
+    return _split(buffer, _parse_whole_untrusted)
+
+
+def _split(buffer: Buffer, parse: Callable[[Buffer, int], Frame]) -> list[Frame]:
     view, frames, offset = memoryview(buffer), [], 0
     while offset < len(view):
         try:
-            frame = parse_frame(view, offset)
+            frame = parse(view, offset)
         except FrameError as error:
             raise FrameError(f"at byte {offset}: {error}") from None
         frames.append(frame)

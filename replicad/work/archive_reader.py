@@ -102,10 +102,15 @@ class ArchiveReader:
             raise no_catalog(directory)
         self._listing = Listing(path, room.cache_kib)
         self._directory, self._disk = directory, disk or Disk()
+        self._catalog, self._room = path, room
         self._files = SegmentFiles(directory, self._disk, room.open_segments)
         self.looked_at = ""
         """What the last `look` read from: "media", "cache", or "" when it read nothing."""
         self._leases = Leases(directory)
+
+    def another(self) -> ArchiveReader:
+        """One more reader of this store, for another thread. Raises what making this one may have raised."""
+        return ArchiveReader(self._directory, self._disk, catalog=self._catalog, room=self._room)
 
     def close(self) -> None:
         """Close all files."""

@@ -17,7 +17,7 @@ import msgspec
 from replicad.model.block import block_count
 from replicad.model.entry import Put
 from replicad.model.errors import ReplicadError
-from replicad.store.format import split_frames
+from replicad.store.format import split_frames_untrusted
 from replicad.system.disk import Disk
 from replicad.system.tasks import Task, Tasks, serve
 from replicad.work.account import FILES, Fate, Finding, Tally
@@ -108,7 +108,7 @@ class Hand:
                 for wanted in missing:
                     parcel.add(filling, wanted)
             filling.seal(tally)
-        write_parts(parcel.parts, parcel.lengths, split_frames(frames), tally)
+        write_parts(parcel.parts, parcel.lengths, split_frames_untrusted(frames), tally)
         return Laid(
             tally.restored[FILES],
             tally.failed[FILES],

@@ -1,7 +1,8 @@
 """LocalReader: a `Reader` over an archive in this process.
 
-**Owns** one thread, in which everything is asked of the archive: questions are answered in the order they come, and
-the event loop never waits for a disk. Each hop into the thread brings back about RUN_BYTES, whatever was asked for.
+**Owns** the threads in which everything is asked of the archive, so that the event loop never waits for a disk. One
+answers questions in the order they come; blocks are fetched in FETCHERS others, so that the disk has something to do
+while what it gave is checked. Each hop into a thread brings back about RUN_BYTES, whatever was asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +25,29 @@ RUN_BYTES = 4 * 1024 * 1024
 """Frames read in one hop into the thread: enough for what a restore asks for at once (planner.PARCEL_BYTES), so that
 hops cost next to nothing, and little enough to be held a few times for each session."""
 
+FETCHERS = 2
+"""Fetches that are read at a time. A third gave nothing."""
+
 Result = TypeVar("Result")
+
+
+class _Fetcher:
+    """A thread that fetches blocks, with an archive reader of its own."""
+
+    def __init__(self, first: ArchiveReader) -> None:
+        self._first = first
+        self._archive: ArchiveReader | None = None
+        self.thread = ThreadPoolExecutor(1, "fetcher")
+
+    def fetch(self, ids: bytes) -> Iterator[Stored]:
+        """See `ArchiveReader`. In the thread, where the first call opens the reader; no other starts before it."""
+        self._archive = self._archive or self._first.another()
+        yield from self._archive.fetch(ids)
+
+    def close(self) -> None:
+        """In the thread."""
+        if self._archive:
+            self._archive.close()
 
 
 class LocalReader:
@@ -35,7 +58,9 @@ class LocalReader:
         self.name = name
         self._archive = archive
         self._thread = ThreadPoolExecutor(1, "reader")
-        self._turn = asyncio.Lock()
+        self._fetchers: list[_Fetcher] = []
+        self._idle: list[_Fetcher] = []
+        self._turn = asyncio.Semaphore(FETCHERS)
         self._closed = False
 
     @classmethod
@@ -96,31 +121,47 @@ class LocalReader:
 
     async def fetch_stored(self, ids: bytes) -> AsyncIterator[list[Stored]]:
         """As `fetch`, with the frames as stored, not taken apart."""
-        async with self._turn:  # the archive reads one fetch after the other
-            found, more = self._archive.fetch(ids), True  # nothing is read before the first item is taken
-            while more:
-                run, more = await self._ask(lambda: _take(found))
-                yield run
+        async with self._turn:
+            fetcher = self._idle.pop() if self._idle else self._new_fetcher()
+            try:
+                found, more = fetcher.fetch(ids), True  # nothing is read before the first item is taken
+                while more:
+                    run, more = await self._ask(lambda: _take(found), fetcher.thread)
+                    yield run
+            finally:
+                self._idle.append(fetcher)
 
     async def close(self) -> None:
         """See `Reader`."""
         if not self._closed:
             self._closed = True
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._archive.close)
-            self._thread.shutdown()
+            for fetcher in self._fetchers:
+                await _closed(fetcher.thread, fetcher.close)
+            await _closed(self._thread, self._archive.close)
+
+    def _new_fetcher(self) -> _Fetcher:
+        fetcher = _Fetcher(self._archive)
+        self._fetchers.append(fetcher)
+        return fetcher
 
     async def _batches(self, begin: Callable[[], Iterator[Result]]) -> AsyncIterator[Result]:
         batches = await self._ask(begin)
         while (batch := await self._ask(lambda: next(batches, None))) is not None:
             yield batch
 
-    async def _ask(self, question: Callable[[], Result]) -> Result:
+    async def _ask(self, question: Callable[[], Result], thread: ThreadPoolExecutor | None = None) -> Result:
         if self._closed:
             raise LinkError("the reader was closed", where=self.name)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, question)
+            return await asyncio.get_running_loop().run_in_executor(thread or self._thread, question)
         except OSError as error:
             raise ReplicadError(f"cannot be read: {error.strerror}", where=self.name) from error
+
+
+async def _closed(thread: ThreadPoolExecutor, close: Callable[[], None]) -> None:
+    """End a thread, once `close` was called in it."""
+    await asyncio.get_running_loop().run_in_executor(thread, close)
+    thread.shutdown()
 
 
 def _take(found: Iterator[Stored]) -> tuple[list[Stored], bool]:

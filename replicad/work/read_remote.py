@@ -42,7 +42,7 @@ from replicad.model.entry import Op, Put, decode_ops, encode_ops
 from replicad.model.errors import LinkError, PeerError, ReplicadError, StoreDamagedError, UsageError
 from replicad.model.glob import compile_globs
 from replicad.model.travel import Difference, Version, decode_differences, decode_versions
-from replicad.store.format import FrameError, FrameType, split_frames
+from replicad.store.format import FrameError, FrameType, split_frames_untrusted
 from replicad.work.reader import Answer, split_ids
 
 LISTING_CREDIT_BYTES = 4 * 1024 * 1024
@@ -268,7 +268,7 @@ class RemoteReader:
 
     def _frames(self, data: Buffer) -> list[Answer]:
         try:
-            return list(split_frames(data))
+            return list(split_frames_untrusted(data))
         except FrameError as error:
             raise PeerError(f"sent a block that is none: {error}", where=self.name) from None
 

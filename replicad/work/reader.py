@@ -2,7 +2,7 @@
 
 Two implementations keep this contract and pass one conformance suite: `LocalReader` over an archive in this process,
 `RemoteReader` over a channel. **Never** judges: a damaged block is a value, `Lost`; an exception means that the
-question could not be asked. What comes back has passed its XXH3 checksum only; `open_block` proves it.
+question could not be asked. What comes back is not proven; `open_block` proves it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from replicad.link.messages import Lost, SnapshotLine
 from replicad.model.block import ID_BYTES, Buffer
 from replicad.model.entry import Op
 from replicad.model.travel import Difference, Version
-from replicad.store.format import Frame, FrameError, FrameType, plain_payload, split_frames
+from replicad.store.format import Frame, FrameError, FrameType, plain_payload, split_frames_untrusted
 
 Answer = Frame | Lost
 """One block that was asked for: its frame as stored, or why it cannot be had."""
@@ -24,7 +24,7 @@ Stored = Buffer | Lost
 
 def answers_of(stored: Stored) -> Sequence[Answer]:
     """The same, taken apart. Raises FrameError."""
-    return [stored] if isinstance(stored, Lost) else split_frames(stored)
+    return [stored] if isinstance(stored, Lost) else split_frames_untrusted(stored)
 
 
 class Reader(Protocol):

@@ -1,9 +1,10 @@
 """Serve: the replica's side of a reading session.
 
 The listing of a snapshot and the blocks asked for are sent at the same time, blocks in the order asked; while some are
-sealed and sent, the next ones are read. What a client can make this side hold is bounded whatever it asks: a few runs
-of frames, one batch of operations, and MAX_FETCHES unanswered Fetch messages, behind which nothing more is read from
-it; what it does not take off the line stops the reading of the disk. **Never** changes anything.
+sealed and sent, the next ones are read. What a client can make this side hold is bounded whatever it asks: two runs of
+frames for each of ANSWERED fetches, one batch of operations, and MAX_FETCHES unanswered Fetch messages, behind which
+nothing more is read from it; what it does not take off the line stops the reading of the disk. **Never** changes
+anything.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ from replicad.model.errors import (
 from replicad.model.snapshot import Head
 from replicad.model.travel import encode_told
 from replicad.system.disk import Disk
-from replicad.work.read_local import LocalReader
+from replicad.work.read_local import FETCHERS, LocalReader
 from replicad.work.reader import Stored
 from replicad.work.shipping import joined
 
 MAX_FETCHES = 64
 """Fetch messages waiting for their answers (8 MiB of ids at most). A restore has half as many under way."""
-RUNS_AHEAD = 1
-"""Runs of frames that wait to be sent, beside the one that is read and the one that is sent meanwhile."""
+ANSWERED = FETCHERS + 1
+"""Fetches whose answers are read or wait to be sent: while some are read, one waits for the line."""
 LINES_PER_MESSAGE = 1000
 """Snapshots in one message: well below the limit for messages without frames."""
 Item = TypeVar("Item")
@@ -65,6 +66,8 @@ class Serving:
     def __init__(self, channel: Channel, directory: Path, disk: Disk | None = None) -> None:
         self._channel, self._directory, self._disk = channel, directory, disk
         self._fetches: asyncio.Queue[bytes] = asyncio.Queue(MAX_FETCHES)
+        self._answers: asyncio.Queue[asyncio.Queue[list[Stored] | None]] = asyncio.Queue()
+        """Of each fetch that is answered, in the order asked, its runs of frames, and None behind them."""
         self._credit = 0
         self._granted = asyncio.Event()
         self._listing: asyncio.Task[None] | None = None
@@ -92,8 +95,8 @@ class Serving:
         await self._channel.send(Opened(head, 0, await reader.order()))
         try:
             async with asyncio.TaskGroup() as tasks:
-                runs: asyncio.Queue[list[Stored]] = asyncio.Queue(RUNS_AHEAD)
-                answering = [tasks.create_task(self._read_runs(reader, runs)), tasks.create_task(self._send_runs(runs))]
+                answering = [tasks.create_task(self._read_runs(reader)) for _ in range(ANSWERED)]
+                answering.append(tasks.create_task(self._send_runs()))
                 while await self._take(await self._channel.receive(), reader, tasks):
                     pass
                 for task in answering:
@@ -167,14 +170,21 @@ class Serving:
             await self._channel.send(message(data, True))
         await self._channel.send(message(encode([]), False))
 
-    async def _read_runs(self, reader: LocalReader, runs: asyncio.Queue[list[Stored]]) -> None:
+    async def _read_runs(self, reader: LocalReader) -> None:
+        """Read what is asked for, one fetch after the other; others do the same."""
         while True:
-            async for run in reader.fetch_stored(await self._fetches.get()):
+            ids = await self._fetches.get()
+            runs: asyncio.Queue[list[Stored] | None] = asyncio.Queue(1)
+            self._answers.put_nowait(runs)  # before anybody else takes the next fetch
+            async for run in reader.fetch_stored(ids):
                 await runs.put(run)
+            await runs.put(None)
 
-    async def _send_runs(self, runs: asyncio.Queue[list[Stored]]) -> None:
+    async def _send_runs(self) -> None:
         while True:
-            await self._send_run(await runs.get())
+            runs = await self._answers.get()
+            while (run := await runs.get()) is not None:
+                await self._send_run(run)
 
     async def _send_run(self, run: list[Stored]) -> None:
         """Send frames, small ones together, lost blocks in between in their place."""
