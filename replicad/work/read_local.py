@@ -18,7 +18,7 @@ from replicad.model.entry import Op
 from replicad.model.errors import LinkError, ReplicadError
 from replicad.model.travel import Difference, Version
 from replicad.system.disk import Disk
-from replicad.work.archive_reader import ArchiveReader
+from replicad.work.archive_reader import FETCHING, ArchiveReader
 from replicad.work.reader import Answer, Stored, answers_of
 
 RUN_BYTES = 4 * 1024 * 1024
@@ -41,7 +41,7 @@ class _Fetcher:
 
     def fetch(self, ids: bytes) -> Iterator[Stored]:
         """See `ArchiveReader`. In the thread, where the first call opens the reader; no other starts before it."""
-        self._archive = self._archive or self._first.another()
+        self._archive = self._archive or self._first.another(FETCHING)
         yield from self._archive.fetch(ids)
 
     def close(self) -> None:
