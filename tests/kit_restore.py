@@ -10,7 +10,7 @@ import asyncio
 import os
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from replicad.model.when import choose_snapshot
 from replicad.source.meta import read_xattrs
 from replicad.store.format import FrameType, encode_frame, encode_plain, split_frames
 from replicad.system.compress import compress
+from replicad.system.disk import Disk, Reader
 from replicad.work.account import Account
 from replicad.work.archive import Archive
 from replicad.work.read_local import LocalReader
@@ -223,13 +224,32 @@ async def greeted_pair() -> AsyncIterator[Pair]:
         await pair.close()
 
 
+class WatchedDisk(Disk):
+    """Says of each piece of a segment that is read where it begins, in the thread that reads it, before it does."""
+
+    def __init__(self, told: Callable[[int], object]) -> None:
+        super().__init__()
+        self._told = told
+
+    def open_read(self, path: Path) -> Reader:
+        """A file whose reads are told."""
+        told = self._told
+
+        class Watched(Reader):
+            def read_at(self, offset: int, size: int) -> memoryview:
+                told(offset)
+                return super().read_at(offset, size)
+
+        return Watched(path)
+
+
 @asynccontextmanager
-async def served_pair(directory: Path) -> AsyncIterator[tuple[Pair, asyncio.Task[None]]]:
+async def served_pair(directory: Path, disk: Disk | None = None) -> AsyncIterator[tuple[Pair, asyncio.Task[None]]]:
     """A greeted pair whose server serves one reading session on a store, and the task that does so."""
 
     async def serve(pair: Pair) -> None:
         assert isinstance(await pair.server.receive(), OpenRead)
-        await Serving(pair.server, directory).run()
+        await Serving(pair.server, directory, disk).run()
 
     async with greeted_pair() as pair:
         serving = asyncio.create_task(serve(pair))

@@ -76,6 +76,8 @@ def test_no_shortened_frame_passes() -> None:
     for size in range(1, len(raw)):
         with pytest.raises(FrameError):
             fmt.split_frames(raw[:size])
+        with pytest.raises(FrameError):
+            fmt.split_frames_untrusted(raw[:size])
     with pytest.raises(FrameError, match=f"at byte {len(raw)}"):
         fmt.split_frames(raw + b"R")
 
@@ -88,6 +90,7 @@ def test_any_bytes_end_in_frames_or_frame_error(data: bytes) -> None:
     except FrameError:
         return
     assert b"".join(data[frame.offset : frame.end] for frame in frames) == data
+    assert fmt.split_frames_untrusted(data) == frames
 
 
 @pytest.mark.parametrize(

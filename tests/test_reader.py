@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import ClassVar
@@ -12,12 +13,12 @@ from typing import ClassVar
 import pytest
 import pytest_asyncio
 
-from kit_restore import Writer, damage_block, greeted_pair, meta, reading_pair, served_pair
+from kit_restore import WatchedDisk, Writer, damage_block, greeted_pair, meta, reading_pair, served_pair
 from replicad.config import ReplicaConfig
 from replicad.link import ssh
 from replicad.link.channel import Channel
 from replicad.link.messages import MAX_OFFER, Blocks, Bye, Listing, Lost, Message, Opened, Refuse, Snapshots
-from replicad.model.block import block_id
+from replicad.model.block import CHECKSUM_BYTES, block_id
 from replicad.model.entry import Kind, Map, Op, Put, encode_ops
 from replicad.model.errors import (
     LinkError,
@@ -28,10 +29,11 @@ from replicad.model.errors import (
     UsageError,
 )
 from replicad.model.snapshot import Head
-from replicad.store.format import Frame, FrameType, encode_frame, split_frames
+from replicad.store.format import Frame, FrameError, FrameType, encode_frame, split_frames, split_frames_untrusted
+from replicad.system.compress import compress
 from replicad.work import read_remote
 from replicad.work.origin import reading_replica
-from replicad.work.read_local import LocalReader
+from replicad.work.read_local import FETCHERS, LocalReader
 from replicad.work.read_remote import LISTING_CREDIT_BYTES, RemoteReader
 from replicad.work.reader import Reader, open_block, split_ids
 
@@ -211,6 +213,43 @@ def test_only_the_block_that_was_wanted_passes_the_gate() -> None:
         assert isinstance(open_block(answer, wanted, size), Lost)
     assert isinstance(open_block(record, block_id(data), 1000), Lost)
     assert split_ids(b"a" * 32 + b"b" * 32) == [b"a" * 32, b"b" * 32]
+
+
+@pytest.mark.parametrize("data", [os.urandom(40), b"text " * 20])
+def test_no_flipped_bit_of_a_frame_passes_the_gate(data: bytes) -> None:
+    """Nobody verifies the checksum of a frame on its way to the gate: its bytes come as they were, or not at all."""
+    codec, stored = compress(data, 3)
+    raw = encode_frame(FrameType.BLOCK, data, block_id(data), stored, codec)
+    passed = 0
+    for position in range(len(raw) * 8):
+        bad = bytearray(raw)
+        bad[position >> 3] ^= 1 << (position & 7)
+        try:
+            [frame] = split_frames_untrusted(bytes(bad))
+        except (FrameError, ValueError):
+            continue
+        opened = open_block(frame, block_id(data), len(data))
+        assert isinstance(opened, Lost) or opened == data
+        passed += opened == data
+    assert CHECKSUM_BYTES * 8 <= passed < CHECKSUM_BYTES * 8 + 16  # zstd's header has bits of no meaning
+
+
+async def test_as_many_fetches_are_read_at_a_time_as_there_are_fetchers(store: Path) -> None:
+    """The disk works on one while another is checked; what more are asked for wait."""
+    reading: list[int] = []
+    meeting = threading.Barrier(FETCHERS, timeout=20)
+
+    def met(offset: int) -> None:
+        reading.append(offset)
+        assert len(reading) <= FETCHERS
+        meeting.wait()
+        reading.remove(offset)
+        meeting.wait()
+
+    local = await LocalReader.open(store, disk=WatchedDisk(met))
+    answers = await asyncio.gather(*(fetched(local, [IDS[0]]) for _ in range(2 * FETCHERS)))
+    await local.close()
+    assert [answer.id for [answer] in answers] == [IDS[0]] * 2 * FETCHERS
 
 
 # what a hostile or broken replica may say

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from kit_link import wait_for
-from kit_restore import Writer, damage_block, served_pair
+from kit_restore import WatchedDisk, Writer, damage_block, served_pair
+from replicad.db import listing
 from replicad.db.database import PAGE_BYTES
 from replicad.link.channel import Channel
 from replicad.link.messages import (
@@ -33,6 +35,7 @@ from replicad.model.block import block_id
 from replicad.model.entry import decode_ops
 from replicad.model.errors import BookDamagedError, LinkError, PeerError, ReplicadError, UsageError
 from replicad.store.format import split_frames
+from replicad.work.archive import catalog_path
 from replicad.work.serve import LINES_PER_MESSAGE, MAX_FETCHES
 
 DATA = os.urandom(65536)
@@ -151,6 +154,37 @@ async def test_blocks_come_in_order_with_lost_ones_in_their_place(tmp_path: Path
                 assert isinstance(message, Blocks)
                 got.extend(frame.id for frame in split_frames(message.frames))
         assert got == [names[0], b"lost " + names[1], names[2], names[3], b"lost " + bytes(32)]
+
+
+async def test_answers_keep_the_order_asked_when_a_later_one_is_read_first(tmp_path: Path) -> None:
+    """Fetches are read side by side."""
+    data = [os.urandom(1000), os.urandom(2000), os.urandom(3000)]
+    with Writer(tmp_path / "store") as writer:
+        writer.put(b"")
+        for number, content in enumerate(data):
+            writer.put(b"%d" % number, content)
+        writer.seal()
+    names = [block_id(content) for content in data]
+    catalog = listing.Listing(catalog_path(tmp_path / "store"))
+    first = catalog.places(names)[names[0]].offset
+    catalog.close()
+    other_read = threading.Event()
+
+    def hold(offset: int) -> None:
+        if offset != first:
+            other_read.set()
+        assert other_read.wait(20)
+
+    async with served_pair(tmp_path / "store", WatchedDisk(hold)) as (pair, _):
+        await opened(pair.client)
+        for name in names:
+            await pair.client.send(Fetch(name))
+        got: list[bytes] = []
+        while len(got) < len(names):
+            message = await received(pair.client, Blocks)
+            assert isinstance(message, Blocks)
+            got.extend(frame.id for frame in split_frames(message.frames))
+        assert got == names
 
 
 async def test_a_client_that_takes_nothing_makes_the_server_hold_next_to_nothing(store: Path) -> None:
