@@ -136,8 +136,8 @@ class LocalReader:
         if not self._closed:
             self._closed = True
             for fetcher in self._fetchers:
-                await _closed(fetcher.thread, fetcher.close)
-            await _closed(self._thread, self._archive.close)
+                await _ended(fetcher.thread, fetcher.close)
+            await _ended(self._thread, self._archive.close)
 
     def _new_fetcher(self) -> _Fetcher:
         fetcher = _Fetcher(self._archive)
@@ -158,7 +158,7 @@ class LocalReader:
             raise ReplicadError(f"cannot be read: {error.strerror}", where=self.name) from error
 
 
-async def _closed(thread: ThreadPoolExecutor, close: Callable[[], None]) -> None:
+async def _ended(thread: ThreadPoolExecutor, close: Callable[[], None]) -> None:
     """End a thread, once `close` was called in it."""
     await asyncio.get_running_loop().run_in_executor(thread, close)
     thread.shutdown()
