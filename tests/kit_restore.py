@@ -224,6 +224,16 @@ async def greeted_pair() -> AsyncIterator[Pair]:
         await pair.close()
 
 
+def store_files(directory: Path, contents: Sequence[bytes]) -> list[bytes]:
+    """A store with one snapshot of a file of one block for each of these; the blocks' ids."""
+    with Writer(directory) as writer:
+        writer.put(b"")
+        for number, content in enumerate(contents):
+            writer.put(b"%d" % number, content)
+        writer.seal()
+    return [block_id(content) for content in contents]
+
+
 class WatchedDisk(Disk):
     """Says of each piece of a segment that is read where it begins, in the thread that reads it, before it does."""
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 import pytest_asyncio
 
-from kit_restore import WatchedDisk, Writer, damage_block, greeted_pair, meta, reading_pair, served_pair
+from kit_restore import WatchedDisk, Writer, damage_block, greeted_pair, meta, reading_pair, served_pair, store_files
 from replicad.config import ReplicaConfig
 from replicad.link import ssh
 from replicad.link.channel import Channel
@@ -181,11 +181,7 @@ async def test_a_closed_reader_says_so_and_may_be_closed_again(reader: Reader) -
 @pytest.mark.parametrize("kind", ["local", "remote"])
 async def test_a_damaged_block_is_lost_and_nothing_else(kind: str, tmp_path: Path) -> None:
     """A flipped bit on the medium becomes a value that says where it was seen."""
-    with Writer(tmp_path / "store") as writer:
-        writer.put(b"")
-        for number, data in enumerate(BLOCKS):
-            writer.put(b"%d" % number, data)
-        writer.seal()
+    store_files(tmp_path / "store", BLOCKS)
     damage_block(tmp_path / "store", IDS[2])
     if kind == "local":
         local = await LocalReader.open(tmp_path / "store")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kit_link import wait_for
-from kit_restore import WatchedDisk, Writer, damage_block, served_pair
+from kit_restore import WatchedDisk, Writer, damage_block, served_pair, store_files
 from replicad.db import listing
 from replicad.db.database import PAGE_BYTES
 from replicad.link.channel import Channel
@@ -36,7 +36,7 @@ from replicad.model.entry import decode_ops
 from replicad.model.errors import BookDamagedError, LinkError, PeerError, ReplicadError, UsageError
 from replicad.store.format import split_frames
 from replicad.work.archive import catalog_path
-from replicad.work.serve import LINES_PER_MESSAGE, MAX_FETCHES
+from replicad.work.serve import ANSWERED, LINES_PER_MESSAGE, MAX_FETCHES
 
 DATA = os.urandom(65536)
 
@@ -68,6 +68,19 @@ async def received(channel: Channel, kind: type[Message]) -> Message:
     message = await asyncio.wait_for(channel.receive(), 5)
     assert isinstance(message, kind), message  # type: ignore[arg-type]
     return message
+
+
+async def answers(channel: Channel, count: int) -> list[bytes]:
+    """The ids of the next blocks that come, and of those that are said to be lost."""
+    got: list[bytes] = []
+    while len(got) < count:
+        message = await received(channel, object)  # type: ignore[arg-type]
+        if isinstance(message, Lost):
+            got.append(b"lost " + message.id)
+        else:
+            assert isinstance(message, Blocks)
+            got.extend(frame.id for frame in split_frames(message.frames))
+    return got
 
 
 async def received_until_quiet(channel: Channel, got: list[Message]) -> None:
@@ -134,37 +147,25 @@ async def test_a_listing_waits_for_credit(store: Path) -> None:
 async def test_blocks_come_in_order_with_lost_ones_in_their_place(tmp_path: Path) -> None:
     """Fetches that overlap are answered one after the other."""
     data = [os.urandom(1000) for _ in range(4)]
-    with Writer(tmp_path / "store") as writer:
-        writer.put(b"")
-        for number, content in enumerate(data):
-            writer.put(b"%d" % number, content)
-        writer.seal()
-    names = [block_id(content) for content in data]
+    names = store_files(tmp_path / "store", data)
     damage_block(tmp_path / "store", names[1])
     async with served_pair(tmp_path / "store") as (pair, _):
         await opened(pair.client)
         await pair.client.send(Fetch(names[0] + names[1] + names[2]))
         await pair.client.send(Fetch(names[3] + bytes(32)))
-        got: list[bytes] = []
-        while len(got) < 5:
-            message = await received(pair.client, object)  # type: ignore[arg-type]
-            if isinstance(message, Lost):
-                got.append(b"lost " + message.id)
-            else:
-                assert isinstance(message, Blocks)
-                got.extend(frame.id for frame in split_frames(message.frames))
-        assert got == [names[0], b"lost " + names[1], names[2], names[3], b"lost " + bytes(32)]
+        assert await answers(pair.client, 5) == [
+            names[0],
+            b"lost " + names[1],
+            names[2],
+            names[3],
+            b"lost " + bytes(32),
+        ]
 
 
 async def test_answers_keep_the_order_asked_when_a_later_one_is_read_first(tmp_path: Path) -> None:
     """Fetches are read side by side."""
     data = [os.urandom(1000), os.urandom(2000), os.urandom(3000)]
-    with Writer(tmp_path / "store") as writer:
-        writer.put(b"")
-        for number, content in enumerate(data):
-            writer.put(b"%d" % number, content)
-        writer.seal()
-    names = [block_id(content) for content in data]
+    names = store_files(tmp_path / "store", data)
     catalog = listing.Listing(catalog_path(tmp_path / "store"))
     first = catalog.places(names)[names[0]].offset
     catalog.close()
@@ -179,12 +180,17 @@ async def test_answers_keep_the_order_asked_when_a_later_one_is_read_first(tmp_p
         await opened(pair.client)
         for name in names:
             await pair.client.send(Fetch(name))
-        got: list[bytes] = []
-        while len(got) < len(names):
-            message = await received(pair.client, Blocks)
-            assert isinstance(message, Blocks)
-            got.extend(frame.id for frame in split_frames(message.frames))
-        assert got == names
+        assert await answers(pair.client, len(names)) == names
+
+
+async def test_fetches_of_many_runs_are_all_answered(store: Path) -> None:
+    """In the order asked, also where those that wait for the line hold all fetchers."""
+    names = [block_id(DATA), block_id(DATA[1:]), block_id(DATA[2:])] * 50
+    async with served_pair(store) as (pair, _):
+        await opened(pair.client)
+        for _ in range(3 * ANSWERED):
+            await pair.client.send(Fetch(b"".join(names)))
+        assert await answers(pair.client, 3 * ANSWERED * len(names)) == names * 3 * ANSWERED
 
 
 async def test_a_client_that_takes_nothing_makes_the_server_hold_next_to_nothing(store: Path) -> None:

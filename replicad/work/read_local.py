@@ -58,9 +58,10 @@ class LocalReader:
         self.name = name
         self._archive = archive
         self._thread = ThreadPoolExecutor(1, "reader")
-        self._fetchers: list[_Fetcher] = []
-        self._idle: list[_Fetcher] = []
+        self._fetchers = tuple(_Fetcher(archive) for _ in range(FETCHERS))
+        self._idle = list(self._fetchers)
         self._turn = asyncio.Semaphore(FETCHERS)
+        """First come, first served: who sends answers in the order asked must not wait for one that was overtaken."""
         self._closed = False
 
     @classmethod
@@ -122,7 +123,7 @@ class LocalReader:
     async def fetch_stored(self, ids: bytes) -> AsyncIterator[list[Stored]]:
         """As `fetch`, with the frames as stored, not taken apart."""
         async with self._turn:
-            fetcher = self._idle.pop() if self._idle else self._new_fetcher()
+            fetcher = self._idle.pop()
             try:
                 found, more = fetcher.fetch(ids), True  # nothing is read before the first item is taken
                 while more:
@@ -138,11 +139,6 @@ class LocalReader:
             for fetcher in self._fetchers:
                 await _ended(fetcher.thread, fetcher.close)
             await _ended(self._thread, self._archive.close)
-
-    def _new_fetcher(self) -> _Fetcher:
-        fetcher = _Fetcher(self._archive)
-        self._fetchers.append(fetcher)
-        return fetcher
 
     async def _batches(self, begin: Callable[[], Iterator[Result]]) -> AsyncIterator[Result]:
         batches = await self._ask(begin)
